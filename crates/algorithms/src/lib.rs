@@ -1,0 +1,16 @@
+//! Losses as pure functions and the trainers around them.
+
+pub mod crystal;
+mod error;
+mod loss;
+mod observer;
+mod schedule;
+mod sft;
+pub mod trainer;
+
+pub use error::{Error, Result};
+pub use loss::{SumCount, cross_entropy};
+pub use observer::{Metrics, Observer, ObserverError, Silent, StepReport};
+pub use schedule::Schedule;
+pub use sft::{Curriculum, Objective, Sft, mean_loss};
+pub use trainer::{Algorithm, Ending, Evaluation, Fitted, Precision, Trainer, TrainerConfig};

@@ -1,0 +1,131 @@
+//! Supervised fine-tuning: cross-entropy on given targets.
+
+use std::path::Path;
+
+use ruminate_models::{Example, IGNORED, Policy, Tokenizer, Want};
+
+use crate::trainer::{Algorithm, Evaluation, Sums, Term};
+use crate::{Observer, Result, cross_entropy};
+
+/// Examples of one kind, and the weight of their loss.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Objective {
+    /// Name of the loss in the metrics, e.g. `qk_loss`.
+    pub name: &'static str,
+    /// Multiplier of the mean loss.
+    pub weight: f64,
+    /// Prompts and targets.
+    pub examples: Vec<Example>,
+}
+
+/// What is trained at which step. A plain data set always gives the same objective; staged methods switch between
+/// several.
+pub trait Curriculum<P> {
+    /// The objectives of the next micro-batch. With several, their weighted mean losses are added.
+    ///
+    /// # Errors
+    /// When data cannot be read.
+    fn next(&mut self, step: u64) -> Result<Vec<Objective>>;
+
+    /// Validates the policy before step `step`.
+    ///
+    /// # Errors
+    /// When the model or the observer fails.
+    fn evaluate(&mut self, policy: &P, step: u64, observer: &mut dyn Observer) -> Result<Evaluation>;
+
+    /// Position in the data.
+    fn state(&self) -> serde_json::Value;
+
+    /// Continues from a position that [`state`](Self::state) returned.
+    ///
+    /// # Errors
+    /// When the state belongs to other data.
+    fn load_state(&mut self, state: serde_json::Value) -> Result<()>;
+}
+
+/// Supervised fine-tuning of a policy on a curriculum.
+#[derive(Debug)]
+pub struct Sft<P, C> {
+    policy: P,
+    curriculum: C,
+    /// Written beside every checkpoint, so that it can be used on its own.
+    tokenizer: Tokenizer,
+}
+
+impl<P: Policy, C: Curriculum<P>> Sft<P, C> {
+    /// Joins the parts.
+    pub fn new(policy: P, curriculum: C, tokenizer: Tokenizer) -> Self {
+        Self { policy, curriculum, tokenizer }
+    }
+
+    /// The policy as it is now.
+    pub fn policy(&self) -> &P {
+        &self.policy
+    }
+
+    /// Gives the policy back.
+    pub fn into_policy(self) -> P {
+        self.policy
+    }
+}
+
+impl<P: Policy, C: Curriculum<P>> Algorithm for Sft<P, C> {
+    type Batch = Vec<Objective>;
+
+    fn policy(&self) -> &dyn Policy {
+        &self.policy
+    }
+
+    fn policy_mut(&mut self) -> &mut dyn Policy {
+        &mut self.policy
+    }
+
+    fn batches(&mut self, step: u64, accumulate: usize) -> Result<Vec<Self::Batch>> {
+        (0..accumulate).map(|_| self.curriculum.next(step)).collect()
+    }
+
+    fn terms(&self, batch: &Self::Batch) -> Vec<Term> {
+        let labelled = |e: &Example| e.target.iter().filter(|&&id| id != IGNORED).count() as u64;
+        batch
+            .iter()
+            .map(|o| Term { name: o.name, weight: o.weight, count: o.examples.iter().map(labelled).sum() })
+            .collect()
+    }
+
+    fn sums(&mut self, batch: &Self::Batch) -> Result<Sums> {
+        let mut result = Sums { sums: vec![], tokens: 0 };
+        for objective in batch {
+            let scores = self.policy.score(&objective.examples, Want::default())?;
+            result.sums.push(cross_entropy(&scores)?.sum);
+            result.tokens += scores.tokens;
+        }
+        Ok(result)
+    }
+
+    fn evaluate(&mut self, step: u64, observer: &mut dyn Observer) -> Result<Evaluation> {
+        self.curriculum.evaluate(&self.policy, step, observer)
+    }
+
+    fn state(&self) -> serde_json::Value {
+        self.curriculum.state()
+    }
+
+    fn load_state(&mut self, state: serde_json::Value) -> Result<()> {
+        self.curriculum.load_state(state)
+    }
+
+    fn save_extras(&self, folder: &Path) -> Result<()> {
+        Ok(self.tokenizer.save(folder)?)
+    }
+}
+
+/// Mean cross-entropy of examples, without gradients.
+///
+/// # Errors
+/// When the model fails.
+pub fn mean_loss<P: Policy>(policy: &P, examples: &[Example]) -> Result<f64> {
+    tch::no_grad(|| {
+        let loss = cross_entropy(&policy.score(examples, Want::default())?)?;
+        Ok(loss.sum.f_double_value(&[])? / loss.count as f64)
+    })
+}

@@ -1,0 +1,432 @@
+//! The one training loop: accumulation, clipping, schedule, precision, validation, checkpoints, resume.
+
+mod checkpoint;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use ruminate_models::Policy;
+use ruminate_torch::optim::{Adam, AdamConfig, Decay, DecayOn, clip_grad_norm};
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+
+use crate::{Error, Metrics, Observer, Result, Schedule, StepReport};
+
+pub use checkpoint::{Checkpoints, TrainerState};
+
+/// In which precision matrix products run during training. Weights, optimizer states and losses are always `f32`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// 32-bit floats throughout.
+    #[default]
+    F32,
+    /// bfloat16 through autocast.
+    Bf16,
+}
+
+/// Settings of the [`Trainer`]. The defaults are those of Crystal's Stage I (arXiv 2310.04921): Adam, constant rate,
+/// no weight decay, no warm-up, no clipping.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainerConfig {
+    /// Optimizer steps.
+    pub steps: u64,
+    /// Base learning rate.
+    pub lr: f64,
+    /// How the rate changes after the warm-up.
+    pub schedule: Schedule,
+    /// Steps in which the rate rises from 0.
+    pub warmup_steps: u64,
+    /// Decay rates of Adam's moments.
+    pub betas: [f64; 2],
+    /// Added to Adam's denominator.
+    pub eps: f64,
+    /// Decoupled weight decay (AdamW), on every parameter.
+    pub weight_decay: f64,
+    /// Largest global gradient norm; 0 switches clipping off.
+    pub max_grad_norm: f64,
+    /// Micro-batches per optimizer step.
+    pub accumulate: usize,
+    /// Steps between two records of the training losses.
+    pub log_every: u64,
+    /// Steps between two validations, which also save; 0 leaves only the one at the end.
+    pub eval_every: u64,
+    /// Steps between two checkpoints; 0 saves with each validation and at the end.
+    pub save_every: u64,
+    /// Precision of the matrix products.
+    pub precision: Precision,
+}
+
+impl Default for TrainerConfig {
+    fn default() -> Self {
+        Self {
+            steps: 50_001,
+            lr: 1e-5,
+            schedule: Schedule::Constant,
+            warmup_steps: 0,
+            betas: [0.9, 0.999],
+            eps: 1e-8,
+            weight_decay: 0.0,
+            max_grad_norm: 0.0,
+            accumulate: 1,
+            log_every: 50,
+            eval_every: 1000,
+            save_every: 0,
+            precision: Precision::F32,
+        }
+    }
+}
+
+impl TrainerConfig {
+    /// Checks the ranges.
+    ///
+    /// # Errors
+    /// Names the first setting that is out of its range.
+    pub fn validate(&self) -> Result<()> {
+        let refuse = |key: &str, reason: String| Err(Error::config(key, reason));
+        if !(self.lr > 0.0 && self.lr.is_finite()) {
+            return refuse("lr", format!("is {}, but must be above 0", self.lr));
+        }
+        if self.betas.iter().any(|b| !(0.0..1.0).contains(b)) {
+            return refuse("betas", format!("are {:?}, but must be in [0, 1)", self.betas));
+        }
+        for (key, value) in
+            [("eps", self.eps), ("weight_decay", self.weight_decay), ("max_grad_norm", self.max_grad_norm)]
+        {
+            if !(value >= 0.0 && value.is_finite()) {
+                return refuse(key, format!("is {value}, but must not be negative"));
+            }
+        }
+        for (key, value) in [("steps", self.steps), ("accumulate", self.accumulate as u64), ("log_every", self.log_every)]
+        {
+            if value == 0 {
+                return refuse(key, "is 0, but must be at least 1".into());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One part of a loss: its share is `weight * sum / count`, with sums and counts over the whole optimizer step.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Term {
+    /// Name in the metrics, e.g. `qk_loss`.
+    pub name: &'static str,
+    /// Multiplier.
+    pub weight: f64,
+    /// Positions that the loss sums over; known before the forward pass.
+    pub count: u64,
+}
+
+/// The forward pass of a micro-batch.
+#[derive(Debug)]
+pub struct Sums {
+    /// One sum per [`Term`], in their order.
+    pub sums: Vec<Tensor>,
+    /// Real tokens that went through the model.
+    pub tokens: u64,
+}
+
+/// What a validation found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Evaluation {
+    /// What to record, e.g. `eval/loss`.
+    pub metrics: Metrics,
+    /// What the best checkpoint is chosen by; higher is better.
+    pub score: f64,
+}
+
+/// What an algorithm adds to the loop.
+pub trait Algorithm {
+    /// A micro-batch.
+    type Batch;
+
+    /// The model that is trained.
+    fn policy(&self) -> &dyn Policy;
+
+    /// The model, to switch its mode.
+    fn policy_mut(&mut self) -> &mut dyn Policy;
+
+    /// The micro-batches of one optimizer step; a rollout phase belongs here.
+    ///
+    /// # Errors
+    /// When data runs out or a rollout fails.
+    fn batches(&mut self, step: u64, accumulate: usize) -> Result<Vec<Self::Batch>>;
+
+    /// The parts of a micro-batch's loss.
+    fn terms(&self, batch: &Self::Batch) -> Vec<Term>;
+
+    /// The forward pass: one sum per term.
+    ///
+    /// # Errors
+    /// When the model fails.
+    fn sums(&mut self, batch: &Self::Batch) -> Result<Sums>;
+
+    /// Validates the model before step `step`.
+    ///
+    /// # Errors
+    /// When the model or the observer fails.
+    fn evaluate(&mut self, step: u64, observer: &mut dyn Observer) -> Result<Evaluation>;
+
+    /// Position in the data and whatever else must survive a restart.
+    fn state(&self) -> serde_json::Value;
+
+    /// Continues from a state that [`state`](Self::state) returned.
+    ///
+    /// # Errors
+    /// When the state belongs to other data.
+    fn load_state(&mut self, state: serde_json::Value) -> Result<()>;
+
+    /// Writes what belongs to the model besides weights and configuration, e.g. the tokenizer.
+    ///
+    /// # Errors
+    /// When the folder is not writable.
+    fn save_extras(&self, folder: &Path) -> Result<()>;
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// All steps were taken.
+    Finished,
+    /// The observer asked to stop; a checkpoint was written.
+    Stopped,
+}
+
+/// What [`Trainer::fit`] leaves behind.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Fitted {
+    /// How the run ended.
+    pub ending: Ending,
+    /// Steps taken in total, earlier parts of a resumed run included.
+    pub steps: u64,
+    /// The folder of the last checkpoint.
+    pub last: PathBuf,
+    /// Step, score and folder of the best checkpoint.
+    pub best: (u64, f64, PathBuf),
+}
+
+/// Runs an [`Algorithm`].
+#[derive(Debug)]
+pub struct Trainer {
+    config: TrainerConfig,
+    checkpoints: Checkpoints,
+}
+
+impl Trainer {
+    /// A trainer that keeps its checkpoints in `folder` (created when missing).
+    ///
+    /// # Errors
+    /// When a setting is out of its range or the folder is not writable.
+    pub fn new(config: TrainerConfig, folder: &Path) -> Result<Self> {
+        config.validate()?;
+        Ok(Self { config, checkpoints: Checkpoints::open(folder)? })
+    }
+
+    /// The step at which [`fit`](Self::fit) would go on: that of the last checkpoint, 0 without one.
+    ///
+    /// # Errors
+    /// When the last checkpoint cannot be read.
+    pub fn next_step(&self) -> Result<u64> {
+        Ok(self.checkpoints.last_state()?.map_or(0, |state| state.step))
+    }
+
+    /// Trains to the last step, from the last checkpoint in the folder if there is one. A run that was interrupted
+    /// and resumed gives the same parameters as one that was not, bit for bit on a CPU.
+    ///
+    /// # Errors
+    /// When the data, the model, the observer or the disk fail, or a loss is not finite any more.
+    pub fn fit<A: Algorithm>(&self, algorithm: &mut A, observer: &mut dyn Observer) -> Result<Fitted> {
+        let config = &self.config;
+        let adam = AdamConfig {
+            beta1: config.betas[0],
+            beta2: config.betas[1],
+            eps: config.eps,
+            weight_decay: config.weight_decay,
+            decay: Decay::Decoupled,
+            decay_on: DecayOn::All,
+        };
+        let mut adam = Adam::new(algorithm.policy().parameters().named(), adam)?;
+        let mut state = match self.checkpoints.restore(algorithm, &mut adam)? {
+            Some(state) => state,
+            None => TrainerState::default(),
+        };
+        observer.started(state.step, config.steps).map_err(Error::Observer)?;
+        let mut log = Log::default();
+        while state.step < config.steps {
+            let step = state.step;
+            if self.due(config.eval_every, step) {
+                self.validate(algorithm, &mut state, &adam, observer)?;
+            } else if self.due(config.save_every, step) && step > 0 {
+                self.save(algorithm, &mut state, &adam, observer)?;
+            }
+            let started = Instant::now();
+            let lr = config.lr * config.schedule.factor(step, config.warmup_steps, config.steps);
+            log.tokens = self.update(algorithm, &mut adam, lr, step, &mut log)?;
+            state.step += 1;
+            let last = state.step == config.steps;
+            let metrics = if last || step % config.log_every == 0 { log.take(step, lr)? } else { vec![] };
+            observer
+                .step(&StepReport {
+                    step,
+                    total_steps: config.steps,
+                    metrics: &metrics,
+                    tokens: log.tokens,
+                    secs: started.elapsed().as_secs_f64(),
+                })
+                .map_err(Error::Observer)?;
+            if !last && observer.stop_requested() {
+                self.save(algorithm, &mut state, &adam, observer)?;
+                return self.fitted(&state, Ending::Stopped);
+            }
+        }
+        // The reference leaves its last steps unsaved and unvalidated.
+        self.validate(algorithm, &mut state, &adam, observer)?;
+        self.fitted(&state, Ending::Finished)
+    }
+
+    fn due(&self, every: u64, step: u64) -> bool {
+        every > 0 && step.is_multiple_of(every)
+    }
+
+    /// One optimizer step; returns the tokens that went through the model.
+    fn update<A: Algorithm>(
+        &self,
+        algorithm: &mut A,
+        adam: &mut Adam,
+        lr: f64,
+        step: u64,
+        log: &mut Log,
+    ) -> Result<u64> {
+        let batches = algorithm.batches(step, self.config.accumulate)?;
+        let mut counts = BTreeMap::new();
+        for term in batches.iter().flat_map(|batch| algorithm.terms(batch)) {
+            *counts.entry(term.name).or_insert(0) += term.count;
+        }
+        algorithm.policy_mut().set_training(true);
+        let device = algorithm.policy().device();
+        adam.zero_grad()?;
+        let mut tokens = 0;
+        for batch in &batches {
+            let terms = algorithm.terms(batch);
+            let mut forward = || algorithm.sums(batch);
+            let sums = match self.config.precision {
+                Precision::F32 => forward()?,
+                Precision::Bf16 => ruminate_torch::autocast(device, forward)??,
+            };
+            tokens += sums.tokens;
+            let mut loss: Option<Tensor> = None;
+            for (term, sum) in terms.iter().zip(&sums.sums) {
+                let mean = sum.f_div_scalar(counts[term.name].max(1) as f64)?;
+                log.add(term.name, &mean.f_detach()?)?;
+                let share = mean.f_mul_scalar(term.weight)?;
+                loss = Some(match loss {
+                    Some(loss) => loss.f_add(&share)?,
+                    None => share,
+                });
+            }
+            if let Some(loss) = loss {
+                loss.f_backward()?;
+                log.add("loss", &loss.f_detach()?)?;
+            }
+        }
+        let max_norm = if self.config.max_grad_norm > 0.0 { self.config.max_grad_norm } else { f64::INFINITY };
+        log.add("grad_norm", &clip_grad_norm(adam.parameters(), max_norm)?)?;
+        log.end_step();
+        adam.step(lr)?;
+        algorithm.policy_mut().set_training(false);
+        Ok(tokens)
+    }
+
+    /// Saves, validates, and marks the checkpoint as the best if it is.
+    fn validate<A: Algorithm>(
+        &self,
+        algorithm: &mut A,
+        state: &mut TrainerState,
+        adam: &Adam,
+        observer: &mut dyn Observer,
+    ) -> Result<()> {
+        if state.scores.contains_key(&state.step) {
+            return Ok(());
+        }
+        let evaluation = algorithm.evaluate(state.step, observer)?;
+        if !evaluation.score.is_finite() {
+            let name = "validation score".into();
+            return Err(Error::NotFinite { name, value: evaluation.score, step: state.step });
+        }
+        observer.evaluated(state.step, &evaluation.metrics).map_err(Error::Observer)?;
+        state.scores.insert(state.step, evaluation.score);
+        self.save(algorithm, state, adam, observer)
+    }
+
+    fn save<A: Algorithm>(
+        &self,
+        algorithm: &A,
+        state: &mut TrainerState,
+        adam: &Adam,
+        observer: &mut dyn Observer,
+    ) -> Result<()> {
+        let path = self.checkpoints.save(algorithm, state, adam)?;
+        observer.checkpoint(state.step, &path).map_err(Error::Observer)
+    }
+
+    fn fitted(&self, state: &TrainerState, ending: Ending) -> Result<Fitted> {
+        let (best, score) = state.best().unwrap_or((state.step, f64::NAN));
+        Ok(Fitted {
+            ending,
+            steps: state.step,
+            last: self.checkpoints.folder(state.step),
+            best: (best, score, self.checkpoints.folder(best)),
+        })
+    }
+}
+
+/// Losses since the last record. They stay on the device until they are recorded, so that steps in between do not
+/// wait for it.
+#[derive(Default)]
+struct Log {
+    sums: BTreeMap<&'static str, Tensor>,
+    /// Steps in which each name occurred; losses of alternating objectives occur in some.
+    steps: BTreeMap<&'static str, u64>,
+    seen: Vec<&'static str>,
+    tokens: u64,
+}
+
+impl Log {
+    /// Adds a micro-batch's share of a step's value.
+    fn add(&mut self, name: &'static str, value: &Tensor) -> Result<()> {
+        let sum = match self.sums.get(name) {
+            Some(sum) => sum.f_add(value)?,
+            None => value.shallow_clone(),
+        };
+        self.sums.insert(name, sum);
+        if !self.seen.contains(&name) {
+            self.seen.push(name);
+        }
+        Ok(())
+    }
+
+    fn end_step(&mut self) {
+        for name in self.seen.drain(..) {
+            *self.steps.entry(name).or_insert(0) += 1;
+        }
+    }
+
+    /// Means over the steps since the last record.
+    fn take(&mut self, step: u64, lr: f64) -> Result<Metrics> {
+        let mut metrics = vec![];
+        for (name, sum) in &self.sums {
+            let value = sum.f_double_value(&[])? / self.steps.get(name).copied().unwrap_or(1) as f64;
+            if !value.is_finite() {
+                return Err(Error::NotFinite { name: (*name).into(), value, step });
+            }
+            metrics.push((format!("train/{name}"), value));
+        }
+        metrics.push(("train/lr".into(), lr));
+        self.sums.clear();
+        self.steps.clear();
+        Ok(metrics)
+    }
+}

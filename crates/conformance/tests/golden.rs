@@ -1,0 +1,116 @@
+//! The golden vectors that are there, and how the runner takes what is not in order.
+
+use ruminate_conformance::runner::{Report, default_roots, run};
+use std::path::{Path, PathBuf};
+
+fn text(report: &Report) -> String {
+    let mut out = Vec::new();
+    report.write(&mut out).unwrap();
+    String::from_utf8(out).unwrap()
+}
+
+#[test]
+#[allow(clippy::print_stderr)]
+fn golden_vectors_pass() {
+    let roots = default_roots();
+    if roots.is_empty() {
+        eprintln!("skipped: there are no golden vectors");
+        return;
+    }
+    let report = run(&roots, &[]);
+    assert!(report.passed(), "\n{}", text(&report));
+}
+
+/// A root with the given files.
+fn root(files: &[(&str, &str)]) -> (tempfile::TempDir, Vec<PathBuf>) {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, content) in files {
+        let path = dir.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, content).unwrap();
+    }
+    let roots = vec![dir.path().to_owned()];
+    (dir, roots)
+}
+
+const GOOD: &str = r#"{"cases": [{"task": "made_up", "line": "Q \\n (A) x (B) y\ty\n", "expected": {
+    "skipped": false, "question": "Q \\n (A) x (B) y", "choice_texts": ["x", "y"], "choice_labels": ["A", "B"],
+    "answer_label": "B", "answer_index": 1}}]}"#;
+
+#[test]
+fn a_good_root_passes_and_uncovered_kinds_are_listed() {
+    let (_dir, roots) = root(&[
+        ("crystal/parse_lines.json", GOOD),
+        ("crystal/README.md", "text"),
+        ("crystal/something_new.json", "{}"),
+        ("models/unheard_of/cases.json", "{}"),
+        ("models/notes/README.md", "no golden folder"),
+        ("strange/thing.json", "{}"),
+    ]);
+    let report = run(&roots, &[]);
+    let text = text(&report);
+    assert!(report.passed(), "{text}");
+    assert!(text.contains("crystal  parse_lines        1       1        0"), "{text}");
+    for line in ["crystal  something_new  not covered", "models   unheard_of     not covered"] {
+        assert!(text.contains(line), "{text}");
+    }
+    assert!(text.contains("1 of 1 cases passed, 0 failed, 0 pending; 3 kinds not covered"), "{text}");
+    assert!(!text.contains("README") && !text.contains("notes"), "{text}");
+}
+
+#[test]
+fn a_named_topic_must_be_known_whole_and_present() {
+    let (_dir, roots) = root(&[("crystal/parse_lines.json", GOOD), ("crystal/something_new.json", "{}")]);
+    let named = |name: &str| text(&run(&roots, &[name.to_owned()]));
+    assert!(named("crystal").contains("PROBLEM topic crystal: kind `something_new` is not known"));
+    assert!(named("mario").contains("PROBLEM topic mario: no case ran"));
+    assert!(named("cristal").contains("PROBLEM unknown topic `cristal`; the topics are models, crystal"));
+    assert!(!run(&roots, &["crystal".to_owned()]).passed());
+}
+
+#[test]
+fn nothing_to_run_is_a_failure() {
+    let (_dir, roots) = root(&[("crystal/something_new.json", "{}")]);
+    assert!(text(&run(&roots, &[])).contains("PROBLEM no case ran; looked below ["));
+    let absent = [Path::new("/nonexistent/golden").to_owned()];
+    let report = run(&absent, &[]);
+    assert!(!report.passed() && text(&report).contains("/nonexistent/golden is no folder"));
+}
+
+#[test]
+fn malformed_files_are_failed_cases() {
+    let wrong = GOOD.replace("\"answer_index\": 1", "\"answer_index\": 0");
+    let incomplete = GOOD.replace("\"line\"", "\"lines\"");
+    for (kind, content, reason) in [
+        ("parse_lines", wrong.as_str(), "FAILED cases[0]: answer_index: got 1, expected 0"),
+        ("parse_lines", incomplete.as_str(), "parse_lines.json: field cases[0]: missing field `line`"),
+        ("parse_lines", "{", "parse_lines.json is no JSON: EOF"),
+        ("parse_lines", "{}", "parse_lines.json: field cases: missing"),
+        ("parse_lines", r#"{"cases": []}"#, "parse_lines.json holds no case"),
+        (
+            "ensembling",
+            r#"{"tolerance": "rough", "cases": []}"#,
+            "ensembling.json: field tolerance: not \"exact\"",
+        ),
+        ("eval_output", r#"{"cases": []}"#, "eval_output.json: field tolerance: missing"),
+    ] {
+        let (_dir, roots) = root(&[(&format!("crystal/{kind}.json"), content)]);
+        let report = run(&roots, &[]);
+        assert!(!report.passed());
+        assert!(text(&report).contains(reason), "{content}\n{}", text(&report));
+    }
+}
+
+#[test]
+fn ragged_numbers_are_failed_cases() {
+    let ragged = r#"{"tolerance": "exact", "cases": [{"choice_ids": [[[4, 1], [1]]], "answer_index": [0],
+        "logits": [[[[0.5, 1.0]]]], "expected": {"choice_scores": [], "choice_probs": [], "preds": [],
+        "correct": []}}]}"#;
+    let (_dir, roots) = root(&[("crystal/choice_scoring_mean_nll.json", ragged)]);
+    let report = run(&roots, &[]);
+    assert_eq!(report.kinds[0].failures().count(), 1, "{}", text(&report));
+    let short = r#"{"tolerance": "exact", "cases": [{"answer_index": [0], "choice_first_ids": [[4, 9]],
+        "expert_logits": [[[0.0]]], "expected": {}}]}"#;
+    let (_dir, roots) = root(&[("crystal/ensembling.json", short)]);
+    assert!(text(&run(&roots, &[])).contains("expert_logits: nothing at question 0, token ids [4, 9]"));
+}

@@ -1,0 +1,178 @@
+//! JSON files as Python's `json.dump(indent=4)` writes them: four blanks, everything outside ASCII escaped, no line
+//! feed at the end.
+
+use crate::{Error, Result};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::ser::{Formatter, PrettyFormatter};
+use serde_path_to_error::Segment;
+use std::io::{self, Write};
+use std::path::Path;
+
+/// Reads a value from a JSON file.
+///
+/// # Errors
+/// [`Error::Read`], and [`Error::Json`] with item and field when the text does not fit `T`.
+pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let bytes = std::fs::read(path).map_err(|source| Error::Read { path: path.into(), source })?;
+    let mut parser = serde_json::Deserializer::from_slice(&bytes);
+    let value = serde_path_to_error::deserialize(&mut parser).map_err(|error| {
+        let mut segments = error.path().iter().peekable();
+        let item = segments.next_if(|s| matches!(s, Segment::Seq { .. })).map(|s| match s {
+            Segment::Seq { index } => *index,
+            _ => 0,
+        });
+        let mut field = String::new();
+        for segment in segments {
+            match segment {
+                Segment::Seq { .. } => field.push_str(&segment.to_string()),
+                // A syntax error: serde cannot say in which field it is.
+                Segment::Unknown => {}
+                _ if field.is_empty() => field = segment.to_string(),
+                _ => field.push_str(&format!(".{segment}")),
+            }
+        }
+        Error::Json { path: path.into(), item, field, source: error.into_inner() }
+    })?;
+    let end = |source| Error::Json { path: path.into(), item: None, field: String::new(), source };
+    parser.end().map_err(end)?;
+    Ok(value)
+}
+
+/// Writes a value to a JSON file: to a temporary file beside it, which then takes its name, so that nobody ever sees
+/// half a file. Missing folders are made.
+///
+/// # Errors
+/// [`Error::Write`].
+pub fn write<T: Serialize + ?Sized>(path: &Path, value: &T) -> Result<()> {
+    write_atomically(path, value).map_err(|source| Error::Write { path: path.into(), source })
+}
+
+fn write_atomically<T: Serialize + ?Sized>(path: &Path, value: &T) -> io::Result<()> {
+    let dir = match path.parent() {
+        Some(dir) if dir != Path::new("") => dir,
+        _ => Path::new("."),
+    };
+    std::fs::create_dir_all(dir)?;
+    let mut builder = tempfile::Builder::new();
+    #[cfg(unix)]
+    {
+        // The default of a temporary file is private to its owner; a result is as public as the umask says.
+        use std::os::unix::fs::PermissionsExt;
+        builder.permissions(std::fs::Permissions::from_mode(0o666));
+    }
+    let mut file = builder.prefix(".writing-").tempfile_in(dir)?;
+    let mut out = io::BufWriter::new(file.as_file_mut());
+    value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, PythonFormatter::new()))?;
+    out.flush()?;
+    drop(out);
+    file.as_file().sync_all()?;
+    file.persist(path).map_err(|error| error.error)?;
+    Ok(())
+}
+
+struct PythonFormatter(PrettyFormatter<'static>);
+
+impl PythonFormatter {
+    fn new() -> Self {
+        Self(PrettyFormatter::with_indent(b"    "))
+    }
+}
+
+impl Formatter for PythonFormatter {
+    fn write_string_fragment<W: Write + ?Sized>(&mut self, out: &mut W, fragment: &str) -> io::Result<()> {
+        for c in fragment.chars() {
+            if matches!(c, ' '..='~') {
+                out.write_all(&[c as u8])?;
+            } else {
+                for unit in c.encode_utf16(&mut [0; 2]) {
+                    write!(out, "\\u{unit:04x}")?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn begin_array<W: Write + ?Sized>(&mut self, out: &mut W) -> io::Result<()> {
+        self.0.begin_array(out)
+    }
+
+    fn end_array<W: Write + ?Sized>(&mut self, out: &mut W) -> io::Result<()> {
+        self.0.end_array(out)
+    }
+
+    fn begin_array_value<W: Write + ?Sized>(&mut self, out: &mut W, first: bool) -> io::Result<()> {
+        self.0.begin_array_value(out, first)
+    }
+
+    fn end_array_value<W: Write + ?Sized>(&mut self, out: &mut W) -> io::Result<()> {
+        self.0.end_array_value(out)
+    }
+
+    fn begin_object<W: Write + ?Sized>(&mut self, out: &mut W) -> io::Result<()> {
+        self.0.begin_object(out)
+    }
+
+    fn end_object<W: Write + ?Sized>(&mut self, out: &mut W) -> io::Result<()> {
+        self.0.end_object(out)
+    }
+
+    fn begin_object_key<W: Write + ?Sized>(&mut self, out: &mut W, first: bool) -> io::Result<()> {
+        self.0.begin_object_key(out, first)
+    }
+
+    fn begin_object_value<W: Write + ?Sized>(&mut self, out: &mut W) -> io::Result<()> {
+        self.0.begin_object_value(out)
+    }
+
+    fn end_object_value<W: Write + ?Sized>(&mut self, out: &mut W) -> io::Result<()> {
+        self.0.end_object_value(out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn writes_what_python_writes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("new").join("a.json");
+        let value = serde_json::json!([{"a": "é \u{1f600} \u{7f} \n \\n \u{1}", "b": [], "c": [1, 0.5]}, {}]);
+        write(&path, &value).unwrap();
+        let expected = r#"[
+    {
+        "a": "\u00e9 \ud83d\ude00 \u007f \n \\n \u0001",
+        "b": [],
+        "c": [
+            1,
+            0.5
+        ]
+    },
+    {}
+]"#;
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), expected);
+        assert_eq!(read::<serde_json::Value>(&path).unwrap(), value);
+        // Nothing temporary is left behind.
+        assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn errors_name_the_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.json");
+        let read_as = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            read::<Vec<crate::SilverItem>>(&path).unwrap_err().to_string()
+        };
+        let ok = r#"{"query": "q", "answer": "a", "knowledges": []}"#;
+        let error = read_as(&format!(r#"[{ok}, {{"query": "q", "answer": "a", "knowledges": ["k", 3]}}]"#));
+        assert!(error.contains("a.json: item 1, field knowledges[1]: invalid type: integer `3`"), "{error}");
+        let error = read_as(&format!(r#"[{ok}, {{"query": "q", "knowledges": []}}]"#));
+        assert!(error.contains("a.json: item 1: missing field `answer` at line 1 column"), "{error}");
+        let error = read_as("[{");
+        assert!(error.contains("a.json: item 0") && error.contains("EOF"), "{error}");
+        let error = read_as("[] x");
+        assert!(error.contains("trailing characters"), "{error}");
+    }
+}

@@ -1,0 +1,23 @@
+#![doc = include_str!("../README.md")]
+
+pub mod error;
+pub mod evaluation_files;
+pub mod json;
+pub mod knowledge;
+pub mod order;
+pub mod prompts;
+pub mod question;
+pub mod tasks;
+pub mod unifiedqa;
+
+pub use error::{Error, Place, Result};
+pub use evaluation_files::{InferenceItem, KnowledgeItem};
+pub use knowledge::{Annotated, Instances, SilverItem};
+pub use order::{Cursor, Order, Shard, TrainBatches};
+pub use prompts::{Compat, Prompts};
+pub use question::{Origin, Question, SkipReason, Split};
+pub use tasks::{TaskEntry, TaskRegistry};
+pub use unifiedqa::{BadRows, Loaded, Part, ReadOptions, Skipped};
+
+/// The id of a token: libtorch's index type, so that ids become tensors without a conversion.
+pub type TokenId = i64;

@@ -1,0 +1,163 @@
+//! From rows of token ids to padded tensors.
+
+use tch::{Device, Kind, Tensor};
+
+use crate::{Error, Result};
+
+/// A token id. Signed, because libtorch indexes with `i64` and because [`IGNORED`] marks positions without loss.
+pub type TokenId = i64;
+
+/// The label of a position without loss.
+pub const IGNORED: TokenId = -100;
+
+/// On which side rows shorter than the longest are filled up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// Fill on the left: decoder-only generation.
+    Left,
+    /// Fill on the right: encoders, and training.
+    Right,
+}
+
+/// A padded batch: `ids` and `mask` are `[batch, time]` `i64` tensors, `mask` is 1 for real tokens.
+#[derive(Debug)]
+pub struct Batch {
+    /// Token ids `[batch, time]`.
+    pub ids: Tensor,
+    /// 1 for real tokens `[batch, time]`.
+    pub mask: Tensor,
+    /// Real tokens in the batch.
+    pub tokens: u64,
+}
+
+impl Batch {
+    /// Pads the rows to the longest one with `pad`.
+    ///
+    /// # Errors
+    /// When there is no row, or a row is empty: such a row has nothing that attention could look at.
+    pub fn new<R: AsRef<[TokenId]>>(rows: &[R], pad: TokenId, side: Side, device: Device) -> Result<Self> {
+        if let Some(i) = rows.iter().position(|r| r.as_ref().is_empty()) {
+            return Err(Error::invalid("batch", format!("row {i} of {} has no token", rows.len())));
+        }
+        let (ids, width) = pad_rows(rows, pad, side)?;
+        let mask: Vec<i64> = rows
+            .iter()
+            .flat_map(|row| {
+                let (real, fill) = (row.as_ref().len(), width - row.as_ref().len());
+                let (first, second) = match side {
+                    Side::Left => ((0, fill), (1, real)),
+                    Side::Right => ((1, real), (0, fill)),
+                };
+                std::iter::repeat_n(first.0, first.1).chain(std::iter::repeat_n(second.0, second.1))
+            })
+            .collect();
+        let tokens = rows.iter().map(|r| r.as_ref().len() as u64).sum();
+        let shape = [rows.len() as i64, width as i64];
+        Ok(Self { ids: to_device(&ids, shape, device)?, mask: to_device(&mask, shape, device)?, tokens })
+    }
+
+    /// Rows of the batch.
+    #[must_use]
+    pub fn rows(&self) -> i64 {
+        self.ids.size()[0]
+    }
+}
+
+/// Targets of a batch: where there is a loss and which token is expected there.
+#[derive(Debug)]
+pub struct Labels {
+    /// Expected ids `[batch, time]`, [`IGNORED`] where there is no loss.
+    pub ids: Tensor,
+    /// Positions with a loss in the flattened `[batch * time]`, so that only they are projected to the vocabulary.
+    pub positions: Tensor,
+    /// The expected id at each of `positions`.
+    pub targets: Tensor,
+    /// 1.0 where there is a loss `[batch, time]`, `f32`.
+    pub mask: Tensor,
+    /// Number of positions with a loss.
+    pub count: u64,
+}
+
+impl Labels {
+    /// Pads the rows on the right with [`IGNORED`]; rows may hold [`IGNORED`] themselves.
+    ///
+    /// # Errors
+    /// When there is no row.
+    pub fn new<R: AsRef<[TokenId]>>(rows: &[R], device: Device) -> Result<Self> {
+        let (ids, width) = pad_rows(rows, IGNORED, Side::Right)?;
+        let positions: Vec<i64> =
+            ids.iter().enumerate().filter(|&(_, &id)| id != IGNORED).map(|(i, _)| i as i64).collect();
+        let targets: Vec<i64> = ids.iter().copied().filter(|&id| id != IGNORED).collect();
+        let shape = [rows.len() as i64, width as i64];
+        let ids = to_device(&ids, shape, device)?;
+        let count = targets.len() as u64;
+        Ok(Self {
+            mask: ids.f_ne(IGNORED)?.f_to_kind(Kind::Float)?,
+            ids,
+            positions: to_device(&positions, [count as i64], device)?,
+            targets: to_device(&targets, [count as i64], device)?,
+            count,
+        })
+    }
+
+    /// Puts one value per labelled position back into `[batch, time]`, 0 elsewhere.
+    pub(crate) fn scatter(&self, values: &Tensor) -> Result<Tensor> {
+        let flat = self.ids.numel() as i64;
+        let zeros = Tensor::f_zeros([flat], (values.kind(), values.device()))?;
+        Ok(zeros.f_index_copy(0, &self.positions, values)?.f_view_(&self.ids.size())?)
+    }
+}
+
+/// Flattened rows, padded to the longest, and that length.
+fn pad_rows<R: AsRef<[TokenId]>>(rows: &[R], pad: TokenId, side: Side) -> Result<(Vec<i64>, usize)> {
+    let width = rows.iter().map(|r| r.as_ref().len()).max().unwrap_or(0);
+    if width == 0 {
+        return Err(Error::invalid("batch", "there is no token in it"));
+    }
+    let mut flat = Vec::with_capacity(rows.len() * width);
+    for row in rows {
+        let row = row.as_ref();
+        let fill = std::iter::repeat_n(pad, width - row.len());
+        match side {
+            Side::Left => flat.extend(fill.chain(row.iter().copied())),
+            Side::Right => flat.extend(row.iter().copied().chain(fill)),
+        }
+    }
+    Ok((flat, width))
+}
+
+fn to_device<const N: usize>(flat: &[i64], shape: [i64; N], device: Device) -> Result<Tensor> {
+    Ok(Tensor::f_from_slice(flat)?.f_view_(shape)?.f_to_device(device)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pads_on_the_asked_side() {
+        let rows = [vec![5, 6, 7], vec![8]];
+        let right = Batch::new(&rows, 0, Side::Right, Device::Cpu).unwrap();
+        assert_eq!(Vec::<Vec<i64>>::try_from(&right.ids).unwrap(), [[5, 6, 7], [8, 0, 0]]);
+        assert_eq!(Vec::<Vec<i64>>::try_from(&right.mask).unwrap(), [[1, 1, 1], [1, 0, 0]]);
+        let left = Batch::new(&rows, 0, Side::Left, Device::Cpu).unwrap();
+        assert_eq!(Vec::<Vec<i64>>::try_from(&left.ids).unwrap(), [[5, 6, 7], [0, 0, 8]]);
+        assert_eq!(Vec::<Vec<i64>>::try_from(&left.mask).unwrap(), [[1, 1, 1], [0, 0, 1]]);
+        assert_eq!(right.tokens, 4);
+    }
+
+    #[test]
+    fn an_empty_row_is_named() {
+        let error = Batch::new(&[vec![1], vec![]], 0, Side::Right, Device::Cpu).unwrap_err();
+        assert!(error.to_string().contains("row 1"), "{error}");
+    }
+
+    #[test]
+    fn labels_know_their_positions() {
+        let labels = Labels::new(&[vec![4, IGNORED, 6], vec![7]], Device::Cpu).unwrap();
+        assert_eq!(labels.count, 3);
+        assert_eq!(Vec::<i64>::try_from(&labels.positions).unwrap(), [0, 2, 3]);
+        let back = labels.scatter(&Tensor::from_slice(&[1f32, 2.0, 3.0])).unwrap();
+        assert_eq!(Vec::<Vec<f32>>::try_from(&back).unwrap(), [[1.0, 0.0, 2.0], [3.0, 0.0, 0.0]]);
+    }
+}

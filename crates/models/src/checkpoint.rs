@@ -1,0 +1,346 @@
+//! Safetensors files and Hugging Face model folders.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use safetensors::tensor::{Dtype, SafeTensors, View};
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor};
+
+use crate::parameters::{Init, Parameters};
+use crate::{Error, Result};
+
+/// Weights in one file.
+pub const WEIGHTS: &str = "model.safetensors";
+/// Weights in several files.
+pub const WEIGHTS_INDEX: &str = "model.safetensors.index.json";
+
+/// Reads every tensor of a safetensors file, in the order of their names.
+///
+/// # Errors
+/// When the file cannot be read, is truncated or damaged, or holds a type that libtorch lacks.
+pub fn read_tensors(path: &Path, device: Device) -> Result<BTreeMap<String, Tensor>> {
+    let map = ruminate_torch::map_file(path).map_err(Error::read(path))?;
+    let file = SafeTensors::deserialize(&map)
+        .map_err(|source| Error::Safetensors { path: path.to_path_buf(), source })?;
+    let mut tensors = BTreeMap::new();
+    for (name, view) in file.tensors() {
+        let kind = kind_of(view.dtype()).ok_or_else(|| Error::Weights {
+            path: path.to_path_buf(),
+            problems: vec![format!("`{name}` has type {:?}, which is not supported", view.dtype())],
+        })?;
+        let shape: Vec<i64> = view.shape().iter().map(|&n| n as i64).collect();
+        tensors.insert(name, Tensor::f_from_data_size(view.data(), &shape, kind)?.f_to_device(device)?);
+    }
+    Ok(tensors)
+}
+
+/// Writes a safetensors file: under a temporary name first, then renamed, so that the name never stands for half a
+/// file.
+///
+/// # Errors
+/// When the folder is not writable or the disk is full; an older file of that name is left as it was.
+pub fn write_tensors<'a>(path: &Path, tensors: impl IntoIterator<Item = (&'a str, &'a Tensor)>) -> Result<()> {
+    let views = tensors
+        .into_iter()
+        .map(|(name, tensor)| Ok((name, TensorBytes::new(tensor)?)))
+        .collect::<Result<Vec<_>>>()?;
+    // Transformers refuses a file that does not say which framework's layout it has.
+    let metadata = [("format".to_string(), "pt".to_string())].into();
+    safetensors::serialize_to_file(views, Some(metadata), path).map_err(|e| match e {
+        safetensors::SafeTensorError::IoError(source) => Error::write(path)(source),
+        source => Error::Safetensors { path: path.to_path_buf(), source },
+    })?;
+    File::open(path).and_then(|f| f.sync_all()).map_err(Error::write(path))?;
+    readable_by_all(path).map_err(Error::write(path))
+}
+
+/// Temporary files are private; a checkpoint is to have the permissions of any other file.
+fn readable_by_all(path: &Path) -> std::io::Result<()> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o644))?;
+    }
+    let _ = path;
+    Ok(())
+}
+
+/// Writes a model's parameters into a folder as Hugging Face does: one `model.safetensors`, or, above
+/// `shard_bytes`, numbered shards and an index.
+///
+/// # Errors
+/// When the folder is not writable or the disk is full.
+pub fn write_model(folder: &Path, parameters: &Parameters, shard_bytes: u64) -> Result<()> {
+    let mut shards: Vec<Vec<(&str, &Tensor)>> = vec![vec![]];
+    let (mut filled, mut total) = (0, 0);
+    for (name, tensor) in parameters.iter() {
+        let bytes = (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64;
+        if filled > 0 && filled + bytes > shard_bytes {
+            shards.push(vec![]);
+            filled = 0;
+        }
+        filled += bytes;
+        total += bytes;
+        if let Some(shard) = shards.last_mut() {
+            shard.push((name, tensor));
+        }
+    }
+    if let [shard] = &shards[..] {
+        return write_tensors(&folder.join(WEIGHTS), shard.iter().copied());
+    }
+    let mut weight_map = BTreeMap::new();
+    let count = shards.len();
+    for (i, shard) in shards.iter().enumerate() {
+        let file = format!("model-{:05}-of-{count:05}.safetensors", i + 1);
+        write_tensors(&folder.join(&file), shard.iter().copied())?;
+        weight_map.extend(shard.iter().map(|(name, _)| (name.to_string(), file.clone())));
+    }
+    let index = Index { metadata: serde_json::json!({ "total_size": total }), weight_map };
+    write_json(&folder.join(WEIGHTS_INDEX), &index)
+}
+
+/// Writes indented JSON with a final newline, under a temporary name first.
+///
+/// # Errors
+/// When the folder is not writable or the disk is full.
+pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    let mut text = serde_json::to_string_pretty(value)
+        .map_err(|source| Error::Json { path: path.to_path_buf(), source })?;
+    text.push('\n');
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut temporary = tempfile::NamedTempFile::new_in(folder).map_err(Error::write(path))?;
+    std::io::Write::write_all(&mut temporary, text.as_bytes()).map_err(Error::write(path))?;
+    temporary.as_file().sync_all().map_err(Error::write(path))?;
+    temporary.persist(path).map_err(|e| Error::write(path)(e.error))?;
+    readable_by_all(path).map_err(Error::write(path))
+}
+
+/// Reads and parses a JSON file.
+///
+/// # Errors
+/// When the file cannot be read or does not parse; the error says where.
+pub fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
+    let text = fs::read(path).map_err(Error::read(path))?;
+    serde_json::from_slice(&text).map_err(|source| Error::Json { path: path.to_path_buf(), source })
+}
+
+#[derive(Serialize, Deserialize)]
+struct Index {
+    #[serde(default)]
+    metadata: serde_json::Value,
+    weight_map: BTreeMap<String, String>,
+}
+
+/// All weights of a model folder.
+#[derive(Debug)]
+pub(crate) struct Weights {
+    pub(crate) path: PathBuf,
+    tensors: BTreeMap<String, Tensor>,
+}
+
+impl Weights {
+    /// Reads `model.safetensors`, or the shards of `model.safetensors.index.json`.
+    pub(crate) fn open(folder: &Path, device: Device) -> Result<Self> {
+        let single = folder.join(WEIGHTS);
+        if single.exists() {
+            return Ok(Self { tensors: read_tensors(&single, device)?, path: single });
+        }
+        let path = folder.join(WEIGHTS_INDEX);
+        if path.exists() {
+            return Self::open_shards(folder, path, device);
+        }
+        let no_weights = |reason: &str| Error::NoWeights { path: folder.to_path_buf(), reason: reason.into() };
+        if !folder.is_dir() {
+            return Err(no_weights("there is no such folder"));
+        }
+        if folder.join("pytorch_model.bin").exists() || folder.join("pytorch_model.bin.index.json").exists() {
+            return Err(no_weights(
+                "only a pickled pytorch_model.bin, which can run any code when it is opened. Convert it once: \
+                 python3 -c \"import sys; from transformers import AutoModelForSeq2SeqLM as M; \
+                 M.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[1], safe_serialization=True)\" FOLDER",
+            ));
+        }
+        Err(no_weights("neither model.safetensors nor model.safetensors.index.json is there"))
+    }
+
+    fn open_shards(folder: &Path, path: PathBuf, device: Device) -> Result<Self> {
+        let index: Index = read_json(&path)?;
+        let mut files: Vec<&String> = index.weight_map.values().collect();
+        files.sort();
+        files.dedup();
+        let mut tensors = BTreeMap::new();
+        for file in files {
+            if Path::new(file).components().count() != 1 || file.starts_with("..") {
+                let problems = vec![format!("the index names `{file}`, which is not a file of this folder")];
+                return Err(Error::Weights { path, problems });
+            }
+            tensors.extend(read_tensors(&folder.join(file), device)?);
+        }
+        let problems: Vec<String> = index
+            .weight_map
+            .iter()
+            .filter(|(name, _)| !tensors.contains_key(*name))
+            .map(|(name, file)| format!("`{name}` is not in {file}, where the index says it is"))
+            .collect();
+        if problems.is_empty() { Ok(Self { path, tensors }) } else { Err(Error::Weights { path, problems }) }
+    }
+
+    pub(crate) fn get(&self, name: &str) -> Option<&Tensor> {
+        self.tensors.get(name)
+    }
+
+    pub(crate) fn rename(&mut self, from: &str, to: &str) {
+        if let Some(tensor) = self.tensors.remove(from) {
+            self.tensors.insert(to.to_string(), tensor);
+        }
+    }
+
+    pub(crate) fn take(&mut self, name: &str) -> Option<Tensor> {
+        self.tensors.remove(name)
+    }
+
+    /// Names of the tensors that nobody has taken.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// Drops tensors that are known to be redundant or meaningless.
+    pub(crate) fn ignore(&mut self, name: &str) {
+        self.tensors.remove(name);
+    }
+}
+
+/// Where a model's parameters come from, and the list of those it has asked for so far.
+#[derive(Debug)]
+pub(crate) struct Builder {
+    /// `None` draws new parameters from libtorch's generator.
+    weights: Option<Weights>,
+    kind: Kind,
+    device: Device,
+    entries: Vec<(String, Tensor)>,
+    problems: Vec<String>,
+}
+
+impl Builder {
+    pub(crate) fn new(weights: Option<Weights>, kind: Kind, device: Device) -> Self {
+        Self { weights, kind, device, entries: vec![], problems: vec![] }
+    }
+
+    pub(crate) fn options(&self) -> (Kind, Device) {
+        (self.kind, self.device)
+    }
+
+    /// The parameter of that name and shape. A tensor that is missing or misshapen is remembered for
+    /// [`finish`](Self::finish), so that one error names them all.
+    pub(crate) fn parameter(&mut self, name: &str, shape: &[i64], init: Init) -> Result<Tensor> {
+        let tensor = match &mut self.weights {
+            None => init.draw(shape, (self.kind, self.device))?,
+            Some(weights) => match weights.tensors.remove(name) {
+                Some(tensor) if tensor.size() == shape => {
+                    tensor.f_to_kind(self.kind)?.f_to_device(self.device)?
+                }
+                Some(tensor) => {
+                    self.problems.push(format!(
+                        "`{name}` has shape {:?}, the configuration asks for {shape:?}",
+                        tensor.size()
+                    ));
+                    return Ok(tensor);
+                }
+                None => {
+                    self.problems.push(format!("`{name}` {shape:?} is missing"));
+                    return Ok(Tensor::f_zeros([0i64], (self.kind, self.device))?);
+                }
+            },
+        };
+        let tensor = tensor.f_set_requires_grad(true)?;
+        self.entries.push((name.to_string(), tensor.shallow_clone()));
+        Ok(tensor)
+    }
+
+    /// The parameters, once all that the model needs were there and nothing else was.
+    pub(crate) fn finish(mut self) -> Result<Parameters> {
+        if let Some(weights) = self.weights {
+            self.problems.extend(weights.tensors.iter().map(|(name, tensor)| {
+                format!("`{name}` {:?} is unexpected: the configuration has no place for it", tensor.size())
+            }));
+            if !self.problems.is_empty() {
+                return Err(Error::Weights { path: weights.path, problems: self.problems });
+            }
+        }
+        Ok(Parameters::new(self.entries))
+    }
+}
+
+fn kind_of(dtype: Dtype) -> Option<Kind> {
+    Some(match dtype {
+        Dtype::F32 => Kind::Float,
+        Dtype::F64 => Kind::Double,
+        Dtype::F16 => Kind::Half,
+        Dtype::BF16 => Kind::BFloat16,
+        Dtype::I64 => Kind::Int64,
+        Dtype::I32 => Kind::Int,
+        Dtype::I16 => Kind::Int16,
+        Dtype::I8 => Kind::Int8,
+        Dtype::U8 => Kind::Uint8,
+        Dtype::BOOL => Kind::Bool,
+        _ => return None,
+    })
+}
+
+fn dtype_of(kind: Kind) -> Option<Dtype> {
+    Some(match kind {
+        Kind::Float => Dtype::F32,
+        Kind::Double => Dtype::F64,
+        Kind::Half => Dtype::F16,
+        Kind::BFloat16 => Dtype::BF16,
+        Kind::Int64 => Dtype::I64,
+        Kind::Int => Dtype::I32,
+        Kind::Int16 => Dtype::I16,
+        Kind::Int8 => Dtype::I8,
+        Kind::Uint8 => Dtype::U8,
+        Kind::Bool => Dtype::BOOL,
+        _ => return None,
+    })
+}
+
+/// A tensor whose bytes are copied when the serializer reaches it, one tensor at a time.
+struct TensorBytes {
+    /// On the CPU and contiguous.
+    tensor: Tensor,
+    dtype: Dtype,
+    shape: Vec<usize>,
+}
+
+impl TensorBytes {
+    fn new(tensor: &Tensor) -> Result<Self> {
+        let dtype = dtype_of(tensor.kind()).ok_or_else(|| {
+            Error::invalid("checkpoint", format!("tensors of kind {:?} cannot be written", tensor.kind()))
+        })?;
+        let shape = tensor.size().iter().map(|&n| n as usize).collect();
+        Ok(Self { tensor: tensor.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?, dtype, shape })
+    }
+}
+
+impl View for TensorBytes {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> std::borrow::Cow<'_, [u8]> {
+        let mut bytes = vec![0u8; self.data_len()];
+        self.tensor
+            .f_copy_data_u8(&mut bytes, self.tensor.numel())
+            .expect("a contiguous CPU tensor has exactly data_len bytes");
+        bytes.into()
+    }
+
+    fn data_len(&self) -> usize {
+        self.tensor.numel() * self.tensor.kind().elt_size_in_bytes()
+    }
+}

@@ -1,0 +1,158 @@
+//! Generation: settings, results, and the seeds that make samples reproducible.
+
+mod decode;
+mod filter;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result, TokenId};
+
+pub use filter::{filter_logits, forbid};
+
+/// How the next token is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+#[non_exhaustive]
+pub enum Strategy {
+    /// The most probable token.
+    #[default]
+    Greedy,
+    /// A draw from the filtered distribution.
+    Sample(Sampling),
+}
+
+/// What happens to a distribution before a token is drawn, in this order: temperature, top-k, top-p.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Sampling {
+    /// Logits are divided by this; 1 leaves them as they are.
+    pub temperature: f64,
+    /// Keep the `k` largest logits, and all that are tied with the k-th.
+    pub top_k: Option<usize>,
+    /// Keep the most probable tokens until their probabilities pass `p`; the one that crosses is kept.
+    pub top_p: Option<f64>,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self { temperature: 1.0, top_k: None, top_p: None }
+    }
+}
+
+/// Settings of one call of [`Generate::generate`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GenerationConfig {
+    /// How the next token is chosen.
+    pub strategy: Strategy,
+    /// Tokens after which a row stops at the latest.
+    pub max_new_tokens: usize,
+    /// Tokens before which no stop token may come.
+    pub min_new_tokens: usize,
+    /// Tokens that end a row; empty stands for the model's end token.
+    pub stop_ids: Vec<TokenId>,
+    /// Tokens that are never chosen, e.g. the padding token.
+    pub forbidden_ids: Vec<TokenId>,
+    /// Sequences per prompt. They share the prompt's encoder states.
+    pub samples_per_prompt: usize,
+}
+
+impl Default for GenerationConfig {
+    fn default() -> Self {
+        Self {
+            strategy: Strategy::Greedy,
+            max_new_tokens: 32,
+            min_new_tokens: 0,
+            stop_ids: vec![],
+            forbidden_ids: vec![],
+            samples_per_prompt: 1,
+        }
+    }
+}
+
+impl GenerationConfig {
+    /// Checks the settings against a vocabulary.
+    ///
+    /// # Errors
+    /// When a value is out of its range; the error names it.
+    pub fn validate(&self, vocab_size: i64) -> Result<()> {
+        let refuse = |reason: String| Err(Error::invalid("generation", reason));
+        if let Strategy::Sample(Sampling { temperature, top_k, top_p }) = self.strategy {
+            if !(temperature > 0.0 && temperature.is_finite()) {
+                return refuse(format!("temperature is {temperature}, but must be above 0; for no noise ask for greedy"));
+            }
+            if top_k == Some(0) {
+                return refuse("top_k is 0, which keeps no token; leave it out to keep all".into());
+            }
+            if top_p.is_some_and(|p| !(p > 0.0 && p <= 1.0)) {
+                return refuse(format!("top_p is {top_p:?}, but must be in (0, 1]"));
+            }
+        }
+        if self.max_new_tokens == 0 || self.samples_per_prompt == 0 {
+            return refuse("max_new_tokens and samples_per_prompt must be at least 1".into());
+        }
+        if let Some(id) = self.stop_ids.iter().chain(&self.forbidden_ids).find(|&&i| i < 0 || i >= vocab_size) {
+            return refuse(format!("token {id} is outside the vocabulary of {vocab_size}"));
+        }
+        Ok(())
+    }
+}
+
+/// Why a row ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Finish {
+    /// It produced a stop token, which is its last id.
+    Stop,
+    /// It reached `max_new_tokens`.
+    Length,
+}
+
+/// One generated sequence.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Generated {
+    /// New token ids, the stop token included; no prompt, no padding.
+    pub ids: Vec<TokenId>,
+    /// Log-probability of each id under the raw model: full softmax, temperature 1.
+    pub log_probs: Vec<f32>,
+    /// Log-probability of each id under the distribution that it was drawn from, after all filters. With greedy
+    /// choice there is no draw, and it equals `log_probs`.
+    pub sampling_log_probs: Vec<f32>,
+    /// Why it ended.
+    pub finish: Finish,
+}
+
+/// A model that writes.
+pub trait Generate {
+    /// Continues every prompt. The result has one list per prompt with `samples_per_prompt` sequences.
+    ///
+    /// `seeds` holds one seed per prompt when sampling (see [`derive_seed`]) and is ignored otherwise. A prompt with
+    /// the same seed gives the same sequences, whatever else is in the batch.
+    ///
+    /// # Errors
+    /// When settings or seeds do not fit, or a prompt is empty.
+    fn generate(
+        &self,
+        prompts: &[Vec<TokenId>],
+        config: &GenerationConfig,
+        seeds: &[u64],
+    ) -> Result<Vec<Vec<Generated>>>;
+}
+
+/// A seed for one thing among many: mixes a run's seed with, say, the step and the index of a question.
+///
+/// ```
+/// use ruminate_models::derive_seed;
+/// assert_ne!(derive_seed(1, &[0, 1]), derive_seed(1, &[1, 0]));
+/// ```
+#[must_use]
+pub fn derive_seed(seed: u64, parts: &[u64]) -> u64 {
+    // SplitMix64's finalizer after each part: every input bit reaches every output bit.
+    parts.iter().fold(mix(seed), |state, &part| mix(state ^ part.wrapping_mul(0x9E37_79B9_7F4A_7C15)))
+}
+
+fn mix(x: u64) -> u64 {
+    let x = x.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    let x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    x ^ (x >> 31)
+}

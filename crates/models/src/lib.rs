@@ -1,0 +1,22 @@
+#![doc = include_str!("../README.md")]
+
+mod batch;
+pub mod checkpoint;
+mod error;
+mod generation;
+mod parameters;
+mod policy;
+mod scoring;
+mod t5;
+mod tokenizer;
+
+pub use batch::{Batch, IGNORED, Labels, Side, TokenId};
+pub use error::{Error, Result};
+pub use generation::{
+    Finish, Generate, Generated, GenerationConfig, Sampling, Strategy, derive_seed, filter_logits, forbid,
+};
+pub use parameters::Parameters;
+pub use policy::{Example, Policy, TokenScores, Want};
+pub use scoring::ScoreChoices;
+pub use t5::{Decoding, Encoded, FeedForward, T5, T5Config};
+pub use tokenizer::{Tokenizer, Truncate, clean_up_spaces};

@@ -1,0 +1,131 @@
+//! What algorithms need of a model.
+
+use std::path::Path;
+
+use tch::{Device, Kind, Tensor};
+
+use crate::{Labels, Parameters, Result, T5, TokenId};
+
+/// A prompt and the tokens that are to follow it. Targets may hold [`IGNORED`](crate::IGNORED) at positions without
+/// loss.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Example {
+    /// What the model is given, special tokens included.
+    pub prompt: Vec<TokenId>,
+    /// What it should answer, end token included.
+    pub target: Vec<TokenId>,
+}
+
+/// What [`Policy::score`] computes besides log-probabilities.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Want {
+    /// The entropy of the distribution at each target position.
+    pub entropy: bool,
+    /// The state from which each target token is predicted.
+    pub states: bool,
+}
+
+/// Scores of a batch of targets, padded on the right to the longest; all `[batch, time]` `f32` unless said
+/// otherwise.
+#[derive(Debug)]
+pub struct TokenScores {
+    /// Natural logarithm of each target token's probability; 0 where there is no loss.
+    pub log_probs: Tensor,
+    /// Entropy in nats; 0 where there is no loss.
+    pub entropy: Option<Tensor>,
+    /// States after the final norm `[batch, time, d_model]`.
+    pub states: Option<Tensor>,
+    /// The targets: ids, mask and count.
+    pub labels: Labels,
+    /// Real tokens that went through the model, prompts and targets together.
+    pub tokens: u64,
+}
+
+/// A model that gives probabilities to target tokens: all that losses, rewards and references need.
+///
+/// [`T5`] reads the prompt in its encoder; a decoder-only model reads prompt and target in one row. Algorithms are
+/// generic over this trait and never see the difference.
+pub trait Policy {
+    /// The trainable parameters.
+    fn parameters(&self) -> &Parameters;
+
+    /// Where the parameters lie.
+    fn device(&self) -> Device;
+
+    /// Training mode switches dropout on.
+    fn set_training(&mut self, training: bool);
+
+    /// Log-probabilities of the targets given their prompts. Gradients flow unless the caller switched them off.
+    /// The scores of a row do not depend on the other rows.
+    ///
+    /// # Errors
+    /// When there is no example, a prompt is empty, or an id is outside the vocabulary.
+    fn score(&self, examples: &[Example], want: Want) -> Result<TokenScores>;
+
+    /// Writes configuration and weights into an existing folder, in the Hugging Face layout.
+    ///
+    /// # Errors
+    /// When the folder is not writable or the disk is full.
+    fn save(&self, folder: &Path) -> Result<()>;
+}
+
+impl Policy for T5 {
+    fn parameters(&self) -> &Parameters {
+        self.parameters()
+    }
+
+    fn device(&self) -> Device {
+        self.device()
+    }
+
+    fn set_training(&mut self, training: bool) {
+        self.set_training(training);
+    }
+
+    fn score(&self, examples: &[Example], want: Want) -> Result<TokenScores> {
+        let prompts: Vec<&[TokenId]> = examples.iter().map(|e| e.prompt.as_slice()).collect();
+        let targets: Vec<&[TokenId]> = examples.iter().map(|e| e.target.as_slice()).collect();
+        self.check_targets(&targets)?;
+        let source = self.batch(&prompts)?;
+        let labels = Labels::new(&targets, self.device())?;
+        let states = self.decode(&self.encode(&source)?, &self.shift_right(&labels.ids)?)?;
+        let (log_probs, entropy) = self.label_scores(&states, &labels, want.entropy)?;
+        let tokens = source.tokens + labels.count;
+        Ok(TokenScores { log_probs, entropy, states: want.states.then_some(states), labels, tokens })
+    }
+
+    fn save(&self, folder: &Path) -> Result<()> {
+        self.save(folder)
+    }
+}
+
+impl T5 {
+    /// Log-probabilities (and entropies) of the labels, `[batch, time]`. Only positions with a label are projected
+    /// to the vocabulary.
+    pub(crate) fn label_scores(
+        &self,
+        states: &Tensor,
+        labels: &Labels,
+        entropy: bool,
+    ) -> Result<(Tensor, Option<Tensor>)> {
+        let states = states.f_flatten(0, 1)?.f_index_select(0, &labels.positions)?;
+        let all = self.logits(&states)?.f_log_softmax(-1, Kind::Float)?;
+        let chosen = all.f_gather(1, &labels.targets.f_unsqueeze(1)?, false)?.f_squeeze_dim(1)?;
+        let entropy = match entropy {
+            true => Some(labels.scatter(&all.f_exp()?.f_mul(&all)?.f_sum_dim_intlist(-1, false, None::<Kind>)?.f_neg()?)?),
+            false => None,
+        };
+        Ok((labels.scatter(&chosen)?, entropy))
+    }
+
+    pub(crate) fn check_targets(&self, targets: &[&[TokenId]]) -> Result<()> {
+        let vocab = self.config().vocab_size;
+        for (i, target) in targets.iter().enumerate() {
+            if let Some(id) = target.iter().find(|&&id| id != crate::IGNORED && (id < 0 || id >= vocab)) {
+                let reason = format!("row {i} holds id {id}, outside the vocabulary of {vocab}");
+                return Err(crate::Error::invalid("target", reason));
+            }
+        }
+        Ok(())
+    }
+}

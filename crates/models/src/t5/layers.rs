@@ -1,0 +1,361 @@
+//! The layers of T5: norms, attention, feed-forward, relative position bias, and the two stacks of blocks.
+
+use tch::{Device, Kind, Tensor};
+
+use super::config::{FeedForward, T5Config};
+use crate::Result;
+use crate::checkpoint::Builder;
+use crate::parameters::Init;
+
+/// Added to the attention scores of keys that must not be seen. Finite, so that no row can become NaN.
+const HIDDEN: f64 = -1e30;
+
+/// `x` times the transposed weight.
+fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    Ok(x.f_linear(weight, None::<&Tensor>)?)
+}
+
+/// Root-mean-square norm without mean and bias.
+#[derive(Debug)]
+pub(super) struct Norm {
+    weight: Tensor,
+    eps: f64,
+}
+
+impl Norm {
+    fn new(builder: &mut Builder, name: &str, config: &T5Config) -> Result<Self> {
+        let weight = builder.parameter(&format!("{name}.weight"), &[config.d_model], Init::Ones)?;
+        Ok(Self { weight, eps: config.layer_norm_epsilon })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(x.f_rms_norm(self.weight.size(), Some(&self.weight), self.eps)?)
+    }
+}
+
+/// Multi-head attention without the division by `sqrt(d_kv)`.
+#[derive(Debug)]
+pub(super) struct Attention {
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    o: Tensor,
+    heads: i64,
+}
+
+impl Attention {
+    fn new(builder: &mut Builder, name: &str, config: &T5Config) -> Result<Self> {
+        let inner = config.num_heads * config.d_kv;
+        let (d, kv, f) = (config.d_model as f64, config.d_kv as f64, config.initializer_factor);
+        let mut matrix = |part: &str, shape: [i64; 2], std: f64| {
+            builder.parameter(&format!("{name}.{part}.weight"), &shape, Init::Normal(f * std))
+        };
+        Ok(Self {
+            q: matrix("q", [inner, config.d_model], (d * kv).powf(-0.5))?,
+            k: matrix("k", [inner, config.d_model], d.powf(-0.5))?,
+            v: matrix("v", [inner, config.d_model], d.powf(-0.5))?,
+            o: matrix("o", [config.d_model, inner], (inner as f64).powf(-0.5))?,
+            heads: config.num_heads,
+        })
+    }
+
+    /// `[batch, time, heads * d_kv]` to `[batch, heads, time, d_kv]`.
+    fn split(&self, x: &Tensor) -> Result<Tensor> {
+        let (batch, time, _) = x.size3()?;
+        Ok(x.f_view_([batch, time, self.heads, -1])?.f_transpose(1, 2)?)
+    }
+
+    /// Keys and values of the attended states, `[batch, heads, time, d_kv]` each.
+    fn keys_values(&self, states: &Tensor) -> Result<(Tensor, Tensor)> {
+        Ok((self.split(&linear(states, &self.k)?)?, self.split(&linear(states, &self.v)?)?))
+    }
+
+    /// Attention of `x` `[rows, time, d_model]` to keys and values `[batch, heads, keys, d_kv]`, where `rows` is a
+    /// multiple of `batch`: consecutive rows share the keys and values of one batch entry without copies.
+    fn attend(&self, x: &Tensor, keys: &Tensor, values: &Tensor, bias: &Tensor, dropout: f64) -> Result<Tensor> {
+        let (rows, time, _) = x.size3()?;
+        let shared_by = rows / keys.size()[0];
+        let q = linear(x, &self.q)?.f_view_([rows / shared_by, shared_by * time, self.heads, -1])?;
+        let q = q.f_transpose(1, 2)?;
+        let context = if bias.requires_grad() || q.requires_grad() {
+            let scores = (q.f_matmul(&keys.f_transpose(2, 3)?)?).f_add(bias)?;
+            // Softmax in float32 whatever the precision of the products.
+            let probs = scores.f_softmax(-1, Kind::Float)?.f_to_kind(values.kind())?;
+            drop_out(&probs, dropout)?.f_matmul(values)?
+        } else {
+            // Without gradients the fused kernel is at hand: no [time, keys] scores in memory.
+            let bias = bias.f_to_kind(q.kind())?;
+            Tensor::f_scaled_dot_product_attention(&q, keys, values, Some(&bias), 0.0, false, 1.0, false)?
+        };
+        let context = context.f_transpose(1, 2)?.f_reshape([rows, time, -1])?;
+        linear(&context, &self.o)
+    }
+}
+
+/// The feed-forward layer, plain or gated.
+#[derive(Debug)]
+enum Dense {
+    Relu { wi: Tensor, wo: Tensor },
+    GatedGelu { wi_0: Tensor, wi_1: Tensor, wo: Tensor },
+}
+
+impl Dense {
+    fn new(builder: &mut Builder, name: &str, config: &T5Config) -> Result<Self> {
+        let (d, ff, f) = (config.d_model, config.d_ff, config.initializer_factor);
+        let mut matrix = |part: &str, rows: i64, columns: i64| {
+            let init = Init::Normal(f * (columns as f64).powf(-0.5));
+            builder.parameter(&format!("{name}.{part}.weight"), &[rows, columns], init)
+        };
+        Ok(match config.feed_forward {
+            FeedForward::Relu => Self::Relu { wi: matrix("wi", ff, d)?, wo: matrix("wo", d, ff)? },
+            FeedForward::GatedGelu => Self::GatedGelu {
+                wi_0: matrix("wi_0", ff, d)?,
+                wi_1: matrix("wi_1", ff, d)?,
+                wo: matrix("wo", d, ff)?,
+            },
+        })
+    }
+
+    fn forward(&self, x: &Tensor, dropout: f64) -> Result<Tensor> {
+        let (inner, wo) = match self {
+            Self::Relu { wi, wo } => (linear(x, wi)?.f_relu()?, wo),
+            Self::GatedGelu { wi_0, wi_1, wo } => {
+                (linear(x, wi_0)?.f_gelu("tanh")?.f_mul(&linear(x, wi_1)?)?, wo)
+            }
+        };
+        linear(&drop_out(&inner, dropout)?, wo)
+    }
+}
+
+fn drop_out(x: &Tensor, rate: f64) -> Result<Tensor> {
+    Ok(if rate > 0.0 { x.f_dropout(rate, true)? } else { x.shallow_clone() })
+}
+
+/// The learnt bias of a stack's self-attention, which depends on the distance of key and query only.
+#[derive(Debug)]
+pub(super) struct PositionBias {
+    /// `[buckets, heads]`.
+    table: Tensor,
+    bidirectional: bool,
+    max_distance: i64,
+}
+
+impl PositionBias {
+    /// Buckets of key-minus-query distances (any shape, `i64`).
+    pub(super) fn buckets(&self, distance: &Tensor) -> Result<Tensor> {
+        let mut buckets = self.table.size()[0];
+        let mut offset = distance.f_zeros_like()?;
+        let n = if self.bidirectional {
+            buckets /= 2;
+            offset = distance.f_gt(0)?.f_to_kind(Kind::Int64)?.f_mul_scalar(buckets)?;
+            distance.f_abs()?
+        } else {
+            distance.f_neg()?.f_clamp_min(0)?
+        };
+        // Small distances have a bucket each, larger ones share buckets on a logarithmic scale. The arithmetic is
+        // float32 in this order, because bucket limits fall on exact powers.
+        let exact = buckets / 2;
+        let scale = (self.max_distance as f64 / exact as f64).ln();
+        let far = n
+            .f_to_kind(Kind::Float)?
+            .f_div_scalar(exact as f64)?
+            .f_log()?
+            .f_div_scalar(scale)?
+            .f_mul_scalar((buckets - exact) as f64)?
+            .f_to_kind(Kind::Int64)?
+            .f_add_scalar(exact)?
+            .f_clamp_max(buckets - 1)?;
+        Ok(n.f_where_self(&n.f_lt(exact)?, &far)?.f_add(&offset)?)
+    }
+
+    /// Bias `[1, heads, queries, keys]` of positions that both start at 0.
+    pub(super) fn full(&self, time: i64) -> Result<Tensor> {
+        let positions = Tensor::f_arange(time, (Kind::Int64, self.table.device()))?;
+        let distance = positions.f_unsqueeze(0)?.f_sub(&positions.f_unsqueeze(1)?)?;
+        let bias = Tensor::f_embedding(&self.table, &self.buckets(&distance)?, -1, false, false)?;
+        Ok(bias.f_permute([2, 0, 1])?.f_unsqueeze(0)?)
+    }
+
+    /// Bias `[1, heads, 1, time]` of the last query; the row of query `t` is its last `t + 1` columns.
+    fn last_row(&self, time: i64) -> Result<Tensor> {
+        let distance = Tensor::f_arange_start(1 - time, 1, (Kind::Int64, self.table.device()))?;
+        let bias = Tensor::f_embedding(&self.table, &self.buckets(&distance)?, -1, false, false)?;
+        Ok(bias.f_transpose(0, 1)?.f_contiguous()?.f_view_([1, -1, 1, time])?)
+    }
+}
+
+#[derive(Debug)]
+struct Block {
+    self_norm: Norm,
+    self_attention: Attention,
+    /// Only in the decoder.
+    cross: Option<(Norm, Attention)>,
+    dense_norm: Norm,
+    dense: Dense,
+}
+
+/// What the blocks add to attention scores, made once per forward pass.
+pub(super) struct Masks<'a> {
+    /// Position bias and mask of the self-attention, broadcastable to `[batch, heads, time, time]`.
+    pub(super) own: &'a Tensor,
+    /// Mask of the encoder states `[batch, 1, 1, source]`.
+    pub(super) source: Option<&'a Tensor>,
+}
+
+impl Block {
+    fn new(builder: &mut Builder, name: &str, decoder: bool, config: &T5Config) -> Result<Self> {
+        let self_attention = Attention::new(builder, &format!("{name}.layer.0.SelfAttention"), config)?;
+        let self_norm = Norm::new(builder, &format!("{name}.layer.0.layer_norm"), config)?;
+        let cross = if decoder {
+            let attention = Attention::new(builder, &format!("{name}.layer.1.EncDecAttention"), config)?;
+            Some((Norm::new(builder, &format!("{name}.layer.1.layer_norm"), config)?, attention))
+        } else {
+            None
+        };
+        let last = if decoder { 2 } else { 1 };
+        let dense = Dense::new(builder, &format!("{name}.layer.{last}.DenseReluDense"), config)?;
+        let dense_norm = Norm::new(builder, &format!("{name}.layer.{last}.layer_norm"), config)?;
+        Ok(Self { self_norm, self_attention, cross, dense_norm, dense })
+    }
+
+    /// One block over whole sequences. `source` are the encoder states that a decoder block attends to.
+    fn forward(&self, x: &Tensor, source: Option<&Tensor>, masks: &Masks<'_>, dropout: f64) -> Result<Tensor> {
+        let normed = self.self_norm.forward(x)?;
+        let (keys, values) = self.self_attention.keys_values(&normed)?;
+        let out = self.self_attention.attend(&normed, &keys, &values, masks.own, dropout)?;
+        let mut x = x.f_add(&drop_out(&out, dropout)?)?;
+        if let (Some((norm, attention)), Some(source), Some(mask)) = (&self.cross, source, masks.source) {
+            let (keys, values) = attention.keys_values(source)?;
+            let out = attention.attend(&norm.forward(&x)?, &keys, &values, mask, dropout)?;
+            x = x.f_add(&drop_out(&out, dropout)?)?;
+        }
+        let out = self.dense.forward(&self.dense_norm.forward(&x)?, dropout)?;
+        Ok(x.f_add(&drop_out(&out, dropout)?)?)
+    }
+
+    /// One block for one new position, whose key and value are stored in the cache.
+    fn step(&self, x: &Tensor, cache: &mut LayerCache, step: i64, masks: &Masks<'_>) -> Result<Tensor> {
+        let normed = self.self_norm.forward(x)?;
+        let (key, value) = self.self_attention.keys_values(&normed)?;
+        cache.keys.f_narrow(2, step, 1)?.f_copy_(&key)?;
+        cache.values.f_narrow(2, step, 1)?.f_copy_(&value)?;
+        let (keys, values) = (cache.keys.f_narrow(2, 0, step + 1)?, cache.values.f_narrow(2, 0, step + 1)?);
+        let mut x = x.f_add(&self.self_attention.attend(&normed, &keys, &values, masks.own, 0.0)?)?;
+        if let (Some((norm, attention)), Some(mask)) = (&self.cross, masks.source) {
+            let normed = norm.forward(&x)?;
+            x = x.f_add(&attention.attend(&normed, &cache.source_keys, &cache.source_values, mask, 0.0)?)?;
+        }
+        Ok(x.f_add(&self.dense.forward(&self.dense_norm.forward(&x)?, 0.0)?)?)
+    }
+}
+
+/// The encoder or the decoder.
+#[derive(Debug)]
+pub(super) struct Stack {
+    blocks: Vec<Block>,
+    final_norm: Norm,
+    pub(super) position_bias: PositionBias,
+}
+
+impl Stack {
+    pub(super) fn new(builder: &mut Builder, name: &str, decoder: bool, config: &T5Config) -> Result<Self> {
+        let blocks = if decoder { config.num_decoder_layers } else { config.num_layers };
+        let bias = format!("{name}.block.0.layer.0.SelfAttention.relative_attention_bias.weight");
+        let std = config.initializer_factor * (config.d_model as f64).powf(-0.5);
+        let shape = [config.relative_attention_num_buckets, config.num_heads];
+        Ok(Self {
+            position_bias: PositionBias {
+                table: builder.parameter(&bias, &shape, Init::Normal(std))?,
+                bidirectional: !decoder,
+                max_distance: config.relative_attention_max_distance,
+            },
+            blocks: (0..blocks)
+                .map(|i| Block::new(builder, &format!("{name}.block.{i}"), decoder, config))
+                .collect::<Result<_>>()?,
+            final_norm: Norm::new(builder, &format!("{name}.final_layer_norm"), config)?,
+        })
+    }
+
+    /// All blocks and the final norm over embedded tokens `[batch, time, d_model]`. `trace` receives the output of
+    /// every block.
+    pub(super) fn forward(
+        &self,
+        x: Tensor,
+        source: Option<&Tensor>,
+        masks: &Masks<'_>,
+        dropout: f64,
+        mut trace: Option<&mut Vec<Tensor>>,
+    ) -> Result<Tensor> {
+        let mut x = drop_out(&x, dropout)?;
+        for block in &self.blocks {
+            x = block.forward(&x, source, masks, dropout)?;
+            if let Some(trace) = trace.as_deref_mut() {
+                trace.push(x.shallow_clone());
+            }
+        }
+        drop_out(&self.final_norm.forward(&x)?, dropout)
+    }
+
+    /// An empty cache for `rows` sequences of at most `max_time` tokens over the encoder states `[batch, source,
+    /// d_model]`, whose keys and values are projected here, once.
+    pub(super) fn cache(&self, source: &Tensor, rows: i64, max_time: i64) -> Result<DecoderCache> {
+        let options = (source.kind(), source.device());
+        let layers = self
+            .blocks
+            .iter()
+            .filter_map(|block| block.cross.as_ref().map(|(_, cross)| (&block.self_attention, cross)))
+            .map(|(own, cross)| {
+                let shape = [rows, own.heads, max_time, own.q.size()[0] / own.heads];
+                let (source_keys, source_values) = cross.keys_values(source)?;
+                Ok(LayerCache {
+                    keys: Tensor::f_zeros(shape, options)?,
+                    values: Tensor::f_zeros(shape, options)?,
+                    source_keys: source_keys.f_contiguous()?,
+                    source_values: source_values.f_contiguous()?,
+                })
+            })
+            .collect::<Result<_>>()?;
+        Ok(DecoderCache { layers, bias: self.position_bias.last_row(max_time)?, max_time, step: 0 })
+    }
+
+    /// All blocks and the final norm for one new position of every row, `[rows, 1, d_model]`.
+    pub(super) fn step(&self, x: Tensor, cache: &mut DecoderCache, source_mask: &Tensor) -> Result<Tensor> {
+        let step = cache.step;
+        let own = cache.bias.f_narrow(3, cache.max_time - 1 - step, step + 1)?;
+        let masks = Masks { own: &own, source: Some(source_mask) };
+        let mut x = x;
+        for (block, layer) in self.blocks.iter().zip(&mut cache.layers) {
+            x = block.step(&x, layer, step, &masks)?;
+        }
+        cache.step += 1;
+        self.final_norm.forward(&x)
+    }
+}
+
+/// Keys and values of the decoder, allocated once for the longest sequence.
+#[derive(Debug)]
+pub(super) struct DecoderCache {
+    layers: Vec<LayerCache>,
+    bias: Tensor,
+    max_time: i64,
+    step: i64,
+}
+
+#[derive(Debug)]
+struct LayerCache {
+    keys: Tensor,
+    values: Tensor,
+    source_keys: Tensor,
+    source_values: Tensor,
+}
+
+/// Score offsets that hide padding: `[batch, time]` mask to `[batch, 1, 1, time]`.
+pub(super) fn padding_mask(mask: &Tensor, kind: Kind) -> Result<Tensor> {
+    let hidden = mask.f_eq(0)?.f_to_kind(Kind::Float)?.f_mul_scalar(HIDDEN)?;
+    Ok(hidden.f_to_kind(kind)?.f_unsqueeze(1)?.f_unsqueeze(1)?)
+}
+
+/// Score offsets that hide the future: `[1, 1, time, time]`.
+pub(super) fn causal_mask(time: i64, options: (Kind, Device)) -> Result<Tensor> {
+    Ok(Tensor::f_full([1, 1, time, time], HIDDEN, options)?.f_triu(1)?)
+}

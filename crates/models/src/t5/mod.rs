@@ -1,0 +1,343 @@
+//! T5 (arXiv 1910.10683): versions 1.0 and 1.1/Flan, with or without the decoder.
+
+mod config;
+mod layers;
+
+use std::path::Path;
+
+use tch::{Device, Kind, Tensor};
+
+use crate::checkpoint::{Builder, Weights, write_model};
+use crate::parameters::{Init, Parameters};
+use crate::{Batch, Error, Result, Side, TokenId};
+
+pub use config::{FeedForward, T5Config};
+use layers::{DecoderCache, Masks, Stack, causal_mask, padding_mask};
+
+/// Above this size a saved model is split into several files, as Hugging Face does.
+const SHARD_BYTES: u64 = 5_000_000_000;
+
+/// A T5. Parameters carry their Hugging Face names, so that folders written here load in `transformers` and theirs
+/// load here.
+///
+/// # Example
+/// ```no_run
+/// use ruminate_models::{Batch, Side, T5};
+/// use tch::{Device, Kind};
+/// let t5 = T5::load("t5-large".as_ref(), Kind::Float, Device::cuda_if_available())?;
+/// let source = t5.batch(&[vec![37, 1997, 1]])?;
+/// let encoded = t5.encode(&source)?;
+/// # Ok::<(), ruminate_models::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct T5 {
+    config: T5Config,
+    kind: Kind,
+    device: Device,
+    parameters: Parameters,
+    shared: Tensor,
+    encoder: Stack,
+    decoder: Option<Stack>,
+    /// The output matrix, where it is not the embedding.
+    lm_head: Option<Tensor>,
+    training: bool,
+}
+
+/// What the encoder made of a batch.
+#[derive(Debug)]
+pub struct Encoded {
+    /// States after the final norm `[batch, source, d_model]`.
+    pub states: Tensor,
+    /// Score offsets that hide the padding `[batch, 1, 1, source]`.
+    mask: Tensor,
+}
+
+/// Decoding one token after another over [`Encoded`] states.
+#[derive(Debug)]
+pub struct Decoding<'a> {
+    model: &'a T5,
+    decoder: &'a Stack,
+    mask: &'a Tensor,
+    cache: DecoderCache,
+}
+
+impl T5 {
+    /// A new model whose parameters are drawn as Hugging Face draws them; the same seed gives the same model.
+    ///
+    /// # Errors
+    /// When memory is short.
+    pub fn new(config: T5Config, kind: Kind, device: Device, seed: i64) -> Result<Self> {
+        // The draw must not disturb whoever else uses the generator.
+        let state = ruminate_torch::rng::state(Device::Cpu)?;
+        tch::manual_seed(seed);
+        let model = Self::build(config, Builder::new(None, kind, device));
+        ruminate_torch::rng::set_state(Device::Cpu, &state)?;
+        model
+    }
+
+    /// Loads a Hugging Face folder: `config.json` and `model.safetensors` or its shards.
+    ///
+    /// # Errors
+    /// When a file cannot be read, the configuration asks for something unknown, or tensors are missing, unexpected
+    /// or misshapen; the error names them all.
+    pub fn load(folder: &Path, kind: Kind, device: Device) -> Result<Self> {
+        if !folder.is_dir() {
+            let reason = "there is no such folder".into();
+            return Err(Error::NoWeights { path: folder.to_path_buf(), reason });
+        }
+        Self::load_with(T5Config::open(folder)?, folder, kind, device)
+    }
+
+    /// As [`load`](Self::load), with a configuration from elsewhere.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_with(mut config: T5Config, folder: &Path, kind: Kind, device: Device) -> Result<Self> {
+        let mut weights = Weights::open(folder, Device::Cpu)?;
+        // The embedding under its other two names, and a bias that the first T5 code wrote but never used.
+        let aliases = ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"];
+        if weights.get("shared.weight").is_none()
+            && let Some(alias) = aliases.into_iter().find(|&name| weights.get(name).is_some())
+        {
+            weights.rename(alias, "shared.weight");
+        }
+        for alias in aliases {
+            weights.ignore(alias);
+        }
+        weights.ignore("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight");
+        // Files of transformers 5 say "tied" even when they hold an output matrix of its own.
+        if config.is_encoder_decoder && config.tie_word_embeddings {
+            match (weights.get("lm_head.weight"), weights.get("shared.weight")) {
+                (Some(head), Some(shared)) if head.size() != shared.size() || !head.f_equal(shared)? => {
+                    config.tie_word_embeddings = false;
+                }
+                _ => weights.ignore("lm_head.weight"),
+            }
+        }
+        Self::build(config, Builder::new(Some(weights), kind, device))
+    }
+
+    fn build(config: T5Config, mut builder: Builder) -> Result<Self> {
+        let (kind, device) = builder.options();
+        let embedding = [config.vocab_size, config.d_model];
+        let init = Init::Normal(config.initializer_factor);
+        let shared = builder.parameter("shared.weight", &embedding, init)?;
+        let encoder = Stack::new(&mut builder, "encoder", false, &config)?;
+        let (mut decoder, mut lm_head) = (None, None);
+        if config.is_encoder_decoder {
+            decoder = Some(Stack::new(&mut builder, "decoder", true, &config)?);
+            if !config.tie_word_embeddings {
+                lm_head = Some(builder.parameter("lm_head.weight", &embedding, init)?);
+            }
+        }
+        let parameters = builder.finish()?;
+        Ok(Self { config, kind, device, parameters, shared, encoder, decoder, lm_head, training: false })
+    }
+
+    /// Writes `config.json` and the weights into an existing folder.
+    ///
+    /// # Errors
+    /// When the folder is not writable or the disk is full.
+    pub fn save(&self, folder: &Path) -> Result<()> {
+        self.config.save(folder)?;
+        write_model(folder, &self.parameters, SHARD_BYTES)
+    }
+
+    /// The configuration.
+    #[must_use]
+    pub fn config(&self) -> &T5Config {
+        &self.config
+    }
+
+    /// The parameters; they are shared with the layers.
+    #[must_use]
+    pub fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+
+    /// The device on which the parameters lie.
+    #[must_use]
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// The kind of the parameters.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Training mode switches dropout on. A new or loaded model is in evaluation mode.
+    pub fn set_training(&mut self, training: bool) {
+        self.training = training;
+    }
+
+    /// A source batch: rows of ids padded on the right.
+    ///
+    /// # Errors
+    /// When a row is empty or holds an id outside the vocabulary.
+    pub fn batch<R: AsRef<[TokenId]>>(&self, rows: &[R]) -> Result<Batch> {
+        for (i, row) in rows.iter().enumerate() {
+            if let Some(id) = row.as_ref().iter().find(|&&id| id < 0 || id >= self.config.vocab_size) {
+                let reason = format!("row {i} holds id {id}, outside the vocabulary of {}", self.config.vocab_size);
+                return Err(Error::invalid("batch", reason));
+            }
+        }
+        Batch::new(rows, self.config.pad_token_id, Side::Right, self.device)
+    }
+
+    /// Runs the encoder.
+    ///
+    /// # Errors
+    /// When libtorch refuses, e.g. for want of memory.
+    pub fn encode(&self, source: &Batch) -> Result<Encoded> {
+        self.encode_traced(source, None)
+    }
+
+    /// Runs the encoder; `trace` receives the output of every block, before the final norm.
+    ///
+    /// # Errors
+    /// When libtorch refuses.
+    pub fn encode_traced(&self, source: &Batch, trace: Option<&mut Vec<Tensor>>) -> Result<Encoded> {
+        let mask = padding_mask(&source.mask, self.kind)?;
+        let bias = self.encoder.position_bias.full(source.ids.size()[1])?.f_add(&mask)?;
+        let masks = Masks { own: &bias, source: None };
+        let states = self.encoder.forward(self.embed(&source.ids)?, None, &masks, self.dropout(), trace)?;
+        Ok(Encoded { states, mask })
+    }
+
+    /// Runs the decoder over whole target inputs `[rows, time]` and returns its states after the final norm
+    /// `[rows, time, d_model]`. `rows` may be a multiple of the encoded batch: consecutive rows then share one
+    /// source.
+    ///
+    /// # Errors
+    /// When the model has no decoder, or libtorch refuses.
+    pub fn decode(&self, encoded: &Encoded, inputs: &Tensor) -> Result<Tensor> {
+        self.decode_traced(encoded, inputs, None)
+    }
+
+    /// As [`decode`](Self::decode); `trace` receives the output of every block, before the final norm.
+    ///
+    /// # Errors
+    /// As [`decode`](Self::decode).
+    pub fn decode_traced(
+        &self,
+        encoded: &Encoded,
+        inputs: &Tensor,
+        trace: Option<&mut Vec<Tensor>>,
+    ) -> Result<Tensor> {
+        let decoder = self.decoder()?;
+        let (rows, time) = inputs.size2()?;
+        check_rows(rows, &encoded.states)?;
+        let bias = decoder.position_bias.full(time)?.f_add(&causal_mask(time, (self.kind, self.device))?)?;
+        let masks = Masks { own: &bias, source: Some(&encoded.mask) };
+        decoder.forward(self.embed(inputs)?, Some(&encoded.states), &masks, self.dropout(), trace)
+    }
+
+    /// Starts decoding step by step: `rows` sequences (a multiple of the encoded batch) of at most `max_time`
+    /// tokens. Memory for keys and values is taken here, once.
+    ///
+    /// # Errors
+    /// When the model has no decoder, or libtorch refuses.
+    pub fn start_decoding<'a>(&'a self, encoded: &'a Encoded, rows: i64, max_time: i64) -> Result<Decoding<'a>> {
+        let decoder = self.decoder()?;
+        check_rows(rows, &encoded.states)?;
+        let cache = decoder.cache(&encoded.states, rows, max_time)?;
+        Ok(Decoding { model: self, decoder, mask: &encoded.mask, cache })
+    }
+
+    /// Vocabulary logits of decoder states `[..., d_model]`, in `f32`.
+    ///
+    /// # Errors
+    /// When libtorch refuses.
+    pub fn logits(&self, states: &Tensor) -> Result<Tensor> {
+        let output = self.output_matrix();
+        Ok(self.scale(states)?.f_linear(output, None::<&Tensor>)?.f_to_kind(Kind::Float)?)
+    }
+
+    /// Logits of a few tokens only: states `[batch, d_model]`, ids `[batch, n]`, result `[batch, n]`, `f32`.
+    ///
+    /// # Errors
+    /// When libtorch refuses.
+    pub fn logits_of(&self, states: &Tensor, ids: &Tensor) -> Result<Tensor> {
+        let (batch, n) = ids.size2()?;
+        let rows = self.output_matrix().f_index_select(0, &ids.f_reshape([-1])?)?.f_view_([batch, n, -1])?;
+        Ok(rows.f_matmul(&self.scale(states)?.f_unsqueeze(2)?)?.f_squeeze_dim(2)?.f_to_kind(Kind::Float)?)
+    }
+
+    /// Buckets of key-minus-query distances in the encoder's (`bidirectional`) or decoder's self-attention.
+    ///
+    /// # Errors
+    /// When the model has no decoder, or libtorch refuses.
+    pub fn position_buckets(&self, distance: &Tensor, bidirectional: bool) -> Result<Tensor> {
+        self.stack(bidirectional)?.position_bias.buckets(distance)
+    }
+
+    /// Position bias `[1, heads, time, time]` of the encoder (`bidirectional`) or the decoder, without any mask.
+    ///
+    /// # Errors
+    /// When the model has no decoder, or libtorch refuses.
+    pub fn position_bias(&self, time: i64, bidirectional: bool) -> Result<Tensor> {
+        self.stack(bidirectional)?.position_bias.full(time)
+    }
+
+    /// Decoder inputs of labels `[batch, time]`: shifted right behind the start token, ignored positions as padding.
+    ///
+    /// # Errors
+    /// When libtorch refuses.
+    pub fn shift_right(&self, labels: &Tensor) -> Result<Tensor> {
+        let (batch, time) = labels.size2()?;
+        let inputs = labels.f_full_like(self.config.decoder_start_token_id)?;
+        inputs.f_narrow(1, 1, time - 1)?.f_copy_(&labels.f_narrow(1, 0, time - 1)?)?;
+        let ignored = inputs.f_eq(crate::IGNORED)?;
+        debug_assert_eq!(inputs.size(), [batch, time]);
+        Ok(inputs.f_masked_fill(&ignored, self.config.pad_token_id)?)
+    }
+
+    fn stack(&self, encoder: bool) -> Result<&Stack> {
+        if encoder { Ok(&self.encoder) } else { self.decoder() }
+    }
+
+    fn decoder(&self) -> Result<&Stack> {
+        self.decoder.as_ref().ok_or_else(|| Error::invalid("T5", "this model has only an encoder"))
+    }
+
+    fn embed(&self, ids: &Tensor) -> Result<Tensor> {
+        Ok(Tensor::f_embedding(&self.shared, ids, -1, false, false)?)
+    }
+
+    fn output_matrix(&self) -> &Tensor {
+        self.lm_head.as_ref().unwrap_or(&self.shared)
+    }
+
+    fn scale(&self, states: &Tensor) -> Result<Tensor> {
+        Ok(if self.config.scale_decoder_outputs {
+            states.f_mul_scalar((self.config.d_model as f64).powf(-0.5))?
+        } else {
+            states.shallow_clone()
+        })
+    }
+
+    fn dropout(&self) -> f64 {
+        if self.training { self.config.dropout_rate } else { 0.0 }
+    }
+}
+
+impl Decoding<'_> {
+    /// Feeds one token to every row, `[rows, 1]`, and returns the decoder's states after the final norm
+    /// `[rows, 1, d_model]`.
+    ///
+    /// # Errors
+    /// When more tokens are fed than the cache was made for, or libtorch refuses.
+    pub fn step(&mut self, tokens: &Tensor) -> Result<Tensor> {
+        self.decoder.step(self.model.embed(tokens)?, &mut self.cache, self.mask)
+    }
+}
+
+fn check_rows(rows: i64, states: &Tensor) -> Result<()> {
+    let batch = states.size()[0];
+    if rows % batch == 0 {
+        return Ok(());
+    }
+    Err(Error::invalid("decoder input", format!("{rows} rows cannot share {batch} encoded sources evenly")))
+}

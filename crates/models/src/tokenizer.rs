@@ -1,0 +1,173 @@
+//! Text to token ids and back, with the tokenizer files of Hugging Face.
+
+use std::path::Path;
+
+use tokenizers::{PostProcessor, TruncationDirection};
+
+use crate::{Error, Result, TokenId};
+
+/// Which end of a text that is too long is cut off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Truncate {
+    /// Keep the beginning.
+    #[default]
+    End,
+    /// Keep the end.
+    Start,
+}
+
+/// A `tokenizer.json`, used exactly as written.
+#[derive(Debug, Clone)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+}
+
+impl Tokenizer {
+    /// Loads `tokenizer.json` from a model folder, or a file of any name.
+    ///
+    /// # Errors
+    /// When the file cannot be read or is no tokenizer.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = if path.is_dir() { path.join("tokenizer.json") } else { path.to_path_buf() };
+        let bytes = std::fs::read(&file).map_err(Error::read(&file))?;
+        let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|source| Error::Tokenizer {
+            reason: format!("{} is not a tokenizer file", file.display()),
+            source: Some(source),
+        })?;
+        // Padding and truncation are arguments of the calls below; a setting stored in the file must not interfere.
+        inner.with_padding(None);
+        inner.with_truncation(None).map_err(library("resetting truncation"))?;
+        Ok(Self { inner })
+    }
+
+    /// Writes `tokenizer.json` into a folder.
+    ///
+    /// # Errors
+    /// When the folder is not writable.
+    pub fn save(&self, folder: &Path) -> Result<()> {
+        let text = self.inner.to_string(false).map_err(library("serializing"))?;
+        let path = folder.join("tokenizer.json");
+        std::fs::write(&path, text).map_err(Error::write(&path))
+    }
+
+    /// Entries, special tokens included.
+    #[must_use]
+    pub fn vocab_size(&self) -> usize {
+        self.inner.get_vocab_size(true)
+    }
+
+    /// The id of a token, where the vocabulary has it.
+    #[must_use]
+    pub fn token_id(&self, token: &str) -> Option<TokenId> {
+        self.inner.token_to_id(token).map(TokenId::from)
+    }
+
+    /// Refuses a tokenizer that can give ids for which the model has no embedding.
+    ///
+    /// # Errors
+    /// When the largest id is not below `embeddings`.
+    pub fn check_fits(&self, embeddings: i64) -> Result<()> {
+        let largest = self.inner.get_vocab(true).into_values().max().unwrap_or(0);
+        if i64::from(largest) < embeddings {
+            return Ok(());
+        }
+        Err(Error::Tokenizer {
+            reason: format!(
+                "it gives ids up to {largest}, but the model has {embeddings} embeddings (vocab_size in config.json): \
+                 use the tokenizer that belongs to the model, or a larger vocab_size for a new model"
+            ),
+            source: None,
+        })
+    }
+
+    /// The ids of a text with the special tokens that the tokenizer adds.
+    ///
+    /// # Errors
+    /// When the tokenizer library fails.
+    pub fn encode(&self, text: &str) -> Result<Vec<TokenId>> {
+        let encoding = self.inner.encode_fast(text, true).map_err(library("encoding"))?;
+        Ok(ids(&encoding))
+    }
+
+    /// The ids of a text without special tokens.
+    ///
+    /// # Errors
+    /// When the tokenizer library fails.
+    pub fn encode_plain(&self, text: &str) -> Result<Vec<TokenId>> {
+        let encoding = self.inner.encode_fast(text, false).map_err(library("encoding"))?;
+        Ok(ids(&encoding))
+    }
+
+    /// The ids of a text in at most `max_tokens`, special tokens included: those are kept, the text is cut.
+    ///
+    /// # Errors
+    /// When `max_tokens` leaves no room for the special tokens, or the tokenizer library fails.
+    pub fn encode_truncated(&self, text: &str, max_tokens: usize, cut: Truncate) -> Result<Vec<TokenId>> {
+        let added = self.inner.get_post_processor().map_or(0, |p| p.added_tokens(false));
+        if max_tokens < added {
+            let reason = format!("{max_tokens} tokens leave no room for {added} special tokens");
+            return Err(Error::Tokenizer { reason, source: None });
+        }
+        let mut encoding = self.inner.encode_fast(text, false).map_err(library("encoding"))?;
+        let direction = match cut {
+            Truncate::End => TruncationDirection::Right,
+            Truncate::Start => TruncationDirection::Left,
+        };
+        encoding.truncate(max_tokens - added, 0, direction);
+        let encoding = self.inner.post_process(encoding, None, true).map_err(library("adding special tokens"))?;
+        Ok(ids(&encoding))
+    }
+
+    /// The text of some ids. Ids outside the vocabulary, which a model with spare embeddings can produce, are left
+    /// out.
+    ///
+    /// # Errors
+    /// When the tokenizer library fails.
+    pub fn decode(&self, ids: &[TokenId], skip_special: bool) -> Result<String> {
+        let ids: Vec<u32> = ids.iter().filter_map(|&id| u32::try_from(id).ok()).collect();
+        self.inner.decode(&ids, skip_special).map_err(library("decoding"))
+    }
+
+    /// The text of some ids without special tokens and without the blanks before punctuation, as transformers 4
+    /// decodes by default ([`clean_up_spaces`]).
+    ///
+    /// # Errors
+    /// When the tokenizer library fails.
+    pub fn decode_clean(&self, ids: &[TokenId]) -> Result<String> {
+        Ok(clean_up_spaces(&self.decode(ids, true)?))
+    }
+
+    /// The pieces of some ids, for display.
+    #[must_use]
+    pub fn pieces(&self, ids: &[TokenId]) -> Vec<String> {
+        ids.iter()
+            .map(|&id| u32::try_from(id).ok().and_then(|id| self.inner.id_to_token(id)).unwrap_or_default())
+            .collect()
+    }
+}
+
+/// Removes the blanks that tokenizers leave before punctuation and contractions.
+#[must_use]
+pub fn clean_up_spaces(text: &str) -> String {
+    const RULES: [(&str, &str); 10] = [
+        (" .", "."),
+        (" ?", "?"),
+        (" !", "!"),
+        (" ,", ","),
+        (" ' ", "'"),
+        (" n't", "n't"),
+        (" 'm", "'m"),
+        (" 's", "'s"),
+        (" 've", "'ve"),
+        (" 're", "'re"),
+    ];
+    RULES.iter().fold(text.to_string(), |text, (from, to)| text.replace(from, to))
+}
+
+fn ids(encoding: &tokenizers::Encoding) -> Vec<TokenId> {
+    encoding.get_ids().iter().map(|&id| TokenId::from(id)).collect()
+}
+
+fn library(what: &'static str) -> impl FnOnce(Box<dyn std::error::Error + Send + Sync>) -> Error {
+    move |source| Error::Tokenizer { reason: format!("{what} failed"), source: Some(source) }
+}

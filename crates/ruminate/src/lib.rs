@@ -1,0 +1,1 @@
+//! The facade: re-exports of every ruminate crate.

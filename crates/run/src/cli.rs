@@ -1,0 +1,351 @@
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{ArgAction, Args};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::config::{self, ConfigError};
+use crate::console::Verbosity;
+use crate::rundir::{RunDir, RunDirError};
+
+/// The flags that every binary shares; flatten them into its own: `#[command(flatten)] run: RunArgs`.
+///
+/// `--seed` and `--precision` belong to a run's configuration, so [`RunArgs::load`] writes them there. Device, threads
+/// and verbosity may differ when a run is resumed and stay out of it.
+#[derive(Debug, Clone, Args)]
+#[command(about = None::<&str>, long_about = None::<&str>)]
+pub struct RunArgs {
+    /// Configuration file. Keys that it leaves out keep their default, which is the paper's value
+    #[arg(long, value_name = "FILE.toml")]
+    pub config: Option<PathBuf>,
+
+    /// Override one key of the configuration, e.g. --set train.lr=1e-5 or --set 'splits=["train","dev"]'. Repeatable;
+    /// the last one wins. An unknown key is an error that names the nearest known one
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub sets: Vec<String>,
+
+    /// Folder for everything the run writes: config.toml, metrics.jsonl, samples.jsonl, checkpoints/. Created if
+    /// missing; refused if it already holds a run, unless --resume is given
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+
+    /// Where to compute. auto takes the first CUDA device and falls back to the CPU
+    #[arg(long, value_name = "auto|cpu|cuda[:N]", default_value = "auto")]
+    pub device: DeviceArg,
+
+    /// Precision of the computation, for each part of the configuration that has one. bf16 halves the memory of the
+    /// activations and keeps about three significant digits
+    #[arg(long, value_name = "f32|bf16", value_parser = ["f32", "bf16"])]
+    pub precision: Option<String>,
+
+    /// Seed of every random choice; becomes part of the configuration
+    // TOML's integers end at i64::MAX.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
+    pub seed: Option<u64>,
+
+    /// CPU threads that libtorch may use. Default: one per core. Results are reproducible for one number of threads
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub threads: Option<u16>,
+
+    /// Continue the run in --out from its last checkpoint, with the configuration that is stored there
+    #[arg(long, requires = "out")]
+    pub resume: bool,
+
+    /// Print the result as one line of JSON on stdout; progress stays on stderr
+    #[arg(long)]
+    pub json: bool,
+
+    /// Show errors only
+    #[arg(short, long, conflicts_with = "verbose")]
+    pub quiet: bool,
+
+    /// Show all metrics instead of the first few (-v), and samples too (-vv)
+    #[arg(short, long, action = ArgAction::Count)]
+    pub verbose: u8,
+}
+
+/// The dotted keys under which a configuration keeps what has a flag of its own. A flag sets all of its keys.
+#[derive(Debug, Clone, Copy)]
+pub struct FlagKeys {
+    /// Keys for `--seed`; default `seed`.
+    pub seed: &'static [&'static str],
+    /// Keys for `--precision`, e.g. `train.precision`; default none, which makes the flag an error.
+    pub precision: &'static [&'static str],
+}
+
+impl Default for FlagKeys {
+    fn default() -> Self {
+        Self { seed: &["seed"], precision: &[] }
+    }
+}
+
+impl RunArgs {
+    /// The resolved configuration: the defaults of `T`, then `--config`, then `--set`, `--seed` and `--precision`.
+    ///
+    /// With `--resume` and without `--config`, the stored configuration takes the place of the defaults, so that
+    /// `--out DIR --resume` is all it takes to go on.
+    ///
+    /// # Errors
+    /// See [`config::load`].
+    pub fn load<T: Serialize + DeserializeOwned>(&self, keys: FlagKeys) -> Result<T, ConfigError> {
+        let stored = self.out.as_deref().filter(|_| self.resume).and_then(RunDir::stored_config);
+        config::load(self.config.as_deref().or(stored.as_deref()), &self.overrides(keys)?)
+    }
+
+    /// Creates the run folder, or opens it again with `--resume`.
+    ///
+    /// # Errors
+    /// No `--out` was given, and whatever [`RunDir::create`] and [`RunDir::resume`] refuse.
+    pub fn open<T: Serialize>(&self, config: &T) -> Result<RunDir, RunDirError> {
+        let out = self.out.as_deref().ok_or(RunDirError::NoFolder)?;
+        if self.resume { RunDir::resume(out, config) } else { RunDir::create(out, config) }
+    }
+
+    /// Applies `--threads` and returns the device to compute on.
+    ///
+    /// # Errors
+    /// `--device` names a device that is not there.
+    pub fn setup(&self) -> Result<tch::Device, DeviceError> {
+        if let Some(threads) = self.threads {
+            tch::set_num_threads(threads.into());
+        }
+        self.device.resolve()
+    }
+
+    /// How much `-q` and `-v` let through.
+    pub fn verbosity(&self) -> Verbosity {
+        match self.verbose {
+            _ if self.quiet => Verbosity::Quiet,
+            0 => Verbosity::Normal,
+            1 => Verbosity::AllMetrics,
+            _ => Verbosity::Samples,
+        }
+    }
+
+    /// `--set` and the flags that are short for it; those come last, so that they win.
+    fn overrides(&self, keys: FlagKeys) -> Result<Vec<String>, ConfigError> {
+        let seed = self.seed.map(|seed| seed.to_string());
+        let mut overrides = self.sets.clone();
+        for (flag, value, keys) in
+            [("--seed", seed, keys.seed), ("--precision", self.precision.clone(), keys.precision)]
+        {
+            let Some(value) = value else { continue };
+            if keys.is_empty() {
+                return Err(ConfigError::UselessFlag { flag });
+            }
+            overrides.extend(keys.iter().map(|key| format!("{key}={value}")));
+        }
+        Ok(overrides)
+    }
+}
+
+/// The value of `--device`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum DeviceArg {
+    /// The first CUDA device, or the CPU where there is none.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The CUDA device with this index.
+    Cuda(usize),
+}
+
+/// A device that cannot be used.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DeviceError {
+    /// Not the name of a device.
+    #[error("`{0}` is not a device; expected auto, cpu, cuda or cuda:N")]
+    Unknown(String),
+    /// CUDA was asked for and libtorch sees none.
+    #[error(
+        "--device cuda:{0}: libtorch finds no CUDA device; check that it was built with CUDA and that `nvidia-smi` lists \
+         a GPU, or use --device cpu"
+    )]
+    NoCuda(usize),
+    /// A CUDA device beyond the last one was asked for.
+    #[error("--device cuda:{index}: there is no such device; the last one is cuda:{}", count - 1)]
+    NoSuchDevice {
+        /// Index that was asked for.
+        index: usize,
+        /// Number of devices, at least 1.
+        count: usize,
+    },
+}
+
+impl FromStr for DeviceArg {
+    type Err = DeviceError;
+
+    fn from_str(text: &str) -> Result<Self, DeviceError> {
+        let unknown = || DeviceError::Unknown(text.to_owned());
+        match text {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            _ => {
+                let index = text.strip_prefix("cuda:").ok_or_else(unknown)?;
+                index.parse().map(Self::Cuda).map_err(|_| unknown())
+            }
+        }
+    }
+}
+
+impl DeviceArg {
+    /// The device to compute on.
+    ///
+    /// # Errors
+    /// A CUDA device was asked for that libtorch does not see.
+    pub fn resolve(self) -> Result<tch::Device, DeviceError> {
+        let count =
+            if self != Self::Cpu && tch::Cuda::is_available() { tch::Cuda::device_count() } else { 0 };
+        self.resolve_among(usize::try_from(count).unwrap_or(0))
+    }
+
+    fn resolve_among(self, count: usize) -> Result<tch::Device, DeviceError> {
+        match self {
+            Self::Cpu => Ok(tch::Device::Cpu),
+            Self::Auto if count == 0 => Ok(tch::Device::Cpu),
+            Self::Auto => Ok(tch::Device::Cuda(0)),
+            Self::Cuda(index) if count == 0 => Err(DeviceError::NoCuda(index)),
+            Self::Cuda(index) if index >= count => Err(DeviceError::NoSuchDevice { index, count }),
+            Self::Cuda(index) => Ok(tch::Device::Cuda(index)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use ruminate_algorithms::Precision;
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Cli {
+        #[command(flatten)]
+        run: RunArgs,
+    }
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    struct Config {
+        seed: u64,
+        precision: Precision,
+        lr: f64,
+    }
+
+    impl Default for Config {
+        fn default() -> Self {
+            Self { seed: 0, precision: Precision::F32, lr: 1e-5 }
+        }
+    }
+
+    const KEYS: FlagKeys = FlagKeys { seed: &["seed"], precision: &["precision"] };
+
+    fn args(line: &str) -> RunArgs {
+        Cli::try_parse_from(["test"].into_iter().chain(line.split_whitespace())).unwrap().run
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        <Cli as clap::CommandFactory>::command().debug_assert();
+    }
+
+    /// A flattened type's documentation is for programmers, and must not become the help text of the binary.
+    #[test]
+    fn the_help_of_the_binary_is_its_own() {
+        /// Trains a reasoner.
+        #[derive(Debug, Parser)]
+        struct Documented {
+            #[command(flatten)]
+            _run: RunArgs,
+        }
+        #[derive(Debug, Parser)]
+        enum Subcommands {
+            /// Trains a policy.
+            Train(RunArgs),
+        }
+        use clap::CommandFactory;
+        let about = |command: &clap::Command| {
+            (command.get_about().map(ToString::to_string), command.get_long_about().map(ToString::to_string))
+        };
+        assert_eq!(about(&Cli::command()), (None, None));
+        assert_eq!(about(&Documented::command()), (Some("Trains a reasoner".into()), None));
+        let train = Subcommands::command().find_subcommand("train").cloned().unwrap();
+        assert_eq!(about(&train), (Some("Trains a policy".into()), None));
+    }
+
+    #[test]
+    fn seed_and_precision_are_part_of_the_configuration() {
+        let config: Config = args("--seed 7 --precision bf16 --set lr=1e-4 --set seed=3").load(KEYS).unwrap();
+        assert_eq!(config, Config { seed: 7, precision: Precision::Bf16, lr: 1e-4 });
+
+        let message = args("--precision f32").load::<Config>(FlagKeys::default()).unwrap_err().to_string();
+        assert_eq!(message, "--precision has no effect on this command; leave it out");
+    }
+
+    #[test]
+    fn resume_starts_from_the_stored_configuration() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().display();
+        let start = args(&format!("--out {out} --seed 7 --set lr=1e-4"));
+        let config: Config = start.load(KEYS).unwrap();
+        drop(start.open(&config).unwrap());
+
+        for flags in ["", "--seed 7", "--set lr=1e-4"] {
+            let resume = args(&format!("--out {out} --resume {flags}"));
+            let resumed: Config = resume.load(KEYS).unwrap();
+            assert_eq!(resumed, config);
+            assert!(resume.open(&resumed).unwrap().is_resumed());
+        }
+
+        let changed = args(&format!("--out {out} --resume --seed 8"));
+        let message = changed.open(&changed.load::<Config>(KEYS).unwrap()).unwrap_err().to_string();
+        assert!(message.ends_with("\n  seed: stored 7, now 8"), "{message}");
+    }
+
+    #[test]
+    fn contradictions_are_usage_errors() {
+        for line in [
+            "-q -v",
+            "--resume",
+            "--threads 0",
+            "--device tpu",
+            "--device cuda:x",
+            "--seed -1",
+            "--precision f16",
+        ] {
+            let error = Cli::try_parse_from(["test"].into_iter().chain(line.split_whitespace())).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{line}");
+        }
+        assert!(matches!(args("").open(&Config::default()), Err(RunDirError::NoFolder)));
+    }
+
+    #[test]
+    fn verbosity_counts() {
+        let levels = ["-q", "", "-v", "-vv", "-vvv"].map(|line| args(line).verbosity());
+        use Verbosity::{AllMetrics, Normal, Quiet, Samples};
+        assert_eq!(levels, [Quiet, Normal, AllMetrics, Samples, Samples]);
+    }
+
+    #[test]
+    fn devices_resolve_to_what_is_there() {
+        let device = |text: &str, count| text.parse::<DeviceArg>()?.resolve_among(count);
+        assert_eq!(device("auto", 0), Ok(tch::Device::Cpu));
+        assert_eq!(device("auto", 2), Ok(tch::Device::Cuda(0)));
+        assert_eq!(device("cpu", 2), Ok(tch::Device::Cpu));
+        assert_eq!(device("cuda:1", 2), Ok(tch::Device::Cuda(1)));
+        assert_eq!(device("cuda", 0), Err(DeviceError::NoCuda(0)));
+        let message = device("cuda:2", 2).unwrap_err().to_string();
+        assert_eq!(message, "--device cuda:2: there is no such device; the last one is cuda:1");
+    }
+
+    #[test]
+    fn setup_applies_the_threads() {
+        assert_eq!(args("--device cpu --threads 1").setup(), Ok(tch::Device::Cpu));
+        assert_eq!(tch::get_num_threads(), 1);
+    }
+}

@@ -1,0 +1,164 @@
+//! Configuration: defaults, then a TOML file, then `--set` overrides, each checked key by key.
+
+mod error;
+mod overrides;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use toml::de::{DeTable, DeValue};
+use toml::{Table, Value};
+
+pub use error::ConfigError;
+use overrides::Override;
+
+/// Reads a configuration: the values of `file`, then each of `sets` (`path.to.key=value`, later ones win), then
+/// the defaults of `T` for all that is left.
+///
+/// A value of `sets` is read as TOML and, where it is not TOML, as a bare string, so that
+/// `--set model=t5-large` needs no quotes. `T` should carry `#[serde(default, deny_unknown_fields)]` on every level.
+///
+/// # Errors
+/// An unknown key, a value of the wrong type or a file that cannot be read or parsed; the message says where.
+pub fn load<T: Serialize + DeserializeOwned>(file: Option<&Path>, sets: &[String]) -> Result<T, ConfigError> {
+    let file = file.map(ConfigFile::read).transpose()?;
+    let overrides = sets.iter().map(|set| Override::parse(set)).collect::<Result<Vec<_>, _>>()?;
+
+    let mut table = file.as_ref().map(ConfigFile::table).transpose()?.unwrap_or_default();
+    for one in &overrides {
+        one.apply(&mut table)?;
+    }
+    serde_path_to_error::deserialize(Value::Table(table)).map_err(|error| {
+        let path = segments(error.path());
+        let origin = origin(&path, file.as_ref(), &overrides);
+        error::explain(error.inner().message(), &path, origin, &known_keys::<T>())
+    })
+}
+
+/// The resolved configuration as TOML text, every default written out.
+///
+/// # Errors
+/// `config` holds something that TOML cannot express, such as an integer above `i64::MAX`.
+pub fn to_toml<T: Serialize>(config: &T) -> Result<String, ConfigError> {
+    resolve(config).map(|(text, _)| text)
+}
+
+/// `config` as text and as what [`load`] would read from that text. Not from `config` directly: an `f32` gets other
+/// digits on that way, and an integer that can be written but not read would be noticed only when the run is resumed.
+pub(crate) fn resolve<T: Serialize>(config: &T) -> Result<(String, Table), ConfigError> {
+    let text = toml::to_string(config).map_err(ConfigError::Serialize)?;
+    let file = ConfigFile { path: "resolved configuration".into(), text };
+    let table = file.table()?;
+    Ok((file.text, table))
+}
+
+/// Every leaf of a table under its dotted path; arrays count as leaves.
+pub(crate) fn flatten(table: &Table) -> BTreeMap<String, Value> {
+    fn visit(prefix: &str, table: &Table, leaves: &mut BTreeMap<String, Value>) {
+        for (key, value) in table {
+            let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+            match value {
+                Value::Table(inner) if !inner.is_empty() => visit(&path, inner, leaves),
+                _ => {
+                    leaves.insert(path, value.clone());
+                }
+            }
+        }
+    }
+    let mut leaves = BTreeMap::new();
+    visit("", table, &mut leaves);
+    leaves
+}
+
+/// A file kept as text, because an error message needs its line numbers.
+struct ConfigFile {
+    path: PathBuf,
+    text: String,
+}
+
+impl ConfigFile {
+    fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Ok(Self { path: path.to_owned(), text })
+    }
+
+    fn table(&self) -> Result<Table, ConfigError> {
+        self.text.parse().map_err(|error: toml::de::Error| ConfigError::Syntax {
+            path: self.path.clone(),
+            line: self.line(error.span().map_or(0, |span| span.start)),
+            message: error.message().to_owned(),
+        })
+    }
+
+    fn line(&self, offset: usize) -> usize {
+        self.text.bytes().take(offset).filter(|&byte| byte == b'\n').count() + 1
+    }
+
+    /// `FILE:LINE` of the deepest part of `path` that the file has.
+    fn locate(&self, path: &[String]) -> String {
+        let mut offset = None;
+        if let Ok(root) = DeTable::parse(&self.text) {
+            let root = DeValue::Table(root.into_inner());
+            let mut value = &root;
+            for segment in path {
+                let (start, next) = match value {
+                    DeValue::Table(table) => match table.iter().find(|(key, _)| key.as_ref() == segment) {
+                        Some((key, next)) => (key.span().start, next),
+                        None => break,
+                    },
+                    DeValue::Array(array) => match segment.parse().ok().and_then(|i: usize| array.get(i)) {
+                        Some(next) => (next.span().start, next),
+                        None => break,
+                    },
+                    _ => break,
+                };
+                offset = Some(start);
+                value = next.as_ref();
+            }
+        }
+        match offset {
+            Some(offset) => format!("{}:{}", self.path.display(), self.line(offset)),
+            None => self.path.display().to_string(),
+        }
+    }
+}
+
+/// Who set the value at `path`: an override wins over the file, and a later override over an earlier one.
+fn origin(path: &[String], file: Option<&ConfigFile>, overrides: &[Override]) -> Option<String> {
+    // The second look-up is for types whose error is reported at a parent of the faulty key (tagged enums).
+    let by_override = overrides
+        .iter()
+        .rfind(|one| path.starts_with(&one.path))
+        .or_else(|| overrides.iter().rfind(|one| one.path.starts_with(path)));
+    match by_override {
+        Some(one) => Some(one.to_string()),
+        None => file.map(|file| file.locate(path)),
+    }
+}
+
+fn segments(path: &serde_path_to_error::Path) -> Vec<String> {
+    use serde_path_to_error::Segment;
+    path.iter()
+        .filter_map(|segment| match segment {
+            Segment::Map { key } => Some(key.clone()),
+            Segment::Seq { index } => Some(index.to_string()),
+            Segment::Enum { variant } => Some(variant.clone()),
+            Segment::Unknown => None,
+        })
+        .collect()
+}
+
+/// The dotted paths of all keys, for suggestions; empty where `T` has no default for some key.
+fn known_keys<T: Serialize + DeserializeOwned>() -> Vec<String> {
+    let defaults = T::deserialize(Value::Table(Table::new())).ok();
+    match defaults.and_then(|config| Table::try_from(config).ok()) {
+        Some(table) => flatten(&table).into_keys().collect(),
+        None => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

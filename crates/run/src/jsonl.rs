@@ -1,0 +1,129 @@
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::rundir::RunDirError;
+
+/// A file of JSON lines that only grows. Each line reaches the operating system at once, so that a killed process
+/// loses at most the line that it was writing.
+#[derive(Debug)]
+pub(crate) struct JsonLines {
+    path: PathBuf,
+    file: File,
+}
+
+/// What every line carries.
+#[derive(Deserialize)]
+struct Stamp {
+    step: u64,
+    #[serde(default)]
+    time: f64,
+}
+
+impl JsonLines {
+    /// Opens the file for appending, creating it where it is missing.
+    pub(crate) fn open(path: PathBuf) -> Result<Self, RunDirError> {
+        let file = append(&path)?;
+        Ok(Self { path, file })
+    }
+
+    pub(crate) fn write(&mut self, line: &impl Serialize) -> Result<(), RunDirError> {
+        let mut text = serde_json::to_vec(line)
+            .map_err(std::io::Error::from)
+            .map_err(RunDirError::io("write to", &self.path))?;
+        text.push(b'\n');
+        self.file.write_all(&text).map_err(RunDirError::io("write to", &self.path))
+    }
+
+    /// Removes all lines from `step` on, which a resumed run will write again, and a last line that a killed process left
+    /// unfinished. Returns the `time` of the last line that stays.
+    pub(crate) fn keep_before(&mut self, step: u64) -> Result<f64, RunDirError> {
+        let read_error = || RunDirError::io("read", &self.path);
+        let temporary = self.path.with_extension("jsonl.tmp");
+        let write_error = || RunDirError::io("write", &temporary);
+
+        let mut reader = BufReader::new(File::open(&self.path).map_err(read_error())?);
+        let mut kept = BufWriter::new(File::create(&temporary).map_err(write_error())?);
+        let mut last_time = 0.0;
+        let mut line = Vec::new();
+        for number in 1.. {
+            line.clear();
+            reader.read_until(b'\n', &mut line).map_err(read_error())?;
+            if line.last() != Some(&b'\n') {
+                break; // The end, or a torn line.
+            }
+            let stamp: Stamp = serde_json::from_slice(&line).map_err(|source| RunDirError::Line {
+                path: self.path.clone(),
+                line: number,
+                source,
+            })?;
+            if stamp.step < step {
+                last_time = stamp.time;
+                kept.write_all(&line).map_err(write_error())?;
+            }
+        }
+        kept.into_inner()
+            .map_err(|error| error.into_error())
+            .and_then(|f| f.sync_all())
+            .map_err(write_error())?;
+        fs::rename(&temporary, &self.path).map_err(write_error())?;
+        self.file = append(&self.path)?;
+        Ok(last_time)
+    }
+}
+
+fn append(path: &PathBuf) -> Result<File, RunDirError> {
+    OpenOptions::new().append(true).create(true).open(path).map_err(RunDirError::io("open", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn lines_from_the_resumed_step_on_and_a_torn_line_are_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics.jsonl");
+        fs::write(
+            &path,
+            "{\"step\":0,\"time\":1.5}\n{\"step\":1,\"time\":2.5}\n{\"step\":2,\"time\":3.5}\n{\"step\":3,\"ti",
+        )
+        .unwrap();
+        let mut lines = JsonLines::open(path.clone()).unwrap();
+        assert_eq!(lines.keep_before(2).unwrap(), 2.5);
+        lines.write(&json!({"step": 2})).unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        assert_eq!(text, "{\"step\":0,\"time\":1.5}\n{\"step\":1,\"time\":2.5}\n{\"step\":2}\n");
+
+        assert_eq!(lines.keep_before(0).unwrap(), 0.0);
+        assert_eq!(fs::read_to_string(&path).unwrap(), "");
+    }
+
+    #[test]
+    fn a_file_may_end_anywhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics.jsonl");
+        let text = "{\"step\":0,\"time\":1.5}\n{\"step\":1,\"time\":2.5}\n";
+        for end in 0..=text.len() {
+            fs::write(&path, &text[..end]).unwrap();
+            JsonLines::open(path.clone()).unwrap().keep_before(9).unwrap();
+            let whole_lines = text[..end].rfind('\n').map_or(0, |at| at + 1);
+            assert_eq!(fs::read_to_string(&path).unwrap(), text[..whole_lines]);
+        }
+    }
+
+    #[test]
+    fn a_damaged_line_in_the_middle_is_an_error_that_loses_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics.jsonl");
+        let text = "{\"step\":0}\n{\"st\n{\"step\":1}\n";
+        fs::write(&path, text).unwrap();
+        let error = JsonLines::open(path.clone()).unwrap().keep_before(1).unwrap_err();
+        assert!(error.to_string().contains("metrics.jsonl:2: "), "{error}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), text);
+    }
+}

@@ -1,0 +1,23 @@
+#![doc = include_str!("../README.md")]
+
+mod cli;
+pub mod config;
+mod console;
+mod exit;
+mod jsonl;
+mod observer;
+mod output;
+mod rundir;
+mod signals;
+
+#[cfg(test)]
+mod process_tests;
+
+pub use cli::{DeviceArg, DeviceError, FlagKeys, RunArgs};
+pub use config::ConfigError;
+pub use console::Verbosity;
+pub use exit::{Outcome, exit_code};
+pub use observer::RunObserver;
+pub use output::{Table, print_json};
+pub use rundir::{Difference, RunDir, RunDirError};
+pub use signals::{SignalError, StopFlag};

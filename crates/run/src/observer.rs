@@ -1,0 +1,148 @@
+use std::path::Path;
+use std::time::Instant;
+
+use ruminate_algorithms::{Metrics, Observer, ObserverError, StepReport};
+use serde::ser::{Serialize, SerializeMap, Serializer};
+use serde_json::json;
+
+use crate::console::{Console, Verbosity};
+use crate::jsonl::JsonLines;
+use crate::rundir::{RunDir, RunDirError};
+use crate::signals::StopFlag;
+
+/// Writes a run's events into its folder and shows them on stderr.
+///
+/// - `metrics.jsonl`: `{"kind":"train","step":0,"time":1.25,"secs":1.2,"tokens":4096,"train/loss":2.5}` for each step,
+///   `{"kind":"eval","step":0,"time":1.3,"dev/accuracy":0.5}` for each validation. `time` counts the seconds since the
+///   start, without the breaks between interruption and resumption. JSON has no NaN or infinity: they become `null`.
+/// - `samples.jsonl`: `{"step":0,"time":1.3,"sample":{...}}`.
+///
+/// When a resumed run starts, the lines of the steps that it will repeat are removed first.
+#[derive(Debug)]
+pub struct RunObserver {
+    dir: RunDir,
+    metrics: JsonLines,
+    samples: JsonLines,
+    console: Console,
+    stop: StopFlag,
+    clock: Instant,
+    /// Seconds that the run took before it was resumed.
+    earlier_secs: f64,
+    started: bool,
+}
+
+impl RunObserver {
+    /// An observer that writes into `dir` and asks the trainer to stop when `stop` is raised. It keeps `dir` locked.
+    ///
+    /// # Errors
+    /// The files cannot be created.
+    pub fn new(dir: &RunDir, verbosity: Verbosity, stop: StopFlag) -> Result<Self, RunDirError> {
+        Self::with_console(dir, Console::stderr(verbosity), stop)
+    }
+
+    fn with_console(dir: &RunDir, console: Console, stop: StopFlag) -> Result<Self, RunDirError> {
+        Ok(Self {
+            metrics: JsonLines::open(dir.metrics())?,
+            samples: JsonLines::open(dir.samples())?,
+            dir: dir.clone(),
+            console,
+            stop,
+            clock: Instant::now(),
+            earlier_secs: 0.0,
+            started: false,
+        })
+    }
+
+    /// To the millisecond, which keeps the files readable.
+    fn time(&self) -> f64 {
+        ((self.earlier_secs + self.clock.elapsed().as_secs_f64()) * 1e3).round() / 1e3
+    }
+}
+
+impl Observer for RunObserver {
+    fn started(&mut self, first_step: u64, total_steps: u64) -> Result<(), ObserverError> {
+        // Only the first start can repeat steps; a later one is the next stage of the same process.
+        if self.dir.is_resumed() && !self.started {
+            self.earlier_secs = self.metrics.keep_before(first_step)?;
+            self.samples.keep_before(first_step)?;
+            self.clock = Instant::now();
+        }
+        self.started = true;
+        self.console.started(first_step, total_steps);
+        Ok(())
+    }
+
+    fn step(&mut self, report: &StepReport<'_>) -> Result<(), ObserverError> {
+        let time = self.time();
+        let line = MetricsLine {
+            kind: "train",
+            step: report.step,
+            time,
+            cost: Some((report.secs, report.tokens)),
+            metrics: report.metrics,
+        };
+        self.metrics.write(&line)?;
+        self.console.step(report);
+        Ok(())
+    }
+
+    fn evaluated(&mut self, step: u64, metrics: &Metrics) -> Result<(), ObserverError> {
+        let line = MetricsLine { kind: "eval", step, time: self.time(), cost: None, metrics };
+        self.metrics.write(&line)?;
+        self.console.evaluated(step, metrics);
+        Ok(())
+    }
+
+    fn samples(&mut self, step: u64, samples: &[serde_json::Value]) -> Result<(), ObserverError> {
+        let time = self.time();
+        for sample in samples {
+            self.samples.write(&json!({ "step": step, "time": time, "sample": sample }))?;
+        }
+        self.console.samples(step, samples);
+        Ok(())
+    }
+
+    fn checkpoint(&mut self, step: u64, path: &Path) -> Result<(), ObserverError> {
+        self.console.line(&format!("step {step}: checkpoint {}", path.display()));
+        Ok(())
+    }
+
+    fn progress(&mut self, phase: &str, done: u64, total: u64) -> Result<(), ObserverError> {
+        self.console.progress(phase, done, total);
+        Ok(())
+    }
+
+    fn stop_requested(&self) -> bool {
+        self.stop.is_requested()
+    }
+}
+
+/// Metrics stand beside the fixed keys, in the order in which the trainer reports them.
+struct MetricsLine<'a> {
+    kind: &'static str,
+    step: u64,
+    time: f64,
+    /// Seconds and tokens of a training step.
+    cost: Option<(f64, u64)>,
+    metrics: &'a Metrics,
+}
+
+impl Serialize for MetricsLine<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("kind", self.kind)?;
+        map.serialize_entry("step", &self.step)?;
+        map.serialize_entry("time", &self.time)?;
+        if let Some((secs, tokens)) = self.cost {
+            map.serialize_entry("secs", &secs)?;
+            map.serialize_entry("tokens", &tokens)?;
+        }
+        for (name, value) in self.metrics {
+            map.serialize_entry(name, value)?;
+        }
+        map.end()
+    }
+}
+
+#[cfg(test)]
+mod tests;

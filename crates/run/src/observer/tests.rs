@@ -1,0 +1,174 @@
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::*;
+
+/// A stderr that can be read.
+#[derive(Clone, Default)]
+struct Captured(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Captured {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Captured {
+    fn observer(&self, dir: &RunDir, interval: Duration, verbosity: Verbosity) -> RunObserver {
+        let console = Console::lines(Box::new(self.clone()), interval, verbosity);
+        RunObserver::with_console(dir, console, StopFlag::default()).unwrap()
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+}
+
+const NEVER: Duration = Duration::from_secs(3600);
+
+fn config() -> toml::Table {
+    toml::Table::new()
+}
+
+fn train(observer: &mut RunObserver, steps: std::ops::Range<u64>, total: u64) {
+    observer.started(steps.start, total).unwrap();
+    for step in steps {
+        let metrics =
+            vec![("train/loss".to_owned(), 1.0 / (step + 1) as f64), ("train/b".to_owned(), f64::NAN)];
+        let report = StepReport { step, total_steps: total, metrics: &metrics, tokens: 100, secs: 0.5 };
+        observer.step(&report).unwrap();
+    }
+}
+
+fn lines(dir: &RunDir, name: &str) -> Vec<Value> {
+    let text = std::fs::read_to_string(dir.path().join(name)).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn files_hold_what_was_reported() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = RunDir::create(folder.path(), &config()).unwrap();
+    let mut observer = Captured::default().observer(&dir, NEVER, Verbosity::Normal);
+    train(&mut observer, 0..1, 2);
+    observer.evaluated(1, &vec![("dev/accuracy".to_owned(), 0.5)]).unwrap();
+    observer.samples(1, &[json!({"question": "Why?"}), json!({"question": "How?"})]).unwrap();
+
+    let text = std::fs::read_to_string(dir.metrics()).unwrap();
+    assert!(text.starts_with("{\"kind\":\"train\",\"step\":0,\"time\":0"), "{text}");
+    assert!(text.contains(",\"secs\":0.5,\"tokens\":100,\"train/loss\":1.0,\"train/b\":null}\n"), "{text}");
+    let metrics = lines(&dir, "metrics.jsonl");
+    assert_eq!(metrics[1]["kind"], "eval");
+    assert_eq!((&metrics[1]["step"], &metrics[1]["dev/accuracy"]), (&json!(1), &json!(0.5)));
+    let samples = lines(&dir, "samples.jsonl");
+    assert_eq!(samples[1]["sample"], json!({"question": "How?"}));
+}
+
+#[test]
+fn a_resumed_run_leaves_no_step_twice() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = RunDir::create(folder.path(), &config()).unwrap();
+    let mut observer = Captured::default().observer(&dir, NEVER, Verbosity::Normal);
+    observer.earlier_secs = 100.0;
+    train(&mut observer, 0..5, 6);
+    observer.samples(1, &[json!("kept")]).unwrap();
+    observer.samples(4, &[json!("repeated")]).unwrap();
+    drop((observer, dir));
+    std::fs::OpenOptions::new()
+        .append(true)
+        .open(folder.path().join("metrics.jsonl"))
+        .and_then(|mut file| file.write_all(b"{\"kind\":\"tr"))
+        .unwrap();
+
+    let dir = RunDir::resume(folder.path(), &config()).unwrap();
+    let captured = Captured::default();
+    let mut observer = captured.observer(&dir, NEVER, Verbosity::Normal);
+    train(&mut observer, 3..6, 6);
+    // The next stage of the same process counts from 0 again and must not remove anything.
+    train(&mut observer, 0..1, 1);
+
+    let metrics = lines(&dir, "metrics.jsonl");
+    let steps: Vec<u64> = metrics.iter().map(|line| line["step"].as_u64().unwrap()).collect();
+    assert_eq!(steps, [0, 1, 2, 3, 4, 5, 0]);
+    assert!(metrics.iter().all(|line| line["time"].as_f64().unwrap() >= 100.0));
+    assert_eq!(lines(&dir, "samples.jsonl").len(), 1);
+    assert!(captured.text().starts_with("resuming at step 3 of 6\n"), "{}", captured.text());
+}
+
+#[test]
+fn the_observer_keeps_the_folder_locked() {
+    let folder = tempfile::tempdir().unwrap();
+    let observer = RunObserver::new(
+        &RunDir::create(folder.path(), &config()).unwrap(),
+        Verbosity::Quiet,
+        StopFlag::default(),
+    )
+    .unwrap();
+    assert!(matches!(RunDir::create(folder.path(), &config()), Err(RunDirError::Locked { .. })));
+    drop(observer);
+    RunDir::create(folder.path(), &config()).unwrap();
+}
+
+#[test]
+fn plain_lines_come_at_the_start_at_the_end_and_now_and_then() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = RunDir::create(folder.path(), &config()).unwrap();
+    let rare = Captured::default();
+    let mut observer = rare.observer(&dir, NEVER, Verbosity::Normal);
+    train(&mut observer, 0..4, 4);
+    observer.progress("validation", 1, 2).unwrap();
+    let text = rare.text();
+    let shown: Vec<&str> = text.lines().collect();
+    assert_eq!(shown[0], "starting: 4 steps");
+    assert_eq!(shown[1], "step 4/4  00:00:00 left  200 tokens/s  loss 0.2500  b NaN");
+    assert_eq!(shown[2], "done: 4 of 4 steps in 00:00:00");
+    assert_eq!(shown.len(), 3);
+
+    let often = Captured::default();
+    let mut observer = often.observer(&dir, Duration::ZERO, Verbosity::Normal);
+    train(&mut observer, 0..4, 8);
+    observer.progress("validation", 1, 2).unwrap();
+    observer.evaluated(4, &vec![("dev/accuracy".to_owned(), 0.5)]).unwrap();
+    observer.checkpoint(4, Path::new("out/checkpoints/step-4")).unwrap();
+    assert_eq!(often.text().matches("loss").count(), 4);
+    let end = "validation 1/2\nstep 4: dev/accuracy 0.5000\nstep 4: checkpoint out/checkpoints/step-4\n";
+    assert!(often.text().ends_with(end), "{}", often.text());
+}
+
+#[test]
+fn verbosity_adds_metrics_and_samples() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = RunDir::create(folder.path(), &config()).unwrap();
+    let metrics: Metrics = ["a", "b", "c", "d"].iter().map(|name| (name.to_string(), 1.0)).collect();
+    let report = StepReport { step: 0, total_steps: 1, metrics: &metrics, tokens: 0, secs: 0.0 };
+    for (verbosity, last_metric, sample) in [
+        (Verbosity::Normal, false, false),
+        (Verbosity::AllMetrics, true, false),
+        (Verbosity::Samples, true, true),
+    ] {
+        let captured = Captured::default();
+        let mut observer = captured.observer(&dir, NEVER, verbosity);
+        observer.step(&report).unwrap();
+        observer.samples(0, &[json!("hello")]).unwrap();
+        assert_eq!(captured.text().contains("  d 1\n"), last_metric);
+        assert_eq!(captured.text().contains("hello"), sample);
+    }
+}
+
+#[test]
+fn the_stop_flag_reaches_the_trainer() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = RunDir::create(folder.path(), &config()).unwrap();
+    let stop = StopFlag::default();
+    let observer = RunObserver::new(&dir, Verbosity::Quiet, stop.clone()).unwrap();
+    assert!(!observer.stop_requested());
+    stop.request();
+    assert!(observer.stop_requested());
+}

@@ -1,0 +1,139 @@
+use std::fmt;
+use std::io::{self, Write};
+
+use serde::Serialize;
+
+/// Prints a result as one line of JSON on stdout, for `--json`.
+///
+/// # Errors
+/// stdout cannot be written to.
+pub fn print_json(result: &impl Serialize) -> io::Result<()> {
+    print(&serde_json::to_string(result)?)
+}
+
+/// One line (or table) on stdout. A reader that has seen enough (`| head`) is no error.
+fn print(text: &str) -> io::Result<()> {
+    match writeln!(io::stdout().lock(), "{text}") {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        result => result,
+    }
+}
+
+/// A table with aligned columns for the console; columns of numbers are aligned to the right.
+///
+/// ```no_run
+/// use ruminate_run::Table;
+///
+/// let mut table = Table::new(["task", "accuracy"]);
+/// table.row(["obqa".to_owned(), Table::number(0.6134)]);
+/// table.print()?;
+/// # Ok::<(), std::io::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Table {
+    header: Vec<String>,
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    /// A table without rows.
+    pub fn new<C: Into<String>>(header: impl IntoIterator<Item = C>) -> Self {
+        Self { header: header.into_iter().map(Into::into).collect(), rows: Vec::new() }
+    }
+
+    /// Adds a row. Missing cells stay empty; cells beyond the last column are left out.
+    pub fn row<C: Into<String>>(&mut self, cells: impl IntoIterator<Item = C>) -> &mut Self {
+        let mut cells: Vec<String> = cells.into_iter().map(Into::into).collect();
+        cells.resize(self.header.len(), String::new());
+        self.rows.push(cells);
+        self
+    }
+
+    /// A cell with four significant digits.
+    pub fn number(value: f64) -> String {
+        number(value)
+    }
+
+    /// Prints the table on stdout.
+    ///
+    /// # Errors
+    /// stdout cannot be written to.
+    pub fn print(&self) -> io::Result<()> {
+        print(&self.to_string())
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let columns: Vec<(usize, bool)> = (0..self.header.len())
+            .map(|column| {
+                let cells = || self.rows.iter().map(|row| &row[column]);
+                let width = cells().chain([&self.header[column]]).map(|cell| cell.chars().count()).max();
+                let numeric = cells().all(|cell| cell.is_empty() || cell.parse::<f64>().is_ok());
+                (width.unwrap_or(0), numeric && !self.rows.is_empty())
+            })
+            .collect();
+        let rule = columns.iter().map(|&(width, _)| "-".repeat(width)).collect();
+        for (number, row) in [&self.header, &rule].into_iter().chain(&self.rows).enumerate() {
+            let cells = row.iter().zip(&columns).map(|(cell, &(width, numeric))| {
+                if numeric { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
+            });
+            let line = cells.collect::<Vec<_>>().join("  ");
+            if number > 0 {
+                writeln!(f)?;
+            }
+            write!(f, "{}", line.trim_end())?;
+        }
+        Ok(())
+    }
+}
+
+/// Four significant digits; integers are kept whole.
+pub(crate) fn number(value: f64) -> String {
+    let size = value.abs();
+    if !value.is_finite() || (value.fract() == 0.0 && size < 1e15) {
+        value.to_string()
+    } else if (1e-3..1e5).contains(&size) {
+        let digits_before_point = size.log10().floor() as i32;
+        format!("{value:.*}", (3 - digits_before_point).max(0) as usize)
+    } else {
+        format!("{value:.3e}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_have_four_significant_digits() {
+        let cases = [
+            (0.0, "0"),
+            (1234567.0, "1234567"),
+            (0.61349, "0.6135"),
+            (-12.3456, "-12.35"),
+            (98765.43, "98765"),
+            (0.00012345, "1.234e-4"),
+            (3.5e20, "3.500e20"),
+            (f64::NAN, "NaN"),
+            (f64::INFINITY, "inf"),
+        ];
+        for (value, text) in cases {
+            assert_eq!(number(value), text);
+        }
+    }
+
+    #[test]
+    fn tables_align_their_columns() {
+        let mut table = Table::new(["task", "accuracy", "n"]);
+        table.row(["obqa", "0.61", "500"]).row(["commonsense", "0.7"]).row(["größe", "0.125", "10", "extra"]);
+        let expected = "\
+task         accuracy    n
+-----------  --------  ---
+obqa             0.61  500
+commonsense       0.7
+größe           0.125   10";
+        assert_eq!(table.to_string(), expected);
+        assert_eq!(Table::new(["a", "b"]).to_string(), "a  b\n-  -");
+    }
+}

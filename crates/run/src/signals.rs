@@ -1,0 +1,55 @@
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
+use signal_hook::iterator::Signals;
+
+/// A request to stop after the current step; clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct StopFlag(Arc<AtomicBool>);
+
+/// The handler for Ctrl-C cannot be installed.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot install the handler for Ctrl-C")]
+pub struct SignalError(#[from] std::io::Error);
+
+impl StopFlag {
+    /// A flag that Ctrl-C and SIGTERM raise. A second Ctrl-C ends the process at once, with exit code 130.
+    ///
+    /// A second SIGTERM does not: launchers and `timeout` send it to the process and to its group, which makes two of
+    /// one request. Call this once, at the start of `main`; call it again and each flag is raised.
+    ///
+    /// # Errors
+    /// The operating system refuses the handler.
+    pub fn on_ctrl_c() -> Result<Self, SignalError> {
+        let stop = Self::default();
+        // Handlers run in the order of their registration: the first Ctrl-C passes the check, then raises the flag.
+        flag::register_conditional_shutdown(SIGINT, 130, Arc::clone(&stop.0))?;
+        for signal in [SIGINT, SIGTERM] {
+            flag::register(signal, Arc::clone(&stop.0))?;
+        }
+        // A handler may not print; a thread may.
+        let mut signals = Signals::new([SIGINT, SIGTERM])?;
+        std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+            if signals.forever().next().is_some() {
+                let _ = writeln!(
+                    std::io::stderr(),
+                    "\nfinishing the step, writing a checkpoint; press Ctrl-C again to quit at once"
+                );
+            }
+        })?;
+        Ok(stop)
+    }
+
+    /// Asks to stop, as Ctrl-C does.
+    pub fn request(&self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+
+    /// Has anybody asked to stop?
+    pub fn is_requested(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+}

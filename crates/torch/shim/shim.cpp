@@ -1,0 +1,143 @@
+#include "shim.h"
+
+#include <cstring>
+#include <exception>
+#include <limits>
+#include <mutex>
+#include <vector>
+
+#include <ATen/Context.h>
+#include <ATen/autocast_mode.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/_foreach_add.h>
+#include <ATen/ops/_foreach_mul.h>
+#include <ATen/ops/_foreach_norm.h>
+#include <ATen/ops/_fused_adam.h>
+#include <ATen/ops/_fused_adamw.h>
+#include <ATen/ops/linalg_vector_norm.h>
+#include <ATen/ops/stack.h>
+#include <ATen/ops/zeros.h>
+#include <c10/core/GradMode.h>
+#include <c10/util/Exception.h>
+
+namespace {
+
+template <typename F> int guarded(char **error, F body) {
+  try {
+    body();
+    return 0;
+  } catch (const c10::Error &e) {
+    // Without the C++ backtrace, which says nothing to a user of the Rust crates.
+    *error = strdup(e.what_without_backtrace());
+  } catch (const std::exception &e) {
+    *error = strdup(e.what());
+  } catch (...) {
+    *error = strdup("unknown C++ exception");
+  }
+  return 1;
+}
+
+std::vector<at::Tensor> grads_of(at::Tensor *const *params, size_t count) {
+  std::vector<at::Tensor> grads;
+  for (size_t i = 0; i < count; ++i) {
+    if (params[i]->grad().defined()) {
+      grads.push_back(params[i]->grad());
+    }
+  }
+  return grads;
+}
+
+at::Generator generator(int device_index) {
+  return at::globalContext().defaultGenerator(
+      device_index < 0 ? at::Device(at::kCPU) : at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(device_index)));
+}
+
+} // namespace
+
+extern "C" {
+
+void ruminate_free_message(char *message) { free(message); }
+
+int ruminate_adam_step(at::Tensor *const *params, at::Tensor *const *exp_avgs, at::Tensor *const *exp_avg_sqs,
+                       at::Tensor *const *steps, size_t count, double lr, double beta1, double beta2,
+                       double weight_decay, double eps, int decoupled, char **error) {
+  return guarded(error, [&] {
+    at::NoGradGuard no_grad;
+    std::vector<at::Tensor> p, g, m, v, s;
+    for (size_t i = 0; i < count; ++i) {
+      if (params[i]->grad().defined()) {
+        p.push_back(*params[i]);
+        g.push_back(params[i]->grad());
+        m.push_back(*exp_avgs[i]);
+        v.push_back(*exp_avg_sqs[i]);
+        s.push_back(*steps[i]);
+      }
+    }
+    if (p.empty()) {
+      return;
+    }
+    at::_foreach_add_(s, 1);
+    if (decoupled) {
+      at::_fused_adamw_(p, g, m, v, {}, s, lr, beta1, beta2, weight_decay, eps, false, false);
+    } else {
+      at::_fused_adam_(p, g, m, v, {}, s, lr, beta1, beta2, weight_decay, eps, false, false);
+    }
+  });
+}
+
+int ruminate_clear_grads(at::Tensor *const *params, size_t count, char **error) {
+  return guarded(error, [&] {
+    for (size_t i = 0; i < count; ++i) {
+      params[i]->mutable_grad() = at::Tensor();
+    }
+  });
+}
+
+int ruminate_clip_grad_norm(at::Tensor *const *params, size_t count, double max_norm, at::Tensor **out,
+                            char **error) {
+  return guarded(error, [&] {
+    at::NoGradGuard no_grad;
+    auto grads = grads_of(params, count);
+    if (grads.empty()) {
+      *out = new at::Tensor(at::zeros({}));
+      return;
+    }
+    auto norm = at::linalg_vector_norm(at::stack(at::_foreach_norm(grads, 2)));
+    if (max_norm < std::numeric_limits<double>::infinity()) {
+      // PyTorch's rule: multiply by max_norm / (norm + 1e-6) where that is below 1. It stays on the device.
+      at::_foreach_mul_(grads, (norm + 1e-6).reciprocal_().mul_(max_norm).clamp_max_(1.0));
+    }
+    *out = new at::Tensor(norm);
+  });
+}
+
+int ruminate_generator_state(int device_index, at::Tensor **out, char **error) {
+  return guarded(error, [&] {
+    auto gen = generator(device_index);
+    std::lock_guard<std::mutex> lock(gen.mutex());
+    *out = new at::Tensor(gen.get_state());
+  });
+}
+
+int ruminate_set_generator_state(int device_index, at::Tensor *state, char **error) {
+  return guarded(error, [&] {
+    auto gen = generator(device_index);
+    std::lock_guard<std::mutex> lock(gen.mutex());
+    gen.set_state(*state);
+  });
+}
+
+int ruminate_set_autocast(int cuda, int enabled, int *was_enabled, char **error) {
+  return guarded(error, [&] {
+    auto device = cuda ? at::kCUDA : at::kCPU;
+    *was_enabled = at::autocast::is_autocast_enabled(device);
+    if (enabled) {
+      at::autocast::set_autocast_dtype(device, at::kBFloat16);
+    } else {
+      // The cache holds low-precision copies of weights, which an optimizer step makes stale.
+      at::autocast::clear_cache();
+    }
+    at::autocast::set_autocast_enabled(device, enabled);
+  });
+}
+}

@@ -1,0 +1,29 @@
+//! The crate's error type.
+
+/// What can go wrong in libtorch, or on the way there.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A function of the C++ shim failed.
+    #[error("libtorch refused `{op}`: {message}")]
+    Libtorch {
+        /// The shim's function.
+        op: &'static str,
+        /// libtorch's own words.
+        message: String,
+    },
+    /// A call through `tch` failed.
+    #[error(transparent)]
+    Tch(#[from] tch::TchError),
+    /// A saved optimizer or generator state does not fit.
+    #[error("state tensor `{name}`: {reason}")]
+    State {
+        /// The tensor's name in the state.
+        name: String,
+        /// What does not fit.
+        reason: String,
+    },
+}
+
+/// Results of this crate.
+pub type Result<T> = std::result::Result<T, Error>;

@@ -1,0 +1,87 @@
+//! The C ABI of `shim/shim.h` and the safe calls around it.
+
+use std::ffi::{CStr, c_char, c_int};
+
+use tch::Tensor;
+use torch_sys::C_tensor;
+
+use crate::{Error, Result};
+
+type TensorPtr = *const C_tensor;
+
+unsafe extern "C" {
+    fn ruminate_free_message(message: *mut c_char);
+    pub(crate) fn ruminate_adam_step(
+        params: *const TensorPtr,
+        exp_avgs: *const TensorPtr,
+        exp_avg_sqs: *const TensorPtr,
+        steps: *const TensorPtr,
+        count: usize,
+        lr: f64,
+        beta1: f64,
+        beta2: f64,
+        weight_decay: f64,
+        eps: f64,
+        decoupled: c_int,
+        error: *mut *mut c_char,
+    ) -> c_int;
+    pub(crate) fn ruminate_clear_grads(params: *const TensorPtr, count: usize, error: *mut *mut c_char) -> c_int;
+    pub(crate) fn ruminate_clip_grad_norm(
+        params: *const TensorPtr,
+        count: usize,
+        max_norm: f64,
+        out: *mut *mut C_tensor,
+        error: *mut *mut c_char,
+    ) -> c_int;
+    pub(crate) fn ruminate_generator_state(
+        device_index: c_int,
+        out: *mut *mut C_tensor,
+        error: *mut *mut c_char,
+    ) -> c_int;
+    pub(crate) fn ruminate_set_generator_state(
+        device_index: c_int,
+        state: TensorPtr,
+        error: *mut *mut c_char,
+    ) -> c_int;
+    pub(crate) fn ruminate_set_autocast(
+        cuda: c_int,
+        enabled: c_int,
+        was_enabled: *mut c_int,
+        error: *mut *mut c_char,
+    ) -> c_int;
+}
+
+/// Borrowed pointers for a call; they live as long as the tensors do.
+pub(crate) fn pointers<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Vec<TensorPtr> {
+    tensors.into_iter().map(Tensor::as_ptr).collect()
+}
+
+/// Runs a shim function and turns its code and message into a `Result`.
+pub(crate) fn call(op: &'static str, body: impl FnOnce(*mut *mut c_char) -> c_int) -> Result<()> {
+    let mut message: *mut c_char = std::ptr::null_mut();
+    if body(&mut message) == 0 {
+        return Ok(());
+    }
+    let text = if message.is_null() {
+        "no message".to_string()
+    } else {
+        // SAFETY: the shim returned a NUL-terminated string that we own until we hand it back below.
+        unsafe {
+            let text = CStr::from_ptr(message).to_string_lossy().into_owned();
+            ruminate_free_message(message);
+            text
+        }
+    };
+    Err(Error::Libtorch { op, message: text })
+}
+
+/// Runs a shim function that returns a tensor.
+pub(crate) fn call_tensor(
+    op: &'static str,
+    body: impl FnOnce(*mut *mut C_tensor, *mut *mut c_char) -> c_int,
+) -> Result<Tensor> {
+    let mut out: *mut C_tensor = std::ptr::null_mut();
+    call(op, |error| body(&mut out, error))?;
+    // SAFETY: on success the shim stored a new tensor in `out` whose ownership passes to us.
+    Ok(unsafe { Tensor::from_ptr(out) })
+}

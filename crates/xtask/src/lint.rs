@@ -1,0 +1,105 @@
+//! `cargo xtask lint`: the checks that need no test to run.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::cargo::{announce_first_build, cargo, program, run};
+use crate::libtorch::Flavour;
+use crate::{host, provision};
+
+/// What typos need not read: numbers and generated text.
+const NO_SPELLING: [&str; 3] = ["fixtures", "Cargo.lock", "*.json"];
+
+pub(crate) fn lint(root: &Path, flavour: Flavour) -> Result<u8> {
+    let libtorch = provision::ensure(root, flavour)?;
+    let plain = |args: &[&str]| {
+        let mut command = Command::new(program());
+        command.args(args);
+        command
+    };
+
+    let mut clippy = cargo(root, &libtorch)?;
+    announce_first_build(root, &clippy);
+    // In the profile of everything else, which shares the compiled bindings.
+    clippy.args(["clippy", "--release", "--workspace", "--all-targets", "--", "--deny", "warnings"]);
+
+    let mut docs = cargo(root, &libtorch)?;
+    docs.args(["doc", "--release", "--no-deps", "--workspace"]);
+    docs.env("RUSTDOCFLAGS", deny_warnings(std::env::var("RUSTDOCFLAGS").ok()));
+
+    let mut typos = Command::new("typos");
+    for pattern in NO_SPELLING {
+        typos.args(["--exclude", pattern]);
+    }
+
+    let steps = [
+        ("formatting", None, plain(&["fmt", "--all", "--check"])),
+        ("clippy", None, clippy),
+        ("documentation", None, docs),
+        ("cargo-deny", Some("cargo-deny"), plain(&["deny", "check"])),
+        ("typos", Some("typos"), typos),
+    ];
+
+    let mut outcomes = Vec::new();
+    for (name, tool, mut command) in steps {
+        let outcome = match tool {
+            Some(tool) if host::first_line(tool, &["--version"]).is_none() => Outcome::Skipped(tool),
+            _ => {
+                eprintln!("--- {name}");
+                match run(command.current_dir(root))? {
+                    0 => Outcome::Passed,
+                    _ => Outcome::Failed,
+                }
+            }
+        };
+        outcomes.push((name, outcome));
+    }
+
+    eprintln!();
+    outcomes.iter().for_each(|(name, outcome)| eprintln!("{name:<14}{}", outcome.describe()));
+    Ok(u8::from(outcomes.iter().any(|(_, outcome)| *outcome == Outcome::Failed)))
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    Passed,
+    Failed,
+    /// The named tool is not installed.
+    Skipped(&'static str),
+}
+
+impl Outcome {
+    fn describe(self) -> String {
+        match self {
+            Self::Passed => "ok".into(),
+            Self::Failed => "FAILED".into(),
+            Self::Skipped(tool) => {
+                let package = if tool == "typos" { "typos-cli" } else { tool };
+                format!("skipped, not installed: cargo install --locked {package}")
+            }
+        }
+    }
+}
+
+fn deny_warnings(present: Option<String>) -> String {
+    [present.unwrap_or_default().as_str(), "--deny warnings"].join(" ").trim_start().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_for_the_documentation_are_kept() {
+        assert_eq!(deny_warnings(None), "--deny warnings");
+        assert_eq!(deny_warnings(Some("--cfg docsrs".into())), "--cfg docsrs --deny warnings");
+    }
+
+    #[test]
+    fn a_skipped_step_says_how_to_have_it() {
+        assert!(Outcome::Skipped("typos").describe().ends_with("typos-cli"));
+        assert!(Outcome::Skipped("cargo-deny").describe().ends_with("cargo-deny"));
+    }
+}

@@ -1,0 +1,112 @@
+//! The developer's commands of ruminate: `cargo xtask <command>`.
+//!
+//! Compiles in seconds, without libtorch: providing libtorch is its first job. Everything that it prints
+//! itself goes to stderr, so that the output of what it runs stays clean.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool talks to its terminal")]
+
+mod cargo;
+mod commands;
+mod doctor;
+mod host;
+mod libtorch;
+mod lint;
+mod pip;
+mod problem;
+mod provision;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+
+use crate::libtorch::Flavour;
+
+/// The developer's commands of ruminate.
+///
+/// Commands that need libtorch set it up first where it is missing: in `.libtorch` of this checkout, from the
+/// Python package `torch`. A LIBTORCH of your own, or LIBTORCH_USE_PYTORCH=1, is used as it is.
+#[derive(Debug, Parser)]
+#[command(bin_name = "cargo xtask", disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Download libtorch into this checkout, unless it is there already
+    Setup(Cuda),
+    /// Build a system and run its demo: training and evaluation in miniature, in minutes on a CPU
+    Demo(commands::Demo),
+    /// Run every test of the workspace, golden vectors included
+    Test(commands::Test),
+    /// Run golden vectors against the libraries; exits with 1 if one of them fails
+    Golden(commands::Golden),
+    /// Check formatting, lints and documentation; with cargo-deny and typos where they are installed
+    Lint(Cuda),
+    /// Check this machine, and print for each thing that is not right the command that mends it
+    Doctor(Cuda),
+    /// Print shell commands that let plain cargo and the built programs find libtorch
+    ///
+    /// Use: eval "$(cargo xtask env --cuda)". The CPU build needs this only for `cargo test --doc`.
+    Env(Cuda),
+}
+
+/// Which libtorch a command works with.
+#[derive(Debug, Clone, Copy, Args)]
+struct Cuda {
+    /// Use the CUDA build of libtorch (about 4 GB to download)
+    #[arg(long)]
+    cuda: bool,
+}
+
+impl From<Cuda> for Flavour {
+    fn from(args: Cuda) -> Self {
+        if args.cuda { Self::Cuda } else { Self::Cpu }
+    }
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            problem::print(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Returns the exit status to end with.
+fn run(command: Command) -> Result<u8> {
+    let root = root();
+    match command {
+        Command::Setup(args) => commands::setup(&root, args.into()),
+        Command::Demo(args) => commands::demo(&root, &args),
+        Command::Test(args) => commands::test(&root, &args),
+        Command::Golden(args) => commands::golden(&root, &args),
+        Command::Lint(args) => lint::lint(&root, args.into()),
+        Command::Doctor(args) => doctor::doctor(&root, args.into()),
+        Command::Env(args) => commands::env(&root, args.into()),
+    }
+}
+
+/// The root of the workspace. Cargo says where it is when it runs this program; the place it was compiled in
+/// is only a fallback, wrong once the checkout has moved.
+fn root() -> PathBuf {
+    let manifest_dir = std::env::var_os("CARGO_MANIFEST_DIR")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+    manifest_dir.ancestors().nth(2).unwrap_or(Path::new(".")).to_path_buf()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}
