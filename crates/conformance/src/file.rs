@@ -44,6 +44,14 @@ pub enum GoldenError {
         /// Where it goes wrong.
         source: safetensors::SafeTensorError,
     },
+    /// What all its cases need could not be had.
+    #[error("{}: {reason}", .path.display())]
+    Unusable {
+        /// The file or folder.
+        path: PathBuf,
+        /// What went wrong.
+        reason: String,
+    },
     /// libtorch refused.
     #[error("libtorch")]
     Torch(#[from] tch::TchError),

@@ -21,6 +21,19 @@ pub struct Outcome {
     pub pending: Vec<String>,
 }
 
+impl Outcome {
+    /// Records a case.
+    pub fn case(&mut self, name: impl Into<String>, check: compare::Check) {
+        let failure = check.err().map(|compare::Mismatch(text)| text);
+        self.cases.push(CaseResult { name: name.into(), failure });
+    }
+
+    /// Records a case that the libraries do not support yet.
+    pub fn pending(&mut self, name: impl Into<String>) {
+        self.pending.push(name.into());
+    }
+}
+
 /// What became of one case.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CaseResult {

@@ -110,7 +110,7 @@ fn ragged_numbers_are_failed_cases() {
     let report = run(&roots, &[]);
     assert_eq!(report.kinds[0].failures().count(), 1, "{}", text(&report));
     let short = r#"{"tolerance": "exact", "cases": [{"answer_index": [0], "choice_first_ids": [[4, 9]],
-        "expert_logits": [[[0.0]]], "expected": {}}]}"#;
+        "expert_logits": [[[0.0]]], "expected": {"max": {}}}]}"#;
     let (_dir, roots) = root(&[("crystal/ensembling.json", short)]);
     assert!(text(&run(&roots, &[])).contains("expert_logits: nothing at question 0, token ids [4, 9]"));
 }

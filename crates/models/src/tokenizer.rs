@@ -137,12 +137,14 @@ impl Tokenizer {
         Ok(clean_up_spaces(&self.decode(ids, true)?))
     }
 
-    /// The pieces of some ids, for display.
-    #[must_use]
-    pub fn pieces(&self, ids: &[TokenId]) -> Vec<String> {
-        ids.iter()
-            .map(|&id| u32::try_from(id).ok().and_then(|id| self.inner.id_to_token(id)).unwrap_or_default())
-            .collect()
+    /// The pieces into which a text is cut, special tokens included; what the vocabulary lacks shows as it stands in
+    /// the text.
+    ///
+    /// # Errors
+    /// When the tokenizer library fails.
+    pub fn tokens(&self, text: &str) -> Result<Vec<String>> {
+        let encoding = self.inner.encode(text, true).map_err(library("encoding"))?;
+        Ok(encoding.get_tokens().to_vec())
     }
 }
 

@@ -29,6 +29,8 @@ pub(crate) struct Console {
     sink: Sink,
     verbosity: Verbosity,
     pace: Option<Pace>,
+    /// The metrics of the last step that reported any.
+    metrics: String,
 }
 
 enum Sink {
@@ -48,12 +50,13 @@ impl Console {
         } else {
             Sink::Bars { all: bars, steps: None, phase: None }
         };
-        Self { sink, verbosity, pace: None }
+        Self { sink, verbosity, pace: None, metrics: String::new() }
     }
 
     #[cfg(test)]
     pub(crate) fn lines(out: Box<dyn Write + Send>, interval: Duration, verbosity: Verbosity) -> Self {
-        Self { sink: Sink::Lines { out, interval, last: Instant::now() }, verbosity, pace: None }
+        let sink = Sink::Lines { out, interval, last: Instant::now() };
+        Self { sink, verbosity, pace: None, metrics: String::new() }
     }
 
     pub(crate) fn started(&mut self, first_step: u64, total_steps: u64) {
@@ -75,8 +78,11 @@ impl Console {
         let pace = self.pace.get_or_insert_with(|| Pace::new(report.step, report.total_steps));
         pace.record(report);
         let shown = if self.verbosity >= Verbosity::AllMetrics { usize::MAX } else { 3 };
+        if !report.metrics.is_empty() {
+            self.metrics = show(report.metrics.iter().take(shown));
+        }
         // The metrics come last, so that a narrow terminal cuts off the least important of them.
-        let status = format!("{pace}  {}", show(report.metrics.iter().take(shown)));
+        let status = format!("{pace}  {}", self.metrics);
         let last_step = pace.done >= pace.total;
         let done = format!(
             "done: {} of {} steps in {}",

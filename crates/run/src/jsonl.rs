@@ -14,12 +14,14 @@ pub(crate) struct JsonLines {
     file: File,
 }
 
-/// What every line carries.
+/// What every line carries; samples have no kind.
 #[derive(Deserialize)]
-struct Stamp {
-    step: u64,
+pub(crate) struct Stamp {
     #[serde(default)]
-    time: f64,
+    pub(crate) kind: String,
+    pub(crate) step: u64,
+    #[serde(default)]
+    pub(crate) time: f64,
 }
 
 impl JsonLines {
@@ -37,9 +39,9 @@ impl JsonLines {
         self.file.write_all(&text).map_err(RunDirError::io("write to", &self.path))
     }
 
-    /// Removes all lines from `step` on, which a resumed run will write again, and a last line that a killed process left
-    /// unfinished. Returns the `time` of the last line that stays.
-    pub(crate) fn keep_before(&mut self, step: u64) -> Result<f64, RunDirError> {
+    /// Removes the lines that `keep` refuses, and a last line that a killed process left unfinished. Returns the `time`
+    /// of the last line that stays.
+    pub(crate) fn retain(&mut self, keep: impl Fn(&Stamp) -> bool) -> Result<f64, RunDirError> {
         let read_error = || RunDirError::io("read", &self.path);
         let temporary = self.path.with_extension("jsonl.tmp");
         let write_error = || RunDirError::io("write", &temporary);
@@ -59,7 +61,7 @@ impl JsonLines {
                 line: number,
                 source,
             })?;
-            if stamp.step < step {
+            if keep(&stamp) {
                 last_time = stamp.time;
                 kept.write_all(&line).map_err(write_error())?;
             }
@@ -85,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_from_the_resumed_step_on_and_a_torn_line_are_removed() {
+    fn refused_lines_and_a_torn_line_are_removed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("metrics.jsonl");
         fs::write(
@@ -94,12 +96,12 @@ mod tests {
         )
         .unwrap();
         let mut lines = JsonLines::open(path.clone()).unwrap();
-        assert_eq!(lines.keep_before(2).unwrap(), 2.5);
+        assert_eq!(lines.retain(|line| line.step < 2).unwrap(), 2.5);
         lines.write(&json!({"step": 2})).unwrap();
         let text = fs::read_to_string(&path).unwrap();
         assert_eq!(text, "{\"step\":0,\"time\":1.5}\n{\"step\":1,\"time\":2.5}\n{\"step\":2}\n");
 
-        assert_eq!(lines.keep_before(0).unwrap(), 0.0);
+        assert_eq!(lines.retain(|_| false).unwrap(), 0.0);
         assert_eq!(fs::read_to_string(&path).unwrap(), "");
     }
 
@@ -110,7 +112,7 @@ mod tests {
         let text = "{\"step\":0,\"time\":1.5}\n{\"step\":1,\"time\":2.5}\n";
         for end in 0..=text.len() {
             fs::write(&path, &text[..end]).unwrap();
-            JsonLines::open(path.clone()).unwrap().keep_before(9).unwrap();
+            JsonLines::open(path.clone()).unwrap().retain(|_| true).unwrap();
             let whole_lines = text[..end].rfind('\n').map_or(0, |at| at + 1);
             assert_eq!(fs::read_to_string(&path).unwrap(), text[..whole_lines]);
         }
@@ -122,7 +124,7 @@ mod tests {
         let path = dir.path().join("metrics.jsonl");
         let text = "{\"step\":0}\n{\"st\n{\"step\":1}\n";
         fs::write(&path, text).unwrap();
-        let error = JsonLines::open(path.clone()).unwrap().keep_before(1).unwrap_err();
+        let error = JsonLines::open(path.clone()).unwrap().retain(|_| false).unwrap_err();
         assert!(error.to_string().contains("metrics.jsonl:2: "), "{error}");
         assert_eq!(fs::read_to_string(&path).unwrap(), text);
     }

@@ -10,14 +10,18 @@ use crate::jsonl::JsonLines;
 use crate::rundir::{RunDir, RunDirError};
 use crate::signals::StopFlag;
 
+const TRAIN: &str = "train";
+const EVAL: &str = "eval";
+
 /// Writes a run's events into its folder and shows them on stderr.
 ///
-/// - `metrics.jsonl`: `{"kind":"train","step":0,"time":1.25,"secs":1.2,"tokens":4096,"train/loss":2.5}` for each step,
-///   `{"kind":"eval","step":0,"time":1.3,"dev/accuracy":0.5}` for each validation. `time` counts the seconds since the
-///   start, without the breaks between interruption and resumption. JSON has no NaN or infinity: they become `null`.
+/// - `metrics.jsonl`: `{"kind":"train","step":0,"time":1.25,"secs":1.2,"tokens":4096,"train/loss":2.5}` for each step
+///   that reports metrics, `{"kind":"eval","step":0,"time":1.3,"dev/accuracy":0.5}` for each validation. `time` counts
+///   the seconds since the start, without the breaks between interruption and resumption. JSON has no NaN and no
+///   infinity: they become `null`.
 /// - `samples.jsonl`: `{"step":0,"time":1.3,"sample":{...}}`.
 ///
-/// When a resumed run starts, the lines of the steps that it will repeat are removed first.
+/// What a resumed run repeats replaces the earlier lines about it.
 #[derive(Debug)]
 pub struct RunObserver {
     dir: RunDir,
@@ -29,6 +33,9 @@ pub struct RunObserver {
     /// Seconds that the run took before it was resumed.
     earlier_secs: f64,
     started: bool,
+    /// The step that a resumed run starts with, until its evaluation or samples are written again.
+    repeated_eval: Option<u64>,
+    repeated_samples: Option<u64>,
 }
 
 impl RunObserver {
@@ -50,6 +57,8 @@ impl RunObserver {
             clock: Instant::now(),
             earlier_secs: 0.0,
             started: false,
+            repeated_eval: None,
+            repeated_samples: None,
         })
     }
 
@@ -62,38 +71,47 @@ impl RunObserver {
 impl Observer for RunObserver {
     fn started(&mut self, first_step: u64, total_steps: u64) -> Result<(), ObserverError> {
         // Only the first start can repeat steps; a later one is the next stage of the same process.
-        if self.dir.is_resumed() && !self.started {
-            self.earlier_secs = self.metrics.keep_before(first_step)?;
-            self.samples.keep_before(first_step)?;
+        let repeats = self.dir.is_resumed() && !self.started;
+        if repeats {
+            // A step's evaluation comes before the step, and may have come before the checkpoint to resume from.
+            self.earlier_secs = self
+                .metrics
+                .retain(|line| line.step < first_step || (line.step == first_step && line.kind == EVAL))?;
+            self.samples.retain(|line| line.step <= first_step)?;
             self.clock = Instant::now();
         }
+        self.repeated_eval = repeats.then_some(first_step);
+        self.repeated_samples = self.repeated_eval;
         self.started = true;
         self.console.started(first_step, total_steps);
         Ok(())
     }
 
     fn step(&mut self, report: &StepReport<'_>) -> Result<(), ObserverError> {
-        let time = self.time();
-        let line = MetricsLine {
-            kind: "train",
-            step: report.step,
-            time,
-            cost: Some((report.secs, report.tokens)),
-            metrics: report.metrics,
-        };
-        self.metrics.write(&line)?;
+        let StepReport { step, metrics, secs, tokens, .. } = *report;
+        if !metrics.is_empty() {
+            let line =
+                MetricsLine { kind: TRAIN, step, time: self.time(), cost: Some((secs, tokens)), metrics };
+            self.metrics.write(&line)?;
+        }
         self.console.step(report);
         Ok(())
     }
 
     fn evaluated(&mut self, step: u64, metrics: &Metrics) -> Result<(), ObserverError> {
-        let line = MetricsLine { kind: "eval", step, time: self.time(), cost: None, metrics };
+        if self.repeated_eval.take_if(|first| *first == step).is_some() {
+            self.metrics.retain(|line| line.step != step || line.kind != EVAL)?;
+        }
+        let line = MetricsLine { kind: EVAL, step, time: self.time(), cost: None, metrics };
         self.metrics.write(&line)?;
         self.console.evaluated(step, metrics);
         Ok(())
     }
 
     fn samples(&mut self, step: u64, samples: &[serde_json::Value]) -> Result<(), ObserverError> {
+        if self.repeated_samples.take_if(|first| *first == step).is_some() {
+            self.samples.retain(|line| line.step != step)?;
+        }
         let time = self.time();
         for sample in samples {
             self.samples.write(&json!({ "step": step, "time": time, "sample": sample }))?;

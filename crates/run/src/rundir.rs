@@ -130,9 +130,10 @@ impl RunDir {
         let text = config::to_toml(config)?;
         fs::create_dir_all(path).map_err(RunDirError::io("create", path))?;
         let dir = Self::lock(path, false)?;
-        let has_content =
-            |name| fs::metadata(path.join(name)).is_ok_and(|file| file.is_dir() || file.len() > 0);
-        if [METRICS, SAMPLES, CHECKPOINTS].into_iter().any(has_content) {
+        let has_lines = |name| fs::metadata(path.join(name)).is_ok_and(|file| file.len() > 0);
+        let has_checkpoint =
+            fs::read_dir(path.join(CHECKPOINTS)).is_ok_and(|mut entries| entries.next().is_some());
+        if has_lines(METRICS) || has_lines(SAMPLES) || has_checkpoint {
             return Err(RunDirError::HoldsRun(path.to_owned()));
         }
         dir.write(CONFIG, text.as_bytes())?;
@@ -293,7 +294,7 @@ mod tests {
             );
         }
         let dir = tempfile::tempdir().unwrap();
-        fs::create_dir(dir.path().join(CHECKPOINTS)).unwrap();
+        fs::create_dir_all(dir.path().join(CHECKPOINTS).join("step-1")).unwrap();
         assert!(matches!(RunDir::create(dir.path(), &config()), Err(RunDirError::HoldsRun(_))));
     }
 
@@ -302,6 +303,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         drop(RunDir::create(dir.path(), &config()).unwrap());
         fs::write(dir.path().join(METRICS), "").unwrap();
+        fs::create_dir(dir.path().join(CHECKPOINTS)).unwrap();
         RunDir::create(dir.path(), &Config { steps: 20, ..config() }).unwrap();
     }
 

@@ -58,15 +58,16 @@ impl Flavour {
     pub(crate) fn size(self) -> &'static str {
         match self {
             Self::Cpu => "downloads about 540 MB, takes 1.2 GB of disk",
-            Self::Cuda => "downloads about 4 GB, takes 8 GB of disk",
+            Self::Cuda => "downloads about 2.7 GB, takes 4.5 GB of disk",
         }
     }
 
-    /// Bytes of disk that setting it up takes at its peak: wheels and unpacked files at the same time.
+    /// Bytes of disk that setting it up takes at its peak: wheels, unpacked files and pip's cache
+    /// at the same time.
     pub(crate) fn peak_disk(self) -> u64 {
         match self {
             Self::Cpu => 2_500_000_000,
-            Self::Cuda => 15_000_000_000,
+            Self::Cuda => 10_000_000_000,
         }
     }
 

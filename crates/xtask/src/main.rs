@@ -56,7 +56,7 @@ enum Command {
 /// Which libtorch a command works with.
 #[derive(Debug, Clone, Copy, Args)]
 struct Cuda {
-    /// Use the CUDA build of libtorch (about 4 GB to download)
+    /// Use the CUDA build of libtorch (about 2.7 GB to download)
     #[arg(long)]
     cuda: bool,
 }

@@ -1,1 +1,39 @@
-//! Crystal.
+//! Crystal (arXiv 2310.04921): one T5 that first writes a statement of knowledge about a question and then picks a
+//! choice with the statement in its input.
+//!
+//! [`Imitation`] is Stage I, supervised imitation of a large model's statements; [`evaluate`] samples statements and
+//! combines the answers that they lead to.
+
+mod data;
+mod encoder;
+mod evaluation;
+mod imitation;
+
+pub use data::{CrystalData, Notice, read_eval, read_silver};
+pub use encoder::{Lengths, QuestionEncoder};
+pub use evaluation::{
+    EvaluationConfig, EvaluationReport, KnowledgeSource, TaskAccuracy, evaluate, write_evaluation,
+};
+pub use imitation::{BestBy, Imitation, ImitationConfig};
+
+use ruminate_models::TokenId;
+
+use crate::Result;
+
+/// Runs `work` on rows in batches of similar length and puts the results back into their order, so that short rows
+/// are not padded to the longest of all. `work` gets the indices of its rows.
+pub(crate) fn by_length<T>(
+    rows: &[Vec<TokenId>],
+    batch_size: usize,
+    mut work: impl FnMut(&[usize]) -> Result<Vec<T>>,
+) -> Result<Vec<T>> {
+    let mut order: Vec<usize> = (0..rows.len()).collect();
+    order.sort_by_key(|&i| rows[i].len());
+    let mut results: Vec<Option<T>> = rows.iter().map(|_| None).collect();
+    for batch in order.chunks(batch_size.max(1)) {
+        for (&i, result) in batch.iter().zip(work(batch)?) {
+            results[i] = Some(result);
+        }
+    }
+    Ok(results.into_iter().flatten().collect())
+}

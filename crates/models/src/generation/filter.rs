@@ -62,5 +62,6 @@ pub(super) fn draw(filtered: &Tensor, uniform: &Tensor) -> Result<Tensor> {
     let total = cumulative.f_narrow(1, cumulative.size()[1] - 1, 1)?;
     // The first token whose cumulative probability exceeds the number; it has a probability above 0, because the sum
     // grew there. The total is not exactly 1 in floating point, so the number is scaled to it.
-    Ok(cumulative.f_searchsorted(&uniform.f_mul(&total)?, false, true, "right", None::<&Tensor>)?)
+    let number = uniform.f_mul(&total)?;
+    Ok(number.f_searchsorted(&cumulative, false, true, "right", None::<&Tensor>)?)
 }

@@ -103,6 +103,49 @@ fn a_resumed_run_leaves_no_step_twice() {
 }
 
 #[test]
+fn the_evaluation_of_the_resumed_step_stays_unless_it_is_repeated() {
+    for repeated in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        let evaluate = |observer: &mut RunObserver, score: f64| {
+            observer.samples(2, &[json!("a"), json!(score)]).unwrap();
+            observer.samples(2, &[json!("b")]).unwrap();
+            observer.evaluated(2, &vec![("dev/score".to_owned(), score)]).unwrap();
+        };
+        let dir = RunDir::create(folder.path(), &config()).unwrap();
+        let mut observer = Captured::default().observer(&dir, NEVER, Verbosity::Normal);
+        train(&mut observer, 0..2, 4);
+        evaluate(&mut observer, 0.25);
+        train(&mut observer, 2..3, 4);
+        drop((observer, dir));
+
+        let dir = RunDir::resume(folder.path(), &config()).unwrap();
+        let mut observer = Captured::default().observer(&dir, NEVER, Verbosity::Normal);
+        observer.started(2, 4).unwrap();
+        if repeated {
+            evaluate(&mut observer, 0.75);
+        }
+        let metrics = lines(&dir, "metrics.jsonl");
+        let kinds: Vec<&str> = metrics.iter().map(|line| line["kind"].as_str().unwrap()).collect();
+        assert_eq!(kinds, ["train", "train", "eval"]);
+        assert_eq!(metrics[2]["dev/score"], if repeated { 0.75 } else { 0.25 });
+        assert_eq!(lines(&dir, "samples.jsonl").len(), 3);
+    }
+}
+
+#[test]
+fn steps_without_metrics_only_move_the_progress() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = RunDir::create(folder.path(), &config()).unwrap();
+    let captured = Captured::default();
+    let mut observer = captured.observer(&dir, Duration::ZERO, Verbosity::Normal);
+    train(&mut observer, 0..1, 3);
+    let report = StepReport { step: 1, total_steps: 3, metrics: &vec![], tokens: 100, secs: 0.5 };
+    observer.step(&report).unwrap();
+    assert_eq!(lines(&dir, "metrics.jsonl").len(), 1);
+    assert!(captured.text().ends_with("200 tokens/s  loss 1  b NaN\n"), "{}", captured.text());
+}
+
+#[test]
 fn the_observer_keeps_the_folder_locked() {
     let folder = tempfile::tempdir().unwrap();
     let observer = RunObserver::new(

@@ -1,0 +1,138 @@
+//! Questions, statements and labels as token ids.
+
+use ruminate_datasets::prompts::{ANSWER_SEPARATOR, KNOWLEDGE_SEPARATOR};
+use ruminate_datasets::question::letters;
+use ruminate_datasets::{Compat, Prompts};
+use ruminate_models::{T5Config, TokenId, Tokenizer, Truncate};
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// Largest lengths in tokens, all including the end token. Longer texts lose their end, but keep the end token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Lengths {
+    /// Question with its choices.
+    pub max_question_len: usize,
+    /// One statement.
+    pub max_knowledge_len: usize,
+    /// Answer label; 2 is a letter and the end token, as in the published runs.
+    pub max_answer_len: usize,
+}
+
+impl Default for Lengths {
+    fn default() -> Self {
+        Self { max_question_len: 256, max_knowledge_len: 32, max_answer_len: 2 }
+    }
+}
+
+/// Choices for which letters are checked: the capacity of a training batch in the reference.
+const CHECKED_LETTERS: usize = 8;
+
+/// Encodes texts and assembles the three prompts on ids.
+#[derive(Debug, Clone)]
+pub struct QuestionEncoder {
+    tokenizer: Tokenizer,
+    lengths: Lengths,
+    /// QK, QA and QKA prompts.
+    pub prompts: Prompts,
+    /// Fills up rows.
+    pub pad: TokenId,
+    /// Ends every encoded text.
+    pub eos: TokenId,
+}
+
+impl QuestionEncoder {
+    /// Joins a tokenizer with the model that it is for.
+    ///
+    /// # Errors
+    /// When the tokenizer gives ids that the model has no embedding for, or does not tell the answer letters apart
+    /// by their first token (then all choices would score the same).
+    pub fn new(tokenizer: Tokenizer, config: &T5Config, lengths: Lengths, compat: Compat) -> Result<Self> {
+        tokenizer.check_fits(config.vocab_size)?;
+        for (key, value) in [
+            ("max_question_len", lengths.max_question_len),
+            ("max_knowledge_len", lengths.max_knowledge_len),
+            ("max_answer_len", lengths.max_answer_len),
+        ] {
+            if value < 2 {
+                return Err(Error::config(key, format!("is {value}, but a token and the end token need 2")));
+            }
+        }
+        let separator = |text| tokenizer.encode(text);
+        let prompts = Prompts::new(
+            separator(KNOWLEDGE_SEPARATOR)?,
+            separator(ANSWER_SEPARATOR)?,
+            config.eos_token_id,
+            compat,
+        )?;
+        let encoder = Self { lengths, prompts, pad: config.pad_token_id, eos: config.eos_token_id, tokenizer };
+        let mut first = vec![];
+        for letter in letters(CHECKED_LETTERS) {
+            first.extend(encoder.label(&letter)?.first().copied());
+        }
+        let distinct: std::collections::BTreeSet<_> = first.iter().collect();
+        if distinct.len() != CHECKED_LETTERS || first.contains(&encoder.eos) {
+            return Err(Error::config(
+                "tokenizer",
+                format!(
+                    "the letters A to H begin with the tokens {first:?}, which do not tell them apart; all answers \
+                     would score the same"
+                ),
+            ));
+        }
+        Ok(encoder)
+    }
+
+    /// The tokenizer.
+    #[must_use]
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// The lengths.
+    #[must_use]
+    pub fn lengths(&self) -> Lengths {
+        self.lengths
+    }
+
+    /// A question with its choices.
+    ///
+    /// # Errors
+    /// When the tokenizer fails.
+    pub fn question(&self, text: &str) -> Result<Vec<TokenId>> {
+        Ok(self.tokenizer.encode_truncated(text, self.lengths.max_question_len, Truncate::End)?)
+    }
+
+    /// A statement.
+    ///
+    /// # Errors
+    /// When the tokenizer fails.
+    pub fn statement(&self, text: &str) -> Result<Vec<TokenId>> {
+        Ok(self.tokenizer.encode_truncated(text, self.lengths.max_knowledge_len, Truncate::End)?)
+    }
+
+    /// An answer label.
+    ///
+    /// # Errors
+    /// When the tokenizer fails.
+    pub fn label(&self, text: &str) -> Result<Vec<TokenId>> {
+        Ok(self.tokenizer.encode_truncated(text, self.lengths.max_answer_len, Truncate::End)?)
+    }
+
+    /// All labels of a question.
+    ///
+    /// # Errors
+    /// When the tokenizer fails.
+    pub fn labels(&self, choices: &[String]) -> Result<Vec<Vec<TokenId>>> {
+        choices.iter().map(|choice| self.label(choice)).collect()
+    }
+
+    /// The text of a statement that a model wrote.
+    ///
+    /// # Errors
+    /// When the tokenizer fails.
+    pub fn statement_text(&self, ids: &[TokenId]) -> Result<String> {
+        Ok(self.tokenizer.decode_clean(ids)?.trim().to_string())
+    }
+}

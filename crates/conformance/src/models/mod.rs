@@ -1,0 +1,111 @@
+//! Topic `models`: tiny checkpoints in the Hugging Face layout and the numbers that transformers gives for them, one
+//! folder each.
+
+mod optim;
+mod processors;
+mod t5;
+mod tokenization;
+
+use std::path::Path;
+
+use ruminate_algorithms::Schedule;
+use serde_json::Value;
+use tch::{Kind, Tensor};
+
+use crate::{KindFn, Outcome};
+use crate::compare::{Check, Mismatch};
+use crate::file::{GoldenError, GoldenFile};
+use crate::references::References;
+
+/// Tolerances of the fixtures' README, which their files do not repeat.
+const VALUES: f64 = 1e-4;
+const OPTIMIZER: f64 = 1e-5;
+
+/// What runs a folder. Checkpoints say in their `cases.json` what they are; the other folders are known by name.
+pub fn find(kind: &str, folder: &Path) -> Option<KindFn> {
+    match kind {
+        "tokenization" => Some(|folder| usable(folder, tokenization::run)),
+        "optim" => Some(|folder| usable(folder, optim::run)),
+        "processors" => Some(|folder| usable(folder, processors::run)),
+        _ => {
+            let cases = GoldenFile::read(&folder.join("cases.json")).ok()?;
+            if cases.content()["kind"] == "t5" { Some(|folder| usable(folder, t5::run)) } else { None }
+        }
+    }
+}
+
+/// Outside the cases, whatever goes wrong makes the folder unusable.
+fn usable(folder: &Path, run: fn(&Path) -> Check<Outcome>) -> Result<Outcome, GoldenError> {
+    run(folder).map_err(|Mismatch(reason)| GoldenError::Unusable { path: folder.into(), reason })
+}
+
+/// A `cases.json` and the tensors beside it.
+struct Fixture<'a> {
+    folder: &'a Path,
+    json: Value,
+    tensors: References,
+}
+
+impl<'a> Fixture<'a> {
+    fn open(folder: &'a Path) -> Result<Self, GoldenError> {
+        let json = GoldenFile::read(&folder.join("cases.json"))?.content().clone();
+        Ok(Self { folder, json, tensors: References::open(&folder.join("reference.safetensors"))? })
+    }
+
+    /// The tensor that a string of `cases.json` names.
+    fn tensor(&self, name: &Value) -> Check<Tensor> {
+        Ok(self.tensors.tensor(text(name)?)?)
+    }
+}
+
+fn text(value: &Value) -> Check<&str> {
+    value.as_str().ok_or_else(|| Mismatch(format!("expected a string, found {value}")))
+}
+
+fn number(value: &Value) -> Check<f64> {
+    value.as_f64().ok_or_else(|| Mismatch(format!("expected a number, found {value}")))
+}
+
+fn list(value: &Value) -> Check<&Vec<Value>> {
+    value.as_array().ok_or_else(|| Mismatch(format!("expected a list, found {value}")))
+}
+
+fn parse<T: serde::de::DeserializeOwned>(value: &Value) -> Check<T> {
+    serde_json::from_value(value.clone()).map_err(|e| Mismatch(format!("unexpected value: {e}")))
+}
+
+fn name(case: &Value) -> String {
+    case["name"].as_str().unwrap_or("?").to_owned()
+}
+
+/// Fails when the largest absolute difference exceeds the tolerance or the shapes differ.
+fn close(what: &str, got: &Tensor, expected: &Tensor, tolerance: f64) -> Check {
+    if got.size() != expected.size() {
+        return Err(Mismatch(format!("{what}: shape {:?}, expected {:?}", got.size(), expected.size())));
+    }
+    if got.numel() == 0 {
+        return Ok(());
+    }
+    let difference = (got.f_to_kind(Kind::Double)? - expected.f_to_kind(Kind::Double)?).f_abs()?;
+    // Equal infinities differ by NaN; anything else that is not a number is a failure.
+    let same = got.f_eq_tensor(expected)?;
+    let largest = difference.f_masked_fill(&same, 0.0)?.f_max()?.f_double_value(&[])?;
+    number_close(what, largest, 0.0, tolerance)
+}
+
+fn number_close(what: &str, got: f64, expected: f64, tolerance: f64) -> Check {
+    // Written so that a NaN fails.
+    if (got - expected).abs() <= tolerance {
+        return Ok(());
+    }
+    Err(Mismatch(format!("{what}: {got}, expected {expected} within {tolerance:e}")))
+}
+
+fn schedule(name: &str, args: &Value) -> Check<Schedule> {
+    Ok(match name {
+        "linear" => Schedule::Linear,
+        "constant_with_warmup" => Schedule::Constant,
+        "cosine" => Schedule::Cosine { cycles: args["num_cycles"].as_f64().unwrap_or(0.5) },
+        other => return Err(Mismatch(format!("schedule `{other}` is not known"))),
+    })
+}
