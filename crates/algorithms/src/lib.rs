@@ -1,4 +1,4 @@
-//! Losses as pure functions and the trainers around them.
+#![doc = include_str!("../README.md")]
 
 pub mod crystal;
 mod error;

@@ -191,10 +191,7 @@ mod tests {
         assert_eq!(message(json!({"c": 1})), "top.c: missing");
         assert!(message(json!({"a": [1, 0.7, "x"]})).starts_with("top.a[1][0]: got 0.5"));
         // Integers are exact.
-        assert_eq!(
-            tolerance.json("n", &json!(1), &json!(2)).unwrap_err().0,
-            "n: got 1, expected 2"
-        );
+        assert_eq!(tolerance.json("n", &json!(1), &json!(2)).unwrap_err().0, "n: got 1, expected 2");
     }
 
     #[test]

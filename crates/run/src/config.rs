@@ -23,7 +23,25 @@ use overrides::Override;
 /// # Errors
 /// An unknown key, a value of the wrong type or a file that cannot be read or parsed; the message says where.
 pub fn load<T: Serialize + DeserializeOwned>(file: Option<&Path>, sets: &[String]) -> Result<T, ConfigError> {
-    let file = file.map(ConfigFile::read).transpose()?;
+    resolve_file(file.map(ConfigFile::read).transpose()?, sets)
+}
+
+/// As [`load`], from a text that the program carries; `name` stands for the file in messages.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_text<T: Serialize + DeserializeOwned>(
+    name: &str,
+    text: &str,
+    sets: &[String],
+) -> Result<T, ConfigError> {
+    resolve_file(Some(ConfigFile { path: name.into(), text: text.into() }), sets)
+}
+
+fn resolve_file<T: Serialize + DeserializeOwned>(
+    file: Option<ConfigFile>,
+    sets: &[String],
+) -> Result<T, ConfigError> {
     let overrides = sets.iter().map(|set| Override::parse(set)).collect::<Result<Vec<_>, _>>()?;
 
     let mut table = file.as_ref().map(ConfigFile::table).transpose()?.unwrap_or_default();

@@ -17,7 +17,7 @@ pub use cli::{DeviceArg, DeviceError, FlagKeys, RunArgs};
 pub use config::ConfigError;
 pub use console::Verbosity;
 pub use exit::{Outcome, exit_code};
-pub use observer::RunObserver;
+pub use observer::{ConsoleObserver, RunObserver};
 pub use output::{Table, print_json};
 pub use rundir::{Difference, RunDir, RunDirError};
 pub use signals::{SignalError, StopFlag};

@@ -135,6 +135,27 @@ impl Observer for RunObserver {
     }
 }
 
+/// Shows the progress of work that has no run folder, such as an evaluation.
+#[derive(Debug)]
+pub struct ConsoleObserver {
+    console: Console,
+}
+
+impl ConsoleObserver {
+    /// An observer that only shows.
+    #[must_use]
+    pub fn new(verbosity: Verbosity) -> Self {
+        Self { console: Console::stderr(verbosity) }
+    }
+}
+
+impl Observer for ConsoleObserver {
+    fn progress(&mut self, phase: &str, done: u64, total: u64) -> Result<(), ObserverError> {
+        self.console.progress(phase, done, total);
+        Ok(())
+    }
+}
+
 /// Metrics stand beside the fixed keys, in the order in which the trainer reports them.
 struct MetricsLine<'a> {
     kind: &'static str,

@@ -13,6 +13,7 @@ mod lint;
 mod pip;
 mod problem;
 mod provision;
+mod world;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -47,6 +48,8 @@ enum Command {
     Lint(Cuda),
     /// Check this machine, and print for each thing that is not right the command that mends it
     Doctor(Cuda),
+    /// Write the bundled world, the data of the demos and of many tests, to fixtures/world
+    World(World),
     /// Print shell commands that let plain cargo and the built programs find libtorch
     ///
     /// Use: eval "$(cargo xtask env --cuda)". The CPU build needs this only for `cargo test --doc`.
@@ -59,6 +62,14 @@ struct Cuda {
     /// Use the CUDA build of libtorch (about 2.7 GB to download)
     #[arg(long)]
     cuda: bool,
+}
+
+/// What to do with the bundled world.
+#[derive(Debug, Args)]
+struct World {
+    /// Write nothing; fail if a file differs from what would be written
+    #[arg(long)]
+    check: bool,
 }
 
 impl From<Cuda> for Flavour {
@@ -87,6 +98,7 @@ fn run(command: Command) -> Result<u8> {
         Command::Golden(args) => commands::golden(&root, &args),
         Command::Lint(args) => lint::lint(&root, args.into()),
         Command::Doctor(args) => doctor::doctor(&root, args.into()),
+        Command::World(args) => world::run(args.check).map(|()| 0),
         Command::Env(args) => commands::env(&root, args.into()),
     }
 }

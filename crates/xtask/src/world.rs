@@ -275,8 +275,9 @@ this one included, are written by `cargo xtask world` from the constants and the
 ## Why it needs knowledge
 
 Names say nothing about cities or weathers: they are paired at random, wrong choices are drawn uniformly, every letter
-is right equally often, and each split has every weather equally often. So the question alone gives no more than chance
-(25 %). The facts have to be learnt from the training questions and statements:
+is right equally often, and the people of each two-hop split are spread evenly over the weathers. So the best guess from
+a two-hop question alone is chance (25 %); for the other two tasks it is slightly better, as cities and weathers do not
+divide evenly. The facts have to be learnt from the training questions and statements:
 
 * `lives`: `Where does Anna live?`, asked in training about everyone;
 * `weather`: `What is the weather in Larkton?`, asked in training about every city;
@@ -307,8 +308,8 @@ in the same order. There are two engines:
 * `noisy`: {NOISY_STATEMENTS} statements per question in random order. One is the helpful one; the other {noise} are true and of the same form,
   but about other people or cities of the same split.
 
-With `clean`, imitation alone already writes helpful knowledge. With `noisy` it mostly writes statements that do not
-help, and only feedback from the answers tells which do.
+With `clean`, imitation aims at helpful knowledge only. With `noisy`, a model that imitates perfectly samples a helpful
+statement one time in {NOISY_STATEMENTS}; the helpful one is still the most frequent single statement, so greedy decoding can find it.
 
 ## Model folder
 

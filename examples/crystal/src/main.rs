@@ -1,1 +1,200 @@
-fn main() {}
+//! Crystal (arXiv 2310.04921): a T5 that writes knowledge about a question before it answers.
+
+mod config;
+mod demo;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use ruminate::algorithms::crystal::{
+    EvaluationConfig, EvaluationReport, Imitation, KnowledgeSource, Notice, evaluate, evaluation_folder, read_eval, read_silver,
+    write_evaluation,
+};
+use ruminate::algorithms::{Fitted, Observer, Sft, Trainer};
+use ruminate::datasets::Split;
+use ruminate::datasets::knowledge::DataForm;
+use ruminate::run::{ConsoleObserver, Outcome, RunArgs, RunDir, RunObserver, StopFlag, Table, exit_code, print_json};
+use serde_json::json;
+
+use config::{CrystalConfig, FLAGS};
+
+/// Crystal: write knowledge about a question, then answer with it (arXiv 2310.04921).
+#[derive(Parser)]
+#[command(version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Stage I: imitate silver knowledge, and learn to answer with it
+    ///
+    /// Writes checkpoints, metrics and the resolved configuration to --out. `--set imitation.qk_weight=0 --set
+    /// imitation.qka_weight=0 --set imitation.qa_weight=1` trains the direct-QA baseline instead.
+    Imitate(RunArgs),
+    /// Sample knowledge, answer with it, and combine the answers
+    ///
+    /// Writes the reference's knowledge and inference files to --out (default: the run's folder with `runs` replaced
+    /// by `eval`, and the checkpoint's step). `data.data_path` may also name statements made elsewhere.
+    Evaluate(EvaluateArgs),
+    /// Train Stage I and the direct-QA baseline on the bundled world, and compare them
+    Demo(demo::DemoArgs),
+}
+
+#[derive(clap::Args)]
+struct EvaluateArgs {
+    /// Checkpoint folder, e.g. runs/my-run/checkpoints/best
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// Which questions: train, dev or test
+    #[arg(long, default_value = "dev")]
+    split: Split,
+    /// Skip the pass without knowledge
+    #[arg(long)]
+    no_baseline: bool,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+fn main() -> ExitCode {
+    exit_code(match Cli::parse().command {
+        Command::Imitate(args) => run_imitate(&args),
+        Command::Evaluate(args) => run_evaluate(&args),
+        Command::Demo(args) => demo::run(&args),
+    })
+}
+
+fn run_imitate(args: &RunArgs) -> anyhow::Result<Outcome> {
+    let config: CrystalConfig = args.load(FLAGS)?;
+    config.validate()?;
+    let device = args.setup()?;
+    let stop = StopFlag::on_ctrl_c()?;
+    // Everything that can be wrong with the data or the model shows before the run folder is touched.
+    let imitation = prepare(&config, device)?;
+    let dir = args.open(&config)?;
+    let mut observer = RunObserver::new(&dir, args.verbosity(), stop)?;
+    let (fitted, _) = imitate(&config, imitation, &dir, &mut observer)?;
+    drop(observer);
+    let result = json!({
+        "system": "crystal", "stage": "imitation", "steps": fitted.steps, "last": fitted.last,
+        "best": { "step": fitted.best.0, "score": fitted.best.1, "path": fitted.best.2 },
+    });
+    if args.json {
+        print_json(&result)?;
+    } else if !args.quiet {
+        let mut table = Table::new(["checkpoint", "step", "folder"]);
+        table.row(["last", &fitted.steps.to_string(), &fitted.last.display().to_string()]);
+        table.row(["best", &fitted.best.0.to_string(), &fitted.best.2.display().to_string()]);
+        table.print()?;
+    }
+    Ok(fitted.ending.into())
+}
+
+type Imitating = Sft<ruminate::models::T5, Imitation>;
+
+/// Reads model and data, and joins them.
+fn prepare(config: &CrystalConfig, device: tch::Device) -> anyhow::Result<Imitating> {
+    let (t5, encoder) = config.build(device)?;
+    let (train, mut notices) = read_silver(&config.data, Split::Train)?;
+    let (dev, more) = read_silver(&config.data, Split::Dev)?;
+    notices.extend(more);
+    show(&notices);
+    let tokenizer = encoder.tokenizer().clone();
+    let tasks = config.data.train_tasks.clone();
+    let imitation = Imitation::new(config.imitation.clone(), encoder, train, dev, tasks)?;
+    Ok(Sft::new(t5, imitation, tokenizer))
+}
+
+/// Trains to the end, or goes on where the run folder's last checkpoint stands.
+fn imitate(
+    config: &CrystalConfig,
+    mut sft: Imitating,
+    dir: &RunDir,
+    observer: &mut dyn Observer,
+) -> anyhow::Result<(Fitted, Imitating)> {
+    let fitted = Trainer::new(config.trainer.clone(), &dir.checkpoints())?.fit(&mut sft, observer)?;
+    Ok((fitted, sft))
+}
+
+fn run_evaluate(args: &EvaluateArgs) -> anyhow::Result<Outcome> {
+    let mut config: CrystalConfig = args.run.load(FLAGS)?;
+    config.validate()?;
+    let device = args.run.setup()?;
+    let form = DataForm::of(&config.data.data_path);
+    if form != DataForm::Questions {
+        config.evaluation.knowledge = KnowledgeSource::Given;
+    }
+    let out = match &args.run.out {
+        Some(out) => out.clone(),
+        None => evaluation_folder(&args.model)
+            .context("cannot tell the run from --model; name the folder for the results with --out")?,
+    };
+    let (t5, encoder) = config.open(&args.model, device)?;
+    let (questions, notices) = read_eval(&config.data, args.split)?;
+    show(&notices);
+    let given = (form != DataForm::Questions).then(|| file_name(&config.data.data_path));
+    let mut observer = ConsoleObserver::new(args.run.verbosity());
+    let report = evaluate(&t5, &encoder, &questions, &config.evaluation, &mut observer)?;
+    let mut written = vec![];
+    if !args.no_baseline {
+        let bare = EvaluationConfig { knowledge: KnowledgeSource::None, ..config.evaluation.clone() };
+        let baseline = evaluate(&t5, &encoder, &questions, &bare, &mut observer)?;
+        written.extend(write_evaluation(&out, &baseline, -1, None)?);
+    }
+    written.extend(write_evaluation(&out, &report, 0, given.as_deref())?);
+    drop(observer);
+    if args.run.json {
+        print_json(&summary(&report, &written))?;
+    } else if !args.run.quiet {
+        print_report(&report, &written)?;
+    }
+    Ok(Outcome::Done)
+}
+
+fn summary(report: &EvaluationReport, written: &[PathBuf]) -> serde_json::Value {
+    let ensembles: serde_json::Map<String, serde_json::Value> =
+        report.ensembles.iter().map(|(mode, accuracy)| (mode.to_string(), json!(accuracy))).collect();
+    json!({
+        "system": "crystal", "acc_weighted": report.acc_weighted(), "acc_unweighted": report.acc_unweighted(),
+        "acc_weighted_knowless": report.acc_weighted_knowless(), "ensembles": ensembles, "tasks": report.tasks,
+        "files": written,
+    })
+}
+
+fn print_report(report: &EvaluationReport, written: &[PathBuf]) -> std::io::Result<()> {
+    let mut table = Table::new(["task", "questions", "accuracy", "without knowledge"]);
+    for task in &report.tasks {
+        let numbers = [task.accuracy, task.accuracy_knowless].map(Table::number);
+        table.row([task.task.clone(), task.questions.to_string(), numbers[0].clone(), numbers[1].clone()]);
+    }
+    let all = report.inference.len().to_string();
+    let weighted = [report.acc_weighted(), report.acc_weighted_knowless()].map(Table::number);
+    table.row(["acc_weighted".into(), all.clone(), weighted[0].clone(), weighted[1].clone()]);
+    let unweighted = [report.acc_unweighted(), report.acc_unweighted_knowless()].map(Table::number);
+    table.row(["acc_unweighted".into(), all, unweighted[0].clone(), unweighted[1].clone()]);
+    table.print()?;
+    let mut table = Table::new(["ensembling", "acc_weighted"]);
+    for (mode, accuracy) in &report.ensembles {
+        table.row([mode.to_string(), Table::number(*accuracy)]);
+    }
+    table.print()?;
+    let mut table = Table::new(["written"]);
+    for path in written {
+        table.row([path.display().to_string()]);
+    }
+    table.print()
+}
+
+fn file_name(path: &str) -> String {
+    Path::new(path).file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+#[expect(clippy::print_stderr, reason = "what a user should know about the data goes to the terminal")]
+fn show(notices: &[Notice]) {
+    for notice in notices {
+        eprintln!("note: {} ({}): {}", notice.task, notice.split, notice.text);
+    }
+}

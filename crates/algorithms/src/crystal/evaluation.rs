@@ -8,7 +8,7 @@ use ruminate_datasets::{Annotated, InferenceItem, KnowledgeItem, json};
 use ruminate_models::{
     Generate, GenerationConfig, Sampling, ScoreChoices, Strategy, TokenId, derive_seed,
 };
-use ruminate_rewards::{EnsembleConfig, Judgement};
+use ruminate_rewards::{Ensemble, EnsembleConfig, Judgement};
 use serde::{Deserialize, Serialize};
 
 use super::{QuestionEncoder, by_length};
@@ -113,8 +113,8 @@ pub struct EvaluationReport {
     pub inference: Vec<InferenceItem>,
     /// Accuracy per task, in the order of the tasks.
     pub tasks: Vec<TaskAccuracy>,
-    /// Whether the model wrote the statements itself.
-    pub wrote_knowledge: bool,
+    /// Mean accuracy over questions under each way of combining the same answers.
+    pub ensembles: Vec<(Ensemble, f64)>,
 }
 
 impl EvaluationReport {
@@ -134,6 +134,12 @@ impl EvaluationReport {
     #[must_use]
     pub fn acc_unweighted(&self) -> f64 {
         mean(self.tasks.iter().map(|task| task.accuracy))
+    }
+
+    /// Mean over tasks of their accuracies without knowledge.
+    #[must_use]
+    pub fn acc_unweighted_knowless(&self) -> f64 {
+        mean(self.tasks.iter().map(|task| task.accuracy_knowless))
     }
 }
 
@@ -168,15 +174,24 @@ pub fn evaluate<P: Generate + ScoreChoices>(
     let statements = statements(policy, encoder, questions, &encoded, config, observer)?;
     let scores = score(policy, encoder, questions, &encoded, &statements, config, observer)?;
     let mut inference = vec![];
+    let mut correct = [0u64; Ensemble::ALL.len()];
     for ((item, statements), (bare, with)) in questions.iter().zip(&statements).zip(scores) {
-        let judgement = Judgement::new(&bare, &with, item.question.answer_ix, config.ensemble)?;
+        let judge = |ensemble| Judgement::new(&bare, &with, item.question.answer_ix, ensemble);
+        for (ensembling, correct) in Ensemble::ALL.into_iter().zip(&mut correct) {
+            *correct += u64::from(judge(EnsembleConfig { ensembling, ..config.ensemble })?.correct());
+        }
+        let judgement = judge(config.ensemble)?;
         let texts: Vec<&str> = statements.iter().map(|s| s.text.as_str()).collect();
         inference.push(judgement.inference_item(&item.question, &texts)?);
     }
     Ok(EvaluationReport {
         tasks: per_task(questions, &inference),
         inference,
-        wrote_knowledge: matches!(config.knowledge, KnowledgeSource::Sampled | KnowledgeSource::Greedy),
+        ensembles: Ensemble::ALL
+            .into_iter()
+            .zip(correct)
+            .map(|(mode, right)| (mode, right as f64 / questions.len().max(1) as f64))
+            .collect(),
     })
 }
 
@@ -307,6 +322,25 @@ pub fn write_evaluation(
     let name = inference_file_name(DEFAULT_PREFIX, step, &knowledge_name);
     written.push(write_items(&folder.join("inference"), &name, &report.inference)?);
     Ok(written)
+}
+
+/// The folder for an evaluation of a checkpoint: the run's folder with `runs` replaced by `eval`, and the step
+/// appended. `runs/mine/checkpoints/step-500`, also under the name `best` or `last`, gives `eval/mine_ckp-500`.
+/// `None` when the path does not tell the run or the step.
+#[must_use]
+pub fn evaluation_folder(checkpoint: &Path) -> Option<PathBuf> {
+    // The link's own place tells the run, what it points to tells the step.
+    let name = std::fs::read_link(checkpoint).unwrap_or_else(|_| checkpoint.to_path_buf());
+    let step = name.file_name()?.to_str()?.strip_prefix("step-")?.to_string();
+    let run = checkpoint.parent()?.parent()?;
+    let parts: Vec<_> = run.components().collect();
+    let at = parts.iter().rposition(|part| part.as_os_str() == "runs")?;
+    let mut name = parts.get(at + 1..)?.iter().collect::<PathBuf>().into_os_string();
+    if name.is_empty() {
+        return None;
+    }
+    name.push(format!("_ckp-{step}"));
+    Some(parts[..at].iter().collect::<PathBuf>().join("eval").join(name))
 }
 
 fn write_items<T: Serialize>(folder: &Path, name: &str, items: &[T]) -> Result<PathBuf> {

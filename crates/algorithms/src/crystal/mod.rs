@@ -12,7 +12,8 @@ mod imitation;
 pub use data::{CrystalData, Notice, read_eval, read_silver};
 pub use encoder::{Lengths, QuestionEncoder};
 pub use evaluation::{
-    EvaluationConfig, EvaluationReport, KnowledgeSource, TaskAccuracy, evaluate, write_evaluation,
+    EvaluationConfig, EvaluationReport, KnowledgeSource, TaskAccuracy, evaluate, evaluation_folder,
+    write_evaluation,
 };
 pub use imitation::{BestBy, Imitation, ImitationConfig};
 

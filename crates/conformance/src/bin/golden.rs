@@ -5,7 +5,7 @@ use ruminate_conformance::runner::{default_roots, run};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Run golden vectors (ROOT/<topic>/<kind>.json, ROOT/models/<kind>/) against the crates.
+/// Run golden vectors (ROOT/TOPIC/KIND.json, ROOT/models/KIND/) against the crates.
 ///
 /// Exits with 1 if a case fails or nothing ran; kinds that are not covered are listed and do no harm, unless their
 /// topic was asked for.
