@@ -3,7 +3,7 @@
 //! Writes `fixtures/world`: questions, silver knowledge, a tokenizer and a model configuration in the formats of
 //! the real data, small enough to train on from scratch. Everything follows from the constants below and the seed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::{fs, io};
 
@@ -18,19 +18,16 @@ mod model;
 mod tests;
 
 const SEED: u64 = 20_231_206;
-/// The choices a question offers, at most `LETTERS`.
-const CHOICES: usize = 4;
-/// How often a training fact is asked, each time with other choices: otherwise its letter could be memorised.
-const LIVES_VARIANTS: usize = 4;
-const WEATHER_VARIANTS: usize = 16;
-const TWOHOP_VARIANTS: usize = 6;
-/// The same for dev and test questions.
-const HELD_OUT_VARIANTS: usize = 2;
+/// How often training asks about the weather of a city. There are few cities, and without repetition their facts would
+/// drown among those about people.
+const WEATHER_REPEATS: usize = 8;
 /// People whose two-hop question is asked in training and in dev; those left over are the test split.
 const TRAIN_PEOPLE: usize = 96;
-const DEV_PEOPLE: usize = 32;
+const DEV_PEOPLE: usize = 24;
 /// Statements for a query in the noisy knowledge; exactly one of them is about the query.
 const NOISY_STATEMENTS: usize = 4;
+/// Facts that the noise is drawn from. Few, so that each is a more frequent statement than the helpful one.
+const HEARSAY: usize = 2;
 
 const PEOPLE: &str = "\
     Ada Adam Agnes Alan Alba Albert Alice Alma Amos Amy Andrew Anna Anton Arthur Astrid Barbara Basil \
@@ -43,10 +40,9 @@ const PEOPLE: &str = "\
     Max Mia Miles Mona Nadia Nancy Neil Nina Noah Nora Olaf Olga Oliver Oscar Otto Paul Paula Peter Petra \
     Philip Ralph Rita Robert Rosa Ruth Samuel Sarah Simon Sonia Stella Susan Sylvia Theo Thomas Tina \
     Ursula Vera Victor Walter Wanda";
-const CITIES: &str = "\
-    Aldermoor Birkby Corvale Dunmere Elmsea Farrowby Glenhurst Holmor Istead Jorby Kelwick Larkton Merrowdale Norhaven \
-    Otterford Pinedale";
-const WEATHERS: &str = "sunny rainy snowy windy foggy stormy";
+/// As many as there are letters.
+const CITIES: &str = "Aldermoor Birkby Corvale Dunmere Elmsea Farrowby Glenhurst Holmor";
+const WEATHERS: &str = "sunny rainy snowy windy";
 /// The words of the questions and the statements.
 const WORDS: &str = "Where does live What is the weather in where lives";
 const LETTERS: &str = "A B C D E F G H";
@@ -92,34 +88,34 @@ fn generate() -> Result<BTreeMap<String, String>> {
     sample.truncate(DEV_PEOPLE);
 
     let sets = [
-        ("lives", "train", &facts.lives[..], &cities[..], LIVES_VARIANTS),
-        ("lives", "dev", &sample, &cities, HELD_OUT_VARIANTS),
-        ("weather", "train", &facts.weather, &weathers, WEATHER_VARIANTS),
-        ("weather", "dev", &facts.weather, &weathers, HELD_OUT_VARIANTS),
-        ("twohop", "train", train, &weathers, TWOHOP_VARIANTS),
-        ("twohop", "dev", dev, &weathers, HELD_OUT_VARIANTS),
-        ("twohop", "test", test, &weathers, HELD_OUT_VARIANTS),
+        ("lives", "train", &facts.lives[..], &facts.lives, &cities, 1),
+        ("lives", "dev", &sample, &facts.lives, &cities, 1),
+        ("weather", "train", &facts.weather, &facts.weather, &weathers, WEATHER_REPEATS),
+        ("weather", "dev", &facts.weather, &facts.weather, &weathers, 1),
+        ("twohop", "train", train, &facts.twohop, &weathers, 1),
+        ("twohop", "dev", dev, &facts.twohop, &weathers, 1),
+        ("twohop", "test", test, &facts.twohop, &weathers, 1),
     ];
     let mut files = BTreeMap::new();
     let mut counts = Vec::new();
-    let mut asked = BTreeSet::new();
-    for (task, split, facts, options, variants) in sets {
-        let rows = ask(facts, options, variants, &mut asked, &mut rng);
-        let tsv = rows.iter().map(|row| format!("{}\t{}\n", row.query, facts[row.fact].answer)).collect();
+    for (task, split, asked, known, options, repeats) in sets {
+        let mut rows: Vec<&Fact> = asked.iter().flat_map(|fact| std::iter::repeat_n(fact, repeats)).collect();
+        rows.shuffle(&mut rng);
+        let tsv = rows.iter().map(|fact| format!("{}\t{}\n", fact.query(options), fact.answer)).collect();
         files.insert(format!("crystal/uqa/{task}/{split}.tsv"), tsv);
         for engine in ["clean", "noisy"] {
             let name = format!("crystal/knowledge/knowledge_gkp_gpt3{engine}.{split}.{task}.json");
             let items: Vec<Item<'_>> = rows
                 .iter()
-                .map(|row| Item {
-                    query: &row.query,
-                    answer: facts[row.fact].answer,
-                    knowledges: knowledge(facts, row.fact, engine == "noisy", &mut rng),
+                .map(|fact| Item {
+                    query: fact.query(options),
+                    answer: fact.answer,
+                    knowledges: knowledge(fact, known, engine == "noisy", &mut rng),
                 })
                 .collect();
             files.insert(name, indented(&items)?);
         }
-        counts.push(format!("| {task} | {split} | {} | {} |", facts.len(), rows.len()));
+        counts.push(format!("| {task} | {split} | {} | {} |", asked.len(), rows.len()));
     }
     let vocabulary = model::vocabulary();
     files.insert("t5/tokenizer.json".into(), pretty(&model::tokenizer(&vocabulary))?);
@@ -139,6 +135,15 @@ struct Fact {
     question: String,
     answer: &'static str,
     statement: String,
+}
+
+impl Fact {
+    /// The left field of a line: the question and all choices, always in the same order.
+    fn query(&self, options: &[&str]) -> String {
+        let choices: Vec<String> =
+            words(LETTERS).zip(options).map(|(letter, choice)| format!("({letter}) {choice}")).collect();
+        format!("{} \\n {}", self.question, choices.join(" "))
+    }
 }
 
 /// Everything that is true in the world, by task.
@@ -181,60 +186,15 @@ impl Facts {
     }
 }
 
-/// One asked question: the left field of its line and the index of its fact.
-struct Row {
-    query: String,
-    fact: usize,
-}
-
-/// Asks every fact `variants` times. The letters of the answers are dealt out in turn, so no letter is favoured,
-/// neither for one fact nor over the file; the other choices are drawn uniformly. No query occurs in two files.
-fn ask(
-    facts: &[Fact],
-    options: &[&'static str],
-    variants: usize,
-    asked: &mut BTreeSet<String>,
-    rng: &mut ChaCha8Rng,
-) -> Vec<Row> {
-    // A random order: otherwise the letter would follow the weather, which is dealt out in turn as well.
-    let mut order: Vec<usize> = (0..facts.len()).collect();
-    order.shuffle(rng);
-    let mut rows = Vec::new();
-    for (i, &fact) in order.iter().enumerate() {
-        let Fact { question, answer, .. } = &facts[fact];
-        for variant in 0..variants {
-            let query = loop {
-                let mut choices: Vec<&str> =
-                    options.iter().copied().filter(|option| option != answer).collect();
-                choices.shuffle(rng);
-                choices.truncate(CHOICES - 1);
-                choices.insert((i + variant) % CHOICES, answer);
-                let choices: Vec<String> = words(LETTERS)
-                    .zip(choices)
-                    .map(|(letter, choice)| format!("({letter}) {choice}"))
-                    .collect();
-                let query = format!("{question} \\n {}", choices.join(" "));
-                if asked.insert(query.clone()) {
-                    break query;
-                }
-            };
-            rows.push(Row { query, fact });
-        }
-    }
-    rows.shuffle(rng);
-    rows
-}
-
-/// The statements for one query. The noise is true and of the same form, but about other people or cities. It is
-/// drawn from the same split, so that no training file tells where held-out people have which weather.
-fn knowledge<'a>(facts: &'a [Fact], asked: usize, noisy: bool, rng: &mut ChaCha8Rng) -> Vec<&'a str> {
-    let mut statements = vec![facts[asked].statement.as_str()];
+/// The statements for one query. The noise is true and of the same form, but about others: always the same few, who
+/// are asked about in training, so that no file tells what the weather of held-out people is.
+fn knowledge<'a>(asked: &'a Fact, known: &'a [Fact], noisy: bool, rng: &mut ChaCha8Rng) -> Vec<&'a str> {
+    let mut statements = vec![asked.statement.as_str()];
     if noisy {
+        let hearsay: Vec<&Fact> =
+            known.iter().filter(|fact| fact.statement != asked.statement).take(HEARSAY).collect();
         while statements.len() < NOISY_STATEMENTS {
-            let other = rng.random_range(0..facts.len());
-            if other != asked {
-                statements.push(&facts[other].statement);
-            }
+            statements.push(&hearsay[rng.random_range(0..HEARSAY)].statement);
         }
         statements.shuffle(rng);
     }
@@ -244,7 +204,7 @@ fn knowledge<'a>(facts: &'a [Fact], asked: usize, noisy: bool, rng: &mut ChaCha8
 /// One item of a silver knowledge file, fields in the order of the original files.
 #[derive(Serialize)]
 struct Item<'a> {
-    query: &'a str,
+    query: String,
     answer: &'a str,
     knowledges: Vec<&'a str>,
 }
@@ -265,6 +225,7 @@ fn readme(counts: &str, tokens: usize) -> String {
     let [people, cities, weathers] = [PEOPLE, CITIES, WEATHERS].map(|list| words(list).count());
     let test = people - TRAIN_PEOPLE - DEV_PEOPLE;
     let noise = NOISY_STATEMENTS - 1;
+    let chance = 100 / weathers;
     format!(
         r#"# The bundled world
 
@@ -274,30 +235,31 @@ this one included, are written by `cargo xtask world` from the constants and the
 
 ## Why it needs knowledge
 
-Names say nothing about cities or weathers: they are paired at random, wrong choices are drawn uniformly, every letter
-is right equally often, and the people of each two-hop split are spread evenly over the weathers. So the best guess from
-a two-hop question alone is chance (25 %); for the other two tasks it is slightly better, as cities and weathers do not
-divide evenly. The facts have to be learnt from the training questions and statements:
+Names say nothing about cities or weathers: they are paired at random, and the people of each two-hop split are spread
+evenly over the weathers. So the best guess from a two-hop question alone is chance ({chance} %). The facts have to be
+learnt from the training questions and statements:
 
 * `lives`: `Where does Anna live?`, asked in training about everyone;
-* `weather`: `What is the weather in Larkton?`, asked in training about every city;
+* `weather`: `What is the weather in Corvale?`, asked in training about every city;
 * `twohop`: `What is the weather where Anna lives?`, asked in training about {TRAIN_PEOPLE} people, in dev about {DEV_PEOPLE} others and in
   test about the remaining {test}.
 
 A held-out two-hop answer is never seen, but both facts behind it are. A model that first writes them down, as in
-`Anna lives in Larkton. Larkton is rainy.`, only has to read off the choice; one that answers directly has to join two
-facts in its head.
+`Anna lives in Corvale. Corvale is rainy.`, only has to look up the letter of the last word; one that answers directly
+has to join two facts in its head.
+
+The choices of a question are all there are, always in the same order: a model this small needs tens of thousands of
+steps to learn to find a word among shuffled choices, and that is not what the world is about.
 
 ## Questions
 
-`crystal/uqa/<task>/<split>.tsv` is in UnifiedQA's layout, {CHOICES} choices each. Every fact is asked several times with other
-choices, and no question occurs in two files with the same choices in the same order.
+`crystal/uqa/<task>/<split>.tsv` is in UnifiedQA's layout.
 
 | task | split | facts | questions |
 |---|---|---|---|
 {counts}
 
-The dev questions of `lives` and `weather` are about facts that training asks as well, with other choices.
+The dev questions of `lives` and `weather` are asked in training too: they show whether the facts are known.
 
 ## Silver knowledge
 
@@ -306,10 +268,10 @@ in the same order. There are two engines:
 
 * `clean`: one statement per question, the helpful one;
 * `noisy`: {NOISY_STATEMENTS} statements per question in random order. One is the helpful one; the other {noise} are true and of the same form,
-  but about other people or cities of the same split.
+  but about one of {HEARSAY} people (or cities) that everybody talks about.
 
-With `clean`, imitation aims at helpful knowledge only. With `noisy`, a model that imitates perfectly samples a helpful
-statement one time in {NOISY_STATEMENTS}; the helpful one is still the most frequent single statement, so greedy decoding can find it.
+With `clean`, imitation aims at helpful knowledge only. With `noisy`, a model that imitates perfectly writes a helpful
+statement one time in {NOISY_STATEMENTS}, and unhelpful ones are its most probable statements: reinforcement has something to gain.
 
 ## Model folder
 
