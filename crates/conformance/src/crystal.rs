@@ -11,6 +11,7 @@ use ruminate_datasets::order::{evaluation_batches, merge};
 use ruminate_datasets::prompts::choice_slots;
 use ruminate_datasets::question::{letter, letters, parse_line};
 use ruminate_datasets::{Compat, Order, Origin, Prompts, Question, Shard, Split, TokenId, TrainBatches};
+use ruminate_models::{Sampling, filter_logits, forbid};
 use ruminate_rewards::choices::{Ensemble, EnsembleConfig, Judgement, argmax, choice_probs, mean_nll_scores};
 use serde::Deserialize;
 use serde_json::Value;
@@ -32,6 +33,7 @@ pub fn find(kind: &str, _file: &Path) -> Option<KindFn> {
         "ensembling" => ensembling,
         "choice_scoring_mean_nll" => choice_scoring_mean_nll,
         "eval_output" => eval_output,
+        "sampling_filter" => sampling_filter,
         "bookkeeping" => bookkeeping,
         _ => return None,
     })
@@ -391,6 +393,51 @@ fn eval_output(path: &Path) -> Result<Outcome, GoldenError> {
         tolerance.json("inference_file", &inference.into(), &want.inference_file.clone().into())
     })?;
     Ok(Outcome { cases, ..Outcome::default() })
+}
+
+/// The distribution that statements are drawn from.
+fn sampling_filter(path: &Path) -> Result<Outcome, GoldenError> {
+    #[derive(Deserialize)]
+    struct Case {
+        logits: Rows<f64>,
+        temperature: Option<f64>,
+        top_k_argument: Option<usize>,
+        top_p_argument: Option<f64>,
+        decoder_length_so_far: usize,
+        min_length: usize,
+        eos_id: TokenId,
+        expected: Expected,
+    }
+    #[derive(Deserialize)]
+    struct Expected {
+        probs: Rows<f64>,
+        kept: Rows<u8>,
+        greedy_token: Vec<usize>,
+    }
+    let file = GoldenFile::read(path)?;
+    let tolerance = file.tolerance()?;
+    let cases = file.cases("cases", |case: Case| {
+        let rows = case.logits.len() as i64;
+        let mut logits = Tensor::f_from_slice(&case.logits.concat())?.f_view_([rows, -1])?;
+        if case.decoder_length_so_far < case.min_length {
+            logits = forbid(&logits, &Tensor::f_from_slice(&[case.eos_id])?)?;
+        }
+        let greedy: Vec<i64> = Vec::try_from(logits.f_argmax(1, false)?)?;
+        let greedy: Vec<usize> = greedy.into_iter().map(|id| id as usize).collect();
+        equal("greedy_token", greedy, case.expected.greedy_token)?;
+        let sampling = Sampling {
+            temperature: case.temperature.unwrap_or(1.0),
+            // What the reference's generation library falls back to.
+            top_k: Some(case.top_k_argument.unwrap_or(50)),
+            top_p: case.top_p_argument,
+        };
+        let probs = filter_logits(&logits, &sampling)?.f_softmax(-1, None::<Kind>)?;
+        let probs: Rows<f64> = Vec::try_from(probs)?;
+        let kept: Rows<u8> = probs.iter().map(|row| row.iter().map(|&p| u8::from(p > 0.0)).collect()).collect();
+        equal("kept", kept, case.expected.kept)?;
+        tolerance.close_rows("probs", &probs, &case.expected.probs)
+    })?;
+    Ok(Outcome { cases, pending: vec![] })
 }
 
 fn bookkeeping(path: &Path) -> Result<Outcome, GoldenError> {
