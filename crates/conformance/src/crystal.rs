@@ -433,7 +433,8 @@ fn sampling_filter(path: &Path) -> Result<Outcome, GoldenError> {
         };
         let probs = filter_logits(&logits, &sampling)?.f_softmax(-1, None::<Kind>)?;
         let probs: Rows<f64> = Vec::try_from(probs)?;
-        let kept: Rows<u8> = probs.iter().map(|row| row.iter().map(|&p| u8::from(p > 0.0)).collect()).collect();
+        let kept: Rows<u8> =
+            probs.iter().map(|row| row.iter().map(|&p| u8::from(p > 0.0)).collect()).collect();
         equal("kept", kept, case.expected.kept)?;
         tolerance.close_rows("probs", &probs, &case.expected.probs)
     })?;

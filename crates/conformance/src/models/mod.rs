@@ -12,10 +12,10 @@ use ruminate_algorithms::Schedule;
 use serde_json::Value;
 use tch::{Kind, Tensor};
 
-use crate::{KindFn, Outcome};
 use crate::compare::{Check, Mismatch};
 use crate::file::{GoldenError, GoldenFile};
 use crate::references::References;
+use crate::{KindFn, Outcome};
 
 /// Tolerances of the fixtures' README, which their files do not repeat.
 const VALUES: f64 = 1e-4;

@@ -62,7 +62,7 @@ fn adam_case(fixture: &Fixture<'_>, case: &Value) -> Check {
         adam.step(number(&settings["lr"])?)?;
         for (name, parameter) in &parameters {
             let expected = &fixture.tensor(&case["parameters_after_each_step"][name])?.f_get(step)?;
-            close(&format!("{name} after step {step}"), parameter, &expected, OPTIMIZER)?;
+            close(&format!("{name} after step {step}"), parameter, expected, OPTIMIZER)?;
         }
     }
     Ok(())

@@ -30,7 +30,7 @@ enum Processor {
 
 /// The processors that this library knows; `None` when the chain holds another.
 fn processor_chain(case: &Value) -> Option<Vec<Processor>> {
-    case["chain"].as_array()?.iter().map(|step| processor(step)).collect()
+    case["chain"].as_array()?.iter().map(processor).collect()
 }
 
 fn processor(step: &Value) -> Option<Processor> {

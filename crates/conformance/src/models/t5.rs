@@ -45,8 +45,7 @@ pub(super) fn run(folder: &Path) -> Check<Outcome> {
             None => outcome.pending(name),
         }
     }
-    let distributions =
-        list(&generate["first_token_distributions"])?;
+    let distributions = list(&generate["first_token_distributions"])?;
     for (i, case) in distributions.iter().enumerate() {
         outcome.case(format!("first_token_distribution {i}"), t5_first_token(&fixture, &t5, case));
     }

@@ -12,7 +12,8 @@ use crate::file::GoldenFile;
 
 pub(super) fn run(folder: &Path) -> Check<Outcome> {
     let mut outcome = Outcome::default();
-    let mut files: Vec<_> = std::fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<Check<_>>()?;
+    let mut files: Vec<_> =
+        std::fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<Check<_>>()?;
     files.retain(|file| file.extension().is_some_and(|e| e == "json"));
     files.sort();
     for file in files {
@@ -34,7 +35,11 @@ fn tokenization_case(tokenizer: &Tokenizer, case: &Value) -> Check {
     let (input, ids): (&str, Vec<TokenId>) = (text(&case["text"])?, parse(&case["ids"])?);
     equal("ids", &tokenizer.encode(input)?, &ids)?;
     equal("tokens", &tokenizer.tokens(input)?, &parse::<Vec<String>>(&case["tokens"])?)?;
-    equal("ids_without_special", &tokenizer.encode_plain(input)?, &parse::<Vec<TokenId>>(&case["ids_without_special"])?)?;
+    equal(
+        "ids_without_special",
+        &tokenizer.encode_plain(input)?,
+        &parse::<Vec<TokenId>>(&case["ids_without_special"])?,
+    )?;
     let decoded = tokenizer.decode(&ids, true)?;
     equal("decoded_skip_special", &decoded.as_str(), &text(&case["decoded_skip_special"])?)?;
     equal(
