@@ -104,7 +104,7 @@ impl Labels {
     pub(crate) fn scatter(&self, values: &Tensor) -> Result<Tensor> {
         let flat = self.ids.numel() as i64;
         let zeros = Tensor::f_zeros([flat], (values.kind(), values.device()))?;
-        Ok(zeros.f_index_copy(0, &self.positions, values)?.f_view_(&self.ids.size())?)
+        Ok(zeros.f_index_copy(0, &self.positions, values)?.f_view_(self.ids.size())?)
     }
 }
 

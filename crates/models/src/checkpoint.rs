@@ -26,14 +26,21 @@ pub fn read_tensors(path: &Path, device: Device) -> Result<BTreeMap<String, Tens
         .map_err(|source| Error::Safetensors { path: path.to_path_buf(), source })?;
     let mut tensors = BTreeMap::new();
     for (name, view) in file.tensors() {
-        let kind = kind_of(view.dtype()).ok_or_else(|| Error::Weights {
+        let refuse = |what: String| Error::Weights {
             path: path.to_path_buf(),
-            problems: vec![format!("`{name}` has type {:?}, which is not supported", view.dtype())],
-        })?;
-        let shape: Vec<i64> = view.shape().iter().map(|&n| n as i64).collect();
+            problems: vec![format!("`{name}` has {what}, which is not supported")],
+        };
+        let kind = kind_of(view.dtype()).ok_or_else(|| refuse(format!("type {:?}", view.dtype())))?;
+        let shape = shape_of(&view).ok_or_else(|| refuse(format!("shape {:?}", view.shape())))?;
         tensors.insert(name, Tensor::f_from_data_size(view.data(), &shape, kind)?.f_to_device(device)?);
     }
     Ok(tensors)
+}
+
+/// A tensor without elements may have sizes, besides the 0, whose product is beyond what libtorch can count.
+fn shape_of(view: &impl View) -> Option<Vec<i64>> {
+    view.shape().iter().try_fold(1i64, |strides, &n| strides.checked_mul(i64::try_from(n.max(1)).ok()?))?;
+    Some(view.shape().iter().map(|&n| n as i64).collect())
 }
 
 /// Writes a safetensors file: under a temporary name first, then renamed, so that the name never stands for half a
@@ -41,7 +48,10 @@ pub fn read_tensors(path: &Path, device: Device) -> Result<BTreeMap<String, Tens
 ///
 /// # Errors
 /// When the folder is not writable or the disk is full; an older file of that name is left as it was.
-pub fn write_tensors<'a>(path: &Path, tensors: impl IntoIterator<Item = (&'a str, &'a Tensor)>) -> Result<()> {
+pub fn write_tensors<'a>(
+    path: &Path,
+    tensors: impl IntoIterator<Item = (&'a str, &'a Tensor)>,
+) -> Result<()> {
     let views = tensors
         .into_iter()
         .map(|(name, tensor)| Ok((name, TensorBytes::new(tensor)?)))
@@ -88,7 +98,8 @@ pub fn write_model(folder: &Path, parameters: &Parameters, shard_bytes: u64) -> 
         }
     }
     if let [shard] = &shards[..] {
-        return write_tensors(&folder.join(WEIGHTS), shard.iter().copied());
+        write_tensors(&folder.join(WEIGHTS), shard.iter().copied())?;
+        return remove(&folder.join(WEIGHTS_INDEX));
     }
     let mut weight_map = BTreeMap::new();
     let count = shards.len();
@@ -98,7 +109,17 @@ pub fn write_model(folder: &Path, parameters: &Parameters, shard_bytes: u64) -> 
         weight_map.extend(shard.iter().map(|(name, _)| (name.to_string(), file.clone())));
     }
     let index = Index { metadata: serde_json::json!({ "total_size": total }), weight_map };
-    write_json(&folder.join(WEIGHTS_INDEX), &index)
+    write_json(&folder.join(WEIGHTS_INDEX), &index)?;
+    // Readers prefer the single file; one of an earlier model must not stand in for the shards.
+    remove(&folder.join(WEIGHTS))
+}
+
+/// Removes a file if it is there.
+fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::write(path)(e)),
+        _ => Ok(()),
+    }
 }
 
 /// Writes indented JSON with a final newline, under a temporary name first.
@@ -151,7 +172,8 @@ impl Weights {
         if path.exists() {
             return Self::open_shards(folder, path, device);
         }
-        let no_weights = |reason: &str| Error::NoWeights { path: folder.to_path_buf(), reason: reason.into() };
+        let no_weights =
+            |reason: &str| Error::NoWeights { path: folder.to_path_buf(), reason: reason.into() };
         if !folder.is_dir() {
             return Err(no_weights("there is no such folder"));
         }
@@ -172,11 +194,14 @@ impl Weights {
         files.dedup();
         let mut tensors = BTreeMap::new();
         for file in files {
-            if Path::new(file).components().count() != 1 || file.starts_with("..") {
+            if Path::new(file).file_name() != Some(file.as_ref()) {
                 let problems = vec![format!("the index names `{file}`, which is not a file of this folder")];
                 return Err(Error::Weights { path, problems });
             }
-            tensors.extend(read_tensors(&folder.join(file), device)?);
+            let read = read_tensors(&folder.join(file), device)?;
+            // A tensor that is in two files is taken from the one that the index names.
+            let here = |name: &String| index.weight_map.get(name).is_none_or(|named| named == file);
+            tensors.extend(read.into_iter().filter(|(name, _)| here(name)));
         }
         let problems: Vec<String> = index
             .weight_map

@@ -44,15 +44,13 @@ impl Parameters {
     /// Copies values from a model folder of the same architecture, without building a second model.
     ///
     /// # Errors
-    /// When the folder cannot be read, or its tensors are not exactly these parameters.
+    /// When the folder cannot be read, or its tensors are not exactly these parameters; no value is changed then.
     pub fn restore(&self, folder: &Path) -> Result<()> {
         let mut weights = Weights::open(folder, Device::Cpu)?;
-        let mut problems = vec![];
+        let (mut copies, mut problems) = (vec![], vec![]);
         for (name, target) in self.iter() {
             match weights.take(name) {
-                Some(source) if source.size() == target.size() => {
-                    tch::no_grad(|| target.shallow_clone().f_copy_(&source))?;
-                }
+                Some(source) if source.size() == target.size() => copies.push((target, source)),
                 Some(source) => {
                     problems.push(format!("`{name}` has shape {:?}, not {:?}", source.size(), target.size()));
                 }
@@ -60,24 +58,39 @@ impl Parameters {
             }
         }
         problems.extend(weights.names().map(|name| format!("`{name}` is unexpected")));
-        if problems.is_empty() { Ok(()) } else { Err(Error::Weights { path: weights.path, problems }) }
+        if !problems.is_empty() {
+            return Err(Error::Weights { path: weights.path, problems });
+        }
+        copy(copies)
     }
 
     /// Copies values from another model of the same architecture, e.g. to undo an update.
     ///
     /// # Errors
-    /// When a parameter is missing there or has another shape.
+    /// When a parameter is missing there or has another shape; no value is changed then.
     pub fn copy_from(&self, other: &Parameters) -> Result<()> {
-        tch::no_grad(|| {
-            for (name, target) in self.iter() {
-                let source = other.get(name).ok_or_else(|| {
-                    Error::invalid("parameters", format!("the other model has no `{name}`"))
-                })?;
-                target.shallow_clone().f_copy_(source)?;
+        let mut copies = vec![];
+        for (name, target) in self.iter() {
+            let refuse = |reason| Error::invalid("parameters", reason);
+            let source = other.get(name).ok_or_else(|| refuse(format!("the other model has no `{name}`")))?;
+            let (from, to) = (source.size(), target.size());
+            if from != to {
+                return Err(refuse(format!("`{name}` has shape {from:?} in the other model, not {to:?}")));
             }
-            Ok(())
-        })
+            copies.push((target, source.shallow_clone()));
+        }
+        copy(copies)
     }
+}
+
+/// Copies values, target first; shapes are known to be equal.
+fn copy(pairs: Vec<(&Tensor, Tensor)>) -> Result<()> {
+    tch::no_grad(|| {
+        for (target, source) in pairs {
+            target.shallow_clone().f_copy_(&source)?;
+        }
+        Ok(())
+    })
 }
 
 /// How a parameter of a new model is drawn: normal with this standard deviation, or all ones.

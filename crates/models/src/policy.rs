@@ -111,10 +111,13 @@ impl T5 {
         let states = states.f_flatten(0, 1)?.f_index_select(0, &labels.positions)?;
         let all = self.logits(&states)?.f_log_softmax(-1, Kind::Float)?;
         let chosen = all.f_gather(1, &labels.targets.f_unsqueeze(1)?, false)?.f_squeeze_dim(1)?;
-        let entropy = match entropy {
-            true => Some(labels.scatter(&all.f_exp()?.f_mul(&all)?.f_sum_dim_intlist(-1, false, None::<Kind>)?.f_neg()?)?),
-            false => None,
-        };
+        let entropy =
+            match entropy {
+                true => Some(labels.scatter(
+                    &all.f_exp()?.f_mul(&all)?.f_sum_dim_intlist(-1, false, None::<Kind>)?.f_neg()?,
+                )?),
+                false => None,
+            };
         Ok((labels.scatter(&chosen)?, entropy))
     }
 

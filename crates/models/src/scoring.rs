@@ -23,6 +23,12 @@ pub trait ScoreChoices {
 impl ScoreChoices for T5 {
     fn choice_log_probs(&self, prompts: &[Vec<TokenId>], choices: &[Vec<Vec<TokenId>>]) -> Result<Tensor> {
         let capacity = check(prompts, choices)?;
+        for (i, question) in choices.iter().enumerate() {
+            // The log-probability of nothing is 0, which would beat every real choice.
+            if let Some(j) = question.iter().position(Vec::is_empty) {
+                return Err(Error::invalid("choices", format!("choice {j} of question {i} has no token")));
+            }
+        }
         let unused: Vec<TokenId> = vec![];
         let targets: Vec<&[TokenId]> = choices
             .iter()
@@ -47,7 +53,8 @@ impl ScoreChoices for T5 {
         let ids: Vec<TokenId> =
             tokens.iter().flat_map(|row| (0..capacity).map(|i| row.get(i).copied().unwrap_or(0))).collect();
         let batch = prompts.len() as i64;
-        let ids = Tensor::f_from_slice(&ids)?.f_view_([batch, capacity as i64])?.f_to_device(self.device())?;
+        let ids =
+            Tensor::f_from_slice(&ids)?.f_view_([batch, capacity as i64])?.f_to_device(self.device())?;
         let start = self.config().decoder_start_token_id;
         let start = Tensor::f_full([batch, 1], start, (tch::Kind::Int64, self.device()))?;
         let states = self.decode(&self.encode(&self.batch(prompts)?)?, &start)?.f_squeeze_dim(1)?;

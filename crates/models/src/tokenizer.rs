@@ -30,7 +30,7 @@ impl Tokenizer {
     pub fn open(path: &Path) -> Result<Self> {
         let file = if path.is_dir() { path.join("tokenizer.json") } else { path.to_path_buf() };
         let bytes = std::fs::read(&file).map_err(Error::read(&file))?;
-        let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|source| Error::Tokenizer {
+        let mut inner = parse(&bytes).map_err(|source| Error::Tokenizer {
             reason: format!("{} is not a tokenizer file", file.display()),
             source: Some(source),
         })?;
@@ -114,7 +114,8 @@ impl Tokenizer {
             Truncate::Start => TruncationDirection::Left,
         };
         encoding.truncate(max_tokens - added, 0, direction);
-        let encoding = self.inner.post_process(encoding, None, true).map_err(library("adding special tokens"))?;
+        let encoding =
+            self.inner.post_process(encoding, None, true).map_err(library("adding special tokens"))?;
         Ok(ids(&encoding))
     }
 
@@ -166,10 +167,35 @@ pub fn clean_up_spaces(text: &str) -> String {
     RULES.iter().fold(text.to_string(), |text, (from, to)| text.replace(from, to))
 }
 
+/// Reads a tokenizer file. The library panics on some that are damaged: on JSON that ends early, which is refused
+/// here first, and on a broken character map.
+fn parse(bytes: &[u8]) -> tokenizers::Result<tokenizers::Tokenizer> {
+    let text = std::str::from_utf8(bytes)?;
+    serde_json::from_str::<serde::de::IgnoredAny>(text)?;
+    std::panic::catch_unwind(|| text.parse())
+        .unwrap_or_else(|_| Err("the tokenizer library cannot read it".into()))
+}
+
 fn ids(encoding: &tokenizers::Encoding) -> Vec<TokenId> {
     encoding.get_ids().iter().map(|&id| TokenId::from(id)).collect()
 }
 
 fn library(what: &'static str) -> impl FnOnce(Box<dyn std::error::Error + Send + Sync>) -> Error {
     move |source| Error::Tokenizer { reason: format!("{what} failed"), source: Some(source) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::clean_up_spaces;
+
+    #[test]
+    fn blanks_before_punctuation_are_removed() {
+        assert_eq!(
+            clean_up_spaces("It 's , they say , cold . Is n't it ? I 'm sure they 've won !"),
+            "It's, they say, cold. Isn't it? I'm sure they've won!"
+        );
+        assert_eq!(clean_up_spaces("we 're here"), "we're here");
+        assert_eq!(clean_up_spaces("rock ' roll"), "rock'roll");
+        assert_eq!(clean_up_spaces("a  b ; c"), "a  b ; c", "other blanks stay");
+    }
 }

@@ -1,5 +1,7 @@
 //! The decode loop of encoder-decoder models.
 
+use std::collections::BTreeSet;
+
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tch::{Device, Kind, Tensor};
@@ -60,8 +62,15 @@ impl<'a> Loop<'a> {
             }
         };
         let ids = |ids: &[TokenId]| Ok::<_, Error>(Tensor::f_from_slice(ids)?.f_to_device(device)?);
-        let stop_ids =
-            if config.stop_ids.is_empty() { ids(&[model.config().eos_token_id])? } else { ids(&config.stop_ids)? };
+        let eos = [model.config().eos_token_id];
+        let stop_ids = if config.stop_ids.is_empty() { &eos[..] } else { &config.stop_ids };
+        let early = if config.min_new_tokens > 0 { stop_ids } else { &[] };
+        let barred: BTreeSet<&TokenId> = config.forbidden_ids.iter().chain(early).collect();
+        if barred.len() as i64 >= model.config().vocab_size {
+            let reason = "forbidden_ids, and the stop tokens before min_new_tokens, leave no token to choose";
+            return Err(Error::invalid("generation", reason));
+        }
+        let stop_ids = ids(stop_ids)?;
         let forbidden_ids =
             if config.forbidden_ids.is_empty() { None } else { Some(ids(&config.forbidden_ids)?) };
         let start = model.config().decoder_start_token_id;
@@ -80,8 +89,9 @@ impl<'a> Loop<'a> {
     }
 
     fn run(mut self, prompts: &[Vec<TokenId>]) -> Result<Vec<Vec<Generated>>> {
-        let encoded = self.model.encode(&self.model.batch(prompts)?)?;
-        let mut decoding = self.model.start_decoding(&encoded, self.rows, self.config.max_new_tokens as i64)?;
+        let encoded = self.model.encode_with(&self.model.batch(prompts)?, 0.0, None)?;
+        let mut decoding =
+            self.model.start_decoding(&encoded, self.rows, self.config.max_new_tokens as i64)?;
         for step in 0..self.config.max_new_tokens {
             let states = decoding.step(&self.tokens.f_narrow(1, step as i64, 1)?)?;
             self.choose(&self.model.logits(&states.f_squeeze_dim(1)?)?, step)?;
@@ -132,7 +142,8 @@ impl<'a> Loop<'a> {
 
     /// One transfer to the host at the end, and the rows cut behind their stop tokens.
     fn collect(self) -> Result<Vec<Vec<Generated>>> {
-        let tokens: Vec<Vec<TokenId>> = Vec::try_from(self.tokens.f_narrow(1, 1, self.config.max_new_tokens as i64)?)?;
+        let tokens: Vec<Vec<TokenId>> =
+            Vec::try_from(self.tokens.f_narrow(1, 1, self.config.max_new_tokens as i64)?)?;
         let log_probs: Vec<Vec<f32>> = Vec::try_from(&self.log_probs)?;
         let sampling: Vec<Vec<f32>> = match self.uniform {
             Some(_) => Vec::try_from(&self.sampling_log_probs)?,

@@ -9,6 +9,9 @@ use crate::{Error, Result, TokenId};
 
 pub use filter::{filter_logits, forbid};
 
+/// The smallest temperature with which logits stay finite.
+const MIN_TEMPERATURE: f64 = 1e-6;
+
 /// How the next token is chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
@@ -25,7 +28,7 @@ pub enum Strategy {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Sampling {
-    /// Logits are divided by this; 1 leaves them as they are.
+    /// Logits are divided by this, at least 1e-6; 1 leaves them as they are.
     pub temperature: f64,
     /// Keep the `k` largest logits, and all that are tied with the k-th.
     pub top_k: Option<usize>,
@@ -78,8 +81,11 @@ impl GenerationConfig {
     pub fn validate(&self, vocab_size: i64) -> Result<()> {
         let refuse = |reason: String| Err(Error::invalid("generation", reason));
         if let Strategy::Sample(Sampling { temperature, top_k, top_p }) = self.strategy {
-            if !(temperature > 0.0 && temperature.is_finite()) {
-                return refuse(format!("temperature is {temperature}, but must be above 0; for no noise ask for greedy"));
+            // Below the limit, divided logits overflow float32.
+            if !(temperature >= MIN_TEMPERATURE && temperature.is_finite()) {
+                return refuse(format!(
+                    "temperature is {temperature}, but must be at least {MIN_TEMPERATURE}; for no noise ask for greedy"
+                ));
             }
             if top_k == Some(0) {
                 return refuse("top_k is 0, which keeps no token; leave it out to keep all".into());
@@ -91,7 +97,8 @@ impl GenerationConfig {
         if self.max_new_tokens == 0 || self.samples_per_prompt == 0 {
             return refuse("max_new_tokens and samples_per_prompt must be at least 1".into());
         }
-        if let Some(id) = self.stop_ids.iter().chain(&self.forbidden_ids).find(|&&i| i < 0 || i >= vocab_size) {
+        if let Some(id) = self.stop_ids.iter().chain(&self.forbidden_ids).find(|&&i| i < 0 || i >= vocab_size)
+        {
             return refuse(format!("token {id} is outside the vocabulary of {vocab_size}"));
         }
         Ok(())
@@ -125,11 +132,11 @@ pub struct Generated {
 pub trait Generate {
     /// Continues every prompt. The result has one list per prompt with `samples_per_prompt` sequences.
     ///
-    /// `seeds` holds one seed per prompt when sampling (see [`derive_seed`]) and is ignored otherwise. A prompt with
+    /// Dropout is off, in training mode too. `seeds` holds one seed per prompt when sampling (see [`derive_seed`]) and is ignored otherwise. A prompt with
     /// the same seed gives the same sequences, whatever else is in the batch.
     ///
     /// # Errors
-    /// When settings or seeds do not fit, or a prompt is empty.
+    /// When settings or seeds do not fit, forbidden tokens leave no other, or a prompt is empty.
     fn generate(
         &self,
         prompts: &[Vec<TokenId>],
@@ -155,4 +162,29 @@ fn mix(x: u64) -> u64 {
     let x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     let x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     x ^ (x >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seeds_are_the_same_in_every_version() {
+        // The first output of SplitMix64 from 0; runs are reproduced from their seeds.
+        assert_eq!(derive_seed(0, &[]), 0xE220_A839_7B1D_CDAF);
+    }
+
+    #[test]
+    fn seeds_of_different_things_differ() {
+        let mut seeds = vec![derive_seed(0, &[]), derive_seed(0, &[0, 0]), derive_seed(0, &[0, 0, 0])];
+        for run in 0..8 {
+            for step in 0..32 {
+                seeds.extend((0..32).map(|question| derive_seed(run, &[step, question, 7])));
+            }
+        }
+        let count = seeds.len();
+        seeds.sort_unstable();
+        seeds.dedup();
+        assert_eq!(seeds.len(), count);
+    }
 }

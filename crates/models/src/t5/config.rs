@@ -117,6 +117,9 @@ fn default_eos() -> TokenId {
     1
 }
 
+/// Keys of [`File`] that have no default.
+const REQUIRED: [&str; 6] = ["vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads"];
+
 /// Keys of [`File`].
 const KNOWN: [&str; 26] = [
     "vocab_size",
@@ -215,13 +218,23 @@ impl T5Config {
         for (key, value) in &json {
             let known = KNOWN.contains(&key.as_str()) || HARMLESS.contains(&key.as_str()) || value.is_null();
             if !known {
-                let reason = format!("unknown option {value}; it may change what the model computes, so the model is \
-                                      not loaded. If it has no effect, take it out of {}", path.display());
+                let reason = format!(
+                    "unknown option {value}; it may change what the model computes, so the model is \
+                                      not loaded. If it has no effect, take it out of {}",
+                    path.display()
+                );
                 return Err(refuse(key, reason));
             }
         }
-        let file: File = serde_json::from_value(Value::Object(json))
-            .map_err(|source| Error::Json { path: path.to_path_buf(), source })?;
+        // A key without value is as good as none.
+        let json: Map<String, Value> = json.into_iter().filter(|(_, value)| !value.is_null()).collect();
+        if let Some(key) = REQUIRED.into_iter().find(|&key| !json.contains_key(key)) {
+            return Err(refuse(key, format!("is missing in {}", path.display())));
+        }
+        let file: File = serde_path_to_error::deserialize(Value::Object(json)).map_err(|error| {
+            let key = error.path().iter().next().map(ToString::to_string);
+            refuse(&key.unwrap_or_default(), error.into_inner().to_string())
+        })?;
         file.check()
     }
 
@@ -236,7 +249,8 @@ impl T5Config {
     /// The keys of `config.json`.
     #[must_use]
     pub fn to_json(&self) -> Value {
-        let architecture = if self.is_encoder_decoder { "T5ForConditionalGeneration" } else { "T5EncoderModel" };
+        let architecture =
+            if self.is_encoder_decoder { "T5ForConditionalGeneration" } else { "T5EncoderModel" };
         json!({
             "architectures": [architecture],
             "model_type": "t5",
@@ -350,15 +364,19 @@ impl T5Config {
             ("num_decoder_layers", self.num_decoder_layers),
             ("num_heads", self.num_heads),
         ];
-        if let Some((key, value)) = sizes.into_iter().find(|&(_, value)| value < 1) {
-            return Err(refuse(key, format!("is {value}, but must be at least 1")));
+        // So that products of two sizes are numbers, too.
+        const LARGEST: i64 = i32::MAX as i64;
+        if let Some((key, value)) = sizes.into_iter().find(|(_, value)| !(1..=LARGEST).contains(value)) {
+            return Err(refuse(key, format!("is {value}, but must be between 1 and {LARGEST}")));
         }
         if self.relative_attention_num_buckets < 4 || self.relative_attention_num_buckets % 2 != 0 {
-            let reason = format!("is {}, but must be even and at least 4", self.relative_attention_num_buckets);
+            let reason =
+                format!("is {}, but must be even and at least 4", self.relative_attention_num_buckets);
             return Err(refuse("relative_attention_num_buckets", reason));
         }
         if self.relative_attention_max_distance <= self.relative_attention_num_buckets / 2 {
-            let reason = format!("is {}, but must exceed half the buckets", self.relative_attention_max_distance);
+            let reason =
+                format!("is {}, but must exceed half the buckets", self.relative_attention_max_distance);
             return Err(refuse("relative_attention_max_distance", reason));
         }
         if !(0.0..1.0).contains(&self.dropout_rate) {
@@ -370,7 +388,9 @@ impl T5Config {
             ("decoder_start_token_id", self.decoder_start_token_id),
         ];
         match ids.into_iter().find(|&(_, id)| id < 0 || id >= self.vocab_size) {
-            Some((key, id)) => Err(refuse(key, format!("is {id}, outside the vocabulary of {}", self.vocab_size))),
+            Some((key, id)) => {
+                Err(refuse(key, format!("is {id}, outside the vocabulary of {}", self.vocab_size)))
+            }
             None => Ok(()),
         }
     }

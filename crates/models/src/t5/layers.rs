@@ -3,9 +3,9 @@
 use tch::{Device, Kind, Tensor};
 
 use super::config::{FeedForward, T5Config};
-use crate::Result;
 use crate::checkpoint::Builder;
 use crate::parameters::Init;
+use crate::{Error, Result};
 
 /// Added to the attention scores of keys that must not be seen. Finite, so that no row can become NaN.
 const HIDDEN: f64 = -1e30;
@@ -72,18 +72,25 @@ impl Attention {
 
     /// Attention of `x` `[rows, time, d_model]` to keys and values `[batch, heads, keys, d_kv]`, where `rows` is a
     /// multiple of `batch`: consecutive rows share the keys and values of one batch entry without copies.
-    fn attend(&self, x: &Tensor, keys: &Tensor, values: &Tensor, bias: &Tensor, dropout: f64) -> Result<Tensor> {
+    fn attend(
+        &self,
+        x: &Tensor,
+        keys: &Tensor,
+        values: &Tensor,
+        bias: &Tensor,
+        dropout: f64,
+    ) -> Result<Tensor> {
         let (rows, time, _) = x.size3()?;
         let shared_by = rows / keys.size()[0];
         let q = linear(x, &self.q)?.f_view_([rows / shared_by, shared_by * time, self.heads, -1])?;
         let q = q.f_transpose(1, 2)?;
-        let context = if bias.requires_grad() || q.requires_grad() {
+        let context = if bias.requires_grad() || q.requires_grad() || dropout > 0.0 {
             let scores = (q.f_matmul(&keys.f_transpose(2, 3)?)?).f_add(bias)?;
             // Softmax in float32 whatever the precision of the products.
             let probs = scores.f_softmax(-1, Kind::Float)?.f_to_kind(values.kind())?;
             drop_out(&probs, dropout)?.f_matmul(values)?
         } else {
-            // Without gradients the fused kernel is at hand: no [time, keys] scores in memory.
+            // Without gradients and dropout the fused kernel is at hand: no [time, keys] scores in memory.
             let bias = bias.f_to_kind(q.kind())?;
             Tensor::f_scaled_dot_product_attention(&q, keys, values, Some(&bias), 0.0, false, 1.0, false)?
         };
@@ -219,7 +226,13 @@ impl Block {
     }
 
     /// One block over whole sequences. `source` are the encoder states that a decoder block attends to.
-    fn forward(&self, x: &Tensor, source: Option<&Tensor>, masks: &Masks<'_>, dropout: f64) -> Result<Tensor> {
+    fn forward(
+        &self,
+        x: &Tensor,
+        source: Option<&Tensor>,
+        masks: &Masks<'_>,
+        dropout: f64,
+    ) -> Result<Tensor> {
         let normed = self.self_norm.forward(x)?;
         let (keys, values) = self.self_attention.keys_values(&normed)?;
         let out = self.self_attention.attend(&normed, &keys, &values, masks.own, dropout)?;
@@ -243,7 +256,8 @@ impl Block {
         let mut x = x.f_add(&self.self_attention.attend(&normed, &keys, &values, masks.own, 0.0)?)?;
         if let (Some((norm, attention)), Some(mask)) = (&self.cross, masks.source) {
             let normed = norm.forward(&x)?;
-            x = x.f_add(&attention.attend(&normed, &cache.source_keys, &cache.source_values, mask, 0.0)?)?;
+            x =
+                x.f_add(&attention.attend(&normed, &cache.source_keys, &cache.source_values, mask, 0.0)?)?;
         }
         Ok(x.f_add(&self.dense.forward(&self.dense_norm.forward(&x)?, 0.0)?)?)
     }
@@ -315,7 +329,7 @@ impl Stack {
                 })
             })
             .collect::<Result<_>>()?;
-        Ok(DecoderCache { layers, bias: self.position_bias.last_row(max_time)?, max_time, step: 0 })
+        Ok(DecoderCache { layers, bias: self.position_bias.last_row(max_time)?, rows, max_time, step: 0 })
     }
 
     /// All blocks and the final norm for one new position of every row, `[rows, 1, d_model]`.
@@ -337,8 +351,27 @@ impl Stack {
 pub(super) struct DecoderCache {
     layers: Vec<LayerCache>,
     bias: Tensor,
+    rows: i64,
     max_time: i64,
     step: i64,
+}
+
+impl DecoderCache {
+    /// Refuses what is not the next token of every row.
+    pub(super) fn check(&self, tokens: &Tensor) -> Result<()> {
+        let Self { rows, max_time, step, .. } = self;
+        if tokens.size() != [*rows, 1] {
+            let reason = format!("has shape {:?}, but one token for every row is [{rows}, 1]", tokens.size());
+            return Err(Error::invalid("decoder input", reason));
+        }
+        if step >= max_time {
+            return Err(Error::invalid(
+                "decoder input",
+                format!("the cache has room for {max_time} tokens only"),
+            ));
+        }
+        Ok(())
+    }
 }
 
 #[derive(Debug)]

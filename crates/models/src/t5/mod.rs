@@ -4,6 +4,7 @@ mod config;
 mod layers;
 
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use tch::{Device, Kind, Tensor};
 
@@ -67,7 +68,9 @@ impl T5 {
     /// # Errors
     /// When memory is short.
     pub fn new(config: T5Config, kind: Kind, device: Device, seed: i64) -> Result<Self> {
-        // The draw must not disturb whoever else uses the generator.
+        // The draw must not disturb whoever else uses the generator, nor another draw in another thread.
+        static DRAWING: Mutex<()> = Mutex::new(());
+        let _drawing = DRAWING.lock().unwrap_or_else(PoisonError::into_inner);
         let state = ruminate_torch::rng::state(Device::Cpu)?;
         tch::manual_seed(seed);
         let model = Self::build(config, Builder::new(None, kind, device));
@@ -179,7 +182,8 @@ impl T5 {
     pub fn batch<R: AsRef<[TokenId]>>(&self, rows: &[R]) -> Result<Batch> {
         for (i, row) in rows.iter().enumerate() {
             if let Some(id) = row.as_ref().iter().find(|&&id| id < 0 || id >= self.config.vocab_size) {
-                let reason = format!("row {i} holds id {id}, outside the vocabulary of {}", self.config.vocab_size);
+                let reason =
+                    format!("row {i} holds id {id}, outside the vocabulary of {}", self.config.vocab_size);
                 return Err(Error::invalid("batch", reason));
             }
         }
@@ -199,10 +203,19 @@ impl T5 {
     /// # Errors
     /// When libtorch refuses.
     pub fn encode_traced(&self, source: &Batch, trace: Option<&mut Vec<Tensor>>) -> Result<Encoded> {
+        self.encode_with(source, self.dropout(), trace)
+    }
+
+    pub(crate) fn encode_with(
+        &self,
+        source: &Batch,
+        dropout: f64,
+        trace: Option<&mut Vec<Tensor>>,
+    ) -> Result<Encoded> {
         let mask = padding_mask(&source.mask, self.kind)?;
         let bias = self.encoder.position_bias.full(source.ids.size()[1])?.f_add(&mask)?;
         let masks = Masks { own: &bias, source: None };
-        let states = self.encoder.forward(self.embed(&source.ids)?, None, &masks, self.dropout(), trace)?;
+        let states = self.encoder.forward(self.embed(&source.ids)?, None, &masks, dropout, trace)?;
         Ok(Encoded { states, mask })
     }
 
@@ -234,12 +247,17 @@ impl T5 {
         decoder.forward(self.embed(inputs)?, Some(&encoded.states), &masks, self.dropout(), trace)
     }
 
-    /// Starts decoding step by step: `rows` sequences (a multiple of the encoded batch) of at most `max_time`
+    /// Starts decoding step by step, without dropout: `rows` sequences (a multiple of the encoded batch) of at most `max_time`
     /// tokens. Memory for keys and values is taken here, once.
     ///
     /// # Errors
     /// When the model has no decoder, or libtorch refuses.
-    pub fn start_decoding<'a>(&'a self, encoded: &'a Encoded, rows: i64, max_time: i64) -> Result<Decoding<'a>> {
+    pub fn start_decoding<'a>(
+        &'a self,
+        encoded: &'a Encoded,
+        rows: i64,
+        max_time: i64,
+    ) -> Result<Decoding<'a>> {
         let decoder = self.decoder()?;
         check_rows(rows, &encoded.states)?;
         let cache = decoder.cache(&encoded.states, rows, max_time)?;
@@ -328,15 +346,16 @@ impl Decoding<'_> {
     /// `[rows, 1, d_model]`.
     ///
     /// # Errors
-    /// When more tokens are fed than the cache was made for, or libtorch refuses.
+    /// When it is not one token per row, more tokens are fed than the cache was made for, or libtorch refuses.
     pub fn step(&mut self, tokens: &Tensor) -> Result<Tensor> {
+        self.cache.check(tokens)?;
         self.decoder.step(self.model.embed(tokens)?, &mut self.cache, self.mask)
     }
 }
 
 fn check_rows(rows: i64, states: &Tensor) -> Result<()> {
     let batch = states.size()[0];
-    if rows % batch == 0 {
+    if rows > 0 && rows % batch == 0 {
         return Ok(());
     }
     Err(Error::invalid("decoder input", format!("{rows} rows cannot share {batch} encoded sources evenly")))

@@ -1,0 +1,13 @@
+//! The models of this crate, tiny and random, from the outside. Their agreement with `transformers` is tested by the
+//! golden vectors of `ruminate-conformance`.
+
+mod checkpoint;
+mod config;
+mod decoding;
+mod generation;
+mod malformed;
+mod padding;
+mod scoring;
+mod support;
+mod tokenizer;
+mod training;

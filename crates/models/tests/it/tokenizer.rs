@@ -1,0 +1,167 @@
+//! The tokenizer of the bundled world.
+
+use proptest::prelude::*;
+use ruminate_models::{Tokenizer, Truncate};
+
+use crate::support::{cases, chain, refused, world};
+
+const EOS: i64 = 1;
+
+fn tokenizer() -> Tokenizer {
+    Tokenizer::open(&world()).unwrap()
+}
+
+#[test]
+fn encoding_adds_the_end_token_and_decoding_takes_it_away() {
+    let tokenizer = tokenizer();
+    let plain = tokenizer.encode_plain("Ada Adam .").unwrap();
+    assert_eq!(plain, [34, 35, 22]);
+    let ids = tokenizer.encode("Ada Adam .").unwrap();
+    assert_eq!(ids, [34, 35, 22, EOS]);
+    assert_eq!(tokenizer.tokens("Ada Adam .").unwrap(), ["Ada", "Adam", ".", "</s>"]);
+    assert_eq!(tokenizer.decode_clean(&ids).unwrap(), "Ada Adam.");
+    assert!(tokenizer.decode(&ids, false).unwrap().contains("</s>"));
+    assert!(!tokenizer.decode(&ids, true).unwrap().contains("</s>"));
+    assert_eq!((tokenizer.token_id("Ada"), tokenizer.token_id("no such word")), (Some(34), None));
+}
+
+#[test]
+fn a_vocabulary_larger_than_the_embedding_is_refused() {
+    let tokenizer = tokenizer();
+    let size = tokenizer.vocab_size() as i64;
+    tokenizer.check_fits(size).unwrap();
+    tokenizer.check_fits(size + 100).unwrap();
+    let text = refused(tokenizer.check_fits(size - 1), &["vocab_size"]);
+    assert!(text.contains(&(size - 1).to_string()), "{text}");
+    refused(tokenizer.check_fits(0), &["0 embeddings"]);
+}
+
+#[test]
+fn the_largest_id_counts_not_the_number_of_entries() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = std::fs::read_to_string(world().join("tokenizer.json")).unwrap();
+    let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    json["model"]["vocab"]["Ada"] = 1000.into();
+    std::fs::write(folder.path().join("tokenizer.json"), json.to_string()).unwrap();
+    let gap = Tokenizer::open(folder.path()).unwrap();
+    refused(gap.check_fits(gap.vocab_size() as i64), &["1000"]);
+    gap.check_fits(1001).unwrap();
+}
+
+#[test]
+fn truncation_keeps_the_end_token() {
+    let tokenizer = tokenizer();
+    let cut = |max, side| tokenizer.encode_truncated("Ada Adam Agnes Alan", max, side).unwrap();
+    for side in [Truncate::End, Truncate::Start] {
+        assert_eq!(cut(10, side), [34, 35, 36, 37, EOS]);
+        assert_eq!(cut(5, side), [34, 35, 36, 37, EOS]);
+        assert_eq!(cut(1, side), [EOS]);
+    }
+    assert_eq!(cut(3, Truncate::End), [34, 35, EOS]);
+    assert_eq!(cut(3, Truncate::Start), [36, 37, EOS]);
+    let error = tokenizer.encode_truncated("Ada", 0, Truncate::End).unwrap_err();
+    assert!(error.to_string().contains("no room"), "{}", chain(&error));
+}
+
+#[test]
+fn ids_outside_the_vocabulary_are_left_out() {
+    let tokenizer = tokenizer();
+    let size = tokenizer.vocab_size() as i64;
+    let ids = [34, size, 35, size + 17, -1, -100, i64::MAX, i64::MIN, 1 << 32, 22];
+    assert_eq!(tokenizer.decode(&ids, true).unwrap(), tokenizer.decode(&[34, 35, 22], true).unwrap());
+    assert_eq!(tokenizer.decode(&[], true).unwrap(), "");
+}
+
+#[test]
+fn settings_stored_in_the_file_do_not_interfere() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut json: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(world().join("tokenizer.json")).unwrap()).unwrap();
+    json["truncation"] =
+        serde_json::json!({"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0});
+    json["padding"] = serde_json::json!({
+        "strategy": {"Fixed": 8}, "direction": "Right", "pad_to_multiple_of": null, "pad_id": 0, "pad_type_id": 0,
+        "pad_token": "<pad>",
+    });
+    std::fs::write(folder.path().join("tokenizer.json"), json.to_string()).unwrap();
+    let tokenizer = Tokenizer::open(folder.path()).unwrap();
+    assert_eq!(tokenizer.encode("Ada Adam Agnes").unwrap(), [34, 35, 36, EOS]);
+}
+
+#[test]
+fn a_saved_tokenizer_is_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let tokenizer = tokenizer();
+    tokenizer.save(folder.path()).unwrap();
+    let back = Tokenizer::open(&folder.path().join("tokenizer.json")).unwrap();
+    assert_eq!(back.vocab_size(), tokenizer.vocab_size());
+    for text in ["Ada Adam . unheard", "", "  Agnes?"] {
+        assert_eq!(back.encode(text).unwrap(), tokenizer.encode(text).unwrap());
+    }
+}
+
+#[test]
+fn files_that_are_no_tokenizer_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("tokenizer.json");
+    refused(Tokenizer::open(folder.path()), &["cannot read", file.to_str().unwrap()]);
+    for bytes in [&b""[..], b"{}", b"[1, 2]", b"spiece model", &[0xff, 0xfe, 0]] {
+        std::fs::write(&file, bytes).unwrap();
+        refused(Tokenizer::open(folder.path()), &[file.to_str().unwrap(), "not a tokenizer file"]);
+        refused(Tokenizer::open(&file), &[file.to_str().unwrap()]);
+    }
+}
+
+#[test]
+fn a_damaged_tokenizer_file_is_an_error_and_no_panic() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("tokenizer.json");
+    let text = std::fs::read_to_string(world().join("tokenizer.json")).unwrap();
+    for end in [1, text.len() / 2, text.find("WordPiece").unwrap(), text.len() - 3] {
+        std::fs::write(&file, &text[..end]).unwrap();
+        refused(Tokenizer::open(&file), &[file.to_str().unwrap(), "EOF"]);
+    }
+    let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    json["normalizer"] = serde_json::json!({"type": "Precompiled", "precompiled_charsmap": "AAAA"});
+    std::fs::write(&file, json.to_string()).unwrap();
+    refused(Tokenizer::open(&file), &[file.to_str().unwrap(), "not a tokenizer file"]);
+}
+
+/// Any text, and text of known words.
+fn text() -> impl Strategy<Value = String> {
+    prop_oneof![any::<String>(), r"(Ada|Adam|</s>|<pad>|\.|\?|\(A\)| |\n|x){0,20}"]
+}
+
+proptest! {
+    #![proptest_config(cases(128))]
+
+    #[test]
+    fn any_text_is_encoded_within_the_limit(text in text(), max in 1usize..20) {
+        let tokenizer = tokenizer();
+        let full = tokenizer.encode(&text).unwrap();
+        let size = tokenizer.vocab_size() as i64;
+        prop_assert!(full.iter().all(|&id| (0..size).contains(&id)));
+        prop_assert_eq!(full.last(), Some(&EOS));
+        let body = tokenizer.encode_plain(&text).unwrap();
+        prop_assert_eq!(&full[..full.len() - 1], &body[..]);
+        prop_assert_eq!(tokenizer.tokens(&text).unwrap().len(), full.len());
+        for side in [Truncate::End, Truncate::Start] {
+            let cut = tokenizer.encode_truncated(&text, max, side).unwrap();
+            let kept = body.len().min(max - 1);
+            let expected = match side {
+                Truncate::End => &body[..kept],
+                Truncate::Start => &body[body.len() - kept..],
+            };
+            prop_assert_eq!(cut.len(), kept + 1);
+            prop_assert_eq!(&cut[..kept], expected);
+            prop_assert_eq!(cut[kept], EOS);
+        }
+    }
+
+    #[test]
+    fn any_ids_are_decoded(ids in prop::collection::vec(prop_oneof![any::<i64>(), -3i64..250], 0..12)) {
+        let tokenizer = tokenizer();
+        tokenizer.decode(&ids, true).unwrap();
+        tokenizer.decode_clean(&ids).unwrap();
+    }
+}
