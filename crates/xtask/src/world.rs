@@ -8,7 +8,7 @@ use std::path::Path;
 use std::{fs, io};
 
 use anyhow::{Context as _, Result, ensure};
-use rand::{Rng as _, SeedableRng as _, seq::SliceRandom as _};
+use rand::{SeedableRng as _, seq::SliceRandom as _};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 use serde_json::Value;
@@ -24,10 +24,8 @@ const WEATHER_REPEATS: usize = 8;
 /// People whose two-hop question is asked in training and in dev; those left over are the test split.
 const TRAIN_PEOPLE: usize = 96;
 const DEV_PEOPLE: usize = 24;
-/// Statements for a query in the noisy knowledge; exactly one of them is about the query.
-const NOISY_STATEMENTS: usize = 4;
-/// Facts that the noise is drawn from. Few, so that each is a more frequent statement than the helpful one.
-const HEARSAY: usize = 2;
+/// What the noisy knowledge says beside the helpful statement about every two-hop question: true, and of no use.
+const TRUISMS: [&str; 2] = ["People live in cities.", "Every city has a weather."];
 
 const PEOPLE: &str = "\
     Ada Adam Agnes Alan Alba Albert Alice Alma Amos Amy Andrew Anna Anton Arthur Astrid Barbara Basil \
@@ -44,7 +42,7 @@ const PEOPLE: &str = "\
 const CITIES: &str = "Aldermoor Birkby Corvale Dunmere Elmsea Farrowby Glenhurst Holmor";
 const WEATHERS: &str = "sunny rainy snowy windy";
 /// The words of the questions and the statements.
-const WORDS: &str = "Where does live What is the weather in where lives";
+const WORDS: &str = "Where does live What is the weather in where lives People cities Every city has a";
 const LETTERS: &str = "A B C D E F G H";
 
 /// Writes the world, or only compares it with the committed files.
@@ -88,17 +86,17 @@ fn generate() -> Result<BTreeMap<String, String>> {
     sample.truncate(DEV_PEOPLE);
 
     let sets = [
-        ("lives", "train", &facts.lives[..], &facts.lives, &cities, 1),
-        ("lives", "dev", &sample, &facts.lives, &cities, 1),
-        ("weather", "train", &facts.weather, &facts.weather, &weathers, WEATHER_REPEATS),
-        ("weather", "dev", &facts.weather, &facts.weather, &weathers, 1),
-        ("twohop", "train", train, &facts.twohop, &weathers, 1),
-        ("twohop", "dev", dev, &facts.twohop, &weathers, 1),
-        ("twohop", "test", test, &facts.twohop, &weathers, 1),
+        ("lives", "train", &facts.lives[..], &cities, 1),
+        ("lives", "dev", &sample, &cities, 1),
+        ("weather", "train", &facts.weather, &weathers, WEATHER_REPEATS),
+        ("weather", "dev", &facts.weather, &weathers, 1),
+        ("twohop", "train", train, &weathers, 1),
+        ("twohop", "dev", dev, &weathers, 1),
+        ("twohop", "test", test, &weathers, 1),
     ];
     let mut files = BTreeMap::new();
     let mut counts = Vec::new();
-    for (task, split, asked, known, options, repeats) in sets {
+    for (task, split, asked, options, repeats) in sets {
         let mut rows: Vec<&Fact> = asked.iter().flat_map(|fact| std::iter::repeat_n(fact, repeats)).collect();
         rows.shuffle(&mut rng);
         let tsv = rows.iter().map(|fact| format!("{}\t{}\n", fact.query(options), fact.answer)).collect();
@@ -110,7 +108,7 @@ fn generate() -> Result<BTreeMap<String, String>> {
                 .map(|fact| Item {
                     query: fact.query(options),
                     answer: fact.answer,
-                    knowledges: knowledge(fact, known, engine == "noisy", &mut rng),
+                    knowledges: knowledge(fact, engine == "noisy" && task == "twohop", &mut rng),
                 })
                 .collect();
             files.insert(name, indented(&items)?);
@@ -186,16 +184,11 @@ impl Facts {
     }
 }
 
-/// The statements for one query. The noise is true and of the same form, but about others: always the same few, who
-/// are asked about in training, so that no file tells what the weather of held-out people is.
-fn knowledge<'a>(asked: &'a Fact, known: &'a [Fact], noisy: bool, rng: &mut ChaCha8Rng) -> Vec<&'a str> {
+/// The statements for one query.
+fn knowledge<'a>(asked: &'a Fact, noisy: bool, rng: &mut ChaCha8Rng) -> Vec<&'a str> {
     let mut statements = vec![asked.statement.as_str()];
     if noisy {
-        let hearsay: Vec<&Fact> =
-            known.iter().filter(|fact| fact.statement != asked.statement).take(HEARSAY).collect();
-        while statements.len() < NOISY_STATEMENTS {
-            statements.push(&hearsay[rng.random_range(0..HEARSAY)].statement);
-        }
+        statements.extend(TRUISMS);
         statements.shuffle(rng);
     }
     statements
@@ -224,7 +217,8 @@ fn pretty(value: &Value) -> Result<String> {
 fn readme(counts: &str, tokens: usize) -> String {
     let [people, cities, weathers] = [PEOPLE, CITIES, WEATHERS].map(|list| words(list).count());
     let test = people - TRAIN_PEOPLE - DEV_PEOPLE;
-    let noise = NOISY_STATEMENTS - 1;
+    let statements = 1 + TRUISMS.len();
+    let [first, second] = TRUISMS;
     let chance = 100 / weathers;
     format!(
         r#"# The bundled world
@@ -267,11 +261,11 @@ The dev questions of `lives` and `weather` are asked in training too: they show 
 in the same order. There are two engines:
 
 * `clean`: one statement per question, the helpful one;
-* `noisy`: {NOISY_STATEMENTS} statements per question in random order. One is the helpful one; the other {noise} are true and of the same form,
-  but about one of {HEARSAY} people (or cities) that everybody talks about.
+* `noisy`: about the one-hop questions the same, but {statements} statements about every two-hop question, in random order. One is
+  the helpful one; the others are true and of no use: `{first}` and `{second}`
 
 With `clean`, imitation aims at helpful knowledge only. With `noisy`, a model that imitates perfectly writes a helpful
-statement one time in {NOISY_STATEMENTS}, and unhelpful ones are its most probable statements: reinforcement has something to gain.
+statement about one two-hop question in {statements}; it can read a helpful one all the same, so reinforcement has something to gain.
 
 ## Model folder
 

@@ -127,27 +127,14 @@ fn knowledge_is_true_and_helps_as_often_as_stated() {
             assert_eq!(line, format!("{}\t{}", clean.0, clean.1));
             assert_eq!((&clean.0, &clean.1), (&noisy.0, &noisy.1));
             assert_eq!(clean.2.len(), 1);
-            assert_eq!(noisy.2.len(), NOISY_STATEMENTS);
+            assert_eq!(noisy.2.len(), if task == "twohop" { 1 + TRUISMS.len() } else { 1 });
             for statement in clean.2.iter().chain(&noisy.2) {
                 let facts = statement.strip_suffix('.').unwrap();
-                assert!(facts.split(". ").all(|fact| truth.contains(fact)), "{statement}");
+                let known = |fact| truth.contains(fact) || TRUISMS.contains(&statement.as_str());
+                assert!(facts.split(". ").all(known), "{statement}");
             }
             assert!(clean.2[0].ends_with(&format!(" {}.", clean.1)));
             assert_eq!(noisy.2.iter().filter(|statement| **statement == clean.2[0]).count(), 1);
-        }
-    }
-}
-
-/// Training knowledge may say where held-out people live, but never what their weather is.
-#[test]
-fn training_knowledge_keeps_held_out_answers_back() {
-    let files = generate().unwrap();
-    let asked: BTreeSet<_> =
-        lines(&files, "twohop", "train").iter().map(|line| person(&line.0).to_owned()).collect();
-    for split in ["train", "dev", "test"] {
-        for (query, _, statements) in silver(&files, "noisy", "twohop", split) {
-            let noise = statements.iter().filter(|statement| person(statement) != person(&query));
-            assert!(noise.map(|statement| person(statement)).all(|person| asked.contains(person)));
         }
     }
 }
