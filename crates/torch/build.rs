@@ -14,7 +14,7 @@ fn main() {
     let include = lib.with_file_name("include");
     cc::Build::new()
         .cpp(true)
-        .file("shim/shim.cpp")
+        .files(["shim/shim.cpp", "shim/log_probs.cpp"])
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
         .std("c++17")

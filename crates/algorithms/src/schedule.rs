@@ -43,3 +43,43 @@ impl Schedule {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn factors(schedule: Schedule, warmup: u64, total: u64, steps: &[u64]) -> Vec<f64> {
+        steps.iter().map(|&step| schedule.factor(step, warmup, total)).collect()
+    }
+
+    #[test]
+    fn the_warm_up_rises_from_zero() {
+        for schedule in [Schedule::Constant, Schedule::Linear, Schedule::Cosine { cycles: 0.5 }] {
+            assert_eq!(
+                factors(schedule, 4, 100, &[0, 1, 2, 3, 4]),
+                [0.0, 0.25, 0.5, 0.75, 1.0],
+                "{schedule:?}"
+            );
+            assert_eq!(schedule.factor(0, 0, 100), 1.0);
+        }
+    }
+
+    #[test]
+    fn each_falls_in_its_own_way() {
+        assert_eq!(factors(Schedule::Constant, 2, 10, &[2, 9, 10, 99]), [1.0; 4]);
+        assert_eq!(factors(Schedule::Linear, 2, 10, &[4, 6, 8, 10, 99]), [0.75, 0.5, 0.25, 0.0, 0.0]);
+        let cosine = factors(Schedule::Cosine { cycles: 0.5 }, 0, 8, &[0, 2, 4, 8]);
+        for (factor, expected) in cosine.into_iter().zip([1.0, (2.0 + 2f64.sqrt()) / 4.0, 0.5, 0.0]) {
+            assert!((factor - expected).abs() < 1e-15, "{factor} {expected}");
+        }
+        // A whole cycle comes back.
+        assert!((Schedule::Cosine { cycles: 1.0 }.factor(10, 0, 10) - 1.0).abs() < 1e-15);
+    }
+
+    #[test]
+    fn a_run_that_is_all_warm_up_divides_by_nothing() {
+        assert_eq!(factors(Schedule::Linear, 10, 10, &[5, 10]), [0.5, 1.0]);
+        assert_eq!(factors(Schedule::Linear, 10, 5, &[4]), [0.4]);
+        assert_eq!(Schedule::Linear.factor(0, 0, 0), 1.0);
+    }
+}

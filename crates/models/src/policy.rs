@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 use crate::{Labels, Parameters, Result, T5, TokenId};
 
@@ -100,8 +100,8 @@ impl Policy for T5 {
 }
 
 impl T5 {
-    /// Log-probabilities (and entropies) of the labels, `[batch, time]`. Only positions with a label are projected
-    /// to the vocabulary.
+    /// Log-probabilities (and entropies) of the labels, `[batch, time]`. Only positions with a label are projected to
+    /// the vocabulary, some at a time.
     pub(crate) fn label_scores(
         &self,
         states: &Tensor,
@@ -109,16 +109,10 @@ impl T5 {
         entropy: bool,
     ) -> Result<(Tensor, Option<Tensor>)> {
         let states = states.f_flatten(0, 1)?.f_index_select(0, &labels.positions)?;
-        let all = self.logits(&states)?.f_log_softmax(-1, Kind::Float)?;
-        let chosen = all.f_gather(1, &labels.targets.f_unsqueeze(1)?, false)?.f_squeeze_dim(1)?;
-        let entropy =
-            match entropy {
-                true => Some(labels.scatter(
-                    &all.f_exp()?.f_mul(&all)?.f_sum_dim_intlist(-1, false, None::<Kind>)?.f_neg()?,
-                )?),
-                false => None,
-            };
-        Ok((labels.scatter(&chosen)?, entropy))
+        let (weight, scale) = self.output_projection();
+        let scores = ruminate_torch::log_probs(&states, weight, &labels.targets, scale, entropy)?;
+        let entropy = scores.entropy.map(|entropy| labels.scatter(&entropy)).transpose()?;
+        Ok((labels.scatter(&scores.log_probs)?, entropy))
     }
 
     pub(crate) fn check_targets(&self, targets: &[&[TokenId]]) -> Result<()> {

@@ -20,8 +20,8 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILE.toml")]
     pub config: Option<PathBuf>,
 
-    /// Override one key of the configuration, e.g. --set train.lr=1e-5 or --set 'splits=["train","dev"]'. Repeatable;
-    /// the last one wins. An unknown key is an error that names the nearest known one
+    /// Override one key of the configuration, e.g. --set trainer.lr=1e-5 or --set 'data.eval_tasks=["obqa","csqa"]'.
+    /// Repeatable; the last one wins. An unknown key is an error that names the nearest known one
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub sets: Vec<String>,
 
@@ -56,7 +56,7 @@ pub struct RunArgs {
     #[arg(long)]
     pub json: bool,
 
-    /// Show errors only
+    /// Show nothing but the result and errors
     #[arg(short, long, conflicts_with = "verbose")]
     pub quiet: bool,
 

@@ -18,6 +18,6 @@ pub use config::ConfigError;
 pub use console::Verbosity;
 pub use exit::{Outcome, exit_code};
 pub use observer::{ConsoleObserver, RunObserver};
-pub use output::{Table, print_json};
+pub use output::{Table, print_json, print_tables};
 pub use rundir::{Difference, RunDir, RunDirError};
 pub use signals::{SignalError, StopFlag};

@@ -63,6 +63,14 @@ impl Table {
     }
 }
 
+/// Prints tables on stdout with a blank line between them.
+///
+/// # Errors
+/// stdout cannot be written to.
+pub fn print_tables(tables: &[Table]) -> io::Result<()> {
+    print(&tables.iter().map(Table::to_string).collect::<Vec<_>>().join("\n\n"))
+}
+
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let columns: Vec<(usize, bool)> = (0..self.header.len())

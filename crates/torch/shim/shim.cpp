@@ -1,7 +1,8 @@
 #include "shim.h"
 
-#include <cstring>
-#include <exception>
+#include "guard.h"
+
+#include <cstdlib>
 #include <limits>
 #include <mutex>
 #include <vector>
@@ -18,24 +19,8 @@
 #include <ATen/ops/stack.h>
 #include <ATen/ops/zeros.h>
 #include <c10/core/GradMode.h>
-#include <c10/util/Exception.h>
 
 namespace {
-
-template <typename F> int guarded(char **error, F body) {
-  try {
-    body();
-    return 0;
-  } catch (const c10::Error &e) {
-    // Without the C++ backtrace, which says nothing to a user of the Rust crates.
-    *error = strdup(e.what_without_backtrace());
-  } catch (const std::exception &e) {
-    *error = strdup(e.what());
-  } catch (...) {
-    *error = strdup("unknown C++ exception");
-  }
-  return 1;
-}
 
 std::vector<at::Tensor> grads_of(at::Tensor *const *params, size_t count) {
   std::vector<at::Tensor> grads;

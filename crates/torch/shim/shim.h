@@ -30,6 +30,11 @@ int ruminate_clip_grad_norm(at::Tensor *const *params, size_t count, double max_
 int ruminate_generator_state(int device_index, at::Tensor **out, char **error);
 int ruminate_set_generator_state(int device_index, at::Tensor *state, char **error);
 
+// Log-probabilities of targets [rows], and entropies [rows] (or [0]), from hidden [rows, width] and weight
+// [vocabulary, width]: logits are scale * hidden * weight^T, made for `chunk` rows at a time.
+int ruminate_log_probs(at::Tensor *hidden, at::Tensor *weight, at::Tensor *targets, double scale, int64_t chunk,
+                       int with_entropy, at::Tensor **log_probs, at::Tensor **entropy, char **error);
+
 // Switches autocast to bfloat16 on or off for a device type, and tells what it was.
 int ruminate_set_autocast(int cuda, int enabled, int *was_enabled, char **error);
 }

@@ -25,7 +25,11 @@ unsafe extern "C" {
         decoupled: c_int,
         error: *mut *mut c_char,
     ) -> c_int;
-    pub(crate) fn ruminate_clear_grads(params: *const TensorPtr, count: usize, error: *mut *mut c_char) -> c_int;
+    pub(crate) fn ruminate_clear_grads(
+        params: *const TensorPtr,
+        count: usize,
+        error: *mut *mut c_char,
+    ) -> c_int;
     pub(crate) fn ruminate_clip_grad_norm(
         params: *const TensorPtr,
         count: usize,
@@ -41,6 +45,17 @@ unsafe extern "C" {
     pub(crate) fn ruminate_set_generator_state(
         device_index: c_int,
         state: TensorPtr,
+        error: *mut *mut c_char,
+    ) -> c_int;
+    pub(crate) fn ruminate_log_probs(
+        hidden: TensorPtr,
+        weight: TensorPtr,
+        targets: TensorPtr,
+        scale: f64,
+        chunk: i64,
+        with_entropy: c_int,
+        log_probs: *mut *mut C_tensor,
+        entropy: *mut *mut C_tensor,
         error: *mut *mut c_char,
     ) -> c_int;
     pub(crate) fn ruminate_set_autocast(

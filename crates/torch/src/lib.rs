@@ -4,9 +4,11 @@ mod autocast;
 mod error;
 mod ffi;
 mod files;
+mod log_probs;
 pub mod optim;
 pub mod rng;
 
 pub use autocast::autocast;
 pub use error::{Error, Result};
 pub use files::map_file;
+pub use log_probs::{LogProbs, log_probs};

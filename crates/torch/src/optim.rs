@@ -106,7 +106,6 @@ impl Adam {
     }
 
     /// The parameters that this optimizer moves.
-    #[must_use]
     pub fn parameters(&self) -> &[Tensor] {
         &self.params
     }
@@ -176,10 +175,13 @@ impl Adam {
     pub fn load_state(&mut self, find: impl Fn(&str) -> Option<Tensor>) -> Result<()> {
         let mut copies = Vec::new();
         for (name, target) in self.state() {
-            let source = find(&name)
-                .ok_or_else(|| Error::State { name: name.clone(), reason: "missing from the saved state".into() })?;
+            let source = find(&name).ok_or_else(|| Error::State {
+                name: name.clone(),
+                reason: "missing from the saved state".into(),
+            })?;
             if source.size() != target.size() {
-                let reason = format!("has shape {:?}, the parameter needs {:?}", source.size(), target.size());
+                let reason =
+                    format!("has shape {:?}, the parameter needs {:?}", source.size(), target.size());
                 return Err(Error::State { name, reason });
             }
             copies.push((target, source));

@@ -1,10 +1,12 @@
 //! The configuration file.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use ruminate::algorithms::TrainerConfig;
-use ruminate::algorithms::crystal::{CrystalData, EvaluationConfig, ImitationConfig, Lengths, QuestionEncoder};
+use ruminate::algorithms::crystal::{
+    CrystalData, EvaluationConfig, ImitationConfig, Lengths, QuestionEncoder,
+};
 use ruminate::datasets::Compat;
 use ruminate::models::{T5, T5Config, Tokenizer};
 use ruminate::run::{ConfigError, FlagKeys};
@@ -12,11 +14,13 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind};
 
 /// The keys that `--seed` and `--precision` stand for.
-pub(crate) const FLAGS: FlagKeys =
-    FlagKeys { seed: &["seed", "imitation.shuffle_seed", "evaluation.seed"], precision: &["trainer.precision"] };
+pub(crate) const FLAGS: FlagKeys = FlagKeys {
+    seed: &["seed", "imitation.shuffle_seed", "evaluation.seed"],
+    precision: &["trainer.precision"],
+};
 
 /// Everything that a run depends on. `configs/large.toml` explains each key.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct CrystalConfig {
     /// Seed of the parameters of a new model and of dropout.
@@ -29,6 +33,23 @@ pub(crate) struct CrystalConfig {
     pub(crate) imitation: ImitationConfig,
     pub(crate) trainer: TrainerConfig,
     pub(crate) evaluation: EvaluationConfig,
+}
+
+impl Default for CrystalConfig {
+    fn default() -> Self {
+        let imitation = ImitationConfig::default();
+        Self {
+            // The reference has one seed for the order of the data and all else.
+            seed: imitation.shuffle_seed,
+            compat: Compat::default(),
+            model: ModelConfig::default(),
+            lengths: Lengths::default(),
+            data: CrystalData::default(),
+            imitation,
+            trainer: TrainerConfig::default(),
+            evaluation: EvaluationConfig::default(),
+        }
+    }
 }
 
 /// Which model.
@@ -65,6 +86,14 @@ impl CrystalConfig {
     pub(crate) fn build(&self, device: Device) -> anyhow::Result<(T5, QuestionEncoder)> {
         let (t5, folder) = match (&self.model.pretrained, &self.model.config) {
             (Some(folder), None) => {
+                if !folder.is_dir() {
+                    let reason = format!(
+                        "model.pretrained: there is no folder {}; name one with config.json, model.safetensors and \
+                         tokenizer.json, as Hugging Face's hub has them",
+                        folder.display()
+                    );
+                    return Err(ConfigError::invalid(reason).into());
+                }
                 let config = T5Config { dropout_rate: self.model.dropout, ..T5Config::open(folder)? };
                 (T5::load_with(config, folder, Kind::Float, device)?, folder.clone())
             }
@@ -80,17 +109,82 @@ impl CrystalConfig {
             }
         };
         tch::manual_seed(self.seed as i64);
-        let tokenizer = self.model.tokenizer.clone().unwrap_or(folder);
-        let tokenizer = Tokenizer::open(&tokenizer).context("model.tokenizer")?;
-        let encoder = QuestionEncoder::new(tokenizer, t5.config(), self.lengths, self.compat)?;
+        let encoder = self.encoder(self.model.tokenizer.as_deref().unwrap_or(&folder), t5.config())?;
         Ok((t5, encoder))
     }
 
-    /// Loads a trained checkpoint, whose tokenizer lies beside it.
-    pub(crate) fn open(&self, folder: &std::path::Path, device: Device) -> anyhow::Result<(T5, QuestionEncoder)> {
+    /// Loads a trained checkpoint with the tokenizer that lies beside it, or else the one that is set.
+    pub(crate) fn open(&self, folder: &Path, device: Device) -> anyhow::Result<(T5, QuestionEncoder)> {
         let t5 = T5::load(folder, Kind::Float, device)?;
-        let tokenizer = self.model.tokenizer.as_deref().unwrap_or(folder);
-        let encoder = QuestionEncoder::new(Tokenizer::open(tokenizer)?, t5.config(), self.lengths, self.compat)?;
+        let own = folder.join("tokenizer.json").is_file();
+        let tokenizer = self.model.tokenizer.as_deref().filter(|_| !own).unwrap_or(folder);
+        let encoder = self.encoder(tokenizer, t5.config())?;
         Ok((t5, encoder))
+    }
+
+    fn encoder(&self, path: &Path, config: &T5Config) -> anyhow::Result<QuestionEncoder> {
+        let encoder = || -> anyhow::Result<QuestionEncoder> {
+            Ok(QuestionEncoder::new(Tokenizer::open(path)?, config, self.lengths, self.compat)?)
+        };
+        encoder().with_context(|| format!("cannot use the tokenizer {}", path.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ruminate::algorithms::Precision;
+    use ruminate::run::config;
+
+    use super::*;
+
+    const LARGE: &str = include_str!("../configs/large.toml");
+
+    fn large() -> CrystalConfig {
+        config::load_text("configs/large.toml", LARGE, &[]).unwrap()
+    }
+
+    #[test]
+    fn the_published_settings_are_the_defaults() {
+        let mut config = large();
+        config.validate().unwrap();
+        // Which model is the user's choice, and f32 works on every machine.
+        config.model.pretrained = None;
+        assert_eq!(std::mem::take(&mut config.trainer.precision), Precision::Bf16);
+        assert_eq!(config, CrystalConfig::default());
+    }
+
+    /// A key without a value has no form in TOML, so it stands there as a comment.
+    #[test]
+    fn the_published_settings_name_and_explain_every_key() {
+        let mut section = String::new();
+        let mut explained = std::collections::BTreeSet::new();
+        let mut above = "";
+        for line in LARGE.lines() {
+            if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
+                section = format!("/{}", name.replace('.', "/"));
+                explained.extend(above.starts_with("# ").then(|| section.clone()));
+            } else if let Some((key, _)) = line.trim_start_matches("# ").split_once(" = ")
+                && !key.contains(' ')
+            {
+                assert!(above.starts_with("# "), "{section}/{key} is not explained");
+                explained.insert(format!("{section}/{key}"));
+            }
+            above = line;
+        }
+        let mut keys = vec![];
+        leaves(&serde_json::to_value(CrystalConfig::default()).unwrap(), String::new(), &mut keys);
+        assert!(keys.len() > 40, "{keys:?}");
+        for key in keys {
+            assert!(explained.contains(&key), "configs/large.toml lacks {key}");
+        }
+    }
+
+    fn leaves(value: &serde_json::Value, path: String, keys: &mut Vec<String>) {
+        match value.as_object() {
+            Some(table) if !table.is_empty() => {
+                table.iter().for_each(|(key, value)| leaves(value, format!("{path}/{key}"), keys));
+            }
+            _ => keys.push(path),
+        }
     }
 }

@@ -6,7 +6,9 @@ use std::time::Instant;
 use ruminate::algorithms::Ending;
 use ruminate::algorithms::crystal::{KnowledgeSource, evaluate, read_eval};
 use ruminate::datasets::Split;
-use ruminate::run::{ConfigError, Outcome, RunDir, RunObserver, StopFlag, Table, Verbosity, config, print_json};
+use ruminate::run::{
+    ConfigError, Outcome, RunDir, RunObserver, StopFlag, Table, Verbosity, config, print_json,
+};
 use serde_json::json;
 
 use crate::config::CrystalConfig;
@@ -17,7 +19,8 @@ const HELD_OUT: &str = "twohop";
 #[derive(clap::Args)]
 pub(crate) struct DemoArgs {
     /// Seeds; each trains both models
-    #[arg(long, value_delimiter = ',', default_value = "1,2")]
+    // TOML's integers end at i64::MAX.
+    #[arg(long, value_delimiter = ',', default_value = "1,2", value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
     seeds: Vec<u64>,
     /// Silver knowledge to imitate: `clean` is always helpful, `noisy` mostly true but unhelpful
     #[arg(long, default_value = "clean", value_parser = ["clean", "noisy"])]
@@ -32,7 +35,7 @@ pub(crate) struct DemoArgs {
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
     /// CPU threads (default: all cores)
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
     /// Print the result as one line of JSON on stdout
     #[arg(long)]
@@ -86,7 +89,12 @@ pub(crate) fn run(args: &DemoArgs) -> anyhow::Result<Outcome> {
 }
 
 /// Accuracy on the held-out questions; `None` when the user asked to stop.
-fn train_and_evaluate(args: &DemoArgs, name: &str, seed: u64, stop: &StopFlag) -> anyhow::Result<Option<f64>> {
+fn train_and_evaluate(
+    args: &DemoArgs,
+    name: &str,
+    seed: u64,
+    stop: &StopFlag,
+) -> anyhow::Result<Option<f64>> {
     let config = configuration(args, name, seed)?;
     let out = args.out.join(format!("{}-{name}-seed-{seed}", args.knowledge));
     let dir = if RunDir::stored_config(&out).is_some() {
@@ -99,7 +107,8 @@ fn train_and_evaluate(args: &DemoArgs, name: &str, seed: u64, stop: &StopFlag) -
         heading(&format!("{name}, seed {seed}: {}", out.display()));
     }
     let mut observer = RunObserver::new(&dir, verbosity, stop.clone())?;
-    let sft = crate::prepare(&config, tch::Device::Cpu)?;
+    let (sft, notices) = crate::prepare(&config, tch::Device::Cpu)?;
+    crate::show(&notices, args.quiet);
     let (fitted, _) = crate::imitate(&config, sft, &dir, &mut observer)?;
     if fitted.ending == Ending::Stopped {
         return Ok(None);

@@ -9,13 +9,16 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use ruminate::algorithms::crystal::{
-    EvaluationConfig, EvaluationReport, Imitation, KnowledgeSource, Notice, evaluate, evaluation_folder, read_eval, read_silver,
-    write_evaluation,
+    EvaluationConfig, EvaluationReport, Imitation, KnowledgeSource, Notice, evaluate, evaluation_folder,
+    read_eval, read_silver, write_evaluation,
 };
 use ruminate::algorithms::{Fitted, Observer, Sft, Trainer};
 use ruminate::datasets::Split;
 use ruminate::datasets::knowledge::DataForm;
-use ruminate::run::{ConsoleObserver, Outcome, RunArgs, RunDir, RunObserver, StopFlag, Table, exit_code, print_json};
+use ruminate::run::{
+    ConfigError, ConsoleObserver, FlagKeys, Outcome, RunArgs, RunDir, RunDirError, RunObserver, StopFlag,
+    Table, exit_code, print_json, print_tables,
+};
 use serde_json::json;
 
 use config::{CrystalConfig, FLAGS};
@@ -34,14 +37,30 @@ enum Command {
     ///
     /// Writes checkpoints, metrics and the resolved configuration to --out. `--set imitation.qk_weight=0 --set
     /// imitation.qka_weight=0 --set imitation.qa_weight=1` trains the direct-QA baseline instead.
-    Imitate(RunArgs),
+    Imitate(ImitateArgs),
     /// Sample knowledge, answer with it, and combine the answers
     ///
-    /// Writes the reference's knowledge and inference files to --out (default: the run's folder with `runs` replaced
-    /// by `eval`, and the checkpoint's step). `data.data_path` may also name statements made elsewhere.
+    /// Writes the reference's knowledge and inference files. The configuration is that of the model's run, unless
+    /// --config names another. `data.data_path` may also name statements made elsewhere.
+    #[command(
+        mut_arg("config", |arg| arg.help("Configuration file. Default: the configuration of the model's run")),
+        mut_arg("out", |arg| arg.help("Folder for the results, which replace those of an earlier evaluation. Default: \
+            the run's folder with `runs` replaced by `eval` and with the checkpoint's step, such as eval/my-run_ckp-500")),
+        mut_arg("resume", |arg| arg.hide(true)),
+        mut_arg("precision", |arg| arg.hide(true))
+    )]
     Evaluate(EvaluateArgs),
     /// Train Stage I and the direct-QA baseline on the bundled world, and compare them
     Demo(demo::DemoArgs),
+}
+
+#[derive(clap::Args)]
+struct ImitateArgs {
+    /// Leave out rows that are not questions, and tell how many, instead of refusing the file
+    #[arg(long)]
+    skip_bad_rows: bool,
+    #[command(flatten)]
+    run: RunArgs,
 }
 
 #[derive(clap::Args)]
@@ -55,6 +74,9 @@ struct EvaluateArgs {
     /// Skip the pass without knowledge
     #[arg(long)]
     no_baseline: bool,
+    /// Leave out rows that are not questions, and tell how many, instead of refusing the file
+    #[arg(long)]
+    skip_bad_rows: bool,
     #[command(flatten)]
     run: RunArgs,
 }
@@ -67,14 +89,26 @@ fn main() -> ExitCode {
     })
 }
 
-fn run_imitate(args: &RunArgs) -> anyhow::Result<Outcome> {
+/// The common flags, with those of this program as settings.
+fn with_settings(run: &RunArgs, skip_bad_rows: bool) -> RunArgs {
+    let mut run = run.clone();
+    run.sets.extend(skip_bad_rows.then(|| "data.skip_bad_rows=true".to_string()));
+    run
+}
+
+fn run_imitate(args: &ImitateArgs) -> anyhow::Result<Outcome> {
+    let args = with_settings(&args.run, args.skip_bad_rows);
+    if args.out.is_none() {
+        return Err(RunDirError::NoFolder.into());
+    }
     let config: CrystalConfig = args.load(FLAGS)?;
     config.validate()?;
     let device = args.setup()?;
     let stop = StopFlag::on_ctrl_c()?;
     // Everything that can be wrong with the data or the model shows before the run folder is touched.
-    let imitation = prepare(&config, device)?;
+    let (imitation, notices) = prepare(&config, device)?;
     let dir = args.open(&config)?;
+    show(&notices, args.quiet);
     let mut observer = RunObserver::new(&dir, args.verbosity(), stop)?;
     let (fitted, _) = imitate(&config, imitation, &dir, &mut observer)?;
     drop(observer);
@@ -84,7 +118,7 @@ fn run_imitate(args: &RunArgs) -> anyhow::Result<Outcome> {
     });
     if args.json {
         print_json(&result)?;
-    } else if !args.quiet {
+    } else {
         let mut table = Table::new(["checkpoint", "step", "folder"]);
         table.row(["last", &fitted.steps.to_string(), &fitted.last.display().to_string()]);
         table.row(["best", &fitted.best.0.to_string(), &fitted.best.2.display().to_string()]);
@@ -96,16 +130,15 @@ fn run_imitate(args: &RunArgs) -> anyhow::Result<Outcome> {
 type Imitating = Sft<ruminate::models::T5, Imitation>;
 
 /// Reads model and data, and joins them.
-fn prepare(config: &CrystalConfig, device: tch::Device) -> anyhow::Result<Imitating> {
+fn prepare(config: &CrystalConfig, device: tch::Device) -> anyhow::Result<(Imitating, Vec<Notice>)> {
     let (t5, encoder) = config.build(device)?;
     let (train, mut notices) = read_silver(&config.data, Split::Train)?;
     let (dev, more) = read_silver(&config.data, Split::Dev)?;
     notices.extend(more);
-    show(&notices);
     let tokenizer = encoder.tokenizer().clone();
     let tasks = config.data.train_tasks.clone();
     let imitation = Imitation::new(config.imitation.clone(), encoder, train, dev, tasks)?;
-    Ok(Sft::new(t5, imitation, tokenizer))
+    Ok((Sft::new(t5, imitation, tokenizer), notices))
 }
 
 /// Trains to the end, or goes on where the run folder's last checkpoint stands.
@@ -120,23 +153,35 @@ fn imitate(
 }
 
 fn run_evaluate(args: &EvaluateArgs) -> anyhow::Result<Outcome> {
-    let mut config: CrystalConfig = args.run.load(FLAGS)?;
+    let flags = FlagKeys { precision: &[], ..FLAGS };
+    if args.run.resume {
+        return Err(ConfigError::UselessFlag { flag: "--resume" }.into());
+    }
+    if !args.model.is_dir() {
+        let reason = format!("--model: there is no checkpoint folder {}", args.model.display());
+        return Err(ConfigError::invalid(reason).into());
+    }
+    let stored = args.model.parent().and_then(Path::parent).and_then(RunDir::stored_config);
+    let mut run = with_settings(&args.run, args.skip_bad_rows);
+    run.config = run.config.or(stored);
+    let mut config: CrystalConfig = run.load(flags)?;
     config.validate()?;
-    let device = args.run.setup()?;
+    let device = run.setup()?;
     let form = DataForm::of(&config.data.data_path);
     if form != DataForm::Questions {
         config.evaluation.knowledge = KnowledgeSource::Given;
     }
-    let out = match &args.run.out {
-        Some(out) => out.clone(),
-        None => evaluation_folder(&args.model)
-            .context("cannot tell the run from --model; name the folder for the results with --out")?,
-    };
+    let unknown =
+        || ConfigError::invalid("cannot tell the run from --model; name a folder for the results with --out");
+    let out = run.out.clone().or_else(|| evaluation_folder(&args.model)).ok_or_else(unknown)?;
     let (t5, encoder) = config.open(&args.model, device)?;
     let (questions, notices) = read_eval(&config.data, args.split)?;
-    show(&notices);
+    show(&notices, run.quiet);
+    // Now, and not after hours of work.
+    std::fs::create_dir_all(&out)
+        .with_context(|| format!("cannot create {}; choose another --out", out.display()))?;
     let given = (form != DataForm::Questions).then(|| file_name(&config.data.data_path));
-    let mut observer = ConsoleObserver::new(args.run.verbosity());
+    let mut observer = ConsoleObserver::new(run.verbosity());
     let report = evaluate(&t5, &encoder, &questions, &config.evaluation, &mut observer)?;
     let mut written = vec![];
     if !args.no_baseline {
@@ -146,9 +191,9 @@ fn run_evaluate(args: &EvaluateArgs) -> anyhow::Result<Outcome> {
     }
     written.extend(write_evaluation(&out, &report, 0, given.as_deref())?);
     drop(observer);
-    if args.run.json {
+    if run.json {
         print_json(&summary(&report, &written))?;
-    } else if !args.run.quiet {
+    } else {
         print_report(&report, &written)?;
     }
     Ok(Outcome::Done)
@@ -175,17 +220,15 @@ fn print_report(report: &EvaluationReport, written: &[PathBuf]) -> std::io::Resu
     table.row(["acc_weighted".into(), all.clone(), weighted[0].clone(), weighted[1].clone()]);
     let unweighted = [report.acc_unweighted(), report.acc_unweighted_knowless()].map(Table::number);
     table.row(["acc_unweighted".into(), all, unweighted[0].clone(), unweighted[1].clone()]);
-    table.print()?;
-    let mut table = Table::new(["ensembling", "acc_weighted"]);
+    let mut ensembles = Table::new(["ensembling", "acc_weighted"]);
     for (mode, accuracy) in &report.ensembles {
-        table.row([mode.to_string(), Table::number(*accuracy)]);
+        ensembles.row([mode.to_string(), Table::number(*accuracy)]);
     }
-    table.print()?;
-    let mut table = Table::new(["written"]);
+    let mut files = Table::new(["written"]);
     for path in written {
-        table.row([path.display().to_string()]);
+        files.row([path.display().to_string()]);
     }
-    table.print()
+    print_tables(&[table, ensembles, files])
 }
 
 fn file_name(path: &str) -> String {
@@ -193,8 +236,8 @@ fn file_name(path: &str) -> String {
 }
 
 #[expect(clippy::print_stderr, reason = "what a user should know about the data goes to the terminal")]
-fn show(notices: &[Notice]) {
-    for notice in notices {
+fn show(notices: &[Notice], quiet: bool) {
+    for notice in notices.iter().filter(|_| !quiet) {
         eprintln!("note: {} ({}): {}", notice.task, notice.split, notice.text);
     }
 }

@@ -6,7 +6,8 @@ use std::path::Path;
 use ruminate_datasets::knowledge::{DataForm, read_evaluation_file};
 use ruminate_datasets::tasks::{DATA_PATH, KNOWLEDGE_PATH, SEEN_TASKS};
 use ruminate_datasets::{
-    Annotated, BadRows, Origin, Part, ReadOptions, Skipped, Split, TaskEntry, TaskRegistry, knowledge, unifiedqa,
+    Annotated, BadRows, Error as DataError, Origin, Part, ReadOptions, Skipped, Split, TaskEntry,
+    TaskRegistry, knowledge, unifiedqa,
 };
 use serde::{Deserialize, Serialize};
 
@@ -108,7 +109,7 @@ pub fn read_silver(data: &CrystalData, split: Split) -> Result<(Vec<Annotated>, 
 /// whose file is missing or empty is left out with a notice, as long as one task is left.
 ///
 /// # Errors
-/// When a task is unknown, a file is malformed, or no task is left.
+/// When a task is unknown, a file cannot be read or is malformed, or no task is left.
 pub fn read_eval(data: &CrystalData, split: Split) -> Result<(Vec<Annotated>, Vec<Notice>)> {
     let form = DataForm::of(&data.data_path);
     if form == DataForm::EvaluationFile {
@@ -139,12 +140,12 @@ pub fn read_eval(data: &CrystalData, split: Split) -> Result<(Vec<Annotated>, Ve
                 notices.extend(skipped_notice(task, split, &skipped));
                 items.extend(questions);
             }
-            Err(error @ Error::Data(ruminate_datasets::Error::BadRow { .. })) => return Err(error),
-            Err(error) => {
+            Err(error @ Error::Data(DataError::MissingFile { .. } | DataError::EmptySplit { .. })) => {
                 let text = format!("left out: {}", chain(&error));
                 notices.push(Notice { task: task.clone(), split, text });
                 first_error.get_or_insert(error);
             }
+            Err(error) => return Err(error),
         }
     }
     match first_error {

@@ -66,7 +66,8 @@ impl QuestionEncoder {
             config.eos_token_id,
             compat,
         )?;
-        let encoder = Self { lengths, prompts, pad: config.pad_token_id, eos: config.eos_token_id, tokenizer };
+        let encoder =
+            Self { lengths, prompts, pad: config.pad_token_id, eos: config.eos_token_id, tokenizer };
         let mut first = vec![];
         for letter in letters(CHECKED_LETTERS) {
             first.extend(encoder.label(&letter)?.first().copied());

@@ -5,9 +5,7 @@ use std::path::{Path, PathBuf};
 
 use ruminate_datasets::evaluation_files::{DEFAULT_PREFIX, inference_file_name, knowledge_file_name};
 use ruminate_datasets::{Annotated, InferenceItem, KnowledgeItem, json};
-use ruminate_models::{
-    Generate, GenerationConfig, Sampling, ScoreChoices, Strategy, TokenId, derive_seed,
-};
+use ruminate_models::{Generate, GenerationConfig, Sampling, ScoreChoices, Strategy, TokenId, derive_seed};
 use ruminate_rewards::{Ensemble, EnsembleConfig, Judgement};
 use serde::{Deserialize, Serialize};
 
@@ -86,9 +84,9 @@ impl EvaluationConfig {
             strategy: if greedy { Strategy::Greedy } else { Strategy::Sample(self.sampling) },
             max_new_tokens: encoder.lengths().max_knowledge_len,
             min_new_tokens: self.min_new_tokens,
-            stop_ids: vec![],
             forbidden_ids: if self.forbid_pad { vec![encoder.pad] } else { vec![] },
             samples_per_prompt: if greedy { 1 } else { self.num_samples },
+            ..GenerationConfig::default()
         }
     }
 }
@@ -206,10 +204,11 @@ fn statements<P: Generate>(
     match config.knowledge {
         KnowledgeSource::None => Ok(questions.iter().map(|_| vec![]).collect()),
         KnowledgeSource::Given => {
-            let given = |text: &str| {
-                Ok(Statement { ids: encoder.statement(text)?, text: text.to_string() })
-            };
-            questions.iter().map(|item| item.knowledges.iter().take(config.num_samples).map(|t| given(t)).collect()).collect()
+            let given = |text: &str| Ok(Statement { ids: encoder.statement(text)?, text: text.to_string() });
+            questions
+                .iter()
+                .map(|item| item.knowledges.iter().take(config.num_samples).map(|t| given(t)).collect())
+                .collect()
         }
         KnowledgeSource::Sampled | KnowledgeSource::Greedy => {
             let prompts: Vec<Vec<TokenId>> = encoded.iter().map(|q| encoder.prompts.qk(q)).collect();
@@ -220,7 +219,9 @@ fn statements<P: Generate>(
                 let seeds: Vec<u64> = batch.iter().map(|&i| derive_seed(config.seed, &[i as u64])).collect();
                 let generated = policy.generate(&rows, &generation, &seeds)?;
                 done += batch.len();
-                observer.progress("writing knowledge", done as u64, prompts.len() as u64).map_err(Error::Observer)?;
+                observer
+                    .progress("writing knowledge", done as u64, prompts.len() as u64)
+                    .map_err(Error::Observer)?;
                 let statement = |g: ruminate_models::Generated| {
                     Ok(Statement { text: encoder.statement_text(&g.ids)?, ids: g.ids })
                 };
@@ -282,7 +283,8 @@ fn score<P: ScoreChoices>(
 fn per_task(questions: &[Annotated], inference: &[InferenceItem]) -> Vec<TaskAccuracy> {
     let mut tasks: BTreeMap<usize, (String, usize, u64, u64)> = BTreeMap::new();
     for (item, inferred) in questions.iter().zip(inference) {
-        let entry = tasks.entry(item.question.task_ix).or_insert_with(|| (item.question.task.clone(), 0, 0, 0));
+        let entry =
+            tasks.entry(item.question.task_ix).or_insert_with(|| (item.question.task.clone(), 0, 0, 0));
         entry.1 += 1;
         entry.2 += u64::from(inferred.ok);
         entry.3 += u64::from(inferred.ok_knowless);
@@ -331,7 +333,7 @@ pub fn write_evaluation(
 pub fn evaluation_folder(checkpoint: &Path) -> Option<PathBuf> {
     // The link's own place tells the run, what it points to tells the step.
     let name = std::fs::read_link(checkpoint).unwrap_or_else(|_| checkpoint.to_path_buf());
-    let step = name.file_name()?.to_str()?.strip_prefix("step-")?.to_string();
+    let step: u64 = name.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok()?;
     let run = checkpoint.parent()?.parent()?;
     let parts: Vec<_> = run.components().collect();
     let at = parts.iter().rposition(|part| part.as_os_str() == "runs")?;

@@ -87,7 +87,8 @@ impl ImitationConfig {
     /// # Errors
     /// Names the setting that is wrong. Weights under which some steps would train nothing are refused.
     pub fn validate(&self) -> Result<()> {
-        let weights = [("qk_weight", self.qk_weight), ("qa_weight", self.qa_weight), ("qka_weight", self.qka_weight)];
+        let weights =
+            [("qk_weight", self.qk_weight), ("qa_weight", self.qa_weight), ("qka_weight", self.qka_weight)];
         for (key, weight) in weights {
             if !(weight >= 0.0 && weight.is_finite()) {
                 return Err(Error::config(key, format!("is {weight}, but must not be negative")));
@@ -209,7 +210,12 @@ impl Imitation {
     }
 
     /// Predictions by the length-normalised score of the labels (section 5.4 of the method's description).
-    fn predictions<P: ScoreChoices>(&self, policy: &P, prompts: &[Vec<TokenId>], indices: &[usize]) -> Result<Vec<i64>> {
+    fn predictions<P: ScoreChoices>(
+        &self,
+        policy: &P,
+        prompts: &[Vec<TokenId>],
+        indices: &[usize],
+    ) -> Result<Vec<i64>> {
         let labels = indices
             .iter()
             .filter_map(|&ix| self.dev.get(ix))
@@ -283,7 +289,8 @@ impl<P: Policy + ScoreChoices> Curriculum<P> for Imitation {
         let samples: Vec<_> = (0..self.dev.len().min(SAMPLES))
             .filter_map(|ix| {
                 let (question, statement) = self.dev.get(ix)?;
-                let predicted = |p: &[i64]| p.get(ix).and_then(|&p| question.choices.get(p as usize)).cloned();
+                let predicted =
+                    |p: &[i64]| p.get(ix).and_then(|&p| question.choices.get(p as usize)).cloned();
                 Some(serde_json::json!({
                     "step": step, "task": question.task, "question": question.question,
                     "statement": statement, "answer": question.answer,
@@ -347,5 +354,28 @@ impl Accuracy {
             unweighted: present.iter().sum::<f64>() / present.len().max(1) as f64,
             per_task,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn phases(weights: [f64; 3], steps: &[u64]) -> Vec<Phase> {
+        let [qk_weight, qa_weight, qka_weight] = weights;
+        let config = ImitationConfig { qk_weight, qa_weight, qka_weight, ..ImitationConfig::default() };
+        config.validate().unwrap();
+        steps.iter().map(|&step| config.phase(step)).collect()
+    }
+
+    #[test]
+    fn published_blocks_alternate() {
+        use Phase::{All, Qa, Qk, Qka};
+        let edges = [0, 499, 500, 999, 1000, 1499, 1500, 50_000];
+        assert_eq!(phases([1.0, 0.0, 1.0], &edges), [Qk, Qk, Qka, Qka, Qk, Qk, Qka, Qk]);
+        assert_eq!(phases([0.0, 1.0, 0.0], &edges), [Qa; 8]);
+        assert_eq!(phases([0.5, 0.5, 2.0], &edges), [All; 8]);
+        assert_eq!(phases([1.0, 0.0, 0.0], &edges), [Qk; 8]);
+        assert_eq!(phases([0.0, 0.0, 1.0], &edges), [Qka; 8]);
     }
 }

@@ -38,3 +38,29 @@ pub(crate) fn by_length<T>(
     }
     Ok(results.into_iter().flatten().collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn by_length_puts_the_results_back_into_their_order() {
+        let lengths = [5, 1, 9, 1, 3, 9, 2];
+        let rows: Vec<Vec<TokenId>> = lengths.iter().map(|&n| vec![7; n]).collect();
+        for batch_size in [0, 1, 2, 3, 100] {
+            let mut batches = vec![];
+            let results = by_length(&rows, batch_size, |batch| {
+                batches.push(batch.to_vec());
+                Ok(batch.iter().map(|&i| (i, rows[i].len())).collect())
+            });
+            let expected: Vec<_> = lengths.iter().copied().enumerate().collect();
+            assert_eq!(results.unwrap(), expected, "{batch_size}");
+            assert!(batches.iter().all(|b| b.len() <= batch_size.max(1)));
+            // Neighbours in a batch are neighbours in length, equal ones in the order in which they came.
+            assert_eq!(batches.concat(), [1, 3, 6, 4, 0, 2, 5]);
+        }
+        assert_eq!(by_length(&[], 4, |_| Ok(vec![()])).unwrap(), []);
+        let refused = by_length::<()>(&rows, 4, |_| Err(crate::Error::config("x", "no")));
+        assert!(refused.is_err());
+    }
+}

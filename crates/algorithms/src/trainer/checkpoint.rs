@@ -96,29 +96,43 @@ impl Checkpoints {
     }
 
     /// Puts model, optimizer, generators and algorithm into the state of the last checkpoint.
-    pub(super) fn restore<A: Algorithm>(&self, algorithm: &mut A, adam: &mut Adam) -> Result<Option<TrainerState>> {
+    pub(super) fn restore<A: Algorithm>(
+        &self,
+        algorithm: &mut A,
+        adam: &mut Adam,
+    ) -> Result<Option<TrainerState>> {
         let Some(state) = self.last_state()? else { return Ok(None) };
         let folder = self.folder(state.step);
         let device = algorithm.policy().device();
         algorithm.policy().parameters().restore(&folder)?;
         let path = folder.join(TRAINER);
         let tensors = read_tensors(&path, Device::Cpu)?;
-        adam.load_state(|name| tensors.get(name).map(Tensor::shallow_clone)).map_err(|e| Error::Checkpoint {
-            path: path.clone(),
-            reason: format!("{e}; it belongs to another model or optimizer"),
+        adam.load_state(|name| tensors.get(name).map(Tensor::shallow_clone)).map_err(|e| {
+            Error::Checkpoint {
+                path: path.clone(),
+                reason: format!("{e}; it belongs to another model or optimizer"),
+            }
         })?;
-        let missing = |name: &str| Error::Checkpoint { path: path.clone(), reason: format!("`{name}` is missing") };
+        let missing =
+            |name: &str| Error::Checkpoint { path: path.clone(), reason: format!("`{name}` is missing") };
         rng::set_state(Device::Cpu, tensors.get(RNG_CPU).ok_or_else(|| missing(RNG_CPU))?)?;
         // A run that moves from CPU to CUDA has no state for the new generator, and needs none.
         if let (Device::Cuda(_), Some(saved)) = (device, tensors.get(RNG_CUDA)) {
             rng::set_state(device, saved)?;
         }
         algorithm.load_state(state.algorithm.clone())?;
+        // The process may have died after it had replaced `last`.
+        self.settle(&state)?;
         Ok(Some(state))
     }
 
     /// Writes the checkpoint of the current step, and removes those that are neither last nor best any more.
-    pub(super) fn save<A: Algorithm>(&self, algorithm: &A, state: &mut TrainerState, adam: &Adam) -> Result<PathBuf> {
+    pub(super) fn save<A: Algorithm>(
+        &self,
+        algorithm: &A,
+        state: &mut TrainerState,
+        adam: &Adam,
+    ) -> Result<PathBuf> {
         state.algorithm = algorithm.state();
         let folder = self.folder(state.step);
         if self.last_state()?.is_some_and(|last| last.step == state.step) {
@@ -138,14 +152,25 @@ impl Checkpoints {
             sync(&self.root)?;
         }
         self.link("last", state.step)?;
-        if let Some((best, _)) = state.best() {
-            self.link("best", best)?;
-        }
-        self.prune(state)?;
+        self.settle(state)?;
         Ok(folder)
     }
 
-    fn write<A: Algorithm>(&self, folder: &Path, algorithm: &A, state: &TrainerState, adam: &Adam) -> Result<()> {
+    /// What follows from a new `last`: `best`, and that all others go.
+    fn settle(&self, state: &TrainerState) -> Result<()> {
+        if let Some((best, _)) = state.best() {
+            self.link("best", best)?;
+        }
+        self.prune(state)
+    }
+
+    fn write<A: Algorithm>(
+        &self,
+        folder: &Path,
+        algorithm: &A,
+        state: &TrainerState,
+        adam: &Adam,
+    ) -> Result<()> {
         algorithm.policy().save(folder)?;
         algorithm.save_extras(folder)?;
         let mut tensors = adam.state();
@@ -165,7 +190,8 @@ impl Checkpoints {
         if temporary.is_symlink() {
             fs::remove_file(&temporary).map_err(Error::io("remove", &temporary))?;
         }
-        std::os::unix::fs::symlink(format!("step-{step}"), &temporary).map_err(Error::io("create", &temporary))?;
+        std::os::unix::fs::symlink(format!("step-{step}"), &temporary)
+            .map_err(Error::io("create", &temporary))?;
         fs::rename(&temporary, &link).map_err(Error::io("rename", &temporary))?;
         sync(&self.root)
     }
@@ -196,4 +222,19 @@ fn remove_folder(path: &Path) -> Result<()> {
 /// Flushes a folder's entries to disk.
 fn sync(folder: &Path) -> Result<()> {
     File::open(folder).and_then(|f| f.sync_all()).map_err(Error::io("flush", folder))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_best_is_the_earliest_of_the_highest() {
+        let best = |scores: &[(u64, f64)]| {
+            TrainerState { scores: scores.iter().copied().collect(), ..TrainerState::default() }.best()
+        };
+        assert_eq!(best(&[]), None);
+        assert_eq!(best(&[(9, -7.0)]), Some((9, -7.0)));
+        assert_eq!(best(&[(20, 1.0), (3, 1.0), (100, 1.0), (2, 0.5)]), Some((3, 1.0)));
+    }
 }

@@ -99,7 +99,13 @@ impl TrainerConfig {
                 return refuse(key, format!("is {value}, but must not be negative"));
             }
         }
-        for (key, value) in [("steps", self.steps), ("accumulate", self.accumulate as u64), ("log_every", self.log_every)]
+        if let Schedule::Cosine { cycles } = self.schedule
+            && !(cycles > 0.0 && cycles.is_finite())
+        {
+            return refuse("schedule", format!("has {cycles} cosine cycles, but must have more than 0"));
+        }
+        for (key, value) in
+            [("steps", self.steps), ("accumulate", self.accumulate as u64), ("log_every", self.log_every)]
         {
             if value == 0 {
                 return refuse(key, "is 0, but must be at least 1".into());
@@ -249,17 +255,16 @@ impl Trainer {
             decay_on: DecayOn::All,
         };
         let mut adam = Adam::new(algorithm.policy().parameters().named(), adam)?;
-        let mut state = match self.checkpoints.restore(algorithm, &mut adam)? {
-            Some(state) => state,
-            None => TrainerState::default(),
-        };
+        let mut state = self.checkpoints.restore(algorithm, &mut adam)?.unwrap_or_default();
         observer.started(state.step, config.steps).map_err(Error::Observer)?;
         let mut log = Log::default();
         while state.step < config.steps {
             let step = state.step;
             if self.due(config.eval_every, step) {
+                log.check(step)?;
                 self.validate(algorithm, &mut state, &adam, observer)?;
             } else if self.due(config.save_every, step) && step > 0 {
+                log.check(step)?;
                 self.save(algorithm, &mut state, &adam, observer)?;
             }
             let started = Instant::now();
@@ -278,6 +283,7 @@ impl Trainer {
                 })
                 .map_err(Error::Observer)?;
             if !last && observer.stop_requested() {
+                log.check(step)?;
                 self.save(algorithm, &mut state, &adam, observer)?;
                 return self.fitted(&state, Ending::Stopped);
             }
@@ -332,7 +338,8 @@ impl Trainer {
                 log.add("loss", &loss.f_detach()?)?;
             }
         }
-        let max_norm = if self.config.max_grad_norm > 0.0 { self.config.max_grad_norm } else { f64::INFINITY };
+        let max_norm =
+            if self.config.max_grad_norm > 0.0 { self.config.max_grad_norm } else { f64::INFINITY };
         log.add("grad_norm", &clip_grad_norm(adam.parameters(), max_norm)?)?;
         log.end_step();
         adam.step(lr)?;
@@ -414,8 +421,8 @@ impl Log {
         }
     }
 
-    /// Means over the steps since the last record.
-    fn take(&mut self, step: u64, lr: f64) -> Result<Metrics> {
+    /// Means over the steps since the last record. All are finite.
+    fn means(&self, step: u64) -> Result<Metrics> {
         let mut metrics = vec![];
         for (name, sum) in &self.sums {
             let value = sum.f_double_value(&[])? / self.steps.get(name).copied().unwrap_or(1) as f64;
@@ -424,6 +431,17 @@ impl Log {
             }
             metrics.push((format!("train/{name}"), value));
         }
+        Ok(metrics)
+    }
+
+    /// Refuses losses that are no numbers: before each checkpoint, so that none holds parameters that are none.
+    fn check(&self, step: u64) -> Result<()> {
+        self.means(step).map(drop)
+    }
+
+    /// The means and the rate, for the record; what follows is counted from here.
+    fn take(&mut self, step: u64, lr: f64) -> Result<Metrics> {
+        let mut metrics = self.means(step)?;
         metrics.push(("train/lr".into(), lr));
         self.sums.clear();
         self.steps.clear();

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use ruminate_models::{Sampling, TokenId, filter_logits, forbid};
+use ruminate_models::{History, Processor, TokenId};
 use serde_json::Value;
 use tch::Tensor;
 
@@ -14,49 +14,59 @@ pub(super) fn run(folder: &Path) -> Check<Outcome> {
     let fixture = Fixture::open(folder)?;
     let mut outcome = Outcome::default();
     for case in list(&fixture.json["cases"])? {
-        let name = name(case);
-        match processor_chain(case) {
-            Some(chain) => outcome.case(name, processors_case(&fixture, case, &chain)),
-            None => outcome.pending(name),
+        let chain: Option<Vec<_>> = list(&case["chain"])?.iter().map(processor).collect();
+        match chain {
+            Some(chain) => outcome.case(name(case), processors_case(&fixture, case, &chain)),
+            None => outcome.pending(name(case)),
         }
     }
     Ok(outcome)
 }
 
-enum Processor {
-    Filter(Sampling),
-    Forbid(Vec<TokenId>),
+/// A processor, and the leading tokens per row that it skips as padding.
+type Step = (Processor, Option<Vec<i64>>);
+
+/// `None` for a processor that this library does not know.
+fn processor(step: &Value) -> Option<Step> {
+    let (value, min_keep) = (&step["value"], step["min_tokens_to_keep"].as_u64().unwrap_or(1) as usize);
+    let count = |key: &str| step[key].as_u64().map(|n| n as usize);
+    let ids = |key: &str| match &step[key] {
+        Value::Array(ids) => ids.iter().map(Value::as_i64).collect(),
+        id => id.as_i64().map(|id| vec![id]),
+    };
+    let processor = match step["type"].as_str()? {
+        "temperature" => Processor::Temperature(value.as_f64()?),
+        "top_k" => Processor::TopK(count("value")?.max(min_keep)),
+        "top_p" => Processor::TopP { p: value.as_f64()?, min_keep },
+        "min_p" => Processor::MinP(value.as_f64()?),
+        "typical_p" => Processor::TypicalP(value.as_f64()?),
+        "repetition_penalty" => Processor::RepetitionPenalty(value.as_f64()?),
+        "no_repeat_ngram" => Processor::NoRepeatNgram(count("value")?),
+        "min_length" => Processor::SuppressUntil { length: count("value")?, ids: ids("eos")? },
+        "min_new_tokens" => {
+            Processor::SuppressUntil { length: count("prompt_length")? + count("value")?, ids: ids("eos")? }
+        }
+        "bad_words" => {
+            let words: Vec<Vec<TokenId>> = serde_json::from_value(value.clone()).ok()?;
+            Processor::SequenceBias(words.into_iter().map(|word| (word, f64::NEG_INFINITY)).collect())
+        }
+        "sequence_bias" => Processor::SequenceBias(serde_json::from_value(value.clone()).ok()?),
+        "suppress_tokens" => Processor::Suppress(ids("value")?),
+        "forced_eos" => Processor::ForceAt { length: count("max_length")? - 1, id: step["eos"].as_i64()? },
+        _ => return None,
+    };
+    let padding = step["ignore_first"].as_array().map(|n| n.iter().filter_map(Value::as_i64).collect());
+    Some((processor, padding))
 }
 
-/// The processors that this library knows; `None` when the chain holds another.
-fn processor_chain(case: &Value) -> Option<Vec<Processor>> {
-    case["chain"].as_array()?.iter().map(processor).collect()
-}
-
-fn processor(step: &Value) -> Option<Processor> {
-    let known =
-        |keys: &[&str]| step.as_object().is_some_and(|o| o.keys().all(|k| keys.contains(&k.as_str())));
-    if !known(&["type", "value"]) {
-        return None;
-    }
-    let value = &step["value"];
-    let neutral = Sampling::default();
-    match step["type"].as_str()? {
-        "temperature" => Some(Processor::Filter(Sampling { temperature: value.as_f64()?, ..neutral })),
-        "top_k" => Some(Processor::Filter(Sampling { top_k: Some(value.as_u64()? as usize), ..neutral })),
-        "top_p" => Some(Processor::Filter(Sampling { top_p: Some(value.as_f64()?), ..neutral })),
-        "suppress_tokens" => Some(Processor::Forbid(serde_json::from_value(value.clone()).ok()?)),
-        _ => None,
-    }
-}
-
-fn processors_case(fixture: &Fixture<'_>, case: &Value, chain: &[Processor]) -> Check {
+fn processors_case(fixture: &Fixture<'_>, case: &Value, chain: &[Step]) -> Check {
     let mut logits = fixture.tensor(&case["input"])?;
-    for step in chain {
-        logits = match step {
-            Processor::Filter(sampling) => filter_logits(&logits, sampling)?,
-            Processor::Forbid(ids) => forbid(&logits, &Tensor::f_from_slice(ids)?)?,
-        };
+    let tokens = fixture.tensor(&case["history"])?;
+    let length = case["history_length"].as_i64().unwrap_or(tokens.size()[1]);
+    let tokens = tokens.f_narrow(1, 0, length)?;
+    for (processor, padding) in chain {
+        let padding = padding.as_ref().map(|n| Tensor::f_from_slice(n)?.f_unsqueeze(1)).transpose()?;
+        logits = processor.apply(&logits, History { tokens: &tokens, padding: padding.as_ref() })?;
     }
     close("output", &logits, &fixture.tensor(&case["output"])?, 1e-5)
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use ruminate_models::{
-    Batch, Example, Finish, Generate, GenerationConfig, IGNORED, Policy, Sampling, Strategy, T5, T5Config,
+    Batch, Beam, EarlyStopping, Example, Finish, Generate, GenerationConfig, IGNORED, Policy, Sampling, Strategy, T5, T5Config,
     TokenId, Tokenizer, Want, filter_logits,
 };
 use ruminate_torch::optim::{Adam, AdamConfig, Decay, DecayOn, clip_grad_norm};
@@ -190,11 +190,12 @@ fn t5_round_trip(t5: &T5) -> Check {
     })
 }
 
-/// Settings that this library knows; `None` for strategies that it does not offer.
+/// Settings that this library knows; `None` for others.
 fn generation_config(case: &Value) -> Option<GenerationConfig> {
     let mut config = GenerationConfig::default();
-    if !case["decoder_prefix"].is_null() {
-        return None;
+    if let Some(prefix) = case["decoder_prefix"].as_array() {
+        // The first token is the start token.
+        config.prefix = prefix.iter().skip(1).map(Value::as_i64).collect::<Option<_>>()?;
     }
     for (key, value) in case["settings"].as_object()? {
         match key.as_str() {
@@ -203,8 +204,22 @@ fn generation_config(case: &Value) -> Option<GenerationConfig> {
             "max_length" => config.max_new_tokens = value.as_u64()? as usize - 1,
             "min_new_tokens" => config.min_new_tokens = value.as_u64()? as usize,
             "eos_token_id" => config.stop_ids = serde_json::from_value(value.clone()).ok()?,
+            "repetition_penalty" => config.repetition_penalty = value.as_f64()?,
+            "no_repeat_ngram_size" => config.no_repeat_ngram_size = value.as_u64()? as usize,
+            "num_return_sequences" => config.samples_per_prompt = value.as_u64()? as usize,
+            "num_beams" | "length_penalty" | "early_stopping" => {}
             _ => return None,
         }
+    }
+    let settings = &case["settings"];
+    if let Some(num_beams) = settings["num_beams"].as_u64() {
+        let early_stopping = match &settings["early_stopping"] {
+            Value::Bool(true) => EarlyStopping::Yes,
+            Value::String(text) if text == "never" => EarlyStopping::Never,
+            _ => EarlyStopping::No,
+        };
+        let length_penalty = settings["length_penalty"].as_f64().unwrap_or(1.0);
+        config.strategy = Strategy::Beam(Beam { num_beams: num_beams as usize, length_penalty, early_stopping });
     }
     Some(config)
 }
@@ -216,13 +231,17 @@ fn t5_generate(fixture: &Fixture<'_>, t5: &T5, case: &Value, config: &Generation
     let tokenizer = Tokenizer::open(fixture.folder)?;
     let generated = t5.generate(&prompts, config, &[])?;
     let expected: Vec<Vec<TokenId>> = parse(&case["new_token_ids"])?;
-    let log_probs: Vec<Vec<f64>> = parse(&case["token_logprobs"])?;
+    let log_probs: Option<Vec<Vec<f64>>> = parse(&case["token_logprobs"])?;
+    let scores: Option<Vec<f64>> = parse(&case["sequence_scores"])?;
     let texts: Vec<String> = parse(&case["text"])?;
     for (i, row) in generated.iter().flatten().enumerate() {
         equal("new_token_ids", &row.ids, &expected[i])?;
         equal("text", &tokenizer.decode(&row.ids, true)?, &texts[i])?;
-        for (got, expected) in row.log_probs.iter().zip(&log_probs[i]) {
+        for (got, expected) in row.log_probs.iter().zip(log_probs.iter().flat_map(|rows| &rows[i])) {
             number_close("token_logprobs", f64::from(*got), *expected, VALUES)?;
+        }
+        if let Some(scores) = &scores {
+            number_close("sequence_scores", row.score.unwrap_or(f64::NAN), scores[i], VALUES)?;
         }
         let stopped = row.ids.last().is_some_and(|id| {
             if config.stop_ids.is_empty() {
@@ -233,10 +252,11 @@ fn t5_generate(fixture: &Fixture<'_>, t5: &T5, case: &Value, config: &Generation
         });
         equal("finish", &row.finish, &if stopped { Finish::Stop } else { Finish::Length })?;
         // A prompt on its own gives what it gave in the batch.
-        let alone = t5.generate(&prompts[i..=i], config, &[])?;
-        equal("the same prompt alone", &alone[0][0].ids, &row.ids)?;
+        let (prompt, sample) = (i / config.samples_per_prompt, i % config.samples_per_prompt);
+        let alone = t5.generate(&prompts[prompt..=prompt], config, &[])?;
+        equal("the same prompt alone", &alone[0][sample].ids, &row.ids)?;
     }
-    equal("rows", &generated.len(), &expected.len())
+    equal("rows", generated.iter().flatten().count(), expected.len())
 }
 
 fn sampling(settings: &Value) -> Check<Sampling> {

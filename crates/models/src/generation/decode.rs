@@ -1,4 +1,4 @@
-//! The decode loop of encoder-decoder models.
+//! The decode loop of encoder-decoder models: greedy choice and sampling.
 
 use std::collections::BTreeSet;
 
@@ -6,11 +6,12 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tch::{Device, Kind, Tensor};
 
-use super::filter::draw;
-use super::{Finish, Generate, Generated, GenerationConfig, Strategy, filter_logits, forbid};
+use super::processor::draw;
+use super::{Finish, Generate, Generated, GenerationConfig, History, Processor, Strategy, beam, filter_logits};
+use crate::t5::Decoding;
 use crate::{Error, Result, T5, TokenId};
 
-/// On an accelerator, the steps between two looks at whether all rows have ended: looking waits for the device.
+/// On an accelerator, the steps between two looks at which rows have ended: looking waits for the device.
 const STEPS_BETWEEN_CHECKS: usize = 8;
 
 impl Generate for T5 {
@@ -24,26 +25,87 @@ impl Generate for T5 {
         if prompts.is_empty() {
             return Ok(vec![]);
         }
-        tch::no_grad(|| Loop::new(self, prompts.len(), config, seeds)?.run(prompts))
+        check_choice(self, config)?;
+        tch::no_grad(|| match &config.strategy {
+            Strategy::Beam(settings) => beam::search(self, prompts, config, settings),
+            _ => Loop::new(self, prompts.len(), config, seeds)?.run(prompts),
+        })
     }
 }
 
-/// Everything that a decode step needs, allocated before the first one.
+/// The token ids that end a row.
+pub(super) fn stop_ids(model: &T5, config: &GenerationConfig) -> Vec<TokenId> {
+    if config.stop_ids.is_empty() { vec![model.config().eos_token_id] } else { config.stop_ids.clone() }
+}
+
+/// Refuses settings under which no token is left to choose.
+fn check_choice(model: &T5, config: &GenerationConfig) -> Result<()> {
+    let early = if config.min_new_tokens > 0 { stop_ids(model, config) } else { vec![] };
+    let barred: BTreeSet<&TokenId> = config.forbidden_ids.iter().chain(&early).collect();
+    if (barred.len() as i64) < model.config().vocab_size {
+        return Ok(());
+    }
+    let reason = "forbidden_ids, and the stop tokens before min_new_tokens, leave no token to choose";
+    Err(Error::invalid("generation", reason))
+}
+
+/// The start token and the prefix, which every row begins with.
+pub(super) fn beginning(model: &T5, config: &GenerationConfig) -> Vec<TokenId> {
+    std::iter::once(model.config().decoder_start_token_id).chain(config.prefix.iter().copied()).collect()
+}
+
+/// What changes the logits before temperature, top-k and top-p, in the order of transformers.
+pub(super) fn processors(config: &GenerationConfig, stop_ids: &[TokenId], beginning: usize) -> Vec<Processor> {
+    let mut processors = vec![];
+    if config.repetition_penalty != 1.0 {
+        processors.push(Processor::RepetitionPenalty(config.repetition_penalty));
+    }
+    if config.no_repeat_ngram_size > 0 {
+        processors.push(Processor::NoRepeatNgram(config.no_repeat_ngram_size));
+    }
+    if config.min_new_tokens > 0 {
+        let length = beginning + config.min_new_tokens;
+        processors.push(Processor::SuppressUntil { length, ids: stop_ids.to_vec() });
+    }
+    if !config.forbidden_ids.is_empty() {
+        processors.push(Processor::Suppress(config.forbidden_ids.clone()));
+    }
+    processors
+}
+
+/// `rows` times the same beginning, with room for `time` new tokens.
+pub(super) fn token_table(beginning: &[TokenId], rows: i64, time: i64, device: Device) -> Result<Tensor> {
+    let width = beginning.len() as i64;
+    let table = Tensor::f_zeros([rows, width + time], (Kind::Int64, device))?;
+    table.f_narrow(1, 0, width)?.f_copy_(&Tensor::f_from_slice(beginning)?.f_to_device(device)?)?;
+    Ok(table)
+}
+
+/// Log-probability of one token per row under logits that are not normalised, `[rows, 1]`.
+pub(super) fn log_prob(logits: &Tensor, token: &Tensor) -> Result<Tensor> {
+    Ok(logits.f_gather(1, token, false)?.f_sub(&logits.f_logsumexp([1].as_slice(), true)?)?)
+}
+
+/// Everything that a decode step needs, allocated before the first one. Rows are those of the prompts that have not
+/// ended; `samples_per_prompt` consecutive rows belong to one prompt.
 struct Loop<'a> {
     model: &'a T5,
     config: &'a GenerationConfig,
-    rows: i64,
+    beginning: Vec<TokenId>,
     stop_ids: Tensor,
-    forbidden_ids: Option<Tensor>,
+    processors: Vec<Processor>,
     /// Uniform numbers `[rows, max_new_tokens]` when sampling.
     uniform: Option<Tensor>,
-    /// Start token and new tokens `[rows, 1 + max_new_tokens]`.
+    /// Beginning and new tokens `[rows, beginning + max_new_tokens]`.
     tokens: Tensor,
     /// Of the chosen tokens `[rows, max_new_tokens]`.
     log_probs: Tensor,
     sampling_log_probs: Tensor,
     /// Rows that have ended `[rows, 1]`.
     finished: Tensor,
+    /// The prompts whose rows are left.
+    prompts: Vec<usize>,
+    results: Vec<Vec<Generated>>,
 }
 
 impl<'a> Loop<'a> {
@@ -52,7 +114,6 @@ impl<'a> Loop<'a> {
         let rows = (prompts * config.samples_per_prompt) as i64;
         let time = config.max_new_tokens as i64;
         let uniform = match config.strategy {
-            Strategy::Greedy => None,
             Strategy::Sample(_) if seeds.len() == prompts => {
                 Some(uniform_numbers(seeds, config)?.f_view_([rows, time])?.f_to_device(device)?)
             }
@@ -60,61 +121,56 @@ impl<'a> Loop<'a> {
                 let reason = format!("{} seeds for {prompts} prompts; sampling needs one each", seeds.len());
                 return Err(Error::invalid("generation", reason));
             }
+            _ => None,
         };
-        let ids = |ids: &[TokenId]| Ok::<_, Error>(Tensor::f_from_slice(ids)?.f_to_device(device)?);
-        let eos = [model.config().eos_token_id];
-        let stop_ids = if config.stop_ids.is_empty() { &eos[..] } else { &config.stop_ids };
-        let early = if config.min_new_tokens > 0 { stop_ids } else { &[] };
-        let barred: BTreeSet<&TokenId> = config.forbidden_ids.iter().chain(early).collect();
-        if barred.len() as i64 >= model.config().vocab_size {
-            let reason = "forbidden_ids, and the stop tokens before min_new_tokens, leave no token to choose";
-            return Err(Error::invalid("generation", reason));
-        }
-        let stop_ids = ids(stop_ids)?;
-        let forbidden_ids =
-            if config.forbidden_ids.is_empty() { None } else { Some(ids(&config.forbidden_ids)?) };
-        let start = model.config().decoder_start_token_id;
+        let stop_ids = stop_ids(model, config);
+        let beginning = beginning(model, config);
         Ok(Self {
             model,
             config,
-            rows,
-            stop_ids,
-            forbidden_ids,
+            processors: processors(config, &stop_ids, beginning.len()),
+            stop_ids: Tensor::f_from_slice(&stop_ids)?.f_to_device(device)?,
             uniform,
-            tokens: Tensor::f_full([rows, 1 + time], start, (Kind::Int64, device))?,
+            tokens: token_table(&beginning, rows, time, device)?,
+            beginning,
             log_probs: Tensor::f_zeros([rows, time], (Kind::Float, device))?,
             sampling_log_probs: Tensor::f_zeros([rows, time], (Kind::Float, device))?,
             finished: Tensor::f_zeros([rows, 1], (Kind::Bool, device))?,
+            prompts: (0..prompts).collect(),
+            results: vec![vec![]; prompts],
         })
     }
 
     fn run(mut self, prompts: &[Vec<TokenId>]) -> Result<Vec<Vec<Generated>>> {
         let encoded = self.model.encode_with(&self.model.batch(prompts)?, 0.0, None)?;
-        let mut decoding =
-            self.model.start_decoding(&encoded, self.rows, self.config.max_new_tokens as i64)?;
-        for step in 0..self.config.max_new_tokens {
-            let states = decoding.step(&self.tokens.f_narrow(1, step as i64, 1)?)?;
+        let (given, new) = (self.beginning.len(), self.config.max_new_tokens);
+        let rows = self.tokens.size()[0];
+        let mut decoding = self.model.start_decoding(&encoded, rows, (given + new) as i64 - 1)?;
+        // All but the last of the given tokens only fill the cache.
+        for position in 0..given - 1 {
+            let _ = decoding.step(&self.tokens.f_narrow(1, position as i64, 1)?)?;
+        }
+        for step in 0..new {
+            let states = decoding.step(&self.tokens.f_narrow(1, (given + step) as i64 - 1, 1)?)?;
             self.choose(&self.model.logits(&states.f_squeeze_dim(1)?)?, step)?;
-            if self.all_finished(step)? {
-                break;
+            if step + 1 < new && self.drop_finished(&mut decoding, step)? {
+                return Ok(self.results);
             }
         }
-        self.collect()
+        let rest: Vec<usize> = (0..self.prompts.len()).collect();
+        self.collect(&rest)?;
+        Ok(self.results)
     }
 
     /// Chooses the next token of every row from logits `[rows, vocab]`.
     fn choose(&mut self, logits: &Tensor, step: usize) -> Result<()> {
-        let at = step as i64;
+        let (at, written) = (step as i64, (self.beginning.len() + step) as i64);
+        let history = self.tokens.f_narrow(1, 0, written)?;
+        let history = History { tokens: &history, padding: None };
         let mut allowed = logits.shallow_clone();
-        if step < self.config.min_new_tokens {
-            allowed = forbid(&allowed, &self.stop_ids)?;
+        for processor in &self.processors {
+            allowed = processor.apply(&allowed, history)?;
         }
-        if let Some(ids) = &self.forbidden_ids {
-            allowed = forbid(&allowed, ids)?;
-        }
-        let log_prob = |logits: &Tensor, token: &Tensor| {
-            logits.f_gather(1, token, false)?.f_sub(&logits.f_logsumexp([1].as_slice(), true)?)
-        };
         let token = match (&self.config.strategy, &self.uniform) {
             (Strategy::Sample(sampling), Some(uniform)) => {
                 let filtered = filter_logits(&allowed, sampling)?;
@@ -125,42 +181,72 @@ impl<'a> Loop<'a> {
             _ => allowed.f_argmax(1, true)?,
         };
         self.log_probs.f_narrow(1, at, 1)?.f_copy_(&log_prob(logits, &token)?)?;
-        // What ended rows go on to produce is cut off when the rows are collected.
-        self.tokens.f_narrow(1, at + 1, 1)?.f_copy_(&token)?;
+        // What ended rows go on to produce is cut off when they are collected.
+        self.tokens.f_narrow(1, written, 1)?.f_copy_(&token)?;
         let stopped = Tensor::f_isin(&token, &self.stop_ids, false, false)?;
         self.finished = self.finished.f_logical_or(&stopped)?;
         Ok(())
     }
 
-    fn all_finished(&self, step: usize) -> Result<bool> {
+    /// Takes prompts whose samples have all ended out of the batch, once that makes it a quarter smaller; true when
+    /// none is left.
+    fn drop_finished(&mut self, decoding: &mut Decoding<'_>, step: usize) -> Result<bool> {
         let waits = self.model.device() != Device::Cpu;
         if waits && !(step + 1).is_multiple_of(STEPS_BETWEEN_CHECKS) {
             return Ok(false);
         }
-        Ok(bool::try_from(self.finished.f_all()?)?)
+        let samples = self.config.samples_per_prompt;
+        let finished: Vec<bool> = Vec::try_from(self.finished.f_view_([-1])?)?;
+        let ended = |i: &usize| finished[i * samples..(i + 1) * samples].iter().all(|&done| done);
+        let (done, left): (Vec<usize>, Vec<usize>) = (0..self.prompts.len()).partition(ended);
+        if !left.is_empty() && done.len() * 4 < self.prompts.len() {
+            return Ok(false);
+        }
+        self.collect(&done)?;
+        if left.is_empty() {
+            return Ok(true);
+        }
+        let rows: Vec<i64> = left.iter().flat_map(|i| i * samples..(i + 1) * samples).map(|row| row as i64).collect();
+        let rows = Tensor::f_from_slice(&rows)?.f_to_device(self.model.device())?;
+        let sources: Vec<i64> = left.iter().map(|&i| i as i64).collect();
+        decoding.keep(&rows, &Tensor::f_from_slice(&sources)?.f_to_device(self.model.device())?)?;
+        let take = |table: &Tensor| table.f_index_select(0, &rows);
+        self.uniform = self.uniform.as_ref().map(take).transpose()?;
+        self.tokens = take(&self.tokens)?;
+        self.log_probs = take(&self.log_probs)?;
+        self.sampling_log_probs = take(&self.sampling_log_probs)?;
+        self.finished = take(&self.finished)?;
+        self.prompts = left.into_iter().map(|i| self.prompts[i]).collect();
+        Ok(false)
     }
 
-    /// One transfer to the host at the end, and the rows cut behind their stop tokens.
-    fn collect(self) -> Result<Vec<Vec<Generated>>> {
-        let tokens: Vec<Vec<TokenId>> =
-            Vec::try_from(self.tokens.f_narrow(1, 1, self.config.max_new_tokens as i64)?)?;
+    /// Brings the rows of some prompts to the host and cuts them behind their stop tokens.
+    fn collect(&mut self, prompts: &[usize]) -> Result<()> {
+        let given = self.beginning.len() as i64;
+        let tokens = self.tokens.f_narrow(1, given, self.config.max_new_tokens as i64)?;
+        let tokens: Vec<Vec<TokenId>> = Vec::try_from(tokens)?;
         let log_probs: Vec<Vec<f32>> = Vec::try_from(&self.log_probs)?;
         let sampling: Vec<Vec<f32>> = match self.uniform {
             Some(_) => Vec::try_from(&self.sampling_log_probs)?,
             None => log_probs.clone(),
         };
         let stop_ids: Vec<TokenId> = Vec::try_from(&self.stop_ids)?;
-        let rows = tokens.into_iter().zip(log_probs).zip(sampling).map(|((mut ids, mut raw), mut drawn)| {
-            let stop = ids.iter().position(|id| stop_ids.contains(id));
-            let length = stop.map_or(ids.len(), |at| at + 1);
-            ids.truncate(length);
-            raw.truncate(length);
-            drawn.truncate(length);
-            let finish = if stop.is_some() { Finish::Stop } else { Finish::Length };
-            Generated { ids, log_probs: raw, sampling_log_probs: drawn, finish }
-        });
-        let rows: Vec<Generated> = rows.collect();
-        Ok(rows.chunks(self.config.samples_per_prompt).map(<[Generated]>::to_vec).collect())
+        let samples = self.config.samples_per_prompt;
+        for &i in prompts {
+            let rows = (i * samples..(i + 1) * samples).map(|row| {
+                let stop = tokens[row].iter().position(|id| stop_ids.contains(id));
+                let length = stop.map_or(tokens[row].len(), |at| at + 1);
+                Generated {
+                    ids: tokens[row][..length].to_vec(),
+                    log_probs: log_probs[row][..length].to_vec(),
+                    sampling_log_probs: sampling[row][..length].to_vec(),
+                    finish: if stop.is_some() { Finish::Stop } else { Finish::Length },
+                    score: None,
+                }
+            });
+            self.results[self.prompts[i]] = rows.collect();
+        }
+        Ok(())
     }
 }
 

@@ -1,13 +1,14 @@
 //! Generation: settings, results, and the seeds that make samples reproducible.
 
+mod beam;
 mod decode;
-mod filter;
+mod processor;
 
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result, TokenId};
 
-pub use filter::{filter_logits, forbid};
+pub use processor::{History, Processor, filter_logits, forbid};
 
 /// The smallest temperature with which logits stay finite.
 const MIN_TEMPERATURE: f64 = 1e-6;
@@ -22,6 +23,39 @@ pub enum Strategy {
     Greedy,
     /// A draw from the filtered distribution.
     Sample(Sampling),
+    /// The most probable of several sequences that are extended side by side.
+    Beam(Beam),
+}
+
+/// Settings of beam search; the rules are those of transformers 5.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Beam {
+    /// Sequences that are extended side by side; the best `samples_per_prompt` of them are returned, best first.
+    pub num_beams: usize,
+    /// A finished sequence scores its sum of log-probabilities divided by its length to this power.
+    pub length_penalty: f64,
+    /// When a prompt's search ends.
+    pub early_stopping: EarlyStopping,
+}
+
+impl Default for Beam {
+    fn default() -> Self {
+        Self { num_beams: 4, length_penalty: 1.0, early_stopping: EarlyStopping::No }
+    }
+}
+
+/// When a beam search that has found `num_beams` finished sequences ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EarlyStopping {
+    /// When the best running sequence, at its present length, scores no better than the worst finished one.
+    #[default]
+    No,
+    /// At once.
+    Yes,
+    /// When the best running sequence could not score better at the largest length either.
+    Never,
 }
 
 /// What happens to a distribution before a token is drawn, in this order: temperature, top-k, top-p.
@@ -52,6 +86,12 @@ pub struct GenerationConfig {
     pub max_new_tokens: usize,
     /// Tokens before which no stop token may come.
     pub min_new_tokens: usize,
+    /// Tokens that every sequence begins with, behind the start token. They do not count as new.
+    pub prefix: Vec<TokenId>,
+    /// Logits of tokens that have occurred are divided (if positive) or multiplied by this; 1 changes nothing.
+    pub repetition_penalty: f64,
+    /// No sequence of this many tokens occurs twice; 0 allows all.
+    pub no_repeat_ngram_size: usize,
     /// Tokens that end a row; empty stands for the model's end token.
     pub stop_ids: Vec<TokenId>,
     /// Tokens that are never chosen, e.g. the padding token.
@@ -66,6 +106,9 @@ impl Default for GenerationConfig {
             strategy: Strategy::Greedy,
             max_new_tokens: 32,
             min_new_tokens: 0,
+            prefix: vec![],
+            repetition_penalty: 1.0,
+            no_repeat_ngram_size: 0,
             stop_ids: vec![],
             forbidden_ids: vec![],
             samples_per_prompt: 1,
@@ -94,11 +137,23 @@ impl GenerationConfig {
                 return refuse(format!("top_p is {top_p:?}, but must be in (0, 1]"));
             }
         }
+        if let Strategy::Beam(Beam { num_beams, length_penalty, .. }) = self.strategy {
+            if num_beams < self.samples_per_prompt.max(1) {
+                let wanted = self.samples_per_prompt;
+                return refuse(format!("{num_beams} beams cannot return {wanted} sequences per prompt"));
+            }
+            if !length_penalty.is_finite() {
+                return refuse(format!("length_penalty is {length_penalty}, but must be a number"));
+            }
+        }
+        if !(self.repetition_penalty > 0.0 && self.repetition_penalty.is_finite()) {
+            return refuse(format!("repetition_penalty is {}, but must be above 0", self.repetition_penalty));
+        }
         if self.max_new_tokens == 0 || self.samples_per_prompt == 0 {
             return refuse("max_new_tokens and samples_per_prompt must be at least 1".into());
         }
-        if let Some(id) = self.stop_ids.iter().chain(&self.forbidden_ids).find(|&&i| i < 0 || i >= vocab_size)
-        {
+        let ids = self.stop_ids.iter().chain(&self.forbidden_ids).chain(&self.prefix);
+        if let Some(id) = ids.copied().find(|&id| id < 0 || id >= vocab_size) {
             return refuse(format!("token {id} is outside the vocabulary of {vocab_size}"));
         }
         Ok(())
@@ -121,19 +176,21 @@ pub struct Generated {
     pub ids: Vec<TokenId>,
     /// Log-probability of each id under the raw model: full softmax, temperature 1.
     pub log_probs: Vec<f32>,
-    /// Log-probability of each id under the distribution that it was drawn from, after all filters. With greedy
-    /// choice there is no draw, and it equals `log_probs`.
+    /// Log-probability of each id under the distribution that it was drawn from, after all filters. Where
+    /// nothing is drawn, it equals `log_probs`.
     pub sampling_log_probs: Vec<f32>,
     /// Why it ended.
     pub finish: Finish,
+    /// The score by which beam search ranked it.
+    pub score: Option<f64>,
 }
 
 /// A model that writes.
 pub trait Generate {
     /// Continues every prompt. The result has one list per prompt with `samples_per_prompt` sequences.
     ///
-    /// Dropout is off, in training mode too. `seeds` holds one seed per prompt when sampling (see [`derive_seed`]) and is ignored otherwise. A prompt with
-    /// the same seed gives the same sequences, whatever else is in the batch.
+    /// `seeds` holds one seed per prompt when sampling (see [`derive_seed`]) and is ignored otherwise. A prompt with
+    /// the same seed gives the same sequences, whatever else is in the batch. Dropout is off, in training mode too.
     ///
     /// # Errors
     /// When settings or seeds do not fit, forbidden tokens leave no other, or a prompt is empty.

@@ -372,6 +372,23 @@ impl DecoderCache {
         }
         Ok(())
     }
+
+    pub(super) fn select_rows(&mut self, rows: &Tensor) -> Result<()> {
+        self.rows = rows.size()[0];
+        for layer in &mut self.layers {
+            layer.keys = layer.keys.f_index_select(0, rows)?;
+            layer.values = layer.values.f_index_select(0, rows)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn select_sources(&mut self, sources: &Tensor) -> Result<()> {
+        for layer in &mut self.layers {
+            layer.source_keys = layer.source_keys.f_index_select(0, sources)?;
+            layer.source_values = layer.source_values.f_index_select(0, sources)?;
+        }
+        Ok(())
+    }
 }
 
 #[derive(Debug)]

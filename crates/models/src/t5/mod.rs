@@ -58,7 +58,7 @@ pub struct Encoded {
 pub struct Decoding<'a> {
     model: &'a T5,
     decoder: &'a Stack,
-    mask: &'a Tensor,
+    mask: Tensor,
     cache: DecoderCache,
 }
 
@@ -261,7 +261,7 @@ impl T5 {
         let decoder = self.decoder()?;
         check_rows(rows, &encoded.states)?;
         let cache = decoder.cache(&encoded.states, rows, max_time)?;
-        Ok(Decoding { model: self, decoder, mask: &encoded.mask, cache })
+        Ok(Decoding { model: self, decoder, mask: encoded.mask.shallow_clone(), cache })
     }
 
     /// Vocabulary logits of decoder states `[..., d_model]`, in `f32`.
@@ -269,8 +269,8 @@ impl T5 {
     /// # Errors
     /// When libtorch refuses.
     pub fn logits(&self, states: &Tensor) -> Result<Tensor> {
-        let output = self.output_matrix();
-        Ok(self.scale(states)?.f_linear(output, None::<&Tensor>)?.f_to_kind(Kind::Float)?)
+        let (weight, scale) = self.output_projection();
+        Ok(scaled(states, scale)?.f_linear(weight, None::<&Tensor>)?.f_to_kind(Kind::Float)?)
     }
 
     /// Logits of a few tokens only: states `[batch, d_model]`, ids `[batch, n]`, result `[batch, n]`, `f32`.
@@ -279,8 +279,9 @@ impl T5 {
     /// When libtorch refuses.
     pub fn logits_of(&self, states: &Tensor, ids: &Tensor) -> Result<Tensor> {
         let (batch, n) = ids.size2()?;
-        let rows = self.output_matrix().f_index_select(0, &ids.f_reshape([-1])?)?.f_view_([batch, n, -1])?;
-        Ok(rows.f_matmul(&self.scale(states)?.f_unsqueeze(2)?)?.f_squeeze_dim(2)?.f_to_kind(Kind::Float)?)
+        let (weight, scale) = self.output_projection();
+        let rows = weight.f_index_select(0, &ids.f_reshape([-1])?)?.f_view_([batch, n, -1])?;
+        Ok(rows.f_matmul(&scaled(states, scale)?.f_unsqueeze(2)?)?.f_squeeze_dim(2)?.f_to_kind(Kind::Float)?)
     }
 
     /// Buckets of key-minus-query distances in the encoder's (`bidirectional`) or decoder's self-attention.
@@ -324,16 +325,11 @@ impl T5 {
         Ok(Tensor::f_embedding(&self.shared, ids, -1, false, false)?)
     }
 
-    fn output_matrix(&self) -> &Tensor {
-        self.lm_head.as_ref().unwrap_or(&self.shared)
-    }
-
-    fn scale(&self, states: &Tensor) -> Result<Tensor> {
-        Ok(if self.config.scale_decoder_outputs {
-            states.f_mul_scalar((self.config.d_model as f64).powf(-0.5))?
-        } else {
-            states.shallow_clone()
-        })
+    /// The output matrix `[vocab, d_model]`, and the factor on its product with the decoder's states.
+    pub(crate) fn output_projection(&self) -> (&Tensor, f64) {
+        let scaled = self.config.scale_decoder_outputs;
+        let scale = if scaled { (self.config.d_model as f64).powf(-0.5) } else { 1.0 };
+        (self.lm_head.as_ref().unwrap_or(&self.shared), scale)
     }
 
     fn dropout(&self) -> f64 {
@@ -349,8 +345,25 @@ impl Decoding<'_> {
     /// When it is not one token per row, more tokens are fed than the cache was made for, or libtorch refuses.
     pub fn step(&mut self, tokens: &Tensor) -> Result<Tensor> {
         self.cache.check(tokens)?;
-        self.decoder.step(self.model.embed(tokens)?, &mut self.cache, self.mask)
+        self.decoder.step(self.model.embed(tokens)?, &mut self.cache, &self.mask)
     }
+
+    /// Replaces every row by the row of that index: a beam goes on from the one that it extends. Rows must stay with
+    /// their source.
+    pub(crate) fn reorder(&mut self, rows: &Tensor) -> Result<()> {
+        self.cache.select_rows(rows)
+    }
+
+    /// Keeps some rows, and the sources that they belong to.
+    pub(crate) fn keep(&mut self, rows: &Tensor, sources: &Tensor) -> Result<()> {
+        self.mask = self.mask.f_index_select(0, sources)?;
+        self.cache.select_rows(rows)?;
+        self.cache.select_sources(sources)
+    }
+}
+
+fn scaled(states: &Tensor, scale: f64) -> Result<Tensor> {
+    Ok(if scale == 1.0 { states.shallow_clone() } else { states.f_mul_scalar(scale)? })
 }
 
 fn check_rows(rows: i64, states: &Tensor) -> Result<()> {

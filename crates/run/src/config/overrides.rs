@@ -17,7 +17,7 @@ impl Override {
     pub(super) fn parse(text: &str) -> Result<Self, ConfigError> {
         let wrong = |reason: &str| ConfigError::Set { set: text.to_owned(), reason: reason.to_owned() };
         let (key, value) =
-            text.split_once('=').ok_or_else(|| wrong("expected KEY=VALUE, for example train.lr=1e-5"))?;
+            text.split_once('=').ok_or_else(|| wrong("expected KEY=VALUE, for example trainer.lr=1e-5"))?;
         let path: Vec<String> = key.split('.').map(|segment| segment.trim().to_owned()).collect();
         if path.iter().any(String::is_empty) {
             return Err(wrong("the key has an empty part; expected PATH.TO.KEY=VALUE"));

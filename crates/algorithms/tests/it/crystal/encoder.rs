@@ -1,0 +1,92 @@
+//! What a tokenizer must be able to do, and what it makes of a question.
+
+use ruminate_algorithms::Error;
+use ruminate_algorithms::crystal::{Lengths, QuestionEncoder};
+use ruminate_datasets::Compat;
+use ruminate_models::{T5Config, Tokenizer};
+
+use super::{encoder, questions, statement};
+use crate::support::{tiny, tokenizer, world};
+
+const LENGTHS: Lengths = Lengths { max_question_len: 8, max_knowledge_len: 4, max_answer_len: 2 };
+
+fn refusal(tokenizer: Tokenizer, config: &T5Config, lengths: Lengths) -> Error {
+    QuestionEncoder::new(tokenizer, config, lengths, Compat::Reference).unwrap_err()
+}
+
+/// The world's tokenizer, which does not know some words.
+fn without(words: &[&str]) -> Tokenizer {
+    let text = std::fs::read_to_string(world("t5/tokenizer.json")).unwrap();
+    let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let vocab = json["model"]["vocab"].as_object_mut().unwrap();
+    words.iter().for_each(|&word| assert!(vocab.remove(word).is_some()));
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), json.to_string()).unwrap();
+    Tokenizer::open(file.path()).unwrap()
+}
+
+#[test]
+fn texts_are_cut_to_their_length_and_keep_their_end() {
+    let encoder = QuestionEncoder::new(tokenizer(), &tiny(0.0), LENGTHS, Compat::Reference).unwrap();
+    let question = &questions()[0].question.question;
+    let full = tokenizer().encode(question).unwrap();
+    assert!(full.len() > 8);
+    let cut = encoder.question(question).unwrap();
+    assert_eq!(cut[..7], full[..7]);
+    assert_eq!((cut.len(), cut[7]), (8, encoder.eos));
+    assert_eq!(encoder.statement(&statement()).unwrap().len(), 4);
+    let label = |letter: &str| vec![tokenizer().token_id(letter).unwrap(), encoder.eos];
+    assert_eq!(encoder.label("A").unwrap(), label("A"));
+    assert_eq!(encoder.labels(&["B".into(), "D".into()]).unwrap(), [label("B"), label("D")]);
+}
+
+#[test]
+fn statements_become_text_without_special_tokens() {
+    let encoder = encoder();
+    let ids = encoder.statement(&statement()).unwrap();
+    assert_eq!(encoder.statement_text(&ids).unwrap(), statement());
+    assert_eq!(encoder.statement_text(&[encoder.pad, encoder.eos]).unwrap(), "");
+    // The model has spare embeddings for which there is no word.
+    let spare = tiny(0.0).vocab_size - 1;
+    assert!(spare >= tokenizer().vocab_size() as i64);
+    let first = statement().split(' ').next().map(String::from);
+    assert_eq!(Some(encoder.statement_text(&[ids[0], spare, encoder.eos]).unwrap()), first);
+}
+
+#[test]
+fn letters_must_be_told_apart() {
+    // Two letters are both unknown; the choices' markers are words of their own.
+    let error = refusal(without(&["C", "H"]), &tiny(0.0), LENGTHS);
+    assert!(matches!(&error, Error::Config { key, .. } if key == "tokenizer"), "{error}");
+    assert!(error.to_string().contains("all answers would score the same"), "{error}");
+    // One unknown letter still differs from the others.
+    QuestionEncoder::new(without(&["H"]), &tiny(0.0), LENGTHS, Compat::Reference).unwrap();
+}
+
+#[test]
+fn lengths_need_room_for_a_token() {
+    type Change = fn(&mut Lengths);
+    let changes: [(&str, Change); 3] = [
+        ("max_question_len", |l| l.max_question_len = 1),
+        ("max_knowledge_len", |l| l.max_knowledge_len = 0),
+        ("max_answer_len", |l| l.max_answer_len = 1),
+    ];
+    for (expected, change) in changes {
+        let mut lengths = LENGTHS;
+        change(&mut lengths);
+        let error = refusal(tokenizer(), &tiny(0.0), lengths);
+        assert!(matches!(&error, Error::Config { key, .. } if key == expected), "{expected}: {error}");
+    }
+}
+
+#[test]
+fn the_vocabulary_must_fit_the_model() {
+    let largest = tokenizer().vocab_size() as i64 - 1;
+    let config = |vocab_size| T5Config { vocab_size, ..tiny(0.0) };
+    let error = refusal(tokenizer(), &config(largest), LENGTHS).to_string();
+    assert!(
+        error.contains(&format!("ids up to {largest}, but the model has {largest} embeddings")),
+        "{error}"
+    );
+    QuestionEncoder::new(tokenizer(), &config(largest + 1), LENGTHS, Compat::Reference).unwrap();
+}

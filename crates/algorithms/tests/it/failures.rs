@@ -1,0 +1,202 @@
+//! Runs that cannot go on say why, and what was saved stays as it was.
+
+use std::fs;
+use std::path::Path;
+
+use ruminate_algorithms::{Error, Schedule, Silent, Trainer, TrainerConfig};
+
+use crate::support::{Drill, Recorder, alone, chain, examples, fit, names, short, target};
+
+fn drill() -> Drill {
+    Drill::new(examples(4), 2)
+}
+
+fn poisoned(from: u64) -> Drill {
+    Drill { poisoned: Some(from), ..drill() }
+}
+
+/// Every file below a folder with its bytes.
+fn contents(folder: &Path) -> Vec<(String, Vec<u8>)> {
+    names(folder)
+        .into_iter()
+        .flat_map(|name| match folder.join(&name) {
+            path if path.is_dir() => {
+                contents(&path).into_iter().map(|(below, bytes)| (format!("{name}/{below}"), bytes)).collect()
+            }
+            path => vec![(name, fs::read(path).unwrap())],
+        })
+        .collect()
+}
+
+#[test]
+fn a_loss_that_is_no_number_ends_the_run() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    let config = TrainerConfig { save_every: 1, ..short(8) };
+    let mut observer = Recorder::default();
+    match fit(folder.path(), &config, poisoned(3), &mut observer) {
+        Err(Error::NotFinite { name, value, step }) => {
+            assert!(value.is_nan() && step == 3 && ["loss", "grad_norm"].contains(&name.as_str()));
+        }
+        other => panic!("{:?}", other.map(|(fitted, _)| fitted)),
+    }
+    assert_eq!(observer.events.last().map(String::as_str), Some("checkpoint 3"));
+    assert_eq!(target(folder.path(), "last"), "step-3");
+    // A remedy can go on from there.
+    let (fitted, _) = fit(folder.path(), &config, drill(), &mut Silent).unwrap();
+    assert!(fitted.best.1.is_finite());
+}
+
+#[test]
+fn no_checkpoint_holds_what_is_no_number() {
+    // The losses are looked at rarely, the saves come often; each way to a checkpoint is tried.
+    let _alone = alone();
+    let rarely = TrainerConfig { log_every: 100, ..short(8) };
+    let saving = TrainerConfig { save_every: 1, ..rarely.clone() };
+    let validating = TrainerConfig { eval_every: 1, ..rarely.clone() };
+    let stopping = TrainerConfig { save_every: 3, ..rarely };
+    for (config, stop_after) in [(saving, None), (validating, None), (stopping, Some(4))] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut drill = poisoned(3);
+        // A score that does not notice, as an accuracy.
+        drill.scores = (0..9).map(|step| (step, 1.0)).collect();
+        let mut observer = Recorder { stop_after, ..Recorder::default() };
+        let result = fit(folder.path(), &config, drill, &mut observer);
+        match result.map(|(fitted, _)| fitted) {
+            Err(Error::NotFinite { step, .. }) => assert!((3..=5).contains(&step), "{step}"),
+            other => panic!("{config:?}: {other:?}"),
+        }
+        assert_eq!(target(folder.path(), "last"), "step-3", "{config:?}");
+        // The error keeps its promise: what is there goes on.
+        fit(folder.path(), &config, self::drill(), &mut Silent).unwrap();
+    }
+}
+
+#[test]
+fn a_score_that_is_no_number_ends_the_run() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    let mut drill = drill();
+    drill.scores.insert(2, f64::NAN);
+    let config = TrainerConfig { eval_every: 2, ..short(4) };
+    let error = fit(folder.path(), &config, drill, &mut Silent).unwrap_err();
+    assert!(
+        matches!(&error, Error::NotFinite { name, step: 2, .. } if name == "validation score"),
+        "{error}"
+    );
+    assert_eq!(names(folder.path()), ["best", "last", "step-0"]);
+}
+
+#[test]
+fn a_folder_that_cannot_be_made_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("file"), b"").unwrap();
+    let root = folder.path().join("file/checkpoints");
+    let error = Trainer::new(short(1), &root).unwrap_err();
+    assert!(matches!(&error, Error::Io { action: "create", path, .. } if *path == root), "{error}");
+    assert!(error.to_string().contains(&root.display().to_string()));
+}
+
+#[test]
+fn a_save_that_fails_names_its_place_and_keeps_the_last() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    /// Puts something in the way of the next checkpoint.
+    struct Obstacle<'a>(&'a Path);
+    impl ruminate_algorithms::Observer for Obstacle<'_> {
+        fn checkpoint(&mut self, step: u64, _: &Path) -> Result<(), ruminate_algorithms::ObserverError> {
+            Ok(fs::write(self.0.join(format!(".tmp-step-{}", step + 2)), b"")?)
+        }
+    }
+    let config = TrainerConfig { save_every: 2, ..short(6) };
+    let error = fit(folder.path(), &config, drill(), &mut Obstacle(folder.path())).unwrap_err();
+    assert!(chain(&error).contains(&folder.path().join(".tmp-step-4").display().to_string()), "{error}");
+    assert_eq!(target(folder.path(), "last"), "step-2");
+    // The next process clears the way.
+    fit(folder.path(), &config, drill(), &mut Silent).unwrap();
+    assert_eq!(target(folder.path(), "last"), "step-6");
+}
+
+#[test]
+fn a_damaged_checkpoint_is_named_and_left_alone() {
+    let _alone = alone();
+    for file in ["trainer.safetensors", "state.json", "model.safetensors"] {
+        for length in [0, 100] {
+            let folder = tempfile::tempdir().unwrap();
+            let config = TrainerConfig { eval_every: 2, ..short(6) };
+            fit(folder.path(), &config, drill(), &mut Recorder::stopping_after(2)).unwrap();
+            let path = folder.path().join("last").join(file);
+            let bytes = fs::read(&path).unwrap();
+            assert!(bytes.len() > 100, "{file}");
+            fs::write(&path, &bytes[..length]).unwrap();
+            let before = contents(folder.path());
+            let error = chain(&fit(folder.path(), &config, drill(), &mut Silent).unwrap_err());
+            assert!(error.contains(file) && error.contains(&folder.path().display().to_string()), "{error}");
+            assert!(contents(folder.path()) == before, "{file}: something was changed");
+        }
+    }
+}
+
+#[test]
+fn a_checkpoint_of_another_model_is_refused() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    fit(folder.path(), &short(2), drill(), &mut Silent).unwrap();
+    let root = folder.path().join("step-2");
+    // The weights fit, the optimizer's state does not.
+    let path = root.join("trainer.safetensors");
+    let mut tensors = ruminate_models::checkpoint::read_tensors(&path, tch::Device::Cpu).unwrap();
+    let (name, _) = tensors.pop_last().unwrap();
+    ruminate_models::checkpoint::write_tensors(&path, tensors.iter().map(|(n, t)| (n.as_str(), t))).unwrap();
+    let before = contents(folder.path());
+    let error = fit(folder.path(), &short(4), drill(), &mut Silent).unwrap_err();
+    assert!(matches!(&error, Error::Checkpoint { path: p, .. } if *p == path), "{error}");
+    assert!(error.to_string().contains(&name) && error.to_string().contains("another model"), "{error}");
+    assert!(contents(folder.path()) == before);
+    // Nor is a generator state invented.
+    fit(&folder.path().join("other"), &short(2), drill(), &mut Silent).unwrap();
+    let path = folder.path().join("other/step-2/trainer.safetensors");
+    let mut tensors = ruminate_models::checkpoint::read_tensors(&path, tch::Device::Cpu).unwrap();
+    assert!(tensors.remove("rng.cpu").is_some());
+    ruminate_models::checkpoint::write_tensors(&path, tensors.iter().map(|(n, t)| (n.as_str(), t))).unwrap();
+    let error = fit(&folder.path().join("other"), &short(4), drill(), &mut Silent).unwrap_err();
+    assert!(error.to_string().contains("`rng.cpu` is missing"), "{error}");
+
+    let other = ruminate_models::T5Config { d_ff: 48, ..crate::support::tiny(0.0) };
+    let t5 = ruminate_models::T5::new(other, tch::Kind::Float, tch::Device::Cpu, 1).unwrap();
+    let mut sft = ruminate_algorithms::Sft::new(t5, drill(), crate::support::tokenizer());
+    let error = Trainer::new(short(4), folder.path()).unwrap().fit(&mut sft, &mut Silent).unwrap_err();
+    let error = chain(&error);
+    assert!(error.contains("model.safetensors") && error.contains("wi.weight"), "{error}");
+}
+
+#[test]
+fn settings_out_of_range_are_named() {
+    type Change = fn(&mut TrainerConfig);
+    let changes: [(&str, Change); 14] = [
+        ("lr", |c| c.lr = 0.0),
+        ("lr", |c| c.lr = f64::NAN),
+        ("lr", |c| c.lr = f64::INFINITY),
+        ("betas", |c| c.betas = [1.0, 0.9]),
+        ("betas", |c| c.betas = [0.9, -0.1]),
+        ("eps", |c| c.eps = -1e-8),
+        ("weight_decay", |c| c.weight_decay = f64::NAN),
+        ("max_grad_norm", |c| c.max_grad_norm = -1.0),
+        ("steps", |c| c.steps = 0),
+        ("accumulate", |c| c.accumulate = 0),
+        ("log_every", |c| c.log_every = 0),
+        ("schedule", |c| c.schedule = Schedule::Cosine { cycles: f64::NAN }),
+        ("schedule", |c| c.schedule = Schedule::Cosine { cycles: 0.0 }),
+        ("schedule", |c| c.schedule = Schedule::Cosine { cycles: -0.5 }),
+    ];
+    TrainerConfig::default().validate().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    for (expected, change) in changes {
+        let mut config = TrainerConfig::default();
+        change(&mut config);
+        let error = Trainer::new(config, &folder.path().join("run")).unwrap_err();
+        assert!(matches!(&error, Error::Config { key, .. } if key == expected), "{expected}: {error}");
+        assert!(error.to_string().starts_with(&format!("setting `{expected}`")), "{error}");
+    }
+    assert!(names(folder.path()).is_empty(), "a wrong setting leaves no folder behind");
+}

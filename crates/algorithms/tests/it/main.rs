@@ -1,0 +1,11 @@
+//! The trainer and Crystal's parts with tiny models.
+
+mod accumulation;
+mod checkpoints;
+mod config;
+mod crystal;
+mod failures;
+mod learning;
+mod observing;
+mod resume;
+mod support;

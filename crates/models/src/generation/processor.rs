@@ -1,0 +1,313 @@
+//! What changes logits before a token is chosen.
+
+use tch::{Kind, Tensor};
+
+use super::Sampling;
+use crate::{Result, TokenId};
+
+/// What has been written before the token that is to be chosen.
+#[derive(Debug, Clone, Copy)]
+pub struct History<'a> {
+    /// Token ids `[rows, time]`, the start token or the prompt included.
+    pub tokens: &'a Tensor,
+    /// Leading tokens per row that are padding, `[rows, 1]`, where there are any.
+    pub padding: Option<&'a Tensor>,
+}
+
+/// One change of logits `[rows, vocab]`. The rules, ties and limits included, are those of transformers.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum Processor {
+    /// Divides by the temperature.
+    Temperature(f64),
+    /// Keeps the `k` largest and what is tied with the k-th.
+    TopK(usize),
+    /// Keeps the most probable tokens until their probabilities pass `p`; the one that crosses is kept.
+    TopP {
+        /// The mass to keep, in `[0, 1]`.
+        p: f64,
+        /// Tokens that stay in any case.
+        min_keep: usize,
+    },
+    /// Keeps what is at least this share of the largest probability.
+    MinP(f64),
+    /// Keeps the tokens whose information is nearest to the entropy, until their probabilities pass this mass
+    /// (arXiv 2202.00666).
+    TypicalP(f64),
+    /// Divides positive and multiplies negative logits of tokens in the history (arXiv 1909.05858).
+    RepetitionPenalty(f64),
+    /// Forbids what would repeat a sequence of this many tokens.
+    NoRepeatNgram(usize),
+    /// Adds a bias to the last token of each sequence whose other tokens were just written; `-inf` forbids it.
+    SequenceBias(Vec<(Vec<TokenId>, f64)>),
+    /// Forbids tokens.
+    Suppress(Vec<TokenId>),
+    /// Forbids tokens while the history is shorter than this.
+    SuppressUntil {
+        /// Tokens of the history from which on they are allowed.
+        length: usize,
+        /// The tokens, usually those that end a sequence.
+        ids: Vec<TokenId>,
+    },
+    /// Allows only one token when the history has this many tokens.
+    ForceAt {
+        /// Tokens of the history.
+        length: usize,
+        /// The token.
+        id: TokenId,
+    },
+}
+
+impl Processor {
+    /// Applies the change.
+    ///
+    /// # Errors
+    /// When libtorch refuses, e.g. because an id is outside the vocabulary.
+    pub fn apply(&self, logits: &Tensor, history: History<'_>) -> Result<Tensor> {
+        let length = history.tokens.size()[1] as usize;
+        match self {
+            Self::Temperature(temperature) => Ok(logits.f_div_scalar(*temperature)?),
+            Self::TopK(k) => top_k(logits, *k),
+            Self::TopP { p, min_keep } => top_p(logits, *p, *min_keep),
+            Self::MinP(share) => {
+                let probs = logits.f_softmax(-1, None::<Kind>)?;
+                let limit = probs.f_amax([-1i64].as_slice(), true)?.f_mul_scalar(*share)?;
+                drop_where(logits, &probs.f_lt_tensor(&limit)?)
+            }
+            Self::TypicalP(mass) => typical_p(logits, *mass),
+            Self::RepetitionPenalty(penalty) => repetition_penalty(logits, *penalty, history),
+            Self::NoRepeatNgram(n) => no_repeat_ngram(logits, *n, history.tokens),
+            Self::SequenceBias(sequences) => {
+                sequences.iter().try_fold(logits.shallow_clone(), |logits, (ids, bias)| {
+                    sequence_bias(&logits, ids, *bias, history.tokens)
+                })
+            }
+            Self::Suppress(ids) => forbid(logits, &ids_on(logits, ids)?),
+            Self::SuppressUntil { length: limit, ids } if length < *limit => forbid(logits, &ids_on(logits, ids)?),
+            Self::ForceAt { length: at, id } if length == *at => {
+                let forced = logits.f_full_like(f64::NEG_INFINITY)?;
+                Ok(forced.f_index_fill(1, &ids_on(logits, &[*id])?, 0.0)?)
+            }
+            Self::SuppressUntil { .. } | Self::ForceAt { .. } => Ok(logits.shallow_clone()),
+        }
+    }
+}
+
+/// Applies temperature, top-k and top-p to logits `[rows, vocab]`; what may not be drawn becomes `-inf`.
+///
+/// # Errors
+/// When libtorch refuses.
+///
+/// # Example
+/// ```
+/// use ruminate_models::{Sampling, filter_logits};
+/// use tch::Tensor;
+/// let logits = Tensor::from_slice(&[1.0, 3.0, 2.0]).view([1, 3]);
+/// let kept = filter_logits(&logits, &Sampling { top_k: Some(2), ..Sampling::default() })?;
+/// assert_eq!(kept.double_value(&[0, 0]), f64::NEG_INFINITY);
+/// assert_eq!(kept.double_value(&[0, 2]), 2.0);
+/// # Ok::<(), ruminate_models::Error>(())
+/// ```
+pub fn filter_logits(logits: &Tensor, sampling: &Sampling) -> Result<Tensor> {
+    let mut logits = logits.shallow_clone();
+    if sampling.temperature != 1.0 {
+        logits = logits.f_div_scalar(sampling.temperature)?;
+    }
+    if let Some(k) = sampling.top_k {
+        logits = top_k(&logits, k)?;
+    }
+    match sampling.top_p {
+        Some(p) if p < 1.0 => top_p(&logits, p, 1),
+        _ => Ok(logits),
+    }
+}
+
+/// Takes some tokens out of logits `[rows, vocab]`; `ids` is a one-dimensional `i64` tensor on their device.
+///
+/// # Errors
+/// When libtorch refuses.
+pub fn forbid(logits: &Tensor, ids: &Tensor) -> Result<Tensor> {
+    Ok(logits.f_index_fill(1, ids, f64::NEG_INFINITY)?)
+}
+
+fn ids_on(logits: &Tensor, ids: &[TokenId]) -> Result<Tensor> {
+    Ok(Tensor::f_from_slice(ids)?.f_to_device(logits.device())?)
+}
+
+fn drop_where(logits: &Tensor, dropped: &Tensor) -> Result<Tensor> {
+    Ok(logits.f_masked_fill(dropped, f64::NEG_INFINITY)?)
+}
+
+fn top_k(logits: &Tensor, k: usize) -> Result<Tensor> {
+    let k = k as i64;
+    if k >= logits.size()[1] {
+        return Ok(logits.shallow_clone());
+    }
+    let (largest, _) = logits.f_topk(k, -1, true, true)?;
+    drop_where(logits, &logits.f_lt_tensor(&largest.f_narrow(1, k - 1, 1)?)?)
+}
+
+fn top_p(logits: &Tensor, p: f64, min_keep: usize) -> Result<Tensor> {
+    let vocab = logits.size()[1];
+    let (sorted, order) = logits.f_sort(-1, false)?;
+    let dropped = sorted.f_softmax(-1, None::<Kind>)?.f_cumsum(-1, None::<Kind>)?.f_le(1.0 - p)?;
+    // The most probable tokens survive, also when rounding says otherwise.
+    let keep = (min_keep.max(1) as i64).min(vocab);
+    let _ = dropped.f_narrow(1, vocab - keep, keep)?.f_fill_(0.0)?;
+    drop_where(logits, &dropped.f_scatter(1, &order, &dropped)?)
+}
+
+fn typical_p(logits: &Tensor, mass: f64) -> Result<Tensor> {
+    let log_probs = logits.f_log_softmax(-1, None::<Kind>)?;
+    let entropy = log_probs.f_exp()?.f_mul(&log_probs)?.f_nansum([-1i64].as_slice(), true, None::<Kind>)?.f_neg()?;
+    let (distance, order) = log_probs.f_neg()?.f_sub(&entropy)?.f_abs()?.f_sort(-1, false)?;
+    let sorted = logits.f_gather(-1, &order, false)?;
+    let cumulative = sorted.f_softmax(-1, None::<Kind>)?.f_cumsum(-1, None::<Kind>)?;
+    let last = cumulative.f_lt(mass)?.f_sum_dim_intlist([1i64].as_slice(), true, Kind::Int64)?;
+    let last = last.f_clamp_max(logits.size()[1] - 1)?;
+    let dropped = distance.f_gt_tensor(&distance.f_gather(1, &last, false)?)?;
+    let _ = dropped.f_narrow(1, 0, 1)?.f_fill_(0.0)?;
+    drop_where(logits, &dropped.f_scatter(1, &order, &dropped)?)
+}
+
+fn repetition_penalty(logits: &Tensor, penalty: f64, history: History<'_>) -> Result<Tensor> {
+    let time = history.tokens.size()[1];
+    let counted = match history.padding {
+        Some(padding) => {
+            let positions = Tensor::f_arange(time, (Kind::Int64, logits.device()))?.f_unsqueeze(0)?;
+            positions.f_ge_tensor(padding)?.f_to_kind(Kind::Int64)?
+        }
+        None => history.tokens.f_ones_like()?,
+    };
+    let seen = logits.f_zeros_like()?.f_to_kind(Kind::Int64)?.f_scatter_add(1, history.tokens, &counted)?.f_gt(0)?;
+    let negative = logits.f_lt(0.0)?;
+    let penalised = logits.f_mul_scalar(penalty)?.f_where_self(&negative, &logits.f_div_scalar(penalty)?)?;
+    Ok(penalised.f_where_self(&seen, logits)?)
+}
+
+fn no_repeat_ngram(logits: &Tensor, n: usize, history: &Tensor) -> Result<Tensor> {
+    let (rows, time) = history.size2()?;
+    let n = n as i64;
+    if n == 0 || time < n {
+        return Ok(logits.shallow_clone());
+    }
+    // Every stretch of n tokens whose first n - 1 are those just written forbids its last.
+    let stretches = history.f_unfold(1, n, 1)?;
+    let tail = history.f_narrow(1, time - (n - 1), n - 1)?.f_unsqueeze(1)?;
+    let repeats = stretches.f_narrow(2, 0, n - 1)?.f_eq_tensor(&tail)?.f_all_dim(2, false)?;
+    let last = stretches.f_select(2, n - 1)?;
+    let marks = Tensor::f_zeros([rows, logits.size()[1]], (Kind::Int64, logits.device()))?;
+    let banned = marks.f_scatter_add(1, &last, &repeats.f_to_kind(Kind::Int64)?)?.f_gt(0)?;
+    drop_where(logits, &banned)
+}
+
+fn sequence_bias(logits: &Tensor, ids: &[TokenId], bias: f64, history: &Tensor) -> Result<Tensor> {
+    let time = history.size()[1];
+    let Some((&last, prefix)) = ids.split_last() else { return Ok(logits.shallow_clone()) };
+    let length = prefix.len() as i64;
+    if length >= time && length > 0 {
+        return Ok(logits.shallow_clone());
+    }
+    let column = logits.f_narrow(1, last, 1)?;
+    let biased = if prefix.is_empty() {
+        column.f_add_scalar(bias)?
+    } else {
+        let matches = history.f_narrow(1, time - length, length)?.f_eq_tensor(&ids_on(logits, prefix)?)?;
+        column.f_add_scalar(bias)?.f_where_self(&matches.f_all_dim(1, true)?, &column)?
+    };
+    Ok(logits.f_index_copy(1, &ids_on(logits, &[last])?, &biased)?)
+}
+
+/// Draws one token per row from filtered logits with a uniform number in `[0, 1)` each: `uniform` is `[rows, 1]`.
+/// A row's draw depends on nothing but its own logits and number.
+pub(super) fn draw(filtered: &Tensor, uniform: &Tensor) -> Result<Tensor> {
+    let cumulative = filtered.f_softmax(-1, None::<Kind>)?.f_cumsum(-1, None::<Kind>)?;
+    let total = cumulative.f_narrow(1, cumulative.size()[1] - 1, 1)?;
+    // The first token whose cumulative probability exceeds the number; it has a probability above 0, because the sum
+    // grew there. The total is not exactly 1 in floating point, so the number is scaled to it.
+    let number = uniform.f_mul(&total)?;
+    Ok(number.f_searchsorted(&cumulative, false, true, "right", None::<&Tensor>)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn filtered(logits: &[f32], sampling: Sampling) -> Vec<f32> {
+        let logits = Tensor::from_slice(logits).view([1, -1]);
+        filter_logits(&logits, &sampling).unwrap().view([-1]).try_into().unwrap()
+    }
+
+    const NO: f32 = f32::NEG_INFINITY;
+
+    #[test]
+    fn top_k_keeps_ties() {
+        let top = |k| filtered(&[1.0, 3.0, 2.0, 3.0], Sampling { top_k: Some(k), ..Sampling::default() });
+        assert_eq!(top(1), [NO, 3.0, NO, 3.0]);
+        assert_eq!(top(3), [NO, 3.0, 2.0, 3.0]);
+        assert_eq!(top(4), [1.0, 3.0, 2.0, 3.0]);
+        assert_eq!(top(100), [1.0, 3.0, 2.0, 3.0]);
+    }
+
+    #[test]
+    fn top_p_keeps_the_token_that_crosses() {
+        let logits: Vec<f32> = [0.5f32, 0.3, 0.15, 0.05].iter().map(|p| p.ln()).collect();
+        let kept = |p| {
+            let left = filtered(&logits, Sampling { top_p: Some(p), ..Sampling::default() });
+            left.iter().filter(|x| x.is_finite()).count()
+        };
+        assert_eq!(
+            [kept(1e-9), kept(0.49), kept(0.51), kept(0.79), kept(0.81), kept(0.96), kept(1.0)],
+            [1, 1, 2, 2, 3, 4, 4]
+        );
+    }
+
+    #[test]
+    fn filters_are_applied_in_order() {
+        let logits: Vec<f32> = [0.4f32, 0.3, 0.2, 0.1].iter().map(|p| p.ln()).collect();
+        // Of the two that top-k leaves, the first has 4/7 of the probability.
+        let both = Sampling { temperature: 1.0, top_k: Some(2), top_p: Some(0.5) };
+        assert_eq!(filtered(&logits, both)[1], NO);
+        // A high temperature evens them out before top-p looks at them.
+        let hot = Sampling { temperature: 100.0, top_k: None, top_p: Some(0.6) };
+        assert!(filtered(&logits, hot)[2].is_finite());
+        assert_eq!(filtered(&logits, Sampling { temperature: 1.0, ..hot })[2], NO);
+    }
+
+    #[test]
+    fn a_row_is_filtered_by_itself() {
+        let sampling = Sampling { temperature: 0.5, top_k: Some(2), top_p: Some(0.9) };
+        let rows = [[0.0f32, 1.0, 2.0], [5.0, 0.0, 4.9]];
+        let together = filter_logits(&Tensor::from_slice2(&rows), &sampling).unwrap();
+        let together: Vec<Vec<f32>> = together.try_into().unwrap();
+        for (row, together) in rows.iter().zip(&together) {
+            assert_eq!(&filtered(row, sampling), together);
+        }
+    }
+
+    #[test]
+    fn evenly_spaced_numbers_draw_in_proportion() {
+        let probabilities = [0.0f32, 0.25, 0.0, 0.5, 0.125, 0.125, 0.0];
+        let n = 4096;
+        let logits = Tensor::from_slice(&probabilities).log().view([1, -1]).expand([n, -1], false);
+        let numbers: Vec<f32> = (0..n).map(|i| i as f32 / n as f32).collect();
+        let drawn = draw(&logits, &Tensor::from_slice(&numbers).view([-1, 1])).unwrap();
+        for (id, p) in probabilities.iter().enumerate() {
+            let count = drawn.eq(id as i64).sum(Kind::Int64).int64_value(&[]);
+            assert!((count - (p * n as f32) as i64).abs() <= 1, "token {id}: {count} of {n}");
+            assert!(*p > 0.0 || count == 0, "token {id} cannot be drawn");
+        }
+    }
+
+    #[test]
+    fn the_ends_of_the_interval_draw_possible_tokens() {
+        let largest = 1.0 - 1.0 / (1u32 << 23) as f32;
+        // Many equal tokens between two impossible ones: the total is off 1 by rounding.
+        for count in [1usize, 3, 10, 1000, 32_000] {
+            let logits: Vec<f32> = [vec![NO], vec![0.3; count], vec![NO]].concat();
+            let logits = Tensor::from_slice(&logits).view([1, -1]).repeat([2, 1]);
+            let drawn = draw(&logits, &Tensor::from_slice(&[0.0, largest]).view([2, 1])).unwrap();
+            assert_eq!(Vec::<i64>::try_from(drawn.view([-1])).unwrap(), [1, count as i64]);
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! Gradient clipping by the global norm.
+
+use ruminate_torch::Error;
+use ruminate_torch::optim::clip_grad_norm;
+use tch::{Kind, Tensor};
+
+use crate::{add_grad, bits, largest_difference, parameter};
+
+/// Two parameters whose gradients have the norms 3 and 4, and between them one without a gradient.
+fn parameters() -> Vec<Tensor> {
+    let parameters = vec![parameter(&[2, 2], 0.0), parameter(&[3], 1.0), parameter(&[4], 2.0)];
+    add_grad(&parameters[0], &Tensor::from_slice(&[3f32, 0.0, 0.0, 0.0]).view([2, 2]));
+    add_grad(&parameters[2], &Tensor::from_slice(&[2f32, -2.0, 2.0, -2.0]));
+    parameters
+}
+
+fn norm(parameters: &[Tensor], max_norm: f64) -> f64 {
+    clip_grad_norm(parameters, max_norm).unwrap().double_value(&[])
+}
+
+#[test]
+fn scales_what_is_too_long() {
+    let parameters = parameters();
+    assert!((norm(&parameters, 1.0) - 5.0).abs() < 1e-6);
+    let factor = 1.0 / (5.0 + 1e-6);
+    let want = Tensor::from_slice(&[2.0, -2.0, 2.0, -2.0]) * factor;
+    assert!(largest_difference(&parameters[2].grad(), &want) < 1e-7);
+    let after = norm(&parameters, f64::INFINITY);
+    assert!((after - 5.0 * factor).abs() < 1e-6, "both are scaled by the common norm: {after}");
+    assert!(!parameters[1].grad().defined());
+}
+
+#[test]
+fn leaves_the_rest_alone() {
+    for max_norm in [5.1, 1e9, f64::INFINITY] {
+        let parameters = parameters();
+        let before = [bits(&parameters[0].grad()), bits(&parameters[2].grad())];
+        assert!((norm(&parameters, max_norm) - 5.0).abs() < 1e-6);
+        assert_eq!([bits(&parameters[0].grad()), bits(&parameters[2].grad())], before, "{max_norm}");
+    }
+}
+
+#[test]
+fn without_gradients_the_norm_is_zero() {
+    let parameters = vec![parameter(&[2], 0.0)];
+    assert_eq!(norm(&parameters, 1.0), 0.0);
+    assert_eq!(norm(&[], 1.0), 0.0);
+    assert!(!parameters[0].grad().defined());
+}
+
+#[test]
+fn a_gradient_that_is_no_number_shows_in_the_norm() {
+    for (value, max_norm) in [(f32::INFINITY, 1.0), (f32::NAN, 1.0), (f32::NAN, f64::INFINITY)] {
+        let parameters = parameters();
+        add_grad(&parameters[1], &Tensor::from_slice(&[0.0, value, 0.0]));
+        assert!(!norm(&parameters, max_norm).is_finite(), "{value} {max_norm}");
+    }
+}
+
+#[test]
+fn refusals_are_errors_in_libtorchs_words() {
+    // A sparse gradient has no dense values whose norm could be taken.
+    let table = parameter(&[4, 2], 0.0);
+    let ids = Tensor::from_slice(&[1i64, 3]);
+    Tensor::embedding(&table, &ids, -1, false, true).sum(Kind::Float).backward();
+    assert!(table.grad().is_sparse());
+    match clip_grad_norm(&[table], 1.0) {
+        Err(Error::Libtorch { op, message }) => {
+            assert_eq!(op, "clip gradient norm");
+            assert!(message.to_lowercase().contains("sparse"), "{message}");
+        }
+        other => panic!("{other:?}"),
+    }
+}

@@ -1,0 +1,36 @@
+//! The libtorch layer on the CPU.
+
+mod autocast;
+mod clipping;
+mod files;
+mod optim;
+mod rng;
+
+use tch::{Device, Kind, Tensor};
+
+/// Numbers without a pattern, the same in every run and untouched by the random generator.
+fn numbers(shape: &[i64], phase: f64) -> Tensor {
+    let count: i64 = shape.iter().product();
+    let values: Vec<f32> = (0..count).map(|i| ((i as f64 + 1.0) * 1.7 + phase).sin() as f32).collect();
+    Tensor::from_slice(&values).view(shape)
+}
+
+fn parameter(shape: &[i64], phase: f64) -> Tensor {
+    numbers(shape, phase).set_requires_grad(true)
+}
+
+/// Adds `grad` to the parameter's gradient: that of a product with a constant is the constant.
+fn add_grad(parameter: &Tensor, grad: &Tensor) {
+    (parameter * grad).sum(Kind::Float).backward();
+}
+
+fn largest_difference(a: &Tensor, b: &Tensor) -> f64 {
+    assert_eq!(a.size(), b.size());
+    (a.to_kind(Kind::Double) - b.to_kind(Kind::Double)).abs().max().double_value(&[])
+}
+
+/// The tensor's bits, so that a comparison forgives nothing.
+fn bits(tensor: &Tensor) -> Vec<u32> {
+    let values = Vec::<f32>::try_from(tensor.detach().to_device(Device::Cpu).reshape([-1])).unwrap();
+    values.into_iter().map(f32::to_bits).collect()
+}

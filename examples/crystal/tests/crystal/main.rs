@@ -1,0 +1,8 @@
+//! The binary as its users run it: on settings so small that a training takes a second.
+
+mod bad_input;
+mod demo;
+mod interruption;
+mod output;
+mod real_data;
+mod support;
