@@ -68,6 +68,13 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether a setting is at fault, rather than a file or a machine.
+    #[must_use]
+    pub fn is_configuration(&self) -> bool {
+        use ruminate_datasets::Error as Data;
+        matches!(self, Self::Config { .. } | Self::Data(Data::UnknownTask { .. } | Data::BadTemplate { .. }))
+    }
+
     pub(crate) fn config(key: &str, reason: impl Into<String>) -> Self {
         Self::Config { key: key.to_string(), reason: reason.into() }
     }

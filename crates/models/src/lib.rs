@@ -13,8 +13,8 @@ mod tokenizer;
 pub use batch::{Batch, IGNORED, Labels, Side, TokenId};
 pub use error::{Error, Result};
 pub use generation::{
-    Beam, EarlyStopping, Finish, Generate, Generated, GenerationConfig, History, Processor, Sampling, Strategy,
-    derive_seed, filter_logits, forbid,
+    Beam, EarlyStopping, Finish, Generate, Generated, GenerationConfig, History, Processor, Sampling,
+    Strategy, derive_seed, filter_logits, forbid,
 };
 pub use parameters::Parameters;
 pub use policy::{Example, Policy, TokenScores, Want};

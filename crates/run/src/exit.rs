@@ -72,7 +72,7 @@ where
 fn is_usage(error: &(dyn Error + 'static)) -> bool {
     error.is::<ConfigError>()
         || error.is::<DeviceError>()
-        || matches!(error.downcast_ref(), Some(ruminate_algorithms::Error::Config { .. }))
+        || error.downcast_ref().is_some_and(ruminate_algorithms::Error::is_configuration)
         || error.downcast_ref::<RunDirError>().is_some_and(RunDirError::is_usage)
 }
 

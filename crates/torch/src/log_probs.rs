@@ -50,7 +50,8 @@ pub fn log_probs(
         return Err(shape(hidden, weight, targets));
     }
     let chunk = (LOGITS / vocab.max(1)).max(1);
-    let (mut chosen, mut entropy): (*mut C_tensor, *mut C_tensor) = (std::ptr::null_mut(), std::ptr::null_mut());
+    let (mut chosen, mut entropy): (*mut C_tensor, *mut C_tensor) =
+        (std::ptr::null_mut(), std::ptr::null_mut());
     // SAFETY: the tensors outlive the call, and the out-pointers are valid for it.
     ffi::call("chunked log-probabilities", |error| unsafe {
         ffi::ruminate_log_probs(

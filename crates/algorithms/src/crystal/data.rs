@@ -157,7 +157,8 @@ pub fn read_eval(data: &CrystalData, split: Split) -> Result<(Vec<Annotated>, Ve
 
 fn skipped_notice(task: &str, split: Split, skipped: &[Skipped]) -> Option<Notice> {
     let first = skipped.first()?;
-    let text = format!("{} rows were left out, the first: {first}", skipped.len());
+    let rows = if skipped.len() == 1 { "1 row was".into() } else { format!("{} rows were", skipped.len()) };
+    let text = format!("{rows} left out, the first: {first}");
     Some(Notice { task: task.to_string(), split, text })
 }
 

@@ -26,9 +26,6 @@ impl Default for Lengths {
     }
 }
 
-/// Choices for which letters are checked: the capacity of a training batch in the reference.
-const CHECKED_LETTERS: usize = 8;
-
 /// Encodes texts and assembles the three prompts on ids.
 #[derive(Debug, Clone)]
 pub struct QuestionEncoder {
@@ -46,8 +43,7 @@ impl QuestionEncoder {
     /// Joins a tokenizer with the model that it is for.
     ///
     /// # Errors
-    /// When the tokenizer gives ids that the model has no embedding for, or does not tell the answer letters apart
-    /// by their first token (then all choices would score the same).
+    /// When the tokenizer gives ids that the model has no embedding for, or a length leaves no room for a token.
     pub fn new(tokenizer: Tokenizer, config: &T5Config, lengths: Lengths, compat: Compat) -> Result<Self> {
         tokenizer.check_fits(config.vocab_size)?;
         for (key, value) in [
@@ -66,23 +62,28 @@ impl QuestionEncoder {
             config.eos_token_id,
             compat,
         )?;
-        let encoder =
-            Self { lengths, prompts, pad: config.pad_token_id, eos: config.eos_token_id, tokenizer };
+        Ok(Self { lengths, prompts, pad: config.pad_token_id, eos: config.eos_token_id, tokenizer })
+    }
+
+    /// Refuses a tokenizer that does not tell the letters of `choices` choices apart by their first token: they would
+    /// all score the same.
+    ///
+    /// # Errors
+    /// When two letters begin alike, or one is empty.
+    pub fn check_letters(&self, choices: usize) -> Result<()> {
         let mut first = vec![];
-        for letter in letters(CHECKED_LETTERS) {
-            first.extend(encoder.label(&letter)?.first().copied());
+        for letter in letters(choices) {
+            first.extend(self.label(&letter)?.first().copied());
         }
         let distinct: std::collections::BTreeSet<_> = first.iter().collect();
-        if distinct.len() != CHECKED_LETTERS || first.contains(&encoder.eos) {
-            return Err(Error::config(
-                "tokenizer",
-                format!(
-                    "the letters A to H begin with the tokens {first:?}, which do not tell them apart; all answers \
-                     would score the same"
-                ),
-            ));
+        if distinct.len() == choices && !first.contains(&self.eos) {
+            return Ok(());
         }
-        Ok(encoder)
+        let reason = format!(
+            "the letters of {choices} choices begin with the tokens {first:?}, which do not tell them apart; some \
+             answers would always score the same"
+        );
+        Err(Error::config("tokenizer", reason))
     }
 
     /// The tokenizer.

@@ -9,7 +9,7 @@ use ruminate_models::{Generate, GenerationConfig, Sampling, ScoreChoices, Strate
 use ruminate_rewards::{Ensemble, EnsembleConfig, Judgement};
 use serde::{Deserialize, Serialize};
 
-use super::{QuestionEncoder, by_length};
+use super::{QuestionEncoder, by_length, most_choices};
 use crate::{Error, Observer, Result};
 
 /// Where statements come from.
@@ -167,6 +167,7 @@ pub fn evaluate<P: Generate + ScoreChoices>(
     observer: &mut dyn Observer,
 ) -> Result<EvaluationReport> {
     config.validate()?;
+    encoder.check_letters(most_choices(questions.iter()))?;
     let encoded =
         questions.iter().map(|item| encoder.question(&item.question.question)).collect::<Result<Vec<_>>>()?;
     let statements = statements(policy, encoder, questions, &encoded, config, observer)?;

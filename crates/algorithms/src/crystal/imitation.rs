@@ -8,7 +8,7 @@ use ruminate_rewards::choices::mean_nll_scores;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use super::QuestionEncoder;
+use super::{QuestionEncoder, most_choices};
 use crate::trainer::Evaluation;
 use crate::{Curriculum, Error, Metrics, Objective, Observer, Result, mean_loss};
 
@@ -121,6 +121,19 @@ impl ImitationConfig {
         Ok(())
     }
 
+    /// Names of the losses that a step computes.
+    pub fn losses_at(&self, step: u64) -> impl Iterator<Item = &'static str> {
+        let phase = self.phase(step);
+        self.losses().filter(move |(p, ..)| phase == Phase::All || *p == phase).map(|(_, name, _)| name)
+    }
+
+    /// Phases, names and weights of the losses that have a weight.
+    fn losses(&self) -> impl Iterator<Item = (Phase, &'static str, f64)> + use<> {
+        [(Phase::Qk, QK, self.qk_weight), (Phase::Qa, QA, self.qa_weight), (Phase::Qka, QKA, self.qka_weight)]
+            .into_iter()
+            .filter(|&(_, _, weight)| weight > 0.0)
+    }
+
     fn phase(&self, step: u64) -> Phase {
         match (self.qk_weight > 0.0, self.qa_weight > 0.0, self.qka_weight > 0.0) {
             (true, true, true) => Phase::All,
@@ -165,6 +178,7 @@ impl Imitation {
     ) -> Result<Self> {
         config.validate()?;
         check_capacity(train.iter().chain(&dev).map(|item| &item.question), CHOICE_CAPACITY)?;
+        encoder.check_letters(most_choices(train.iter().chain(&dev)))?;
         let (train, dev) = (Instances::new(train), Instances::new(dev));
         let order = Order::shuffled(train.len(), config.shuffle_seed);
         let batches = TrainBatches::new(order, config.batch_size, Shard::SINGLE)?;
@@ -201,14 +215,6 @@ impl Imitation {
             .collect()
     }
 
-    /// Phases, names and weights of the losses that have a weight.
-    fn losses(&self) -> impl Iterator<Item = (Phase, &'static str, f64)> {
-        let c = &self.config;
-        [(Phase::Qk, QK, c.qk_weight), (Phase::Qa, QA, c.qa_weight), (Phase::Qka, QKA, c.qka_weight)]
-            .into_iter()
-            .filter(|&(_, _, weight)| weight > 0.0)
-    }
-
     /// Predictions by the length-normalised score of the labels (section 5.4 of the method's description).
     fn predictions<P: ScoreChoices>(
         &self,
@@ -243,11 +249,11 @@ impl<P: Policy + ScoreChoices> Curriculum<P> for Imitation {
         let objective = |(phase, name, weight)| {
             Ok(Objective { name, weight, examples: self.examples(phase, &self.train, &indices)? })
         };
-        self.losses().filter(|(p, _, _)| phase == Phase::All || *p == phase).map(objective).collect()
+        self.config.losses().filter(|(p, _, _)| phase == Phase::All || *p == phase).map(objective).collect()
     }
 
     fn evaluate(&mut self, policy: &P, step: u64, observer: &mut dyn Observer) -> Result<Evaluation> {
-        let losses: Vec<_> = self.losses().collect();
+        let losses: Vec<_> = self.config.losses().collect();
         let mut sums = vec![0.0; losses.len()];
         let (mut knowless, mut knowful) = (vec![], vec![]);
         let all: Vec<usize> = (0..self.dev.len()).collect();

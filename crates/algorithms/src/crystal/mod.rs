@@ -17,9 +17,15 @@ pub use evaluation::{
 };
 pub use imitation::{BestBy, Imitation, ImitationConfig};
 
+use ruminate_datasets::Annotated;
 use ruminate_models::TokenId;
 
 use crate::Result;
+
+/// The largest number of choices of a question.
+pub(crate) fn most_choices<'a>(questions: impl Iterator<Item = &'a Annotated>) -> usize {
+    questions.map(|item| item.question.choices.len()).max().unwrap_or(0)
+}
 
 /// Runs `work` on rows in batches of similar length and puts the results back into their order, so that short rows
 /// are not padded to the longest of all. `work` gets the indices of its rows.

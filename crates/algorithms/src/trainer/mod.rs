@@ -80,6 +80,12 @@ impl Default for TrainerConfig {
 }
 
 impl TrainerConfig {
+    /// Whether the policy is validated before step `step`.
+    #[must_use]
+    pub fn validates_at(&self, step: u64) -> bool {
+        due(self.eval_every, step)
+    }
+
     /// Checks the ranges.
     ///
     /// # Errors
@@ -113,6 +119,10 @@ impl TrainerConfig {
         }
         Ok(())
     }
+}
+
+fn due(every: u64, step: u64) -> bool {
+    every > 0 && step.is_multiple_of(every)
 }
 
 /// One part of a loss: its share is `weight * sum / count`, with sums and counts over the whole optimizer step.
@@ -260,10 +270,10 @@ impl Trainer {
         let mut log = Log::default();
         while state.step < config.steps {
             let step = state.step;
-            if self.due(config.eval_every, step) {
+            if config.validates_at(step) {
                 log.check(step)?;
                 self.validate(algorithm, &mut state, &adam, observer)?;
-            } else if self.due(config.save_every, step) && step > 0 {
+            } else if due(config.save_every, step) && step > 0 {
                 log.check(step)?;
                 self.save(algorithm, &mut state, &adam, observer)?;
             }
@@ -291,10 +301,6 @@ impl Trainer {
         // The reference leaves its last steps unsaved and unvalidated.
         self.validate(algorithm, &mut state, &adam, observer)?;
         self.fitted(&state, Ending::Finished)
-    }
-
-    fn due(&self, every: u64, step: u64) -> bool {
-        every > 0 && step.is_multiple_of(every)
     }
 
     /// One optimizer step; returns the tokens that went through the model.
@@ -335,7 +341,7 @@ impl Trainer {
             }
             if let Some(loss) = loss {
                 loss.f_backward()?;
-                log.add("loss", &loss.f_detach()?)?;
+                log.add(TOTAL, &loss.f_detach()?)?;
             }
         }
         let max_norm =
@@ -390,6 +396,9 @@ impl Trainer {
     }
 }
 
+/// Name of the whole loss of a step.
+const TOTAL: &str = "loss";
+
 /// Losses since the last record. They stay on the device until they are recorded, so that steps in between do not
 /// wait for it.
 #[derive(Default)]
@@ -424,7 +433,9 @@ impl Log {
     /// Means over the steps since the last record. All are finite.
     fn means(&self, step: u64) -> Result<Metrics> {
         let mut metrics = vec![];
-        for (name, sum) in &self.sums {
+        // The total comes first, where a progress line shows it.
+        let total = self.sums.get_key_value(TOTAL);
+        for (name, sum) in total.into_iter().chain(self.sums.iter().filter(|(name, _)| **name != TOTAL)) {
             let value = sum.f_double_value(&[])? / self.steps.get(name).copied().unwrap_or(1) as f64;
             if !value.is_finite() {
                 return Err(Error::NotFinite { name: (*name).into(), value, step });

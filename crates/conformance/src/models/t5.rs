@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use ruminate_models::{
-    Batch, Beam, EarlyStopping, Example, Finish, Generate, GenerationConfig, IGNORED, Policy, Sampling, Strategy, T5, T5Config,
-    TokenId, Tokenizer, Want, filter_logits,
+    Batch, Beam, EarlyStopping, Example, Finish, Generate, GenerationConfig, IGNORED, Policy, Sampling,
+    Strategy, T5, T5Config, TokenId, Tokenizer, Want, filter_logits,
 };
 use ruminate_torch::optim::{Adam, AdamConfig, Decay, DecayOn, clip_grad_norm};
 use serde_json::Value;
@@ -219,7 +219,8 @@ fn generation_config(case: &Value) -> Option<GenerationConfig> {
             _ => EarlyStopping::No,
         };
         let length_penalty = settings["length_penalty"].as_f64().unwrap_or(1.0);
-        config.strategy = Strategy::Beam(Beam { num_beams: num_beams as usize, length_penalty, early_stopping });
+        config.strategy =
+            Strategy::Beam(Beam { num_beams: num_beams as usize, length_penalty, early_stopping });
     }
     Some(config)
 }

@@ -47,7 +47,8 @@ pub(super) fn search(
         let _ = decoding.step(&tokens.f_narrow(1, position as i64, 1)?)?;
     }
     // All beams of a prompt begin alike; only the first one counts in the first step.
-    let start = |beam| Candidate { ids: vec![], log_probs: vec![], total: if beam == 0 { 0.0 } else { -1e9 } };
+    let start =
+        |beam| Candidate { ids: vec![], log_probs: vec![], total: if beam == 0 { 0.0 } else { -1e9 } };
     let mut searches: Vec<Search> = prompts
         .iter()
         .map(|_| Search { running: (0..beams).map(start).collect(), finished: vec![], done: false })
@@ -60,7 +61,8 @@ pub(super) fn search(
         let history = tokens.f_narrow(1, 0, written)?;
         let history = History { tokens: &history, padding: None };
         let processed = processors.iter().try_fold(raw.shallow_clone(), |l, p| p.apply(&l, history))?;
-        let totals: Vec<f32> = searches.iter().flat_map(|s| s.running.iter().map(|c| c.total as f32)).collect();
+        let totals: Vec<f32> =
+            searches.iter().flat_map(|s| s.running.iter().map(|c| c.total as f32)).collect();
         let totals = Tensor::f_from_slice(&totals)?.f_to_device(device)?.f_unsqueeze(1)?;
         let all = processed.f_add(&totals)?.f_view_([prompts.len() as i64, -1])?;
         let (best, at) = all.f_topk(width, -1, true, true)?;
@@ -77,7 +79,9 @@ pub(super) fn search(
             });
             let parents = search.advance(continuations, step, new, &stop_ids, settings);
             order.extend(parents.iter().map(|&beam| (prompt * beams + beam) as i64));
-            next.extend(search.running.iter().map(|c| c.ids.last().copied().unwrap_or(model.config().pad_token_id)));
+            next.extend(
+                search.running.iter().map(|c| c.ids.last().copied().unwrap_or(model.config().pad_token_id)),
+            );
         }
         if searches.iter().all(|search| search.done) {
             break;
@@ -85,7 +89,9 @@ pub(super) fn search(
         let order = Tensor::f_from_slice(&order)?.f_to_device(device)?;
         decoding.reorder(&order)?;
         tokens = tokens.f_index_select(0, &order)?;
-        tokens.f_narrow(1, written, 1)?.f_copy_(&Tensor::f_from_slice(&next)?.f_to_device(device)?.f_unsqueeze(1)?)?;
+        tokens
+            .f_narrow(1, written, 1)?
+            .f_copy_(&Tensor::f_from_slice(&next)?.f_to_device(device)?.f_unsqueeze(1)?)?;
     }
     Ok(searches.into_iter().map(|search| search.results(config.samples_per_prompt)).collect())
 }
@@ -140,7 +146,8 @@ impl Search {
 
     /// Whether the best running beam can no longer beat the worst of `num_beams` finished ones.
     fn cannot_improve(&self, length: f64, max_length: f64, settings: &Beam) -> bool {
-        let (Some((worst, ..)), true) = (self.finished.last(), self.finished.len() == settings.num_beams) else {
+        let (Some((worst, ..)), true) = (self.finished.last(), self.finished.len() == settings.num_beams)
+        else {
             return false;
         };
         let length = match settings.early_stopping {
@@ -148,7 +155,10 @@ impl Search {
             EarlyStopping::Never if settings.length_penalty > 0.0 => max_length,
             _ => length,
         };
-        let best = self.running.first().map_or(f64::NEG_INFINITY, |c| c.total / length.powf(settings.length_penalty));
+        let best = self
+            .running
+            .first()
+            .map_or(f64::NEG_INFINITY, |c| c.total / length.powf(settings.length_penalty));
         best <= *worst
     }
 

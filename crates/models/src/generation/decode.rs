@@ -7,7 +7,9 @@ use rand_chacha::ChaCha8Rng;
 use tch::{Device, Kind, Tensor};
 
 use super::processor::draw;
-use super::{Finish, Generate, Generated, GenerationConfig, History, Processor, Strategy, beam, filter_logits};
+use super::{
+    Finish, Generate, Generated, GenerationConfig, History, Processor, Strategy, beam, filter_logits,
+};
 use crate::t5::Decoding;
 use crate::{Error, Result, T5, TokenId};
 
@@ -55,7 +57,11 @@ pub(super) fn beginning(model: &T5, config: &GenerationConfig) -> Vec<TokenId> {
 }
 
 /// What changes the logits before temperature, top-k and top-p, in the order of transformers.
-pub(super) fn processors(config: &GenerationConfig, stop_ids: &[TokenId], beginning: usize) -> Vec<Processor> {
+pub(super) fn processors(
+    config: &GenerationConfig,
+    stop_ids: &[TokenId],
+    beginning: usize,
+) -> Vec<Processor> {
     let mut processors = vec![];
     if config.repetition_penalty != 1.0 {
         processors.push(Processor::RepetitionPenalty(config.repetition_penalty));
@@ -206,7 +212,8 @@ impl<'a> Loop<'a> {
         if left.is_empty() {
             return Ok(true);
         }
-        let rows: Vec<i64> = left.iter().flat_map(|i| i * samples..(i + 1) * samples).map(|row| row as i64).collect();
+        let rows: Vec<i64> =
+            left.iter().flat_map(|i| i * samples..(i + 1) * samples).map(|row| row as i64).collect();
         let rows = Tensor::f_from_slice(&rows)?.f_to_device(self.model.device())?;
         let sources: Vec<i64> = left.iter().map(|&i| i as i64).collect();
         decoding.keep(&rows, &Tensor::f_from_slice(&sources)?.f_to_device(self.model.device())?)?;

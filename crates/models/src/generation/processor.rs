@@ -83,7 +83,9 @@ impl Processor {
                 })
             }
             Self::Suppress(ids) => forbid(logits, &ids_on(logits, ids)?),
-            Self::SuppressUntil { length: limit, ids } if length < *limit => forbid(logits, &ids_on(logits, ids)?),
+            Self::SuppressUntil { length: limit, ids } if length < *limit => {
+                forbid(logits, &ids_on(logits, ids)?)
+            }
             Self::ForceAt { length: at, id } if length == *at => {
                 let forced = logits.f_full_like(f64::NEG_INFINITY)?;
                 Ok(forced.f_index_fill(1, &ids_on(logits, &[*id])?, 0.0)?)
@@ -159,7 +161,8 @@ fn top_p(logits: &Tensor, p: f64, min_keep: usize) -> Result<Tensor> {
 
 fn typical_p(logits: &Tensor, mass: f64) -> Result<Tensor> {
     let log_probs = logits.f_log_softmax(-1, None::<Kind>)?;
-    let entropy = log_probs.f_exp()?.f_mul(&log_probs)?.f_nansum([-1i64].as_slice(), true, None::<Kind>)?.f_neg()?;
+    let entropy =
+        log_probs.f_exp()?.f_mul(&log_probs)?.f_nansum([-1i64].as_slice(), true, None::<Kind>)?.f_neg()?;
     let (distance, order) = log_probs.f_neg()?.f_sub(&entropy)?.f_abs()?.f_sort(-1, false)?;
     let sorted = logits.f_gather(-1, &order, false)?;
     let cumulative = sorted.f_softmax(-1, None::<Kind>)?.f_cumsum(-1, None::<Kind>)?;
@@ -179,7 +182,8 @@ fn repetition_penalty(logits: &Tensor, penalty: f64, history: History<'_>) -> Re
         }
         None => history.tokens.f_ones_like()?,
     };
-    let seen = logits.f_zeros_like()?.f_to_kind(Kind::Int64)?.f_scatter_add(1, history.tokens, &counted)?.f_gt(0)?;
+    let seen =
+        logits.f_zeros_like()?.f_to_kind(Kind::Int64)?.f_scatter_add(1, history.tokens, &counted)?.f_gt(0)?;
     let negative = logits.f_lt(0.0)?;
     let penalised = logits.f_mul_scalar(penalty)?.f_where_self(&negative, &logits.f_div_scalar(penalty)?)?;
     Ok(penalised.f_where_self(&seen, logits)?)

@@ -281,7 +281,10 @@ impl T5 {
         let (batch, n) = ids.size2()?;
         let (weight, scale) = self.output_projection();
         let rows = weight.f_index_select(0, &ids.f_reshape([-1])?)?.f_view_([batch, n, -1])?;
-        Ok(rows.f_matmul(&scaled(states, scale)?.f_unsqueeze(2)?)?.f_squeeze_dim(2)?.f_to_kind(Kind::Float)?)
+        Ok(rows
+            .f_matmul(&scaled(states, scale)?.f_unsqueeze(2)?)?
+            .f_squeeze_dim(2)?
+            .f_to_kind(Kind::Float)?)
     }
 
     /// Buckets of key-minus-query distances in the encoder's (`bidirectional`) or decoder's self-attention.

@@ -203,7 +203,7 @@ fn evaluations_that_cannot_be_made() {
     let skip = [&["evaluate"], &given[..], &["--out", &out, "--skip-bad-rows"]].concat();
     let finished = succeed(&skip);
     assert!(
-        finished.stderr.contains("lives (dev): 1 rows were left out, the first: line 2"),
+        finished.stderr.contains("lives (dev): 1 row was left out, the first: line 2"),
         "{}",
         finished.stderr
     );

@@ -190,7 +190,7 @@ fn silver_knowledge_must_be_whole() {
     assert!(matches!(error, Error::Data(DataError::BadRow { .. })), "{error}");
     let (items, notices) = read_silver(&CrystalData { skip_bad_rows: true, ..bad }, Split::Train).unwrap();
     assert_eq!(items.len(), 1);
-    assert!(notices[0].text.starts_with("1 rows were left out, the first: item 0, answer"), "{notices:?}");
+    assert!(notices[0].text.starts_with("1 row was left out, the first: item 0, answer"), "{notices:?}");
 
     let (_folder, empty) = silver_folder("lives", "[]");
     assert!(matches!(read_silver(&empty, Split::Train), Err(Error::Data(DataError::EmptySplit { .. }))));

@@ -55,12 +55,17 @@ fn statements_become_text_without_special_tokens() {
 
 #[test]
 fn letters_must_be_told_apart() {
+    let encoder = |words: &[&str]| {
+        QuestionEncoder::new(without(words), &tiny(0.0), LENGTHS, Compat::Reference).unwrap()
+    };
     // Two letters are both unknown; the choices' markers are words of their own.
-    let error = refusal(without(&["C", "H"]), &tiny(0.0), LENGTHS);
+    let same = encoder(&["C", "H"]);
+    let error = same.check_letters(8).unwrap_err();
     assert!(matches!(&error, Error::Config { key, .. } if key == "tokenizer"), "{error}");
-    assert!(error.to_string().contains("all answers would score the same"), "{error}");
-    // One unknown letter still differs from the others.
-    QuestionEncoder::new(without(&["H"]), &tiny(0.0), LENGTHS, Compat::Reference).unwrap();
+    assert!(error.to_string().contains("always score the same"), "{error}");
+    // As many letters are checked as there are choices, and one unknown letter still differs from the others.
+    same.check_letters(7).unwrap();
+    encoder(&["H"]).check_letters(8).unwrap();
 }
 
 #[test]
