@@ -67,8 +67,8 @@ pub(super) fn search(
         let all = processed.f_add(&totals)?.f_view_([prompts.len() as i64, -1])?;
         let (best, at) = all.f_topk(width, -1, true, true)?;
         let chosen = raw.f_view_([prompts.len() as i64, -1])?.f_gather(1, &at, false)?;
-        let (best, at, chosen): (Vec<Vec<f32>>, Vec<Vec<i64>>, Vec<Vec<f32>>) =
-            (Vec::try_from(best)?, Vec::try_from(at)?, Vec::try_from(chosen)?);
+        let (best, chosen): (Vec<Vec<f32>>, Vec<Vec<f32>>) = (Vec::try_from(best)?, Vec::try_from(chosen)?);
+        let at: Vec<Vec<i64>> = Vec::try_from(at)?;
 
         let mut order = Vec::with_capacity(rows as usize);
         let mut next = Vec::with_capacity(rows as usize);

@@ -3,6 +3,7 @@
 mod autocast;
 mod clipping;
 mod files;
+mod log_probs;
 mod optim;
 mod rng;
 

@@ -1,0 +1,82 @@
+//! Chunked log-probabilities against the plain formulas.
+
+use ruminate_torch::log_probs;
+use tch::{Device, Kind, Tensor};
+
+use crate::numbers;
+
+/// Values and gradients of a loss in which every log-probability and entropy has a weight of its own.
+fn run(
+    hidden: &Tensor,
+    weight: &Tensor,
+    score: impl Fn(&Tensor, &Tensor) -> (Tensor, Tensor),
+) -> [Tensor; 4] {
+    let hidden = hidden.copy().set_requires_grad(true);
+    let weight = weight.copy().set_requires_grad(true);
+    let (log_probs, entropy) = score(&hidden, &weight);
+    let rows = hidden.size()[0];
+    let weights = Tensor::arange(rows, (Kind::Float, Device::Cpu)) * 0.1 + 0.5;
+    let loss = (&log_probs * &weights).sum(Kind::Float) - (&entropy * weights.square()).sum(Kind::Float);
+    loss.backward();
+    [log_probs.detach(), entropy.detach(), hidden.grad(), weight.grad()]
+}
+
+fn same_as_plain(rows: i64, vocab: i64, width: i64, scale: f64, tolerance: f64) {
+    let hidden = numbers(&[rows, width], 0.0) * 2.0;
+    let weight = numbers(&[vocab, width], 0.5) * 2.0;
+    let targets = Tensor::from_slice(&(0..rows).map(|row| row * 7919 % vocab).collect::<Vec<_>>());
+    let chunked = run(&hidden, &weight, |h, w| {
+        let scores = log_probs(h, w, &targets, scale, true).unwrap();
+        (scores.log_probs, scores.entropy.unwrap())
+    });
+    let plain = run(&hidden.to_kind(Kind::Double), &weight.to_kind(Kind::Double), |h, w| {
+        let all = (h.matmul(&w.tr()) * scale).log_softmax(-1, Kind::Double);
+        let entropy = -(all.exp() * &all).sum_dim_intlist(-1, false, Kind::Double);
+        (all.gather(1, &targets.unsqueeze(1), false).squeeze_dim(1), entropy)
+    });
+    for (what, (got, expected)) in
+        ["log-probs", "entropy", "hidden", "weight"].iter().zip(chunked.iter().zip(&plain))
+    {
+        let difference = (got - expected).abs().max().double_value(&[]);
+        let size = expected.abs().max().double_value(&[]);
+        assert!(difference <= tolerance * size.max(1.0), "{what}: {difference:e} of {size}");
+    }
+}
+
+#[test]
+fn values_and_gradients_are_those_of_the_full_logits() {
+    same_as_plain(7, 50, 8, 1.0, 1e-5);
+    same_as_plain(1, 3, 2, 0.25, 1e-5);
+}
+
+#[test]
+fn several_chunks_are_as_one() {
+    // A vocabulary of a million tokens leaves 16 rows to a chunk. The entropy is then a float32 sum of a million terms.
+    same_as_plain(20, 1 << 20, 2, 0.5, 5e-5);
+}
+
+#[test]
+fn entropy_is_left_out_unless_asked_for() {
+    let hidden = Tensor::ones([2, 3], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+    let weight = Tensor::ones([4, 3], (Kind::Float, Device::Cpu));
+    let scores = log_probs(&hidden, &weight, &Tensor::from_slice(&[0i64, 3]), 1.0, false).unwrap();
+    assert!(scores.entropy.is_none());
+    scores.log_probs.sum(Kind::Float).backward();
+    // Equal logits: moving the state changes none of the probabilities.
+    assert!(hidden.grad().abs().max().double_value(&[]) < 1e-6);
+    let graph_free =
+        tch::no_grad(|| log_probs(&hidden, &weight, &Tensor::from_slice(&[0i64, 3]), 1.0, false)).unwrap();
+    assert!(!graph_free.log_probs.requires_grad());
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let zeros = |shape: &[i64]| Tensor::zeros(shape, (Kind::Float, Device::Cpu));
+    let targets = Tensor::from_slice(&[0i64, 1]);
+    for (hidden, weight) in [(vec![2, 3], vec![4, 2]), (vec![3, 3], vec![4, 3]), (vec![2], vec![4, 3])] {
+        let error = log_probs(&zeros(&hidden), &zeros(&weight), &targets, 1.0, false).unwrap_err();
+        assert!(error.to_string().contains("do not fit"), "{error}");
+    }
+    let outside = Tensor::from_slice(&[0i64, 4]);
+    log_probs(&zeros(&[2, 3]), &zeros(&[4, 3]), &outside, 1.0, false).unwrap_err();
+}
