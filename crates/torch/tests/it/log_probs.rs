@@ -15,13 +15,13 @@ fn run(
     let weight = weight.copy().set_requires_grad(true);
     let (log_probs, entropy) = score(&hidden, &weight);
     let rows = hidden.size()[0];
-    let weights = Tensor::arange(rows, (Kind::Float, Device::Cpu)) * 0.1 + 0.5;
+    let weights = numbers(&[rows], 1.0) + 1.5;
     let loss = (&log_probs * &weights).sum(Kind::Float) - (&entropy * weights.square()).sum(Kind::Float);
     loss.backward();
     [log_probs.detach(), entropy.detach(), hidden.grad(), weight.grad()]
 }
 
-fn same_as_plain(rows: i64, vocab: i64, width: i64, scale: f64, tolerance: f64) {
+fn same_as_plain(rows: i64, vocab: i64, width: i64, scale: f64) {
     let hidden = numbers(&[rows, width], 0.0) * 2.0;
     let weight = numbers(&[vocab, width], 0.5) * 2.0;
     let targets = Tensor::from_slice(&(0..rows).map(|row| row * 7919 % vocab).collect::<Vec<_>>());
@@ -29,30 +29,32 @@ fn same_as_plain(rows: i64, vocab: i64, width: i64, scale: f64, tolerance: f64) 
         let scores = log_probs(h, w, &targets, scale, true).unwrap();
         (scores.log_probs, scores.entropy.unwrap())
     });
-    let plain = run(&hidden.to_kind(Kind::Double), &weight.to_kind(Kind::Double), |h, w| {
-        let all = (h.matmul(&w.tr()) * scale).log_softmax(-1, Kind::Double);
-        let entropy = -(all.exp() * &all).sum_dim_intlist(-1, false, Kind::Double);
-        (all.gather(1, &targets.unsqueeze(1), false).squeeze_dim(1), entropy)
-    });
-    for (what, (got, expected)) in
-        ["log-probs", "entropy", "hidden", "weight"].iter().zip(chunked.iter().zip(&plain))
-    {
-        let difference = (got - expected).abs().max().double_value(&[]);
-        let size = expected.abs().max().double_value(&[]);
-        assert!(difference <= tolerance * size.max(1.0), "{what}: {difference:e} of {size}");
+    let plain = |kind| {
+        run(&hidden.to_kind(kind), &weight.to_kind(kind), |h, w| {
+            let all = (h.matmul(&w.tr()) * scale).log_softmax(-1, kind);
+            let entropy = -(all.exp() * &all).sum_dim_intlist(-1, false, kind);
+            (all.gather(1, &targets.unsqueeze(1), false).squeeze_dim(1), entropy)
+        })
+    };
+    let (single, exact) = (plain(Kind::Float), plain(Kind::Double));
+    for (i, what) in ["log-probs", "entropy", "gradient of hidden", "gradient of weight"].iter().enumerate() {
+        let error = |got: &Tensor| (got - &exact[i]).abs().max().double_value(&[]);
+        // Sums over a large vocabulary lose digits in float32, however they are made.
+        let allowed = (2.0 * error(&single[i])).max(1e-5 * exact[i].abs().max().double_value(&[]).max(1.0));
+        assert!(error(&chunked[i]) <= allowed, "{what}: {:e}, allowed {allowed:e}", error(&chunked[i]));
     }
 }
 
 #[test]
 fn values_and_gradients_are_those_of_the_full_logits() {
-    same_as_plain(7, 50, 8, 1.0, 1e-5);
-    same_as_plain(1, 3, 2, 0.25, 1e-5);
+    same_as_plain(7, 50, 8, 1.0);
+    same_as_plain(1, 3, 2, 0.25);
 }
 
 #[test]
 fn several_chunks_are_as_one() {
-    // A vocabulary of a million tokens leaves 16 rows to a chunk. The entropy is then a float32 sum of a million terms.
-    same_as_plain(20, 1 << 20, 2, 0.5, 5e-5);
+    // A vocabulary of this size leaves 335 rows to a chunk.
+    same_as_plain(400, 50_000, 2, 0.5);
 }
 
 #[test]
