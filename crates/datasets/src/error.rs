@@ -101,7 +101,7 @@ pub enum Error {
         reason: String,
     },
     /// A task that nobody registered.
-    #[error("unknown task `{task}`{}; register it in the configuration: [tasks.{task}] dir = \"uqa/{task}\" \
+    #[error("unknown task `{task}`{}; register it in the configuration: [data.tasks.{task}] dir = \"uqa/{task}\" \
         (registered: {})", did_you_mean(.nearest), .known.join(", "))]
     UnknownTask {
         /// The key that was asked for.

@@ -36,7 +36,7 @@ pub const UNSEEN_TASKS: [&str; 16] = [
     "riddlesense",
 ];
 
-/// A task's directories. In a configuration: `[tasks.piqa] dir = "uqa/physical_iqa"`.
+/// A task's directories. In a configuration: `[data.tasks.piqa] dir = "uqa/physical_iqa"`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TaskEntry {
@@ -239,7 +239,7 @@ mod tests {
     fn unknown_tasks_are_told_their_neighbour() {
         let error = TaskRegistry::default().get("ocqa").unwrap_err().to_string();
         assert!(error.starts_with("unknown task `ocqa`; did you mean `obqa`?"), "{error}");
-        assert!(error.contains("[tasks.ocqa] dir = "), "{error}");
+        assert!(error.contains("[data.tasks.ocqa] dir = "), "{error}");
         let error = TaskRegistry::default().get("zzzzzzzzzz").unwrap_err().to_string();
         assert!(!error.contains("did you mean"), "{error}");
     }

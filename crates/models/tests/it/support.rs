@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use proptest::prelude::ProptestConfig;
+use proptest::test_runner::RngSeed;
 use ruminate_models::{T5, T5Config, TokenId};
 use serde_json::{Map, Value, json};
 use tch::{Device, Kind, Tensor};
@@ -80,9 +81,15 @@ pub(crate) fn world() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/world/t5")
 }
 
-/// Property tests with a model in them are slow: fewer cases than the default.
+/// Property tests with a model in them are slow: fewer cases than the default, and always the same ones, so that a
+/// rounding error at a border cannot come and go.
 pub(crate) fn cases(cases: u32) -> ProptestConfig {
-    ProptestConfig { cases, ..ProptestConfig::default() }
+    ProptestConfig {
+        cases,
+        rng_seed: RngSeed::Fixed(7),
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
 }
 
 pub(crate) fn ids(rows: &[Vec<TokenId>]) -> Tensor {
@@ -93,12 +100,14 @@ pub(crate) fn matrix(tensor: &Tensor) -> Vec<Vec<f32>> {
     tensor.try_into().unwrap()
 }
 
-/// Whether shapes agree and no number differs by more than `tolerance`; NaN differs from everything.
+/// Whether shapes agree and no number differs by more than `tolerance`, for numbers above 1 in relation to their size:
+/// float32 has no more digits than that. NaN differs from everything.
 pub(crate) fn close(a: &Tensor, b: &Tensor, tolerance: f64) -> Result<(), String> {
     if a.size() != b.size() {
         return Err(format!("shapes {:?} and {:?}", a.size(), b.size()));
     }
-    let difference = if a.numel() == 0 { 0.0 } else { (a - b).abs().max().double_value(&[]) };
+    let size = b.abs().clamp_min(1.0);
+    let difference = if a.numel() == 0 { 0.0 } else { ((a - b).abs() / size).max().double_value(&[]) };
     if difference <= tolerance { Ok(()) } else { Err(format!("differ by {difference:e}:\n{a}\n{b}")) }
 }
 

@@ -53,9 +53,9 @@ fn data_that_is_missing_or_malformed() {
     let args = ["imitate", "--config", &config, "--out", &out, "--set", &set, "--set", one_task];
     refused(&place, &args, 1, &["1", "32"]); // One instance does not fill a batch of 32.
 
-    imitate_refused(&place, "data.train_tasks=[\"twohopp\"]", 1, &["unknown task `twohopp`", "`twohop`"]);
+    imitate_refused(&place, "data.train_tasks=[\"twohopp\"]", 2, &["unknown task `twohopp`", "`twohop`"]);
     imitate_refused(&place, "data.train_tasks=[]", 2, &["data.train_tasks", "is empty"]);
-    imitate_refused(&place, "data.knowledge_path=a/{tsak}.json", 1, &["{tsak} is none of", "{task}"]);
+    imitate_refused(&place, "data.knowledge_path=a/{tsak}.json", 2, &["{tsak} is none of", "{task}"]);
 }
 
 #[test]
@@ -190,7 +190,7 @@ fn evaluations_that_cannot_be_made() {
     refused(&["--model", &trained, "--split", "test", "--set", one_task], 1, &needles);
     refused(
         &["--model", &trained, "--set", "data.eval_tasks=[\"live\"]"],
-        1,
+        2,
         &["unknown task `live`", "`lives`"],
     );
     refused(&["--model", &trained, "--set", "data.data_path=absent.json"], 1, &["absent.json"]);
