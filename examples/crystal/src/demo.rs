@@ -79,6 +79,9 @@ pub(crate) fn run(args: &DemoArgs) -> anyhow::Result<Outcome> {
         }))?;
         return Ok(Outcome::Done);
     }
+    if !args.quiet {
+        heading("accuracy on two-hop questions about people whom training never asked them about:");
+    }
     let mut table = Table::new(["seed", "answers directly", "writes knowledge first"]);
     for ((seed, direct), stage1) in args.seeds.iter().zip(&direct).zip(&stage1) {
         table.row([seed.to_string(), Table::number(*direct), Table::number(*stage1)]);
