@@ -242,8 +242,8 @@ A held-out two-hop answer is never seen, but both facts behind it are. A model t
 `Anna lives in Corvale. Corvale is rainy.`, only has to look up the letter of the last word; one that answers directly
 has to join two facts in its head.
 
-The choices of a question are all there are, always in the same order: a model this small needs tens of thousands of
-steps to learn to find a word among shuffled choices, and that is not what the world is about.
+The choices of a question are all there are, always in the same order: a model this small had not learnt to find a
+word among shuffled choices after six thousand steps, and that is not what the world is about.
 
 ## Questions
 
