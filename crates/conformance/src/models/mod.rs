@@ -9,6 +9,7 @@ mod tokenization;
 use std::path::Path;
 
 use ruminate_algorithms::Schedule;
+use ruminate_torch::optim::{AdamConfig, Decay, DecayOn};
 use serde_json::Value;
 use tch::{Kind, Tensor};
 
@@ -107,5 +108,18 @@ fn schedule(name: &str, args: &Value) -> Check<Schedule> {
         "constant_with_warmup" => Schedule::Constant,
         "cosine" => Schedule::Cosine { cycles: args["num_cycles"].as_f64().unwrap_or(0.5) },
         other => return Err(Mismatch(format!("schedule `{other}` is not known"))),
+    })
+}
+
+/// Settings of Adam or AdamW; `kind` says which.
+fn adam_config(settings: &Value, kind: &Value, decay_on: DecayOn) -> Check<AdamConfig> {
+    let [beta1, beta2]: [f64; 2] = parse(&settings["betas"])?;
+    Ok(AdamConfig {
+        beta1,
+        beta2,
+        eps: number(&settings["eps"])?,
+        weight_decay: number(&settings["weight_decay"])?,
+        decay: if kind == "adam" { Decay::L2 } else { Decay::Decoupled },
+        decay_on,
     })
 }

@@ -3,11 +3,13 @@
 use std::path::Path;
 
 use ruminate_algorithms::Schedule;
-use ruminate_torch::optim::{Adam, AdamConfig, Decay, DecayOn, clip_grad_norm};
+use ruminate_torch::optim::{Adam, DecayOn, clip_grad_norm};
 use serde_json::Value;
 use tch::Kind;
 
-use super::{Fixture, OPTIMIZER, close, list, name, number, number_close, parse, schedule, text};
+use super::{
+    Fixture, OPTIMIZER, adam_config, close, list, name, number, number_close, parse, schedule, text,
+};
 use crate::Outcome;
 use crate::compare::{Check, Mismatch};
 
@@ -36,15 +38,7 @@ pub(super) fn run(folder: &Path) -> Check<Outcome> {
 
 fn adam_case(fixture: &Fixture<'_>, case: &Value) -> Check {
     let settings = &case["settings"];
-    let betas: [f64; 2] = parse(&settings["betas"])?;
-    let config = AdamConfig {
-        beta1: betas[0],
-        beta2: betas[1],
-        eps: number(&settings["eps"])?,
-        weight_decay: number(&settings["weight_decay"])?,
-        decay: if case["type"] == "adam" { Decay::L2 } else { Decay::Decoupled },
-        decay_on: DecayOn::All,
-    };
+    let config = adam_config(settings, &case["type"], DecayOn::All)?;
     let initial = fixture.json["parameters"].as_object().ok_or_else(|| Mismatch("no parameters".into()))?;
     let parameters = initial
         .iter()

@@ -6,11 +6,11 @@ use ruminate_models::{
     Batch, Beam, EarlyStopping, Example, Finish, Generate, GenerationConfig, IGNORED, Policy, Sampling,
     Strategy, T5, T5Config, TokenId, Tokenizer, Want, filter_logits,
 };
-use ruminate_torch::optim::{Adam, AdamConfig, Decay, DecayOn, clip_grad_norm};
+use ruminate_torch::optim::{Adam, AdamConfig, DecayOn, clip_grad_norm};
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
-use super::{Fixture, VALUES, close, list, name, number, number_close, parse, schedule, text};
+use super::{Fixture, VALUES, adam_config, close, list, name, number, number_close, parse, schedule, text};
 use crate::Outcome;
 use crate::compare::{Check, Mismatch, equal};
 
@@ -307,19 +307,9 @@ fn t5_train(fixture: &Fixture<'_>, case: &Value) -> Check {
     let forward = &list(&fixture.json["forward"])?[parse::<usize>(&settings["forward_case"])?];
     let examples = examples(fixture, forward)?;
     let t5 = T5::load(fixture.folder, Kind::Float, Device::Cpu)?;
-    let betas: [f64; 2] = parse(&settings["betas"])?;
-    let config = AdamConfig {
-        beta1: betas[0],
-        beta2: betas[1],
-        eps: number(&settings["eps"])?,
-        weight_decay: number(&settings["weight_decay"])?,
-        decay: if settings["optimizer"] == "adam" { Decay::L2 } else { Decay::Decoupled },
-        decay_on: if text(&settings["weight_decay_on"])?.starts_with("matrices") {
-            DecayOn::Matrices
-        } else {
-            DecayOn::All
-        },
-    };
+    let all = !text(&settings["weight_decay_on"])?.starts_with("matrices");
+    let decay_on = if all { DecayOn::All } else { DecayOn::Matrices };
+    let config = adam_config(settings, &settings["optimizer"], decay_on)?;
     let steps: u64 = parse(&settings["steps"])?;
     let schedule = schedule(text(&settings["schedule"])?, &serde_json::json!({}))?;
     let warmup = parse(&settings["warmup_steps"])?;

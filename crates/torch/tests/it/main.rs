@@ -35,3 +35,11 @@ fn bits(tensor: &Tensor) -> Vec<u32> {
     let values = Vec::<f32>::try_from(tensor.detach().to_device(Device::Cpu).reshape([-1])).unwrap();
     values.into_iter().map(f32::to_bits).collect()
 }
+
+/// A linker drops libraries that nothing refers to; without this one, a CUDA build runs on the CPU without a word.
+#[test]
+#[cfg(target_os = "linux")]
+fn cuda_is_loaded_exactly_when_libtorch_has_it() {
+    let loaded = std::fs::read_to_string("/proc/self/maps").unwrap();
+    assert_eq!(loaded.contains("libtorch_cuda.so"), cfg!(ruminate_cuda));
+}
