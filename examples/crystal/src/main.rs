@@ -187,7 +187,7 @@ fn run_evaluate(args: &EvaluateArgs) -> anyhow::Result<Outcome> {
     if !args.no_baseline {
         let bare = EvaluationConfig { knowledge: KnowledgeSource::None, ..config.evaluation.clone() };
         let baseline = evaluate(&t5, &encoder, &questions, &bare, &mut observer)?;
-        written.extend(write_evaluation(&out, &baseline, -1, None)?);
+        written.extend(write_evaluation(&out, &baseline, -1, given.as_deref())?);
     }
     written.extend(write_evaluation(&out, &report, 0, given.as_deref())?);
     drop(observer);
