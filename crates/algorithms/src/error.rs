@@ -53,9 +53,12 @@ pub enum Error {
     /// Data could not be read.
     #[error(transparent)]
     Data(#[from] ruminate_datasets::Error),
-    /// A reward or judgement failed.
+    /// A judgement of choices failed.
     #[error(transparent)]
-    Reward(#[from] ruminate_rewards::ChoiceError),
+    Choice(#[from] ruminate_rewards::ChoiceError),
+    /// A reward failed.
+    #[error(transparent)]
+    Reward(#[from] ruminate_rewards::RewardError),
     /// The model failed.
     #[error(transparent)]
     Model(#[from] ruminate_models::Error),

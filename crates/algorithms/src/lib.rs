@@ -4,6 +4,7 @@ pub mod crystal;
 mod error;
 mod loss;
 mod observer;
+pub mod ppo;
 mod schedule;
 mod sft;
 pub mod trainer;

@@ -80,26 +80,19 @@ impl<P: Policy, C: Curriculum<P>> Algorithm for Sft<P, C> {
         &mut self.policy
     }
 
-    fn batches(&mut self, step: u64, accumulate: usize) -> Result<Vec<Self::Batch>> {
-        (0..accumulate).map(|_| self.curriculum.next(step)).collect()
+    fn batches(&mut self, step: u64, update: usize, accumulate: usize) -> Result<Option<Vec<Self::Batch>>> {
+        if update > 0 {
+            return Ok(None);
+        }
+        (0..accumulate).map(|_| self.curriculum.next(step)).collect::<Result<_>>().map(Some)
     }
 
     fn terms(&self, batch: &Self::Batch) -> Vec<Term> {
-        let labelled = |e: &Example| e.target.iter().filter(|&&id| id != IGNORED).count() as u64;
-        batch
-            .iter()
-            .map(|o| Term { name: o.name, weight: o.weight, count: o.examples.iter().map(labelled).sum() })
-            .collect()
+        objective_terms(batch)
     }
 
     fn sums(&mut self, batch: &Self::Batch) -> Result<Sums> {
-        let mut result = Sums { sums: vec![], tokens: 0 };
-        for objective in batch {
-            let scores = self.policy.score(&objective.examples, Want::default())?;
-            result.sums.push(cross_entropy(&scores)?.sum);
-            result.tokens += scores.tokens;
-        }
-        Ok(result)
+        objective_sums(&self.policy, batch)
     }
 
     fn evaluate(&mut self, step: u64, observer: &mut dyn Observer) -> Result<Evaluation> {
@@ -117,6 +110,26 @@ impl<P: Policy, C: Curriculum<P>> Algorithm for Sft<P, C> {
     fn save_extras(&self, folder: &Path) -> Result<()> {
         Ok(self.tokenizer.save(folder)?)
     }
+}
+
+/// One term per objective.
+pub(crate) fn objective_terms(objectives: &[Objective]) -> Vec<Term> {
+    let labelled = |e: &Example| e.target.iter().filter(|&&id| id != IGNORED).count() as u64;
+    objectives
+        .iter()
+        .map(|o| Term { name: o.name, weight: o.weight, count: o.examples.iter().map(labelled).sum() })
+        .collect()
+}
+
+/// Cross-entropies of the objectives.
+pub(crate) fn objective_sums<P: Policy>(policy: &P, objectives: &[Objective]) -> Result<Sums> {
+    let mut result = Sums { sums: vec![], tokens: 0 };
+    for objective in objectives {
+        let scores = policy.score(&objective.examples, Want::default())?;
+        result.sums.push(cross_entropy(&scores)?.sum);
+        result.tokens += scores.tokens;
+    }
+    Ok(result)
 }
 
 /// Mean cross-entropy of examples, without gradients.

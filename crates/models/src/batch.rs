@@ -126,6 +126,27 @@ fn pad_rows<R: AsRef<[TokenId]>>(rows: &[R], pad: TokenId, side: Side) -> Result
     Ok((flat, width))
 }
 
+/// Runs `work` on rows in batches of similar length and puts the results back into their order, so that short rows
+/// are not padded to the longest of all. `work` gets the indices of its rows, and returns one result for each.
+///
+/// # Errors
+/// Those of `work`.
+pub fn by_length<T, E>(
+    rows: &[impl AsRef<[TokenId]>],
+    batch_size: usize,
+    mut work: impl FnMut(&[usize]) -> std::result::Result<Vec<T>, E>,
+) -> std::result::Result<Vec<T>, E> {
+    let mut order: Vec<usize> = (0..rows.len()).collect();
+    order.sort_by_key(|&i| rows[i].as_ref().len());
+    let mut results: Vec<Option<T>> = rows.iter().map(|_| None).collect();
+    for batch in order.chunks(batch_size.max(1)) {
+        for (&i, result) in batch.iter().zip(work(batch)?) {
+            results[i] = Some(result);
+        }
+    }
+    Ok(results.into_iter().flatten().collect())
+}
+
 fn to_device<const N: usize>(flat: &[i64], shape: [i64; N], device: Device) -> Result<Tensor> {
     Ok(Tensor::f_from_slice(flat)?.f_view_(shape)?.f_to_device(device)?)
 }
@@ -150,6 +171,27 @@ mod tests {
     fn an_empty_row_is_named() {
         let error = Batch::new(&[vec![1], vec![]], 0, Side::Right, Device::Cpu).unwrap_err();
         assert!(error.to_string().contains("row 1"), "{error}");
+    }
+
+    #[test]
+    fn by_length_puts_the_results_back_into_their_order() {
+        let lengths = [5, 1, 9, 1, 3, 9, 2];
+        let rows: Vec<Vec<TokenId>> = lengths.iter().map(|&n| vec![7; n]).collect();
+        for batch_size in [0, 1, 2, 3, 100] {
+            let mut batches = vec![];
+            let results = by_length(&rows, batch_size, |batch| {
+                batches.push(batch.to_vec());
+                Ok::<_, Error>(batch.iter().map(|&i| (i, rows[i].len())).collect())
+            });
+            let expected: Vec<_> = lengths.iter().copied().enumerate().collect();
+            assert_eq!(results.unwrap(), expected, "{batch_size}");
+            assert!(batches.iter().all(|b| b.len() <= batch_size.max(1)));
+            // Neighbours in a batch are neighbours in length, equal ones in the order in which they came.
+            assert_eq!(batches.concat(), [1, 3, 6, 4, 0, 2, 5]);
+        }
+        let nothing: [Vec<TokenId>; 0] = [];
+        assert_eq!(by_length(&nothing, 4, |_| Ok::<_, Error>(vec![()])).unwrap(), []);
+        assert!(by_length::<(), _>(&rows, 4, |_| Err(Error::invalid("x", "no"))).is_err());
     }
 
     #[test]

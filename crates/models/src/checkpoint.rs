@@ -158,7 +158,7 @@ struct Index {
 #[derive(Debug)]
 pub(crate) struct Weights {
     pub(crate) path: PathBuf,
-    tensors: BTreeMap<String, Tensor>,
+    pub(crate) tensors: BTreeMap<String, Tensor>,
 }
 
 impl Weights {
@@ -220,15 +220,6 @@ impl Weights {
         if let Some(tensor) = self.tensors.remove(from) {
             self.tensors.insert(to.to_string(), tensor);
         }
-    }
-
-    pub(crate) fn take(&mut self, name: &str) -> Option<Tensor> {
-        self.tensors.remove(name)
-    }
-
-    /// Names of the tensors that nobody has taken.
-    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
-        self.tensors.keys().map(String::as_str)
     }
 
     /// Drops tensors that are known to be redundant or meaningless.

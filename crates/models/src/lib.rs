@@ -9,8 +9,9 @@ mod policy;
 mod scoring;
 mod t5;
 mod tokenizer;
+mod value;
 
-pub use batch::{Batch, IGNORED, Labels, Side, TokenId};
+pub use batch::{Batch, IGNORED, Labels, Side, TokenId, by_length};
 pub use error::{Error, Result};
 pub use generation::{
     Beam, EarlyStopping, Finish, Generate, Generated, GenerationConfig, History, Processor, Sampling,
@@ -21,3 +22,4 @@ pub use policy::{Example, Policy, TokenScores, Want};
 pub use scoring::ScoreChoices;
 pub use t5::{Decoding, Encoded, FeedForward, T5, T5Config};
 pub use tokenizer::{Tokenizer, Truncate, clean_up_spaces};
+pub use value::{ActorCritic, VALUE_WEIGHTS};

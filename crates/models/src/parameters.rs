@@ -1,5 +1,6 @@
 //! A model's parameters under their Hugging Face names.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use tch::{Device, Kind, Tensor};
@@ -46,10 +47,15 @@ impl Parameters {
     /// # Errors
     /// When the folder cannot be read, or its tensors are not exactly these parameters; no value is changed then.
     pub fn restore(&self, folder: &Path) -> Result<()> {
-        let mut weights = Weights::open(folder, Device::Cpu)?;
+        let weights = Weights::open(folder, Device::Cpu)?;
+        self.fill(&weights.path, weights.tensors)
+    }
+
+    /// Copies values from the tensors of a file, which must be exactly these parameters.
+    pub(crate) fn fill(&self, path: &Path, mut tensors: BTreeMap<String, Tensor>) -> Result<()> {
         let (mut copies, mut problems) = (vec![], vec![]);
         for (name, target) in self.iter() {
-            match weights.take(name) {
+            match tensors.remove(name) {
                 Some(source) if source.size() == target.size() => copies.push((target, source)),
                 Some(source) => {
                     problems.push(format!("`{name}` has shape {:?}, not {:?}", source.size(), target.size()));
@@ -57,9 +63,9 @@ impl Parameters {
                 None => problems.push(format!("`{name}` is missing")),
             }
         }
-        problems.extend(weights.names().map(|name| format!("`{name}` is unexpected")));
+        problems.extend(tensors.keys().map(|name| format!("`{name}` is unexpected")));
         if !problems.is_empty() {
-            return Err(Error::Weights { path: weights.path, problems });
+            return Err(Error::Weights { path: path.to_path_buf(), problems });
         }
         copy(copies)
     }

@@ -52,6 +52,17 @@ pub trait Policy {
     /// Where the parameters lie.
     fn device(&self) -> Device;
 
+    /// Width of the states that [`Want::states`] asks for.
+    fn hidden_size(&self) -> i64;
+
+    /// The token that rows are filled up with.
+    fn pad_token_id(&self) -> TokenId;
+
+    /// Factor on the states before the output matrix; 1 for most models.
+    fn output_scale(&self) -> f64 {
+        1.0
+    }
+
     /// Training mode switches dropout on.
     fn set_training(&mut self, training: bool);
 
@@ -62,11 +73,27 @@ pub trait Policy {
     /// When there is no example, a prompt is empty, or an id is outside the vocabulary.
     fn score(&self, examples: &[Example], want: Want) -> Result<TokenScores>;
 
+    /// The states of [`Want::states`] alone, without the work of scoring.
+    ///
+    /// # Errors
+    /// As [`score`](Self::score).
+    fn states(&self, examples: &[Example]) -> Result<Option<Tensor>> {
+        Ok(self.score(examples, Want { states: true, ..Want::default() })?.states)
+    }
+
     /// Writes configuration and weights into an existing folder, in the Hugging Face layout.
     ///
     /// # Errors
     /// When the folder is not writable or the disk is full.
     fn save(&self, folder: &Path) -> Result<()>;
+
+    /// Reads back the weights that [`save`](Self::save) wrote.
+    ///
+    /// # Errors
+    /// When the folder cannot be read or belongs to another architecture; no value of the model is changed then.
+    fn restore(&self, folder: &Path) -> Result<()> {
+        self.parameters().restore(folder)
+    }
 }
 
 impl Policy for T5 {
@@ -76,6 +103,18 @@ impl Policy for T5 {
 
     fn device(&self) -> Device {
         self.device()
+    }
+
+    fn hidden_size(&self) -> i64 {
+        self.config().d_model
+    }
+
+    fn pad_token_id(&self) -> TokenId {
+        self.config().pad_token_id
+    }
+
+    fn output_scale(&self) -> f64 {
+        self.output_projection().1
     }
 
     fn set_training(&mut self, training: bool) {

@@ -1,5 +1,9 @@
 #![doc = include_str!("../README.md")]
 
 pub mod choices;
+mod reward;
+mod self_feedback;
 
 pub use choices::{ChoiceError, Ensemble, EnsembleConfig, Expert, Judgement};
+pub use reward::{Normalization, Reward, RewardError, Rewarded, Sample, Statistics, check_rewards};
+pub use self_feedback::{EncodedQuestion, SelfFeedback, Shape, first_token_scores};

@@ -71,10 +71,7 @@ impl QuestionEncoder {
     /// # Errors
     /// When two letters begin alike, or one is empty.
     pub fn check_letters(&self, choices: usize) -> Result<()> {
-        let mut first = vec![];
-        for letter in letters(choices) {
-            first.extend(self.label(&letter)?.first().copied());
-        }
+        let first = self.first_tokens(&letters(choices))?;
         let distinct: std::collections::BTreeSet<_> = first.iter().collect();
         if distinct.len() == choices && !first.contains(&self.eos) {
             return Ok(());
@@ -128,6 +125,15 @@ impl QuestionEncoder {
     /// When the tokenizer fails.
     pub fn labels(&self, choices: &[String]) -> Result<Vec<Vec<TokenId>>> {
         choices.iter().map(|choice| self.label(choice)).collect()
+    }
+
+    /// The first token of each label of a question; the end token where a label is empty.
+    ///
+    /// # Errors
+    /// When the tokenizer fails.
+    pub fn first_tokens(&self, choices: &[String]) -> Result<Vec<TokenId>> {
+        let first = |label: Vec<TokenId>| label.first().copied().unwrap_or(self.eos);
+        Ok(self.labels(choices)?.into_iter().map(first).collect())
     }
 
     /// The text of a statement that a model wrote.

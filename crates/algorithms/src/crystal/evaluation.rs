@@ -5,11 +5,13 @@ use std::path::{Path, PathBuf};
 
 use ruminate_datasets::evaluation_files::{DEFAULT_PREFIX, inference_file_name, knowledge_file_name};
 use ruminate_datasets::{Annotated, InferenceItem, KnowledgeItem, json};
-use ruminate_models::{Generate, GenerationConfig, Sampling, ScoreChoices, Strategy, TokenId, derive_seed};
-use ruminate_rewards::{Ensemble, EnsembleConfig, Judgement};
+use ruminate_models::{
+    Generate, GenerationConfig, Sampling, ScoreChoices, Strategy, TokenId, by_length, derive_seed,
+};
+use ruminate_rewards::{Ensemble, EnsembleConfig, Judgement, first_token_scores};
 use serde::{Deserialize, Serialize};
 
-use super::{QuestionEncoder, by_length, most_choices};
+use super::{QuestionEncoder, most_choices};
 use crate::{Error, Observer, Result};
 
 /// Where statements come from.
@@ -244,41 +246,18 @@ fn score<P: ScoreChoices>(
     config: &EvaluationConfig,
     observer: &mut dyn Observer,
 ) -> Result<Vec<Scores>> {
-    // Samples often repeat each other; a prompt is scored once for all its occurrences.
-    let mut prompts: Vec<Vec<TokenId>> = vec![];
-    let mut labels: Vec<Vec<TokenId>> = vec![];
-    let mut known: BTreeMap<(usize, Vec<TokenId>), usize> = BTreeMap::new();
-    let mut wanted: Vec<Vec<usize>> = vec![];
-    for (i, (item, q)) in questions.iter().zip(encoded).enumerate() {
-        let first = |label: Vec<TokenId>| label.first().copied().unwrap_or(encoder.eos);
-        let letters: Vec<TokenId> = encoder.labels(&item.question.choices)?.into_iter().map(first).collect();
-        let with = statements[i].iter().map(|s| encoder.prompts.qka(q, &s.ids));
-        let mut slots = vec![];
-        for prompt in std::iter::once(encoder.prompts.qa(q)).chain(with) {
-            let slot = *known.entry((i, prompt)).or_insert_with_key(|(_, prompt)| {
-                prompts.push(prompt.clone());
-                labels.push(letters.clone());
-                prompts.len() - 1
-            });
-            slots.push(slot);
-        }
-        wanted.push(slots);
+    let mut asked = vec![];
+    for ((item, q), statements) in questions.iter().zip(encoded).zip(statements) {
+        let letters = encoder.first_tokens(&item.question.choices)?;
+        let with = statements.iter().map(|s| encoder.prompts.qka(q, &s.ids));
+        asked.extend(std::iter::once(encoder.prompts.qa(q)).chain(with).map(|prompt| (prompt, letters.clone())));
     }
-    let mut done = 0;
-    let scores = by_length(&prompts, config.batch_size, |batch| {
-        let rows: Vec<_> = batch.iter().map(|&i| prompts[i].clone()).collect();
-        let ids: Vec<_> = batch.iter().map(|&i| labels[i].clone()).collect();
-        let logits = tch::no_grad(|| policy.first_token_logits(&rows, &ids))?;
-        done += batch.len();
-        observer.progress("answering", done as u64, prompts.len() as u64).map_err(Error::Observer)?;
-        Ok(logits.into_iter().map(|row| row.into_iter().map(f64::from).collect::<Vec<f64>>()).collect())
-    })?;
-    let take = |slots: Vec<usize>| {
-        let mut rows = slots.into_iter().map(|slot| scores[slot].clone());
-        let bare = rows.next().unwrap_or_default();
-        (bare, rows.collect())
+    let progress = |done, total| observer.progress("answering", done, total).map_err(Error::Observer);
+    let mut scores = first_token_scores(policy, asked.into_iter(), config.batch_size, progress)?.into_iter();
+    let take = |statements: &Vec<Statement>| {
+        (scores.next().unwrap_or_default(), scores.by_ref().take(statements.len()).collect())
     };
-    Ok(wanted.into_iter().map(take).collect())
+    Ok(statements.iter().map(take).collect())
 }
 
 fn per_task(questions: &[Annotated], inference: &[InferenceItem]) -> Vec<TaskAccuracy> {

@@ -104,7 +104,7 @@ impl Checkpoints {
         let Some(state) = self.last_state()? else { return Ok(None) };
         let folder = self.folder(state.step);
         let device = algorithm.policy().device();
-        algorithm.policy().parameters().restore(&folder)?;
+        algorithm.policy().restore(&folder)?;
         let path = folder.join(TRAINER);
         let tensors = read_tensors(&path, Device::Cpu)?;
         adam.load_state(|name| tensors.get(name).map(Tensor::shallow_clone)).map_err(|e| {

@@ -9,7 +9,7 @@ use std::time::Instant;
 use ruminate_models::Policy;
 use ruminate_torch::optim::{Adam, AdamConfig, Decay, DecayOn, clip_grad_norm};
 use serde::{Deserialize, Serialize};
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use crate::{Error, Metrics, Observer, Result, Schedule, StepReport};
 
@@ -51,7 +51,7 @@ pub struct TrainerConfig {
     pub accumulate: usize,
     /// Steps between two records of the training losses.
     pub log_every: u64,
-    /// Steps between two validations, which also save; 0 leaves only the one at the end.
+    /// Steps between two validations, which also save; 0 validates where the algorithm begins a phase, and at the end.
     pub eval_every: u64,
     /// Steps between two checkpoints; 0 saves with each validation and at the end.
     pub save_every: u64,
@@ -165,11 +165,12 @@ pub trait Algorithm {
     /// The model, to switch its mode.
     fn policy_mut(&mut self) -> &mut dyn Policy;
 
-    /// The micro-batches of one optimizer step; a rollout phase belongs here.
+    /// The micro-batches of one optimizer update, about `accumulate` of them; `None` when step `step` has no more than
+    /// `update` updates. Most algorithms make one update a step; a rollout phase comes before the first (`update` 0).
     ///
     /// # Errors
     /// When data runs out or a rollout fails.
-    fn batches(&mut self, step: u64, accumulate: usize) -> Result<Vec<Self::Batch>>;
+    fn batches(&mut self, step: u64, update: usize, accumulate: usize) -> Result<Option<Vec<Self::Batch>>>;
 
     /// The parts of a micro-batch's loss.
     fn terms(&self, batch: &Self::Batch) -> Vec<Term>;
@@ -179,6 +180,26 @@ pub trait Algorithm {
     /// # Errors
     /// When the model fails.
     fn sums(&mut self, batch: &Self::Batch) -> Result<Sums>;
+
+    /// Name of the whole loss in the records.
+    fn loss_name(&self) -> &'static str {
+        "loss"
+    }
+
+    /// What there is to record besides the losses; called when a record is due, and tells of all steps since the last
+    /// one.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn metrics(&mut self) -> Result<Metrics> {
+        Ok(vec![])
+    }
+
+    /// Whether a phase begins with step `step`: with `eval_every = 0`, the policy is validated before it.
+    fn phase_begins(&self, step: u64) -> bool {
+        let _ = step;
+        false
+    }
 
     /// Validates the model before step `step`.
     ///
@@ -270,7 +291,7 @@ impl Trainer {
         let mut log = Log::default();
         while state.step < config.steps {
             let step = state.step;
-            if config.validates_at(step) {
+            if config.validates_at(step) || (config.eval_every == 0 && algorithm.phase_begins(step)) {
                 log.check(step)?;
                 self.validate(algorithm, &mut state, &adam, observer)?;
             } else if due(config.save_every, step) && step > 0 {
@@ -282,7 +303,11 @@ impl Trainer {
             log.tokens = self.update(algorithm, &mut adam, lr, step, &mut log)?;
             state.step += 1;
             let last = state.step == config.steps;
-            let metrics = if last || step % config.log_every == 0 { log.take(step, lr)? } else { vec![] };
+            let mut metrics = vec![];
+            if last || step % config.log_every == 0 {
+                metrics = log.take(step, lr, algorithm.loss_name())?;
+                metrics.extend(algorithm.metrics()?);
+            }
             observer
                 .step(&StepReport {
                     step,
@@ -303,7 +328,7 @@ impl Trainer {
         self.fitted(&state, Ending::Finished)
     }
 
-    /// One optimizer step; returns the tokens that went through the model.
+    /// The optimizer updates of one step; returns the tokens that went through the model.
     fn update<A: Algorithm>(
         &self,
         algorithm: &mut A,
@@ -312,22 +337,37 @@ impl Trainer {
         step: u64,
         log: &mut Log,
     ) -> Result<u64> {
-        let batches = algorithm.batches(step, self.config.accumulate)?;
+        let device = algorithm.policy().device();
+        let max_norm =
+            if self.config.max_grad_norm > 0.0 { self.config.max_grad_norm } else { f64::INFINITY };
+        let (mut tokens, mut update) = (0, 0);
+        loop {
+            let mut prepare = || algorithm.batches(step, update, self.config.accumulate);
+            let Some(batches) = self.precisely(device, &mut prepare)? else { break };
+            algorithm.policy_mut().set_training(true);
+            adam.zero_grad()?;
+            log.begin_update();
+            tokens += self.backward(algorithm, &batches, log)?;
+            log.add("grad_norm", &clip_grad_norm(adam.parameters(), max_norm)?)?;
+            adam.step(lr)?;
+            algorithm.policy_mut().set_training(false);
+            update += 1;
+        }
+        log.end_step()?;
+        Ok(tokens)
+    }
+
+    /// Adds the gradients of the micro-batches of one update; returns the tokens that went through the model.
+    fn backward<A: Algorithm>(&self, algorithm: &mut A, batches: &[A::Batch], log: &mut Log) -> Result<u64> {
+        let (device, name) = (algorithm.policy().device(), algorithm.loss_name());
         let mut counts = BTreeMap::new();
         for term in batches.iter().flat_map(|batch| algorithm.terms(batch)) {
             *counts.entry(term.name).or_insert(0) += term.count;
         }
-        algorithm.policy_mut().set_training(true);
-        let device = algorithm.policy().device();
-        adam.zero_grad()?;
         let mut tokens = 0;
-        for batch in &batches {
+        for batch in batches {
             let terms = algorithm.terms(batch);
-            let mut forward = || algorithm.sums(batch);
-            let sums = match self.config.precision {
-                Precision::F32 => forward()?,
-                Precision::Bf16 => ruminate_torch::autocast(device, forward)??,
-            };
+            let sums = self.precisely(device, &mut || algorithm.sums(batch))?;
             tokens += sums.tokens;
             let mut loss: Option<Tensor> = None;
             for (term, sum) in terms.iter().zip(&sums.sums) {
@@ -341,16 +381,18 @@ impl Trainer {
             }
             if let Some(loss) = loss {
                 loss.f_backward()?;
-                log.add(TOTAL, &loss.f_detach()?)?;
+                log.add(name, &loss.f_detach()?)?;
             }
         }
-        let max_norm =
-            if self.config.max_grad_norm > 0.0 { self.config.max_grad_norm } else { f64::INFINITY };
-        log.add("grad_norm", &clip_grad_norm(adam.parameters(), max_norm)?)?;
-        log.end_step();
-        adam.step(lr)?;
-        algorithm.policy_mut().set_training(false);
         Ok(tokens)
+    }
+
+    /// Runs the model in the precision of the configuration.
+    fn precisely<T>(&self, device: Device, work: &mut dyn FnMut() -> Result<T>) -> Result<T> {
+        match self.config.precision {
+            Precision::F32 => work(),
+            Precision::Bf16 => ruminate_torch::autocast(device, work)?,
+        }
     }
 
     /// Saves, validates, and marks the checkpoint as the best if it is.
@@ -396,9 +438,6 @@ impl Trainer {
     }
 }
 
-/// Name of the whole loss of a step.
-const TOTAL: &str = "loss";
-
 /// Losses since the last record. They stay on the device until they are recorded, so that steps in between do not
 /// wait for it.
 #[derive(Default)]
@@ -406,36 +445,34 @@ struct Log {
     sums: BTreeMap<&'static str, Tensor>,
     /// Steps in which each name occurred; losses of alternating objectives occur in some.
     steps: BTreeMap<&'static str, u64>,
-    seen: Vec<&'static str>,
+    /// Of the current step's last update.
+    update: BTreeMap<&'static str, Tensor>,
     tokens: u64,
 }
 
 impl Log {
-    /// Adds a micro-batch's share of a step's value.
-    fn add(&mut self, name: &'static str, value: &Tensor) -> Result<()> {
-        let sum = match self.sums.get(name) {
-            Some(sum) => sum.f_add(value)?,
-            None => value.shallow_clone(),
-        };
-        self.sums.insert(name, sum);
-        if !self.seen.contains(&name) {
-            self.seen.push(name);
-        }
-        Ok(())
+    /// A step is recorded by its last update.
+    fn begin_update(&mut self) {
+        self.update.clear();
     }
 
-    fn end_step(&mut self) {
-        for name in self.seen.drain(..) {
+    /// Adds a micro-batch's share of an update's value.
+    fn add(&mut self, name: &'static str, value: &Tensor) -> Result<()> {
+        add(&mut self.update, name, value)
+    }
+
+    fn end_step(&mut self) -> Result<()> {
+        for (name, value) in std::mem::take(&mut self.update) {
+            add(&mut self.sums, name, &value)?;
             *self.steps.entry(name).or_insert(0) += 1;
         }
+        Ok(())
     }
 
     /// Means over the steps since the last record. All are finite.
     fn means(&self, step: u64) -> Result<Metrics> {
         let mut metrics = vec![];
-        // The total comes first, where a progress line shows it.
-        let total = self.sums.get_key_value(TOTAL);
-        for (name, sum) in total.into_iter().chain(self.sums.iter().filter(|(name, _)| **name != TOTAL)) {
+        for (name, sum) in &self.sums {
             let value = sum.f_double_value(&[])? / self.steps.get(name).copied().unwrap_or(1) as f64;
             if !value.is_finite() {
                 return Err(Error::NotFinite { name: (*name).into(), value, step });
@@ -450,12 +487,23 @@ impl Log {
         self.means(step).map(drop)
     }
 
-    /// The means and the rate, for the record; what follows is counted from here.
-    fn take(&mut self, step: u64, lr: f64) -> Result<Metrics> {
+    /// The means and the rate, for the record; what follows is counted from here. The whole loss comes first, where a
+    /// progress line shows it.
+    fn take(&mut self, step: u64, lr: f64, loss_name: &str) -> Result<Metrics> {
         let mut metrics = self.means(step)?;
+        metrics.sort_by_key(|(name, _)| name.strip_prefix("train/") != Some(loss_name));
         metrics.push(("train/lr".into(), lr));
         self.sums.clear();
         self.steps.clear();
         Ok(metrics)
     }
+}
+
+fn add(sums: &mut BTreeMap<&'static str, Tensor>, name: &'static str, value: &Tensor) -> Result<()> {
+    let sum = match sums.get(name) {
+        Some(sum) => sum.f_add(value)?,
+        None => value.shallow_clone(),
+    };
+    sums.insert(name, sum);
+    Ok(())
 }

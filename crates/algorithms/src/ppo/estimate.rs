@@ -1,0 +1,266 @@
+//! Token rewards, whitening and generalised advantage estimation (arXiv 1506.02438), in plain numbers: a rollout has
+//! few of them, and all that follows takes them as constants.
+//!
+//! [`Compat`] decides between the arithmetic of Crystal's published code and the textbook's. Everything in which the
+//! two differ is in [`spread`], [`hide_padding`] and [`last_token`].
+
+use ruminate_datasets::Compat;
+
+use crate::{Error, Result};
+
+/// One number per token, `[batch][time]`; all rows have the same width.
+pub type Grid = Vec<Vec<f64>>;
+
+/// Which tokens of a rollout are real, `[batch][time]`.
+pub type Mask = Vec<Vec<bool>>;
+
+/// Sums over real tokens, from which mean and variance follow. Those of several processes are added.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Moments {
+    /// Real tokens.
+    pub count: f64,
+    /// Their sum.
+    pub sum: f64,
+    /// The sum of their squares.
+    pub squares: f64,
+}
+
+impl Moments {
+    /// Of the real tokens of a grid.
+    #[must_use]
+    pub fn of(values: &Grid, mask: &Mask) -> Self {
+        let mut moments = Self::default();
+        for (row, mask) in values.iter().zip(mask) {
+            for (&x, _) in row.iter().zip(mask).filter(|&(_, &real)| real) {
+                moments.count += 1.0;
+                moments.sum += x;
+                moments.squares += x * x;
+            }
+        }
+        moments
+    }
+
+    /// Mean; NaN without tokens.
+    #[must_use]
+    pub fn mean(self) -> f64 {
+        self.sum / self.count
+    }
+
+    /// Population variance. Rounding does not make it negative.
+    #[must_use]
+    pub fn variance(self) -> f64 {
+        (self.squares / self.count - self.mean().powi(2)).max(0.0)
+    }
+}
+
+impl std::ops::Add for Moments {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            count: self.count + other.count,
+            sum: self.sum + other.sum,
+            squares: self.squares + other.squares,
+        }
+    }
+}
+
+/// What whitening divides by.
+///
+/// # Reference behaviour
+/// The published code divides by the root of the standard deviation.
+fn spread(compat: Compat, moments: Moments) -> f64 {
+    match compat {
+        Compat::Reference => (moments.variance().sqrt() + 1e-8).sqrt(),
+        Compat::Corrected => (moments.variance() + 1e-8).sqrt(),
+    }
+}
+
+/// Sets padding to 0.
+///
+/// # Reference behaviour
+/// The published code leaves whatever whitening made of it, which leaks into the advantages of short rows.
+fn hide_padding(compat: Compat, mut values: Grid, mask: &Mask) -> Grid {
+    if compat == Compat::Corrected {
+        for (row, mask) in values.iter_mut().zip(mask) {
+            row.iter_mut().zip(mask).filter(|&(_, &real)| !real).for_each(|(x, _)| *x = 0.0);
+        }
+    }
+    values
+}
+
+/// Where the reward of a whole response counts.
+///
+/// # Reference behaviour
+/// The published code counts the real tokens, which is another place when there is padding among them.
+fn last_token(compat: Compat, mask: &[bool]) -> Option<usize> {
+    match compat {
+        Compat::Reference => mask.iter().filter(|&&real| real).count().checked_sub(1),
+        Compat::Corrected => mask.iter().rposition(|&real| real),
+    }
+}
+
+/// `(x - mean) / spread` with the moments of all processes; with `keep_mean`, the mean is added back.
+#[must_use]
+pub fn whiten(compat: Compat, values: &Grid, mask: &Mask, moments: Moments, keep_mean: bool) -> Grid {
+    let (mean, spread) = (moments.mean(), spread(compat, moments));
+    let shift = if keep_mean { mean } else { 0.0 };
+    let whitened = values.iter().map(|row| row.iter().map(|x| (x - mean) / spread + shift).collect());
+    hide_padding(compat, whitened.collect(), mask)
+}
+
+/// `-kl_coef * kl` at every real token, and each response's reward at its end.
+///
+/// # Errors
+/// When a response has no token.
+pub fn token_rewards(compat: Compat, kl: &Grid, rewards: &[f64], mask: &Mask, kl_coef: f64) -> Result<Grid> {
+    let rows = kl.iter().zip(mask).zip(rewards).enumerate();
+    rows.map(|(i, ((kl, mask), reward))| {
+        let token = |(&kl, &real): (&f64, &bool)| if real { -kl_coef * kl } else { 0.0 };
+        let mut row: Vec<f64> = kl.iter().zip(mask).map(token).collect();
+        let end = last_token(compat, mask).ok_or_else(|| {
+            Error::config("rollout", format!("response {i} has no token that a reward could be given for"))
+        })?;
+        row[end] += reward;
+        Ok(row)
+    })
+    .collect()
+}
+
+/// Advantages `A_t = delta_t + gamma * lambda * A_{t+1}` with `delta_t = r_t + gamma * V_{t+1} - V_t`, over as many
+/// positions as the longest response has tokens, 0 behind.
+#[must_use]
+pub fn advantages(rewards: &Grid, values: &Grid, mask: &Mask, gamma: f64, lambda: f64) -> Grid {
+    let length = mask.iter().map(|row| row.iter().filter(|&&real| real).count()).max().unwrap_or(0);
+    let row = |(rewards, values): (&Vec<f64>, &Vec<f64>)| {
+        let mut row = vec![0.0; rewards.len()];
+        let (mut next_value, mut next) = (0.0, 0.0);
+        for t in (0..length).rev() {
+            let delta = rewards[t] + gamma * next_value - values[t];
+            next = delta + gamma * lambda * next;
+            next_value = values[t];
+            row[t] = next;
+        }
+        row
+    };
+    rewards.iter().zip(values).map(row).collect()
+}
+
+/// What the optimisation epochs need to know of a rollout.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Estimates {
+    /// Token rewards after whitening, or as they were.
+    pub rewards: Grid,
+    /// Advantages before whitening.
+    pub advantages: Grid,
+    /// Advantages plus old values: what the values are trained on.
+    pub returns: Grid,
+    /// Advantages with mean 0 and unit spread: what the policy is trained on.
+    pub whitened_advantages: Grid,
+}
+
+/// Settings of [`Estimates::new`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Estimation {
+    /// Whose arithmetic.
+    pub compat: Compat,
+    /// Whether token rewards are scaled to unit spread; they keep their mean.
+    pub whiten_rewards: bool,
+    /// Discount of later rewards.
+    pub gamma: f64,
+    /// Trade-off between bias (0) and variance (1).
+    pub lambda: f64,
+}
+
+impl Estimates {
+    /// From the token rewards and old values of a rollout; old values are 0 at padding. `reduce` adds the moments of all
+    /// processes.
+    ///
+    /// # Errors
+    /// Those of `reduce`.
+    pub fn new(
+        how: Estimation,
+        rewards: &Grid,
+        values: &Grid,
+        mask: &Mask,
+        mut reduce: impl FnMut(Moments) -> Result<Moments>,
+    ) -> Result<Self> {
+        let rewards = if how.whiten_rewards {
+            let moments = reduce(Moments::of(rewards, mask))?;
+            whiten(how.compat, rewards, mask, moments, true)
+        } else {
+            rewards.clone()
+        };
+        let advantages = advantages(&rewards, values, mask, how.gamma, how.lambda);
+        let moments = reduce(Moments::of(&advantages, mask))?;
+        let whitened_advantages = whiten(how.compat, &advantages, mask, moments, false);
+        let add = |(a, v): (&Vec<f64>, &Vec<f64>)| a.iter().zip(v).map(|(a, v)| a + v).collect();
+        let returns = advantages.iter().zip(values).map(add).collect();
+        Ok(Self { rewards, advantages, returns, whitened_advantages })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOW: Estimation =
+        Estimation { compat: Compat::Corrected, whiten_rewards: true, gamma: 0.9, lambda: 0.8 };
+
+    fn estimate(how: Estimation, rewards: &Grid, values: &Grid, mask: &Mask) -> Estimates {
+        Estimates::new(how, rewards, values, mask, Ok).unwrap()
+    }
+
+    #[test]
+    fn padding_is_invisible_in_corrected_mode() {
+        let (rewards, values) = (vec![vec![0.3, -1.0, 2.0], vec![0.5, 0.1, 0.0]], vec![
+            vec![0.2, 0.4, -0.3],
+            vec![1.0, -0.5, 0.0],
+        ]);
+        let mask = vec![vec![true; 3], vec![true, true, false]];
+        let wide = |grid: &Grid| grid.iter().map(|row| [&row[..], &[7.0, 7.0]].concat()).collect::<Grid>();
+        let wide_mask: Mask = mask.iter().map(|row| [&row[..], &[false, false]].concat()).collect();
+        let narrow = estimate(HOW, &rewards, &values, &mask);
+        // Values at padding are 0 by contract, rewards there must not matter.
+        let values: Grid = values.iter().map(|row| [&row[..], &[0.0, 0.0]].concat()).collect();
+        let padded = estimate(HOW, &wide(&rewards), &values, &wide_mask);
+        for (narrow, padded) in narrow.whitened_advantages.iter().zip(&padded.whitened_advantages) {
+            assert_eq!(narrow[..], padded[..3]);
+            assert_eq!(padded[3..], [0.0, 0.0]);
+        }
+        // The short row's end is the end of its recursion.
+        let row = advantages(&vec![vec![1.0]], &vec![vec![0.25]], &vec![vec![true]], 0.9, 0.8);
+        assert_eq!(row, [[0.75]]);
+    }
+
+    #[test]
+    fn padding_leaks_in_reference_mode_up_to_the_longest_row() {
+        let mask = vec![vec![true, true, false, false], vec![true, false, false, false]];
+        let (rewards, values) = (vec![vec![1.0, 2.0, 0.0, 0.0], vec![5.0, 0.0, 0.0, 0.0]], vec![vec![0.0; 4]; 2]);
+        let how = Estimation { compat: Compat::Reference, gamma: 1.0, lambda: 1.0, ..HOW };
+        let estimates = estimate(how, &rewards, &values, &mask);
+        assert!(estimates.advantages[1][1] != 0.0);
+        assert_eq!(estimates.advantages[1][2..], [0.0, 0.0]);
+    }
+
+    #[test]
+    fn rewards_go_to_the_end_of_a_response() {
+        let kl = vec![vec![0.5, 1.0, 9.0]];
+        let holes = vec![vec![true, false, true]];
+        let rewards = |compat, mask: &Mask| token_rewards(compat, &kl, &[2.0], mask, 0.1);
+        assert_eq!(rewards(Compat::Corrected, &holes).unwrap(), [[-0.05, 0.0, -0.9 + 2.0]]);
+        assert_eq!(rewards(Compat::Reference, &holes).unwrap(), [[-0.05, 2.0, -0.9]]);
+        let error = rewards(Compat::Reference, &vec![vec![false; 3]]).unwrap_err().to_string();
+        assert!(error.contains("response 0 has no token"), "{error}");
+    }
+
+    #[test]
+    fn equal_values_are_whitened_without_dividing_by_nothing() {
+        let (values, mask) = (vec![vec![3.0, 3.0]], vec![vec![true, true]]);
+        for compat in [Compat::Reference, Compat::Corrected] {
+            let moments = Moments::of(&values, &mask);
+            assert_eq!(whiten(compat, &values, &mask, moments, true), [[3.0, 3.0]]);
+            assert_eq!(whiten(compat, &values, &mask, moments, false), [[0.0, 0.0]]);
+        }
+    }
+}

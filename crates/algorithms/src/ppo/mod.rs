@@ -1,0 +1,530 @@
+//! Proximal policy optimisation (arXiv 1707.06347) of a language model, with a value estimate, a penalty for leaving a
+//! frozen reference policy, and supervised steps in between where a method has them.
+//!
+//! [`Ppo`] is an [`Algorithm`]: give it a policy, prompts and any [`Reward`], and run it with the
+//! [`Trainer`](crate::Trainer). The arithmetic is in the pure functions of this module: [`token_rewards`],
+//! [`Estimates`], [`policy_loss`], [`value_loss`].
+
+mod config;
+mod estimate;
+mod kl;
+mod loss;
+mod records;
+mod rollout;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use ruminate_datasets::{Cursor, Order, Shard, TrainBatches};
+use ruminate_models::{ActorCritic, Generate, Policy, Tokenizer, Want, derive_seed};
+use ruminate_rewards::{Normalization, Reward, Rewarded, Sample, Statistics, check_rewards};
+use serde::{Deserialize, Serialize};
+use tch::Kind;
+
+use crate::sft::{objective_sums, objective_terms};
+use crate::trainer::{Algorithm, Evaluation, Sums, Term};
+use crate::{Error, Metrics, Objective, Observer, Result};
+
+pub use config::{Phase, PpoConfig, RolloutConfig};
+pub use estimate::{Estimates, Estimation, Grid, Mask, Moments, advantages, token_rewards, whiten};
+pub use kl::KlPenalty;
+pub use loss::{Drift, drift, policy_loss, value_loss};
+pub use rollout::Prompt;
+use records::{Records, Rolled};
+use rollout::{Response, Rollout, Scored, example, mask, respond};
+
+/// Prompts of a run.
+#[derive(Debug, Clone)]
+pub struct PpoData<Q> {
+    /// What reinforced steps draw responses for. Shuffled once; every epoch has the same order, and its incomplete last
+    /// batch is dropped.
+    pub train: Vec<Prompt<Q>>,
+    /// What supervised steps draw responses for; `None` goes on in `train`.
+    pub supervised: Option<Vec<Prompt<Q>>>,
+    /// What validation draws responses for, greedily.
+    pub held_out: Vec<Prompt<Q>>,
+}
+
+/// What supervised steps train on, given the policy's own responses.
+pub trait Supervision<Q> {
+    /// The objectives of a batch.
+    ///
+    /// # Errors
+    /// When an example cannot be made.
+    fn objectives(&self, samples: &[Sample<'_, Q>]) -> Result<Vec<Objective>>;
+}
+
+/// PPO of a policy `P` on prompts about `Q` with the reward `R`. See the [module](self).
+pub struct Ppo<P, Q, R> {
+    config: PpoConfig,
+    model: ActorCritic<P>,
+    reference: P,
+    tokenizer: Tokenizer,
+    reward: R,
+    normalization: Normalization,
+    supervision: Option<Box<dyn Supervision<Q>>>,
+    data: PpoData<Q>,
+    batches: TrainBatches,
+    /// Where supervised steps have prompts of their own.
+    supervised_batches: Option<TrainBatches>,
+    kl_coef: f64,
+    rollout: Option<Rollout>,
+    /// Drift of the update that was made last.
+    drift: Vec<Drift>,
+    drift_tokens: u64,
+    records: Records,
+}
+
+impl<P, Q, R> std::fmt::Debug for Ppo<P, Q, R> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ppo").field("config", &self.config).field("kl_coef", &self.kl_coef).finish_non_exhaustive()
+    }
+}
+
+/// A micro-batch.
+#[derive(Debug)]
+pub enum Batch {
+    /// Rows of the current rollout, and how many tokens they have.
+    Reinforced {
+        /// Indices of the responses.
+        rows: Vec<usize>,
+        /// Their real tokens.
+        tokens: u64,
+        /// Whether the policy is trained, or the value only.
+        policy: bool,
+    },
+    /// Examples of a supervised step.
+    Supervised(Vec<Objective>),
+}
+
+impl<P, Q, R> Ppo<P, Q, R>
+where
+    P: Policy + Generate,
+    R: Reward<P, Q>,
+{
+    /// Joins the parts. `reference` is the policy that is not to be left, usually a copy of the first one.
+    ///
+    /// # Errors
+    /// When a setting is wrong, or there are fewer prompts than a batch needs.
+    pub fn new(
+        config: PpoConfig,
+        model: ActorCritic<P>,
+        reference: P,
+        tokenizer: Tokenizer,
+        reward: R,
+        data: PpoData<Q>,
+    ) -> Result<Self> {
+        config.validate()?;
+        let batches = |prompts: &[Prompt<Q>]| {
+            let order = Order::shuffled(prompts.len(), config.seed);
+            TrainBatches::new(order, config.batch_size, Shard::SINGLE)
+        };
+        let supervised_batches = data.supervised.as_deref().map(batches).transpose()?;
+        if data.held_out.is_empty() {
+            return Err(Error::config("data", "there is no prompt to validate with"));
+        }
+        Ok(Self {
+            batches: batches(&data.train)?,
+            supervised_batches,
+            kl_coef: config.kl.initial(),
+            normalization: Normalization::default(),
+            supervision: None,
+            rollout: None,
+            drift: vec![],
+            drift_tokens: 0,
+            records: Records::default(),
+            config,
+            model,
+            reference,
+            tokenizer,
+            reward,
+            data,
+        })
+    }
+
+    /// What the steps outside `rl_steps` train on.
+    #[must_use]
+    pub fn supervised_by(mut self, supervision: impl Supervision<Q> + 'static) -> Self {
+        self.supervision = Some(Box::new(supervision));
+        self
+    }
+
+    /// Rewards are scaled so before they are used; validation shows them as they are.
+    #[must_use]
+    pub fn normalized_by(mut self, normalization: Normalization) -> Self {
+        self.normalization = normalization;
+        self
+    }
+
+    /// The policy as it is now.
+    pub fn policy(&self) -> &P {
+        self.model.actor()
+    }
+
+    /// Gives the policy back.
+    pub fn into_policy(self) -> P {
+        self.model.into_actor()
+    }
+
+    /// Rewards of one sampled response to each training prompt, or to those of the first `max_batches` batches: the
+    /// scale that gives them mean 0 and spread 1, and their statistics by task. Nothing is trained.
+    ///
+    /// # Errors
+    /// When the model or the reward fails, or the rewards have no spread.
+    pub fn measure_rewards(
+        &self,
+        max_batches: Option<usize>,
+        observer: &mut dyn Observer,
+    ) -> Result<(Normalization, BTreeMap<String, Statistics>)> {
+        let count = max_batches.map_or(usize::MAX, |n| n.saturating_mul(self.config.batch_size));
+        let prompts: Vec<&Prompt<Q>> = self.data.train.iter().take(count).collect();
+        // A step that never comes, so that no rollout has these seeds.
+        let responses = self.respond(&prompts, false, u64::MAX, Some((observer, "measuring rewards")))?;
+        let rewards = self.judge(&prompts, &responses)?;
+        let values: Vec<f64> = rewards.iter().map(|r| f64::from(r.value)).collect();
+        let by_task =
+            Statistics::by_task(prompts.iter().map(|p| p.task.as_str()).zip(values.iter().copied()));
+        Ok((Normalization::fit(&values)?, by_task))
+    }
+
+    fn respond(
+        &self,
+        prompts: &[&Prompt<Q>],
+        greedy: bool,
+        step: u64,
+        mut shown: Option<(&mut dyn Observer, &str)>,
+    ) -> Result<Vec<Response>> {
+        let rollout = &self.config.rollout;
+        let generation = rollout.generation(self.model.pad_token_id(), greedy);
+        let seed = derive_seed(self.config.seed, &[step]);
+        let total = prompts.len() as u64;
+        let progress = |done| match &mut shown {
+            Some((observer, phase)) => observer.progress(phase, done, total).map_err(Error::Observer),
+            None => Ok(()),
+        };
+        let actor = self.model.actor();
+        respond(actor, &self.tokenizer, prompts, &generation, rollout.batch_size, seed, progress)
+    }
+
+    fn judge(&self, prompts: &[&Prompt<Q>], responses: &[Response]) -> Result<Vec<Rewarded>> {
+        let samples: Vec<_> = responses.iter().zip(prompts).map(|(r, p)| r.sample(p)).collect();
+        let rewards = tch::no_grad(|| self.reward.rewards(self.model.actor(), &samples))?;
+        check_rewards(&samples, &rewards)?;
+        Ok(rewards)
+    }
+
+    /// Draws responses, judges them, and estimates what each of their tokens has brought.
+    fn roll_out(&mut self, step: u64) -> Result<()> {
+        let rows = self.batches.next().unwrap_or_default();
+        let prompts: Vec<&Prompt<Q>> = rows.iter().map(|&i| &self.data.train[i]).collect();
+        let responses = self.respond(&prompts, false, step, None)?;
+        let rewards = self.judge(&prompts, &responses)?;
+        let pad = self.model.pad_token_id();
+        let mut judged: Vec<_> = prompts
+            .iter()
+            .zip(&responses)
+            .zip(&rewards)
+            .map(|((prompt, response), reward)| (example(prompt, response, pad), reward))
+            .collect();
+        if self.config.compat == ruminate_datasets::Compat::Corrected {
+            judged.retain(|(example, _)| example.target.iter().any(|&id| id != ruminate_models::IGNORED));
+        }
+        let raw: Vec<f64> = judged.iter().map(|(_, reward)| f64::from(reward.value)).collect();
+        let normalized: Vec<f64> = raw.iter().map(|&reward| self.normalization.apply(reward)).collect();
+        let examples: Vec<_> = judged.iter().map(|(example, _)| example.clone()).collect();
+        let size = self.config.rollout.batch_size;
+        let scored = Scored::of_actor(&self.model, &examples, size)?;
+        let reference = Scored::log_probs(&self.reference, &examples, size)?;
+        let mask = mask(&examples);
+        let kl: Grid = scored
+            .log_probs
+            .iter()
+            .zip(&reference)
+            .map(|(old, reference)| old.iter().zip(reference).map(|(old, reference)| old - reference).collect())
+            .collect();
+        let penalized = token_rewards(self.config.compat, &kl, &normalized, &mask, self.kl_coef)?;
+        let estimates =
+            Estimates::new(self.config.estimation(), &penalized, &scored.values, &mask, Ok)?;
+        self.records.rewarded(&rewards);
+        self.records.rolled_out(&Rolled {
+            raw: &raw,
+            normalized: &normalized,
+            kl: &kl,
+            penalized: &penalized,
+            scored: &scored,
+            returns: &estimates.returns,
+            mask: &mask,
+            kl_coef: self.kl_coef,
+        });
+        self.kl_coef = self.config.kl.next(self.kl_coef, mean(row_sums(&kl)), examples.len());
+        self.rollout = Some(Rollout::new(examples, &scored, &estimates, self.model.device())?);
+        Ok(())
+    }
+
+    /// The micro-batches of the `update`-th update on the current rollout.
+    fn reinforced(&self, step: u64, update: usize, accumulate: usize) -> Option<Vec<Batch>> {
+        let rollout = self.rollout.as_ref()?;
+        let rows = rollout.examples.len();
+        let size = if self.config.mini_batch_size == 0 { rows } else { self.config.mini_batch_size }.min(rows);
+        let per_epoch = rows.div_ceil(size.max(1));
+        if rows == 0 || update >= self.config.epochs * per_epoch {
+            return None;
+        }
+        let (epoch, part) = (update / per_epoch, update % per_epoch);
+        let order = match per_epoch {
+            1 => (0..rows).collect(),
+            _ => Order::shuffled(rows, derive_seed(self.config.seed, &[step, epoch as u64])).indices(0),
+        };
+        let chosen: Vec<usize> = order.into_iter().skip(part * size).take(size).collect();
+        let tokens = |rows: &[usize]| {
+            let real = |&row: &usize| rollout.examples[row].target.iter().filter(|&&id| id != ruminate_models::IGNORED);
+            rows.iter().map(|row| real(row).count() as u64).sum()
+        };
+        let policy = step >= self.config.value_warmup_steps;
+        let micro = chosen.len().div_ceil(accumulate.max(1));
+        let batch = |rows: &[usize]| Batch::Reinforced { rows: rows.to_vec(), tokens: tokens(rows), policy };
+        Some(chosen.chunks(micro).map(batch).collect())
+    }
+
+    /// The micro-batches of a supervised step.
+    fn supervised(&mut self, step: u64, accumulate: usize) -> Result<Vec<Batch>> {
+        let supervision = self.supervision.as_ref().ok_or_else(|| {
+            Error::config("rl_steps", "is less than cycle_steps, but nothing is there for the other steps to train on")
+        })?;
+        let own = self.data.supervised.as_ref();
+        let rows = self.supervised_batches.as_mut().unwrap_or(&mut self.batches).next().unwrap_or_default();
+        let prompts: Vec<&Prompt<Q>> = rows.iter().map(|&i| &own.unwrap_or(&self.data.train)[i]).collect();
+        let responses = self.respond(&prompts, false, step, None)?;
+        let samples: Vec<_> = responses.iter().zip(&prompts).map(|(r, p)| r.sample(p)).collect();
+        let micro = samples.len().div_ceil(accumulate.max(1)).max(1);
+        let batches = samples
+            .chunks(micro)
+            .map(|samples| Ok(Batch::Supervised(supervision.objectives(samples)?)))
+            .collect::<Result<_>>()?;
+        if self.config.judge_supervised {
+            let rewards = self.judge(&prompts, &responses)?;
+            self.records.rewarded(&rewards);
+        }
+        Ok(batches)
+    }
+
+    /// Whether the policy has moved further from the old one than it may.
+    fn too_far(&self) -> Result<bool> {
+        if self.config.target_kl == 0.0 || self.drift.is_empty() {
+            return Ok(false);
+        }
+        let mut kl = 0.0;
+        for drift in &self.drift {
+            kl += drift.kl.f_double_value(&[])?;
+        }
+        Ok(kl / self.drift_tokens.max(1) as f64 > self.config.target_kl)
+    }
+}
+
+/// Names of the losses in the records.
+const POLICY: &str = "loss/policy";
+const VALUE: &str = "loss/value";
+const ENTROPY: &str = "loss/entropy";
+
+impl<P, Q, R> Algorithm for Ppo<P, Q, R>
+where
+    P: Policy + Generate,
+    R: Reward<P, Q>,
+{
+    type Batch = Batch;
+
+    fn policy(&self) -> &dyn Policy {
+        &self.model
+    }
+
+    fn policy_mut(&mut self) -> &mut dyn Policy {
+        &mut self.model
+    }
+
+    fn loss_name(&self) -> &'static str {
+        "loss/total"
+    }
+
+    fn phase_begins(&self, step: u64) -> bool {
+        self.config.phase_begins(step)
+    }
+
+    fn batches(&mut self, step: u64, update: usize, accumulate: usize) -> Result<Option<Vec<Batch>>> {
+        match (self.config.phase(step), update) {
+            (Phase::Supervised, 0) => return self.supervised(step, accumulate).map(Some),
+            (Phase::Supervised, _) => return Ok(None),
+            (Phase::Reinforced, 0) => self.roll_out(step)?,
+            (Phase::Reinforced, _) => {
+                if self.too_far()? {
+                    self.records.add("early_stops", 1.0);
+                    return Ok(None);
+                }
+            }
+        }
+        self.drift.clear();
+        self.drift_tokens = 0;
+        Ok(self.reinforced(step, update, accumulate))
+    }
+
+    fn terms(&self, batch: &Batch) -> Vec<Term> {
+        match batch {
+            Batch::Supervised(objectives) => objective_terms(objectives),
+            Batch::Reinforced { tokens, policy, .. } => {
+                let term = |name, weight| Term { name, weight, count: *tokens };
+                let mut terms = vec![term(VALUE, self.config.value_coef)];
+                if *policy {
+                    terms.insert(0, term(POLICY, self.config.policy_coef));
+                    if self.config.entropy_coef > 0.0 {
+                        terms.push(term(ENTROPY, -self.config.entropy_coef));
+                    }
+                }
+                terms
+            }
+        }
+    }
+
+    fn sums(&mut self, batch: &Batch) -> Result<Sums> {
+        let (rows, policy) = match batch {
+            Batch::Supervised(objectives) => return objective_sums(self.model.actor(), objectives),
+            Batch::Reinforced { rows, policy, .. } => (rows, *policy),
+        };
+        let rollout = self.rollout.as_ref().ok_or_else(|| Error::config("rollout", "there is none"))?;
+        let examples: Vec<_> = rows.iter().map(|&row| rollout.examples[row].clone()).collect();
+        let entropy = policy && self.config.entropy_coef > 0.0;
+        let (scores, values) = self.model.score_with_values(&examples, Want { entropy, ..Want::default() })?;
+        let mask = &scores.labels.mask;
+        let old = rollout.targets(rows, mask.size()[1])?;
+        let range = self.config.clip_range;
+        let value = value_loss(&values, &old.old_values, &old.returns, mask, self.config.value_clip_range)?;
+        let mut sums = vec![value];
+        if policy {
+            let loss = policy_loss(&scores.log_probs, &old.old_log_probs, &old.advantages, mask, range)?;
+            sums.insert(0, loss);
+            if let Some(entropy) = &scores.entropy {
+                sums.push(entropy.f_sum(None::<Kind>)?);
+            }
+        }
+        let moved = drift(&scores.log_probs, &old.old_log_probs, mask, range)?;
+        self.records.drifted(&moved, scores.labels.count)?;
+        self.drift.push(moved);
+        self.drift_tokens += scores.labels.count;
+        Ok(Sums { sums, tokens: scores.tokens })
+    }
+
+    fn metrics(&mut self) -> Result<Metrics> {
+        self.records.take()
+    }
+
+    /// Draws a greedy response to every held-out prompt. The reward and its parts are averaged over all prompts
+    /// (`weighted`) and over the averages of the tasks (`unweighted`), which also is the score.
+    fn evaluate(&mut self, step: u64, observer: &mut dyn Observer) -> Result<Evaluation> {
+        let prompts: Vec<&Prompt<Q>> = self.data.held_out.iter().collect();
+        let responses = self.respond(&prompts, true, step, Some((observer, "validation")))?;
+        let rewards = self.judge(&prompts, &responses)?;
+        let tasks: Vec<&str> = prompts.iter().map(|prompt| prompt.task.as_str()).collect();
+        let evaluation = summarize(&self.config.best_by, &tasks, &rewards)?;
+        // The first prompt of every batch, as the reference shows them.
+        let shown = (0..prompts.len()).step_by(self.config.rollout.batch_size);
+        let samples: Vec<_> = shown
+            .map(|i| {
+                let mut sample = serde_json::json!({
+                    "step": step, "task": tasks[i], "prompt": prompts[i].text,
+                    "response": responses[i].text, "reward": rewards[i].value,
+                });
+                rewards[i].parts.iter().for_each(|(name, value)| sample[*name] = (*value).into());
+                sample
+            })
+            .collect();
+        observer.samples(step, &samples).map_err(Error::Observer)?;
+        Ok(evaluation)
+    }
+
+    fn state(&self) -> serde_json::Value {
+        let state = State {
+            cursor: self.batches.cursor(),
+            supervised_cursor: self.supervised_batches.as_ref().map(TrainBatches::cursor),
+            prompts: self.data.train.len(),
+            kl_coef: self.kl_coef,
+            normalization: self.normalization,
+        };
+        serde_json::json!(state)
+    }
+
+    fn load_state(&mut self, state: serde_json::Value) -> Result<()> {
+        let state: State = serde_json::from_value(state)
+            .map_err(|e| Error::config("checkpoint", format!("its data position cannot be read: {e}")))?;
+        if state.prompts != self.data.train.len() {
+            let (then, now) = (state.prompts, self.data.train.len());
+            return Err(Error::config("checkpoint", format!("it was trained on {then} prompts, but there are {now} now")));
+        }
+        self.batches.resume(state.cursor)?;
+        if let (Some(batches), Some(cursor)) = (&mut self.supervised_batches, state.supervised_cursor) {
+            batches.resume(cursor)?;
+        }
+        self.kl_coef = state.kl_coef;
+        self.normalization = state.normalization;
+        Ok(())
+    }
+
+    fn save_extras(&self, folder: &Path) -> Result<()> {
+        Ok(self.tokenizer.save(folder)?)
+    }
+}
+
+/// What survives a restart besides the parameters.
+#[derive(Serialize, Deserialize)]
+struct State {
+    cursor: Cursor,
+    supervised_cursor: Option<Cursor>,
+    prompts: usize,
+    kl_coef: f64,
+    normalization: Normalization,
+}
+
+/// Averages of rewards and their parts over prompts and over tasks. The main part, `main` or else the reward, is
+/// also shown by task and gives the score; parts whose names begin with its name share its prefix in the records.
+///
+/// # Errors
+/// When there is no reward, or none has the main part.
+pub fn summarize(main: &str, tasks: &[&str], rewards: &[Rewarded]) -> Result<Evaluation> {
+    let part = |r: &Rewarded, name: &str| match name {
+        "reward" => Some(f64::from(r.value)),
+        _ => r.parts.iter().find(|(n, _)| *n == name).map(|(_, value)| f64::from(*value)),
+    };
+    let main = if main.is_empty() { "reward" } else { main };
+    let mut names = vec!["reward"];
+    names.extend(rewards.iter().take(1).flat_map(|r| r.parts.iter().map(|(name, _)| *name)));
+    if !names.contains(&main) {
+        let reason = format!("is `{main}`, but the reward's parts are {names:?}");
+        return Err(Error::config("best_by", reason));
+    }
+    let (mut metrics, mut score): (Metrics, f64) = (vec![], f64::NAN);
+    for name in names {
+        let values: Vec<f64> = rewards.iter().filter_map(|r| part(r, name)).collect();
+        let by_task = Statistics::by_task(tasks.iter().copied().zip(values.iter().copied()));
+        let unweighted = mean(by_task.values().map(|task| task.mean));
+        let (stem, rest) = match name.strip_prefix(main) {
+            Some(rest) => (main, rest),
+            None => (name, ""),
+        };
+        if name == main {
+            score = unweighted;
+            metrics.push((format!("eval/{main}_weighted"), mean(values.iter().copied())));
+        }
+        metrics.push((format!("eval/{stem}_unweighted{rest}"), unweighted));
+        if name == main {
+            let tasks = by_task.iter().filter(|(task, _)| !task.is_empty());
+            metrics.extend(tasks.map(|(task, of)| (format!("eval/{main}/{task}"), of.mean)));
+        }
+    }
+    Ok(Evaluation { metrics, score })
+}
+
+fn mean(values: impl Iterator<Item = f64>) -> f64 {
+    let (sum, count) = values.fold((0.0, 0u64), |(sum, n), x| (sum + x, n + 1));
+    sum / count.max(1) as f64
+}
+
+fn row_sums(grid: &Grid) -> impl Iterator<Item = f64> + Clone + '_ {
+    grid.iter().map(|row| row.iter().sum())
+}

@@ -1,0 +1,197 @@
+//! Responses, and what the policy, the value and the reference said of them when they were drawn.
+
+use ruminate_models::{
+    ActorCritic, Example, Generate, GenerationConfig, IGNORED, Policy, TokenId, Tokenizer, Want, by_length,
+    derive_seed,
+};
+use ruminate_rewards::Sample;
+use tch::{Device, Kind, Tensor};
+
+use super::{Estimates, Grid, Mask};
+use crate::{Error, Result};
+
+/// Something to respond to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Prompt<Q> {
+    /// What the policy is given.
+    pub ids: Vec<TokenId>,
+    /// What records show of it.
+    pub text: String,
+    /// The task it belongs to, for statistics; may be empty.
+    pub task: String,
+    /// What the reward needs to know of it.
+    pub item: Q,
+}
+
+/// A response to a prompt.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Response {
+    pub(super) ids: Vec<TokenId>,
+    pub(super) text: String,
+}
+
+impl Response {
+    pub(super) fn sample<'a, Q>(&'a self, prompt: &'a Prompt<Q>) -> Sample<'a, Q> {
+        Sample { task: &prompt.task, item: &prompt.item, response: &self.ids, text: &self.text }
+    }
+}
+
+/// Writes one response to every prompt. The response to prompt `i` depends on the prompt, the policy and
+/// `derive_seed(seed, [i])` alone.
+pub(super) fn respond<P: Generate, Q>(
+    policy: &P,
+    tokenizer: &Tokenizer,
+    prompts: &[&Prompt<Q>],
+    generation: &GenerationConfig,
+    batch_size: usize,
+    seed: u64,
+    mut progress: impl FnMut(u64) -> Result<()>,
+) -> Result<Vec<Response>> {
+    let ids: Vec<&[TokenId]> = prompts.iter().map(|prompt| prompt.ids.as_slice()).collect();
+    let mut done = 0;
+    by_length(&ids, batch_size, |batch| {
+        let rows: Vec<Vec<TokenId>> = batch.iter().map(|&i| ids[i].to_vec()).collect();
+        let seeds: Vec<u64> = batch.iter().map(|&i| derive_seed(seed, &[i as u64])).collect();
+        let written = policy.generate(&rows, generation, &seeds)?;
+        done += batch.len() as u64;
+        progress(done)?;
+        let response = |ids: Vec<TokenId>| {
+            let text = tokenizer.decode_clean(&ids)?.trim().to_string();
+            Ok::<_, Error>(Response { ids, text })
+        };
+        written.into_iter().flatten().map(|generated| response(generated.ids)).collect()
+    })
+}
+
+/// What training on a response needs. Padding that was drawn as a token is no part of the response.
+pub(super) fn example<Q>(prompt: &Prompt<Q>, response: &Response, pad: TokenId) -> Example {
+    let target = response.ids.iter().map(|&id| if id == pad { IGNORED } else { id }).collect();
+    Example { prompt: prompt.ids.clone(), target }
+}
+
+/// Scores of responses, padded to the longest, 0 at padding.
+#[derive(Debug, Default)]
+pub(super) struct Scored {
+    pub(super) log_probs: Grid,
+    pub(super) values: Grid,
+    pub(super) entropy: Grid,
+}
+
+impl Scored {
+    /// Asks the policy, with values and entropies, some rows at a time.
+    pub(super) fn of_actor<P: Policy>(
+        model: &ActorCritic<P>,
+        examples: &[Example],
+        batch_size: usize,
+    ) -> Result<Self> {
+        let rows = scored(examples, batch_size, |rows| {
+            let (scores, values) = model.score_with_values(rows, Want { entropy: true, ..Want::default() })?;
+            let entropy = scores.entropy.unwrap_or_else(|| scores.log_probs.zeros_like());
+            Ok(vec![scores.log_probs, values, entropy])
+        })?;
+        let mut grids = Self::default();
+        for row in rows {
+            let mut row = row.into_iter();
+            grids.log_probs.extend(row.next());
+            grids.values.extend(row.next());
+            grids.entropy.extend(row.next());
+        }
+        Ok(grids)
+    }
+
+    /// Asks a policy for log-probabilities only.
+    pub(super) fn log_probs<P: Policy>(policy: &P, examples: &[Example], batch_size: usize) -> Result<Grid> {
+        let rows = scored(examples, batch_size, |rows| {
+            Ok(vec![policy.score(rows, Want::default())?.log_probs])
+        })?;
+        Ok(rows.into_iter().flatten().collect())
+    }
+}
+
+/// Runs `work` on batches of similar prompts, without gradients, and brings its `[rows, time]` tensors to the host: for
+/// every row one vector per tensor, as wide as the widest row.
+fn scored(
+    examples: &[Example],
+    batch_size: usize,
+    mut work: impl FnMut(&[Example]) -> Result<Vec<Tensor>>,
+) -> Result<Vec<Vec<Vec<f64>>>> {
+    let width = width(examples);
+    let prompts: Vec<&[TokenId]> = examples.iter().map(|e| e.prompt.as_slice()).collect();
+    by_length(&prompts, batch_size, |batch| {
+        let rows: Vec<Example> = batch.iter().map(|&i| examples[i].clone()).collect();
+        let mut result: Vec<Vec<Vec<f64>>> = rows.iter().map(|_| vec![]).collect();
+        for tensor in tch::no_grad(|| work(&rows))? {
+            let values: Vec<Vec<f64>> = Vec::try_from(tensor.f_to_kind(Kind::Double)?)?;
+            for (row, mut values) in result.iter_mut().zip(values) {
+                values.resize(width, 0.0);
+                row.push(values);
+            }
+        }
+        Ok(result)
+    })
+}
+
+fn width(examples: &[Example]) -> usize {
+    examples.iter().map(|e| e.target.len()).max().unwrap_or(0)
+}
+
+/// Which tokens of the responses are real.
+pub(super) fn mask(examples: &[Example]) -> Mask {
+    let width = width(examples);
+    let row = |e: &Example| (0..width).map(|t| e.target.get(t).is_some_and(|&id| id != IGNORED)).collect();
+    examples.iter().map(row).collect()
+}
+
+/// Drawn responses and what they are worth: what the passes of one step learn from.
+#[derive(Debug)]
+pub(super) struct Rollout {
+    pub(super) examples: Vec<Example>,
+    old_log_probs: Tensor,
+    old_values: Tensor,
+    advantages: Tensor,
+    returns: Tensor,
+}
+
+/// The part of a [`Rollout`] that belongs to some rows, `[rows, time]` `f32` on the policy's device.
+#[derive(Debug)]
+pub(super) struct Targets {
+    pub(super) old_log_probs: Tensor,
+    pub(super) old_values: Tensor,
+    pub(super) advantages: Tensor,
+    pub(super) returns: Tensor,
+}
+
+impl Rollout {
+    pub(super) fn new(
+        examples: Vec<Example>,
+        scored: &Scored,
+        estimates: &Estimates,
+        device: Device,
+    ) -> Result<Self> {
+        Ok(Self {
+            examples,
+            old_log_probs: tensor(&scored.log_probs, device)?,
+            old_values: tensor(&scored.values, device)?,
+            advantages: tensor(&estimates.whitened_advantages, device)?,
+            returns: tensor(&estimates.returns, device)?,
+        })
+    }
+
+    /// Of rows whose longest response has `time` tokens.
+    pub(super) fn targets(&self, rows: &[usize], time: i64) -> Result<Targets> {
+        let rows: Vec<i64> = rows.iter().map(|&row| row as i64).collect();
+        let rows = Tensor::f_from_slice(&rows)?.f_to_device(self.returns.device())?;
+        let take = |table: &Tensor| table.f_index_select(0, &rows)?.f_narrow(1, 0, time);
+        Ok(Targets {
+            old_log_probs: take(&self.old_log_probs)?,
+            old_values: take(&self.old_values)?,
+            advantages: take(&self.advantages)?,
+            returns: take(&self.returns)?,
+        })
+    }
+}
+
+fn tensor(grid: &Grid, device: Device) -> Result<Tensor> {
+    let flat: Vec<f32> = grid.iter().flatten().map(|&x| x as f32).collect();
+    Ok(Tensor::f_from_slice(&flat)?.f_view_([grid.len() as i64, -1])?.f_to_device(device)?)
+}
