@@ -64,16 +64,18 @@ impl Tolerance {
     pub const EXACT: Self = Self { absolute: 0.0, relative: 0.0 };
 
     /// Reads `"exact"`, `{"relative": r, "absolute": a}` (either may be left out), or a number, which is taken for
-    /// both.
+    /// both. A `why` beside them is for the reader.
     pub fn parse(value: &Value) -> Option<Self> {
         match value {
             Value::String(text) if text == "exact" => Some(Self::EXACT),
             Value::Number(number) => number.as_f64().map(|both| Self { absolute: both, relative: both }),
             Value::Object(parts) => {
-                let known = |key: &String| key == "relative" || key == "absolute";
+                let known = |key: &String| ["relative", "absolute", "why"].contains(&key.as_str());
                 let part = |key| parts.get(key).map_or(Some(0.0), Value::as_f64);
                 let (absolute, relative) = (part("absolute")?, part("relative")?);
-                (!parts.is_empty() && parts.keys().all(known)).then_some(Self { absolute, relative })
+                ((parts.contains_key("relative") || parts.contains_key("absolute"))
+                    && parts.keys().all(known))
+                .then_some(Self { absolute, relative })
             }
             _ => None,
         }
@@ -162,8 +164,15 @@ mod tests {
         assert_eq!(Tolerance::parse(&json!(0.5)), Some(Tolerance { absolute: 0.5, relative: 0.5 }));
         let relative = Tolerance { absolute: 0.0, relative: 1e-5 };
         assert_eq!(Tolerance::parse(&json!({"relative": 1e-5})), Some(relative));
-        for bad in [json!("about"), json!({}), json!({"values": 1.0}), json!({"relative": "x"}), json!(null)]
-        {
+        assert_eq!(Tolerance::parse(&json!({"relative": 1e-5, "why": "float32"})), Some(relative));
+        for bad in [
+            json!("about"),
+            json!({}),
+            json!({"why": "so"}),
+            json!({"values": 1.0}),
+            json!({"relative": "x"}),
+            json!(null),
+        ] {
             assert_eq!(Tolerance::parse(&bad), None, "{bad}");
         }
     }

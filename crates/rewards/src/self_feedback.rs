@@ -86,7 +86,11 @@ impl Shape {
     /// As [`worth`](Self::worth).
     pub fn reward(self, with: &[f64], without: &[f64], gold: usize) -> Result<f64, ChoiceError> {
         let worth = self.worth(with, gold)?;
-        Ok(if matches!(self, Self::Prob | Self::Score) { worth } else { worth - self.worth(without, gold)? })
+        Ok(if matches!(self, Self::Prob | Self::Score) {
+            worth
+        } else {
+            worth - self.worth(without, gold)?
+        })
     }
 }
 

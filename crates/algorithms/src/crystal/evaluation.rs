@@ -250,7 +250,9 @@ fn score<P: ScoreChoices>(
     for ((item, q), statements) in questions.iter().zip(encoded).zip(statements) {
         let letters = encoder.first_tokens(&item.question.choices)?;
         let with = statements.iter().map(|s| encoder.prompts.qka(q, &s.ids));
-        asked.extend(std::iter::once(encoder.prompts.qa(q)).chain(with).map(|prompt| (prompt, letters.clone())));
+        asked.extend(
+            std::iter::once(encoder.prompts.qa(q)).chain(with).map(|prompt| (prompt, letters.clone())),
+        );
     }
     let progress = |done, total| observer.progress("answering", done, total).map_err(Error::Observer);
     let mut scores = first_token_scores(policy, asked.into_iter(), config.batch_size, progress)?.into_iter();

@@ -80,11 +80,18 @@ fn spread(compat: Compat, moments: Moments) -> f64 {
 ///
 /// # Reference behaviour
 /// The published code leaves whatever whitening made of it, which leaks into the advantages of short rows.
-fn hide_padding(compat: Compat, mut values: Grid, mask: &Mask) -> Grid {
-    if compat == Compat::Corrected {
-        for (row, mask) in values.iter_mut().zip(mask) {
-            row.iter_mut().zip(mask).filter(|&(_, &real)| !real).for_each(|(x, _)| *x = 0.0);
-        }
+fn hide_padding(compat: Compat, values: Grid, mask: &Mask) -> Grid {
+    match compat {
+        Compat::Reference => values,
+        Compat::Corrected => fill_padding(values, mask, 0.0),
+    }
+}
+
+/// Sets padding to `fill`.
+#[must_use]
+pub fn fill_padding(mut values: Grid, mask: &Mask, fill: f64) -> Grid {
+    for (row, mask) in values.iter_mut().zip(mask) {
+        row.iter_mut().zip(mask).filter(|&(_, &real)| !real).for_each(|(x, _)| *x = fill);
     }
     values
 }
@@ -213,10 +220,10 @@ mod tests {
 
     #[test]
     fn padding_is_invisible_in_corrected_mode() {
-        let (rewards, values) = (vec![vec![0.3, -1.0, 2.0], vec![0.5, 0.1, 0.0]], vec![
-            vec![0.2, 0.4, -0.3],
-            vec![1.0, -0.5, 0.0],
-        ]);
+        let (rewards, values) = (
+            vec![vec![0.3, -1.0, 2.0], vec![0.5, 0.1, 0.0]],
+            vec![vec![0.2, 0.4, -0.3], vec![1.0, -0.5, 0.0]],
+        );
         let mask = vec![vec![true; 3], vec![true, true, false]];
         let wide = |grid: &Grid| grid.iter().map(|row| [&row[..], &[7.0, 7.0]].concat()).collect::<Grid>();
         let wide_mask: Mask = mask.iter().map(|row| [&row[..], &[false, false]].concat()).collect();
@@ -236,7 +243,8 @@ mod tests {
     #[test]
     fn padding_leaks_in_reference_mode_up_to_the_longest_row() {
         let mask = vec![vec![true, true, false, false], vec![true, false, false, false]];
-        let (rewards, values) = (vec![vec![1.0, 2.0, 0.0, 0.0], vec![5.0, 0.0, 0.0, 0.0]], vec![vec![0.0; 4]; 2]);
+        let (rewards, values) =
+            (vec![vec![1.0, 2.0, 0.0, 0.0], vec![5.0, 0.0, 0.0, 0.0]], vec![vec![0.0; 4]; 2]);
         let how = Estimation { compat: Compat::Reference, gamma: 1.0, lambda: 1.0, ..HOW };
         let estimates = estimate(how, &rewards, &values, &mask);
         assert!(estimates.advantages[1][1] != 0.0);

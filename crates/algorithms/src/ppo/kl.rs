@@ -60,7 +60,10 @@ impl KlPenalty {
         };
         let coef = self.initial();
         if !(coef >= 0.0 && coef.is_finite()) {
-            return Err(Error::config("kl", format!("has the coefficient {coef}, which must not be negative")));
+            return Err(Error::config(
+                "kl",
+                format!("has the coefficient {coef}, which must not be negative"),
+            ));
         }
         match positive.into_iter().find(|(_, value)| !(*value > 0.0 && value.is_finite())) {
             Some((name, value)) => {

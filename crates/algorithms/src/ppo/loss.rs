@@ -34,10 +34,18 @@ pub fn value_loss(
     mask: &Tensor,
     clip_range: f64,
 ) -> Result<Tensor> {
-    let step = values.f_sub(old_values)?.f_clamp(-clip_range, clip_range)?;
-    let clipped = old_values.f_add(&step)?.f_sub(returns)?.f_square()?;
+    let (low, high) = (old_values.f_sub_scalar(clip_range)?, old_values.f_add_scalar(clip_range)?);
+    let clipped = clamp(values, &low, &high)?.f_sub(returns)?.f_square()?;
     let free = values.f_sub(returns)?.f_square()?;
     Ok(free.f_maximum(&clipped)?.f_mul(mask)?.f_sum(None::<Kind>)?.f_mul_scalar(0.5)?)
+}
+
+/// Elementwise: at most `high`, then at least `low`.
+///
+/// # Errors
+/// When shapes do not fit.
+pub fn clamp(values: &Tensor, low: &Tensor, high: &Tensor) -> Result<Tensor> {
+    Ok(values.f_minimum(high)?.f_maximum(low)?)
 }
 
 /// How far an update has moved the policy.
@@ -58,7 +66,10 @@ pub fn drift(log_probs: &Tensor, old_log_probs: &Tensor, mask: &Tensor, clip_ran
     let ratio = log_ratio.f_exp()?;
     let outside = ratio.f_sub_scalar(1.0)?.f_abs()?.f_gt(clip_range)?;
     let kl = ratio.f_sub_scalar(1.0)?.f_sub(&log_ratio)?;
-    Ok(Drift { clipped: outside.f_to_kind(Kind::Float)?.f_mul(mask)?.f_sum(None::<Kind>)?, kl: kl.f_mul(mask)?.f_sum(None::<Kind>)? })
+    Ok(Drift {
+        clipped: outside.f_to_kind(Kind::Float)?.f_mul(mask)?.f_sum(None::<Kind>)?,
+        kl: kl.f_mul(mask)?.f_sum(None::<Kind>)?,
+    })
 }
 
 #[cfg(test)]
@@ -88,7 +99,9 @@ mod tests {
     #[test]
     fn values_take_the_worse_of_both_errors() {
         let loss = |value, old, target| {
-            value_loss(&row(&[value]), &row(&[old]), &row(&[target]), &row(&[1.0]), 0.2).unwrap().double_value(&[])
+            value_loss(&row(&[value]), &row(&[old]), &row(&[target]), &row(&[1.0]), 0.2)
+                .unwrap()
+                .double_value(&[])
         };
         assert!((loss(1.0, 0.0, 1.0) - 0.5 * 0.64).abs() < 1e-12);
         assert!((loss(0.1, 0.0, 1.0) - 0.5 * 0.81).abs() < 1e-12);

@@ -26,11 +26,13 @@ use crate::trainer::{Algorithm, Evaluation, Sums, Term};
 use crate::{Error, Metrics, Objective, Observer, Result};
 
 pub use config::{Phase, PpoConfig, RolloutConfig};
-pub use estimate::{Estimates, Estimation, Grid, Mask, Moments, advantages, token_rewards, whiten};
+pub use estimate::{
+    Estimates, Estimation, Grid, Mask, Moments, advantages, fill_padding, token_rewards, whiten,
+};
 pub use kl::KlPenalty;
-pub use loss::{Drift, drift, policy_loss, value_loss};
-pub use rollout::Prompt;
+pub use loss::{Drift, clamp, drift, policy_loss, value_loss};
 use records::{Records, Rolled};
+pub use rollout::Prompt;
 use rollout::{Response, Rollout, Scored, example, mask, respond};
 
 /// Prompts of a run.
@@ -77,7 +79,10 @@ pub struct Ppo<P, Q, R> {
 
 impl<P, Q, R> std::fmt::Debug for Ppo<P, Q, R> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Ppo").field("config", &self.config).field("kl_coef", &self.kl_coef).finish_non_exhaustive()
+        f.debug_struct("Ppo")
+            .field("config", &self.config)
+            .field("kl_coef", &self.kl_coef)
+            .finish_non_exhaustive()
     }
 }
 
@@ -161,6 +166,11 @@ where
         self.model.actor()
     }
 
+    /// Policy and value as they are now.
+    pub fn model(&self) -> &ActorCritic<P> {
+        &self.model
+    }
+
     /// Gives the policy back.
     pub fn into_policy(self) -> P {
         self.model.into_actor()
@@ -240,11 +250,12 @@ where
             .log_probs
             .iter()
             .zip(&reference)
-            .map(|(old, reference)| old.iter().zip(reference).map(|(old, reference)| old - reference).collect())
+            .map(|(old, reference)| {
+                old.iter().zip(reference).map(|(old, reference)| old - reference).collect()
+            })
             .collect();
         let penalized = token_rewards(self.config.compat, &kl, &normalized, &mask, self.kl_coef)?;
-        let estimates =
-            Estimates::new(self.config.estimation(), &penalized, &scored.values, &mask, Ok)?;
+        let estimates = Estimates::new(self.config.estimation(), &penalized, &scored.values, &mask, Ok)?;
         self.records.rewarded(&rewards);
         self.records.rolled_out(&Rolled {
             raw: &raw,
@@ -265,7 +276,8 @@ where
     fn reinforced(&self, step: u64, update: usize, accumulate: usize) -> Option<Vec<Batch>> {
         let rollout = self.rollout.as_ref()?;
         let rows = rollout.examples.len();
-        let size = if self.config.mini_batch_size == 0 { rows } else { self.config.mini_batch_size }.min(rows);
+        let size =
+            if self.config.mini_batch_size == 0 { rows } else { self.config.mini_batch_size }.min(rows);
         let per_epoch = rows.div_ceil(size.max(1));
         if rows == 0 || update >= self.config.epochs * per_epoch {
             return None;
@@ -277,7 +289,9 @@ where
         };
         let chosen: Vec<usize> = order.into_iter().skip(part * size).take(size).collect();
         let tokens = |rows: &[usize]| {
-            let real = |&row: &usize| rollout.examples[row].target.iter().filter(|&&id| id != ruminate_models::IGNORED);
+            let real = |&row: &usize| {
+                rollout.examples[row].target.iter().filter(|&&id| id != ruminate_models::IGNORED)
+            };
             rows.iter().map(|row| real(row).count() as u64).sum()
         };
         let policy = step >= self.config.value_warmup_steps;
@@ -289,7 +303,10 @@ where
     /// The micro-batches of a supervised step.
     fn supervised(&mut self, step: u64, accumulate: usize) -> Result<Vec<Batch>> {
         let supervision = self.supervision.as_ref().ok_or_else(|| {
-            Error::config("rl_steps", "is less than cycle_steps, but nothing is there for the other steps to train on")
+            Error::config(
+                "rl_steps",
+                "is less than cycle_steps, but nothing is there for the other steps to train on",
+            )
         })?;
         let own = self.data.supervised.as_ref();
         let rows = self.supervised_batches.as_mut().unwrap_or(&mut self.batches).next().unwrap_or_default();
@@ -391,7 +408,8 @@ where
         let rollout = self.rollout.as_ref().ok_or_else(|| Error::config("rollout", "there is none"))?;
         let examples: Vec<_> = rows.iter().map(|&row| rollout.examples[row].clone()).collect();
         let entropy = policy && self.config.entropy_coef > 0.0;
-        let (scores, values) = self.model.score_with_values(&examples, Want { entropy, ..Want::default() })?;
+        let (scores, values) =
+            self.model.score_with_values(&examples, Want { entropy, ..Want::default() })?;
         let mask = &scores.labels.mask;
         let old = rollout.targets(rows, mask.size()[1])?;
         let range = self.config.clip_range;
@@ -455,7 +473,10 @@ where
             .map_err(|e| Error::config("checkpoint", format!("its data position cannot be read: {e}")))?;
         if state.prompts != self.data.train.len() {
             let (then, now) = (state.prompts, self.data.train.len());
-            return Err(Error::config("checkpoint", format!("it was trained on {then} prompts, but there are {now} now")));
+            return Err(Error::config(
+                "checkpoint",
+                format!("it was trained on {then} prompts, but there are {now} now"),
+            ));
         }
         self.batches.resume(state.cursor)?;
         if let (Some(batches), Some(cursor)) = (&mut self.supervised_batches, state.supervised_cursor) {

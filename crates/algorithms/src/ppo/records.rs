@@ -65,7 +65,10 @@ impl Records {
         let variance = Moments::of(rolled.returns, rolled.mask).variance();
         // Without variance there is nothing to explain.
         if variance > 0.0 {
-            self.add("explained_variance", 1.0 - Moments::of(&unexplained, rolled.mask).variance() / variance);
+            self.add(
+                "explained_variance",
+                1.0 - Moments::of(&unexplained, rolled.mask).variance() / variance,
+            );
         }
     }
 
@@ -87,7 +90,8 @@ impl Records {
             means.into_iter().map(|(name, (sum, n))| (format!("train/{name}"), sum / n)).collect();
         if let Some(drift) = drift {
             for (name, sum) in [("clip_fraction", drift.clipped), ("approx_kl", drift.kl)] {
-                metrics.push((format!("train/{name}"), sum.f_double_value(&[])? / drift_tokens.max(1) as f64));
+                metrics
+                    .push((format!("train/{name}"), sum.f_double_value(&[])? / drift_tokens.max(1) as f64));
             }
         }
         Ok(metrics)

@@ -85,7 +85,8 @@ impl Scored {
         batch_size: usize,
     ) -> Result<Self> {
         let rows = scored(examples, batch_size, |rows| {
-            let (scores, values) = model.score_with_values(rows, Want { entropy: true, ..Want::default() })?;
+            let (scores, values) =
+                model.score_with_values(rows, Want { entropy: true, ..Want::default() })?;
             let entropy = scores.entropy.unwrap_or_else(|| scores.log_probs.zeros_like());
             Ok(vec![scores.log_probs, values, entropy])
         })?;
@@ -101,9 +102,8 @@ impl Scored {
 
     /// Asks a policy for log-probabilities only.
     pub(super) fn log_probs<P: Policy>(policy: &P, examples: &[Example], batch_size: usize) -> Result<Grid> {
-        let rows = scored(examples, batch_size, |rows| {
-            Ok(vec![policy.score(rows, Want::default())?.log_probs])
-        })?;
+        let rows =
+            scored(examples, batch_size, |rows| Ok(vec![policy.score(rows, Want::default())?.log_probs]))?;
         Ok(rows.into_iter().flatten().collect())
     }
 }

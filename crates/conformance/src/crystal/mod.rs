@@ -1,19 +1,19 @@
 //! Topic `crystal`.
 
+mod bookkeeping;
+mod ppo;
+mod step;
+
 use crate::compare::{Check, Mismatch, Tolerance, equal};
 use crate::file::{GoldenError, GoldenFile};
 use crate::references::f64s;
 use crate::{KindFn, Outcome};
-use ruminate_algorithms::TrainerConfig;
-use ruminate_algorithms::crystal::ImitationConfig;
-use ruminate_algorithms::trainer::TrainerState;
 use ruminate_datasets::evaluation_files::{
     DEFAULT_PREFIX, KnowledgeItem, inference_file_name, knowledge_file_name,
 };
-use ruminate_datasets::order::{evaluation_batches, merge};
 use ruminate_datasets::prompts::choice_slots;
 use ruminate_datasets::question::{letter, letters, parse_line};
-use ruminate_datasets::{Compat, Order, Origin, Prompts, Question, Shard, Split, TokenId, TrainBatches};
+use ruminate_datasets::{Compat, Origin, Prompts, Question, Split, TokenId};
 use ruminate_models::{Sampling, filter_logits, forbid};
 use ruminate_rewards::choices::{Ensemble, EnsembleConfig, Judgement, argmax, choice_probs, mean_nll_scores};
 use serde::Deserialize;
@@ -37,7 +37,12 @@ pub fn find(kind: &str, _file: &Path) -> Option<KindFn> {
         "choice_scoring_mean_nll" => choice_scoring_mean_nll,
         "eval_output" => eval_output,
         "sampling_filter" => sampling_filter,
-        "bookkeeping" => bookkeeping,
+        "bookkeeping" => bookkeeping::check,
+        "masked_stats" => ppo::masked_stats,
+        "ppo_loss" => ppo::ppo_loss,
+        "ppo_distributed" => ppo::ppo_distributed,
+        "self_feedback_reward" => ppo::self_feedback_reward,
+        "tiny_t5_step" => step::tiny_t5_step,
         _ => return None,
     })
 }
@@ -442,130 +447,4 @@ fn sampling_filter(path: &Path) -> Result<Outcome, GoldenError> {
         tolerance.close_rows("probs", &probs, &case.expected.probs)
     })?;
     Ok(Outcome { cases, pending: vec![] })
-}
-
-fn bookkeeping(path: &Path) -> Result<Outcome, GoldenError> {
-    #[derive(Deserialize)]
-    struct Sharding {
-        dataset_size: usize,
-        batch_size_per_rank: usize,
-        world_size: usize,
-        drop_last: bool,
-        expected: Expected,
-    }
-    #[derive(Deserialize)]
-    struct Expected {
-        batches_by_rank: Vec<Rows<usize>>,
-        merged_then_cut: Option<Vec<usize>>,
-    }
-    let file = GoldenFile::read(path)?;
-    let mut cases = file.cases("sharding", |case: Sharding| {
-        let (len, size) = (case.dataset_size, case.batch_size_per_rank);
-        let mut ranks = Vec::new();
-        for rank in 0..case.world_size {
-            let shard = Shard::new(rank, case.world_size)?;
-            ranks.push(if case.drop_last {
-                let batches = TrainBatches::new(Order::sequential(len), size, shard)?;
-                let steps = batches.steps_per_epoch();
-                batches.take(steps).collect()
-            } else {
-                evaluation_batches(len, size, shard)?
-            });
-        }
-        equal("batches_by_rank", &ranks, &case.expected.batches_by_rank)?;
-        match case.expected.merged_then_cut {
-            Some(want) => equal("merged_then_cut", merge(ranks, len), want),
-            None => Ok(()),
-        }
-    })?;
-    cases.extend(file.cases("stage1_schedule", stage1_schedule)?);
-    cases.extend(file.cases("best_checkpoint", best_checkpoint)?);
-    let mut pending = Vec::new();
-    let covered = ["sharding", "stage1_schedule", "best_checkpoint"];
-    let sections = file.content().as_object().into_iter().flatten();
-    for (name, _) in sections.filter(|(name, value)| value.is_array() && !covered.contains(&name.as_str())) {
-        pending.extend(file.case_names(name)?);
-    }
-    Ok(Outcome { cases, pending })
-}
-
-#[derive(Deserialize)]
-struct Stage1Schedule {
-    total_steps: u64,
-    qk_steps: u64,
-    cycle_steps: u64,
-    eval_interval: u64,
-    multipliers: BTreeMap<String, f64>,
-    expected: Stage1Expected,
-}
-
-#[derive(Deserialize)]
-struct Stage1Expected {
-    iterations: u64,
-    losses_computed_at: BTreeMap<u64, Vec<String>>,
-    eval_count: usize,
-    eval_last: u64,
-}
-
-/// Which losses are computed when, and when the model is validated.
-fn stage1_schedule(case: Stage1Schedule) -> Check {
-    let weight = |name: &str| case.multipliers.get(name).copied().unwrap_or(0.0);
-    let config = ImitationConfig {
-        qk_weight: weight("qk"),
-        qa_weight: weight("qa"),
-        qka_weight: weight("qka"),
-        qk_and_qka_steps: case.cycle_steps,
-        qk_steps: case.qk_steps,
-        ..ImitationConfig::default()
-    };
-    config.validate()?;
-    for (step, want) in &case.expected.losses_computed_at {
-        let mut got: Vec<String> =
-            config.losses_at(*step).map(|name| name.trim_end_matches("_loss").to_owned()).collect();
-        got.sort();
-        equal(&format!("losses_computed_at.{step}"), &got, want)?;
-    }
-    // The reference counts its steps inclusively, and an interval of 0 stands for a cycle.
-    let iterations = case.total_steps + 1;
-    equal("iterations", iterations, case.expected.iterations)?;
-    let every = if case.eval_interval > 0 { case.eval_interval } else { case.cycle_steps };
-    let trainer = TrainerConfig { steps: iterations, eval_every: every, ..TrainerConfig::default() };
-    let validated: Vec<u64> = (0..trainer.steps).filter(|&step| trainer.validates_at(step)).collect();
-    equal("eval_count", validated.len(), case.expected.eval_count)?;
-    equal("eval_last", validated.last().copied(), Some(case.expected.eval_last))
-}
-
-#[derive(Deserialize)]
-struct BestCheckpoint {
-    mode: String,
-    metric_by_step: Vec<(u64, f64)>,
-    expected: BestExpected,
-}
-
-#[derive(Deserialize)]
-struct BestExpected {
-    updates: Vec<BestUpdate>,
-    kept_checkpoint_step: u64,
-}
-
-#[derive(Debug, PartialEq, Deserialize)]
-struct BestUpdate {
-    step: u64,
-    removes: Option<u64>,
-}
-
-/// Which checkpoint is the best after each validation.
-fn best_checkpoint(case: BestCheckpoint) -> Check {
-    let mut state = TrainerState::default();
-    let (mut best, mut updates) = (None, vec![]);
-    for (step, metric) in case.metric_by_step {
-        state.scores.insert(step, if case.mode == "min" { -metric } else { metric });
-        let now = state.best().map(|(step, _)| step);
-        if now != best {
-            updates.push(BestUpdate { step, removes: best });
-            best = now;
-        }
-    }
-    equal("updates", &updates, &case.expected.updates)?;
-    equal("kept_checkpoint_step", best, Some(case.expected.kept_checkpoint_step))
 }
