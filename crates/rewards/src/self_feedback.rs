@@ -18,6 +18,8 @@ pub struct EncodedQuestion {
     pub choices: Vec<TokenId>,
     /// Index of the right choice.
     pub gold: usize,
+    /// The label of the right choice, end token included: what supervised steps train on.
+    pub answer: Vec<TokenId>,
 }
 
 /// How the scores of the choices become a reward, numbered as in the reference. `s` are raw logits of the choices'
@@ -244,7 +246,7 @@ mod tests {
 
     #[test]
     fn prompts_are_asked_once_and_rewards_keep_their_order() {
-        let question = EncodedQuestion { ids: vec![20, 21, 1], choices: vec![30, 31], gold: 1 };
+        let question = EncodedQuestion { ids: vec![20, 21, 1], choices: vec![30, 31], gold: 1, answer: vec![31, 1] };
         let statements: [&[TokenId]; 4] = [&[40, 1], &[40, 41, 1], &[40, 1], &[1]];
         let samples: Vec<_> =
             statements.map(|s| Sample { task: "t", item: &question, response: s, text: "" }).into();
@@ -262,7 +264,7 @@ mod tests {
 
     #[test]
     fn a_sample_without_choices_is_named() {
-        let question = EncodedQuestion { ids: vec![20, 1], choices: vec![30], gold: 1 };
+        let question = EncodedQuestion { ids: vec![20, 1], choices: vec![30], gold: 1, answer: vec![] };
         let sample = Sample { task: "wg", item: &question, response: &[40, 1], text: "" };
         let error = feedback(Shape::Margin).rewards(&Lengths::default(), &[sample]).unwrap_err();
         assert_eq!(error.to_string(), "sample 0 (task wg)");

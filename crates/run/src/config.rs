@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use toml::de::{DeTable, DeValue};
+use toml::map::Entry;
 use toml::{Table, Value};
 
 pub use error::ConfigError;
@@ -47,6 +48,9 @@ fn resolve_file<T: Serialize + DeserializeOwned>(
     let mut table = file.as_ref().map(ConfigFile::table).transpose()?.unwrap_or_default();
     for one in &overrides {
         one.apply(&mut table)?;
+    }
+    if let Some(defaults) = defaults::<T>() {
+        fill(&mut table, defaults);
     }
     serde_path_to_error::deserialize(Value::Table(table)).map_err(|error| {
         let path = segments(error.path());
@@ -169,13 +173,36 @@ fn segments(path: &serde_path_to_error::Path) -> Vec<String> {
         .collect()
 }
 
+/// The defaults; `None` where `T` has none for some key.
+fn defaults<T: Serialize + DeserializeOwned>() -> Option<Table> {
+    Table::try_from(T::deserialize(Value::Table(Table::new())).ok()?).ok()
+}
+
+/// Adds the defaults of all keys that are not there. Left to serde, a section of which one key is given would get the
+/// others from its own type, where the configuration around it has other defaults.
+fn fill(table: &mut Table, defaults: Table) {
+    // Another variant of an enum has nothing in common with the default one.
+    if table.len() == 1 && defaults.len() == 1 && table.keys().ne(defaults.keys()) {
+        return;
+    }
+    for (key, default) in defaults {
+        match (table.entry(key), default) {
+            (Entry::Vacant(entry), default) => {
+                entry.insert(default);
+            }
+            (Entry::Occupied(mut entry), Value::Table(default)) => {
+                if let Value::Table(inner) = entry.get_mut() {
+                    fill(inner, default);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
 /// The dotted paths of all keys, for suggestions; empty where `T` has no default for some key.
 fn known_keys<T: Serialize + DeserializeOwned>() -> Vec<String> {
-    let defaults = T::deserialize(Value::Table(Table::new())).ok();
-    match defaults.and_then(|config| Table::try_from(config).ok()) {
-        Some(table) => flatten(&table).into_keys().collect(),
-        None => Vec::new(),
-    }
+    defaults::<T>().map(|table| flatten(&table).into_keys().collect()).unwrap_or_default()
 }
 
 #[cfg(test)]

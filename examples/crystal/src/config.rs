@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use ruminate::algorithms::TrainerConfig;
 use ruminate::algorithms::crystal::{
-    CrystalData, EvaluationConfig, ImitationConfig, Lengths, QuestionEncoder,
+    CrystalData, EvaluationConfig, ImitationConfig, Lengths, QuestionEncoder, ReinforcementConfig,
 };
 use ruminate::datasets::Compat;
 use ruminate::models::{T5, T5Config, Tokenizer};
@@ -15,8 +15,8 @@ use tch::{Device, Kind};
 
 /// The keys that `--seed` and `--precision` stand for.
 pub(crate) const FLAGS: FlagKeys = FlagKeys {
-    seed: &["seed", "imitation.shuffle_seed", "evaluation.seed"],
-    precision: &["trainer.precision"],
+    seed: &["seed", "imitation.shuffle_seed", "reinforcement.ppo.seed", "evaluation.seed"],
+    precision: &["trainer.precision", "reinforcement.trainer.precision"],
 };
 
 /// Everything that a run depends on. `configs/large.toml` explains each key.
@@ -31,7 +31,9 @@ pub(crate) struct CrystalConfig {
     pub(crate) lengths: Lengths,
     pub(crate) data: CrystalData,
     pub(crate) imitation: ImitationConfig,
+    /// Of the imitation.
     pub(crate) trainer: TrainerConfig,
+    pub(crate) reinforcement: ReinforcementConfig,
     pub(crate) evaluation: EvaluationConfig,
 }
 
@@ -47,6 +49,7 @@ impl Default for CrystalConfig {
             data: CrystalData::default(),
             imitation,
             trainer: TrainerConfig::default(),
+            reinforcement: ReinforcementConfig::default(),
             evaluation: EvaluationConfig::default(),
         }
     }
@@ -72,6 +75,7 @@ impl CrystalConfig {
         let check = || -> ruminate::algorithms::Result<()> {
             self.imitation.validate()?;
             self.trainer.validate()?;
+            self.reinforcement.validate()?;
             self.evaluation.validate()
         };
         check().map_err(ConfigError::invalid)?;
@@ -149,7 +153,9 @@ mod tests {
         config.validate().unwrap();
         // Which model is the user's choice, and f32 works on every machine.
         config.model.pretrained = None;
-        assert_eq!(std::mem::take(&mut config.trainer.precision), Precision::Bf16);
+        for trainer in [&mut config.trainer, &mut config.reinforcement.trainer] {
+            assert_eq!(std::mem::take(&mut trainer.precision), Precision::Bf16);
+        }
         assert_eq!(config, CrystalConfig::default());
     }
 

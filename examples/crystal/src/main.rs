@@ -2,6 +2,7 @@
 
 mod config;
 mod demo;
+mod reinforce;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -38,6 +39,11 @@ enum Command {
     /// Writes checkpoints, metrics and the resolved configuration to --out. `--set imitation.qk_weight=0 --set
     /// imitation.qka_weight=0 --set imitation.qa_weight=1` trains the direct-QA baseline instead.
     Imitate(ImitateArgs),
+    /// Stage II: reinforce the knowledge by the model's own confidence in its answers
+    ///
+    /// Starts from a checkpoint of Stage I, with the configuration of its run unless --config names another. The scale of
+    /// the rewards is measured first and kept in OUT/reward.
+    Reinforce(reinforce::ReinforceArgs),
     /// Sample knowledge, answer with it, and combine the answers
     ///
     /// Writes the reference's knowledge and inference files. The configuration is that of the model's run, unless
@@ -84,6 +90,7 @@ struct EvaluateArgs {
 fn main() -> ExitCode {
     exit_code(match Cli::parse().command {
         Command::Imitate(args) => run_imitate(&args),
+        Command::Reinforce(args) => reinforce::run(&args),
         Command::Evaluate(args) => run_evaluate(&args),
         Command::Demo(args) => demo::run(&args),
     })
@@ -112,19 +119,22 @@ fn run_imitate(args: &ImitateArgs) -> anyhow::Result<Outcome> {
     let mut observer = RunObserver::new(&dir, args.verbosity(), stop)?;
     let (fitted, _) = imitate(&config, imitation, &dir, &mut observer)?;
     drop(observer);
-    let result = json!({
-        "system": "crystal", "stage": "imitation", "steps": fitted.steps, "last": fitted.last,
-        "best": { "step": fitted.best.0, "score": fitted.best.1, "path": fitted.best.2 },
-    });
-    if args.json {
-        print_json(&result)?;
-    } else {
-        let mut table = Table::new(["checkpoint", "step", "folder"]);
-        table.row(["last", &fitted.steps.to_string(), &fitted.last.display().to_string()]);
-        table.row(["best", &fitted.best.0.to_string(), &fitted.best.2.display().to_string()]);
-        table.print()?;
-    }
+    print_fitted(&fitted, "imitation", args.json)?;
     Ok(fitted.ending.into())
+}
+
+/// Says where the checkpoints of a run are.
+fn print_fitted(fitted: &Fitted, stage: &str, as_json: bool) -> std::io::Result<()> {
+    if as_json {
+        return print_json(&json!({
+            "system": "crystal", "stage": stage, "steps": fitted.steps, "last": fitted.last,
+            "best": { "step": fitted.best.0, "score": fitted.best.1, "path": fitted.best.2 },
+        }));
+    }
+    let mut table = Table::new(["checkpoint", "step", "folder"]);
+    table.row(["last", &fitted.steps.to_string(), &fitted.last.display().to_string()]);
+    table.row(["best", &fitted.best.0.to_string(), &fitted.best.2.display().to_string()]);
+    table.print()
 }
 
 type Imitating = Sft<ruminate::models::T5, Imitation>;

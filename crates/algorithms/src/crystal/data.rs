@@ -6,7 +6,7 @@ use std::path::Path;
 use ruminate_datasets::knowledge::{DataForm, read_evaluation_file};
 use ruminate_datasets::tasks::{DATA_PATH, KNOWLEDGE_PATH, SEEN_TASKS};
 use ruminate_datasets::{
-    Annotated, BadRows, Error as DataError, Origin, Part, ReadOptions, Skipped, Split, TaskEntry,
+    Annotated, BadRows, Error as DataError, Origin, Part, Question, ReadOptions, Skipped, Split, TaskEntry,
     TaskRegistry, knowledge, unifiedqa,
 };
 use serde::{Deserialize, Serialize};
@@ -153,6 +153,26 @@ pub fn read_eval(data: &CrystalData, split: Split) -> Result<(Vec<Annotated>, Ve
         None if items.is_empty() => Err(Error::config("data.eval_tasks", "is empty; name at least one task")),
         _ => Ok((items, notices)),
     }
+}
+
+/// Reads the questions of the training tasks without statements: a part of the training split, or all of another.
+///
+/// # Errors
+/// When a task is unknown, or a file is missing or malformed; the error names the place.
+pub fn read_questions(data: &CrystalData, split: Split, part: Part) -> Result<(Vec<Question>, Vec<Notice>)> {
+    let registry = data.registry();
+    let (mut items, mut notices) = (vec![], vec![]);
+    if data.train_tasks.is_empty() {
+        return Err(Error::config("data.train_tasks", "is empty; name at least one task"));
+    }
+    for (task_ix, task) in data.train_tasks.iter().enumerate() {
+        let path = registry.locate(&data.data_path, task, split)?;
+        let options = ReadOptions { part, ..data.options() };
+        let loaded = unifiedqa::read(&path, &Origin::new(task, task_ix, split), options)?;
+        notices.extend(skipped_notice(task, split, &loaded.skipped));
+        items.extend(loaded.items);
+    }
+    Ok((items, notices))
 }
 
 fn skipped_notice(task: &str, split: Split, skipped: &[Skipped]) -> Option<Notice> {

@@ -47,13 +47,10 @@ impl RolloutConfig {
     }
 }
 
-/// Settings of [`Ppo`](super::Ppo). The numbers are those of Crystal (arXiv 2310.04921), the arithmetic is the
-/// textbook's.
+/// Settings of [`Ppo`](super::Ppo). The numbers are those of Crystal (arXiv 2310.04921).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PpoConfig {
-    /// Arithmetic of whitening, padding and the place of rewards: Crystal's published code, or corrected.
-    pub compat: Compat,
     /// How responses are drawn.
     pub rollout: RolloutConfig,
     /// Prompts per step, one response each.
@@ -100,7 +97,6 @@ pub struct PpoConfig {
 impl Default for PpoConfig {
     fn default() -> Self {
         Self {
-            compat: Compat::Corrected,
             rollout: RolloutConfig::default(),
             batch_size: 64,
             rl_steps: 1000,
@@ -154,9 +150,9 @@ impl PpoConfig {
         episodes.div_ceil(self.batch_size.max(1) as u64)
     }
 
-    pub(super) fn estimation(&self) -> Estimation {
+    pub(super) fn estimation(&self, compat: Compat) -> Estimation {
         Estimation {
-            compat: self.compat,
+            compat,
             whiten_rewards: self.whiten_rewards,
             gamma: self.gamma,
             lambda: self.lambda,

@@ -15,7 +15,7 @@ mod rollout;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use ruminate_datasets::{Cursor, Order, Shard, TrainBatches};
+use ruminate_datasets::{Compat, Cursor, Order, Shard, TrainBatches};
 use ruminate_models::{ActorCritic, Generate, Policy, Tokenizer, Want, derive_seed};
 use ruminate_rewards::{Normalization, Reward, Rewarded, Sample, Statistics, check_rewards};
 use serde::{Deserialize, Serialize};
@@ -59,6 +59,7 @@ pub trait Supervision<Q> {
 /// PPO of a policy `P` on prompts about `Q` with the reward `R`. See the [module](self).
 pub struct Ppo<P, Q, R> {
     config: PpoConfig,
+    compat: Compat,
     model: ActorCritic<P>,
     reference: P,
     tokenizer: Tokenizer,
@@ -132,6 +133,7 @@ where
             batches: batches(&data.train)?,
             supervised_batches,
             kl_coef: config.kl.initial(),
+            compat: Compat::Corrected,
             normalization: Normalization::default(),
             supervision: None,
             rollout: None,
@@ -145,6 +147,14 @@ where
             reward,
             data,
         })
+    }
+
+    /// Whose arithmetic of whitening, padding and the place of rewards: the textbook's, unless Crystal's published
+    /// code is asked for.
+    #[must_use]
+    pub fn compat(mut self, compat: Compat) -> Self {
+        self.compat = compat;
+        self
     }
 
     /// What the steps outside `rl_steps` train on.
@@ -236,7 +246,7 @@ where
             .zip(&rewards)
             .map(|((prompt, response), reward)| (example(prompt, response, pad), reward))
             .collect();
-        if self.config.compat == ruminate_datasets::Compat::Corrected {
+        if self.compat == Compat::Corrected {
             judged.retain(|(example, _)| example.target.iter().any(|&id| id != ruminate_models::IGNORED));
         }
         let raw: Vec<f64> = judged.iter().map(|(_, reward)| f64::from(reward.value)).collect();
@@ -254,8 +264,8 @@ where
                 old.iter().zip(reference).map(|(old, reference)| old - reference).collect()
             })
             .collect();
-        let penalized = token_rewards(self.config.compat, &kl, &normalized, &mask, self.kl_coef)?;
-        let estimates = Estimates::new(self.config.estimation(), &penalized, &scored.values, &mask, Ok)?;
+        let penalized = token_rewards(self.compat, &kl, &normalized, &mask, self.kl_coef)?;
+        let estimates = Estimates::new(self.config.estimation(self.compat), &penalized, &scored.values, &mask, Ok)?;
         self.records.rewarded(&rewards);
         self.records.rolled_out(&Rolled {
             raw: &raw,

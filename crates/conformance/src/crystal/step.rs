@@ -290,6 +290,7 @@ fn check(case: &Case, tolerance: Tolerance) -> Check {
             ids: questions[i].clone(),
             choices: case.choice_first_ids[i].iter().copied().filter(|&id| id != EOS).collect(),
             gold: case.answer_index[i],
+            answer: case.labels[i].clone(),
         })
         .collect();
     rewards(t5, case, &prompts, &items, &statements, tolerance)?;
@@ -437,7 +438,6 @@ fn trained(parts: &Parts<'_>, epochs: usize, tolerance: Tolerance) -> Check {
     let case = parts.case;
     let rows = parts.train.len();
     let config = PpoConfig {
-        compat: Compat::Reference,
         batch_size: rows,
         kl: ruminate_algorithms::ppo::KlPenalty::Fixed { coef: case.kl_coef },
         epochs,
@@ -453,6 +453,7 @@ fn trained(parts: &Parts<'_>, epochs: usize, tolerance: Tolerance) -> Check {
         SelfFeedback::new(parts.prompts.clone(), Shape::default(), rows),
         data,
     )?
+    .compat(Compat::Reference)
     .normalized_by(Normalization { gain: case.gain, bias: case.bias });
     let trainer = TrainerConfig {
         steps: 1,

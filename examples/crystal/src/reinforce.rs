@@ -1,0 +1,97 @@
+//! Stage II as a command.
+
+use std::path::{Path, PathBuf};
+
+use ruminate::algorithms::crystal::{
+    Notice, Reinforcement, ReinforcementData, read_questions, reinforcement, reward_normalization,
+};
+use ruminate::algorithms::{Fitted, Observer, Trainer};
+use ruminate::datasets::{Part, Split};
+use ruminate::models::T5;
+use ruminate::run::{ConfigError, Outcome, RunArgs, RunDir, RunDirError, RunObserver, StopFlag};
+use tch::Device;
+
+use crate::config::{CrystalConfig, FLAGS};
+
+#[derive(clap::Args)]
+pub(crate) struct ReinforceArgs {
+    /// Checkpoint of Stage I to start from, e.g. runs/stage1/checkpoints/best; short for --set model.pretrained=DIR
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// Leave out rows that are not questions, and tell how many, instead of refusing the file
+    #[arg(long)]
+    skip_bad_rows: bool,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+pub(crate) fn run(args: &ReinforceArgs) -> anyhow::Result<Outcome> {
+    let mut run = crate::with_settings(&args.run, args.skip_bad_rows);
+    if run.out.is_none() {
+        return Err(RunDirError::NoFolder.into());
+    }
+    if let Some(model) = &args.model {
+        let stored = model.parent().and_then(Path::parent).and_then(RunDir::stored_config);
+        run.config = run.config.or(stored.filter(|_| !run.resume));
+    }
+    let mut config: CrystalConfig = run.load(FLAGS)?;
+    if let Some(model) = &args.model {
+        (config.model.pretrained, config.model.config) = (Some(model.clone()), None);
+    }
+    config.validate()?;
+    let device = run.setup()?;
+    let stop = StopFlag::on_ctrl_c()?;
+    // Everything that can be wrong with the data or the model shows before the run folder is touched.
+    let (stage, notices) = prepare(&config, device)?;
+    let dir = run.open(&config)?;
+    crate::show(&notices, run.quiet);
+    let mut observer = RunObserver::new(&dir, run.verbosity(), stop)?;
+    let (fitted, _) = reinforce(&config, stage, &dir, &mut observer)?;
+    drop(observer);
+    crate::print_fitted(&fitted, "reinforcement", run.json)?;
+    Ok(fitted.ending.into())
+}
+
+/// Reads model and data, and joins them.
+pub(crate) fn prepare(
+    config: &CrystalConfig,
+    device: Device,
+) -> anyhow::Result<(Reinforcement<T5>, Vec<Notice>)> {
+    let Some(folder) = &config.model.pretrained else {
+        return Err(ConfigError::invalid("name the checkpoint of Stage I with --model").into());
+    };
+    let (policy, encoder) = config.build(device)?;
+    let copy = || T5::load(folder, policy.kind(), device);
+    let value = config.reinforcement.separate_value_model.then(copy).transpose()?;
+    let models = (copy()?, value);
+    let (mut data, mut notices) = (ReinforcementData::default(), vec![]);
+    let mut read = |split, part| -> anyhow::Result<_> {
+        let (questions, more) = read_questions(&config.data, split, part)?;
+        notices.extend(more);
+        Ok(questions)
+    };
+    if config.data.half_half {
+        data.train = read(Split::Train, Part::SecondHalf)?;
+        data.answers = Some(read(Split::Train, Part::FirstHalf)?);
+    } else {
+        data.train = read(Split::Train, Part::All)?;
+    }
+    data.dev = read(Split::Dev, Part::All)?;
+    let models = (policy, models.0, models.1);
+    let stage = reinforcement(&config.reinforcement, config.compat, &encoder, models, &data)?;
+    Ok((stage, notices))
+}
+
+/// Trains to the end, or goes on where the run folder's last checkpoint stands.
+pub(crate) fn reinforce(
+    config: &CrystalConfig,
+    stage: Reinforcement<T5>,
+    dir: &RunDir,
+    observer: &mut dyn Observer,
+) -> anyhow::Result<(Fitted, Reinforcement<T5>)> {
+    let settings = &config.reinforcement;
+    let normalization = reward_normalization(settings, &stage, &dir.path().join("reward"), observer)?;
+    let mut stage = stage.normalized_by(normalization);
+    let fitted = Trainer::new(settings.trainer.clone(), &dir.checkpoints())?.fit(&mut stage, observer)?;
+    Ok((fitted, stage))
+}
