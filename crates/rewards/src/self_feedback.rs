@@ -246,7 +246,8 @@ mod tests {
 
     #[test]
     fn prompts_are_asked_once_and_rewards_keep_their_order() {
-        let question = EncodedQuestion { ids: vec![20, 21, 1], choices: vec![30, 31], gold: 1, answer: vec![31, 1] };
+        let question =
+            EncodedQuestion { ids: vec![20, 21, 1], choices: vec![30, 31], gold: 1, answer: vec![31, 1] };
         let statements: [&[TokenId]; 4] = [&[40, 1], &[40, 41, 1], &[40, 1], &[1]];
         let samples: Vec<_> =
             statements.map(|s| Sample { task: "t", item: &question, response: s, text: "" }).into();

@@ -144,11 +144,15 @@ where
     let model = match (config.separate_value_model, value_model) {
         (true, Some(network)) => ActorCritic::separate(policy, network, config.ppo.seed)?,
         (true, None) => {
-            return Err(Error::config("separate_value_model", "is set, but no model was given for the values"));
+            return Err(Error::config(
+                "separate_value_model",
+                "is set, but no model was given for the values",
+            ));
         }
         (false, _) => ActorCritic::shared(policy, config.ppo.seed)?,
     };
-    let prompts = |questions: &[Question]| questions.iter().map(|q| prompt(encoder, q)).collect::<Result<_>>();
+    let prompts =
+        |questions: &[Question]| questions.iter().map(|q| prompt(encoder, q)).collect::<Result<_>>();
     let data = PpoData {
         train: prompts(&data.train)?,
         supervised: data.answers.as_deref().map(prompts).transpose()?,

@@ -151,12 +151,7 @@ impl PpoConfig {
     }
 
     pub(super) fn estimation(&self, compat: Compat) -> Estimation {
-        Estimation {
-            compat,
-            whiten_rewards: self.whiten_rewards,
-            gamma: self.gamma,
-            lambda: self.lambda,
-        }
+        Estimation { compat, whiten_rewards: self.whiten_rewards, gamma: self.gamma, lambda: self.lambda }
     }
 
     /// Checks the ranges.

@@ -265,7 +265,8 @@ where
             })
             .collect();
         let penalized = token_rewards(self.compat, &kl, &normalized, &mask, self.kl_coef)?;
-        let estimates = Estimates::new(self.config.estimation(self.compat), &penalized, &scored.values, &mask, Ok)?;
+        let estimates =
+            Estimates::new(self.config.estimation(self.compat), &penalized, &scored.values, &mask, Ok)?;
         self.records.rewarded(&rewards);
         self.records.rolled_out(&Rolled {
             raw: &raw,

@@ -7,5 +7,6 @@ mod crystal;
 mod failures;
 mod learning;
 mod observing;
+mod ppo;
 mod resume;
 mod support;

@@ -1,0 +1,362 @@
+//! PPO learns what it is rewarded for, and nothing without; and it can be interrupted anywhere.
+
+use std::fs;
+use std::path::Path;
+
+use ruminate_algorithms::ppo::{KlPenalty, Ppo, PpoConfig, PpoData, Prompt, RolloutConfig, Supervision};
+use ruminate_algorithms::{Algorithm, Ending, Fitted, Objective, Result, Silent, Trainer, TrainerConfig};
+use ruminate_datasets::Compat;
+use ruminate_models::{ActorCritic, Example, Policy, Sampling, T5, TokenId};
+use ruminate_rewards::{Normalization, Reward, RewardError, Rewarded, Sample};
+
+use crate::support::{Recorder, alone, chain, model, short, tokenizer};
+
+/// Tokens above this are good.
+const GOOD: TokenId = 100;
+
+/// The share of good tokens, times `scale`.
+struct Share {
+    scale: f32,
+}
+
+impl<P, Q> Reward<P, Q> for Share {
+    fn rewards(&self, _: &P, samples: &[Sample<'_, Q>]) -> std::result::Result<Vec<Rewarded>, RewardError> {
+        let judge = |sample: &Sample<'_, Q>| {
+            let good = sample.response.iter().filter(|&&id| id > GOOD).count();
+            let share = good as f32 / sample.response.len() as f32;
+            Rewarded { value: self.scale * share, parts: vec![("share", share)] }
+        };
+        Ok(samples.iter().map(judge).collect())
+    }
+}
+
+/// Trains the prompt's first token as the answer to prompt and response.
+struct Echo;
+
+impl Supervision<()> for Echo {
+    fn objectives(&self, samples: &[Sample<'_, ()>]) -> Result<Vec<Objective>> {
+        let example =
+            |sample: &Sample<'_, ()>| Example { prompt: sample.response.to_vec(), target: vec![7, 1] };
+        let examples = samples.iter().map(example).collect();
+        Ok(vec![Objective { name: "loss/echo", weight: 0.5, examples }])
+    }
+}
+
+fn prompts(count: i64) -> Vec<Prompt<()>> {
+    (0..count)
+        .map(|i| Prompt {
+            ids: (0..2 + i % 3).map(|j| 10 + (11 * i + j) % 120).chain([1]).collect(),
+            text: format!("prompt {i}"),
+            task: format!("task {}", i % 2),
+            item: (),
+        })
+        .collect()
+}
+
+fn config() -> PpoConfig {
+    PpoConfig {
+        rollout: RolloutConfig {
+            sampling: Sampling { temperature: 1.0, top_k: None, top_p: None },
+            max_new_tokens: 5,
+            min_new_tokens: 1,
+            batch_size: 16,
+            ..RolloutConfig::default()
+        },
+        batch_size: 16,
+        kl: KlPenalty::Fixed { coef: 0.0 },
+        best_by: "share".into(),
+        ..PpoConfig::default()
+    }
+}
+
+fn ppo(config: PpoConfig, scale: f32, seed: i64) -> Result<Ppo<T5, (), Share>> {
+    let actor = ActorCritic::shared(model(0.0, seed), 3)?;
+    let data = PpoData { train: prompts(40), supervised: None, held_out: prompts(12) };
+    Ppo::new(config, actor, model(0.0, seed), tokenizer(), Share { scale }, data)
+}
+
+/// Runs it; the share of good tokens before and after.
+fn gain(config: PpoConfig, scale: f32, trainer: &TrainerConfig) -> (f64, f64, Recorder) {
+    let folder = tempfile::tempdir().unwrap();
+    let mut ppo = ppo(config, scale, 1).unwrap();
+    let before = ppo.evaluate(0, &mut Silent).unwrap().score;
+    let mut seen = Recorder::default();
+    Trainer::new(trainer.clone(), folder.path()).unwrap().fit(&mut ppo, &mut seen).unwrap();
+    (before, ppo.evaluate(0, &mut Silent).unwrap().score, seen)
+}
+
+#[test]
+fn the_policy_learns_what_is_rewarded_and_its_opposite() {
+    let _alone = alone();
+    let trainer = TrainerConfig { lr: 3e-3, eval_every: 1000, ..short(25) };
+    let (before, after, seen) = gain(config(), 1.0, &trainer);
+    assert!(after > before + 0.3 && after > 0.9, "{before} {after}");
+    let (before, after, _) = gain(config(), -1.0, &trainer);
+    assert!(after < 0.1, "{before} {after}");
+    // What a run tells of itself.
+    for name in [
+        "loss/total",
+        "loss/policy",
+        "loss/value",
+        "reward/raw",
+        "reward/normalized",
+        "reward/penalized",
+        "reward/KL",
+        "reward/spread",
+        "clip_fraction",
+        "approx_kl",
+        "entropy",
+        "response_tokens",
+        "share",
+    ] {
+        let series = seen.series(&format!("train/{name}"));
+        assert!(series.len() == 25 && series.iter().all(|x| x.is_finite()), "{name} {series:?}");
+    }
+    let raw = seen.series("train/reward/raw");
+    assert!(raw[24] > raw[0] + 0.2, "{raw:?}");
+    assert!(seen.series("train/approx_kl").iter().all(|&kl| kl >= 0.0));
+}
+
+#[test]
+fn a_constant_reward_teaches_nothing() {
+    let _alone = alone();
+    let trainer = TrainerConfig { lr: 3e-3, eval_every: 1000, ..short(25) };
+    let (before, after, _) = gain(config(), 0.0, &trainer);
+    assert!((after - before).abs() < 0.25, "{before} {after}");
+}
+
+#[test]
+fn a_strong_penalty_keeps_the_policy_near_its_reference() {
+    let _alone = alone();
+    let trainer = TrainerConfig { lr: 3e-3, eval_every: 1000, ..short(25) };
+    let last = |coef| {
+        let (_, _, seen) = gain(PpoConfig { kl: KlPenalty::Fixed { coef }, ..config() }, 1.0, &trainer);
+        *seen.series("train/reward/KL").last().unwrap()
+    };
+    let (free, held) = (last(0.0), last(5.0));
+    assert!(held < free / 3.0, "{held} {free}");
+}
+
+#[test]
+fn an_adaptive_penalty_follows_the_divergence() {
+    let _alone = alone();
+    let kl = KlPenalty::Adaptive { initial: 0.1, target: 1e-6, horizon: 100.0 };
+    let trainer = TrainerConfig { eval_every: 1000, ..short(4) };
+    let (.., seen) = gain(PpoConfig { kl, ..config() }, 1.0, &trainer);
+    let coefs = seen.series("train/kl_coef");
+    assert_eq!(coefs[0], 0.1);
+    // The first rollout has not left the reference yet.
+    assert!(coefs[1] < coefs[0] && coefs[3] > coefs[2], "{coefs:?}");
+}
+
+#[test]
+fn the_first_update_starts_at_the_old_policy() {
+    let _alone = alone();
+    let trainer = TrainerConfig { eval_every: 1000, ..short(1) };
+    let (.., seen) = gain(PpoConfig { epochs: 1, ..config() }, 1.0, &trainer);
+    // Ratio 1 everywhere: nothing is clipped, and whitened advantages have no mean.
+    assert_eq!(seen.series("train/clip_fraction"), [0.0]);
+    assert!(seen.series("train/approx_kl")[0].abs() < 1e-6);
+    assert!(seen.series("train/loss/policy")[0].abs() < 1e-5);
+}
+
+#[test]
+fn passes_end_early_when_the_policy_has_moved_too_far() {
+    let _alone = alone();
+    let trainer = TrainerConfig { lr: 1e-2, eval_every: 1000, ..short(3) };
+    let run = |target_kl| gain(PpoConfig { epochs: 6, target_kl, ..config() }, 1.0, &trainer).2;
+    assert_eq!(run(1e-9).series("train/early_stops"), [1.0; 3]);
+    assert!(run(0.0).series("train/early_stops").is_empty());
+    assert!(run(1e9).series("train/early_stops").is_empty());
+}
+
+#[test]
+fn value_warm_up_leaves_the_policy_loss_out() {
+    let _alone = alone();
+    let trainer = TrainerConfig { eval_every: 1000, ..short(4) };
+    let (.., seen) = gain(PpoConfig { value_warmup_steps: 3, ..config() }, 1.0, &trainer);
+    assert_eq!(seen.series("train/loss/policy").len(), 1);
+    assert_eq!(seen.series("train/loss/value").len(), 4);
+}
+
+#[test]
+fn the_entropy_bonus_keeps_the_policy_undecided() {
+    let _alone = alone();
+    let trainer = TrainerConfig { lr: 3e-3, eval_every: 1000, ..short(15) };
+    let last = |entropy_coef| {
+        let (.., seen) = gain(PpoConfig { entropy_coef, ..config() }, 1.0, &trainer);
+        *seen.series("train/entropy").last().unwrap()
+    };
+    assert!(last(1.0) > last(0.0) + 0.5);
+}
+
+#[test]
+fn mini_batches_and_micro_batches_cover_every_response_once() {
+    let _alone = alone();
+    let after = |config: PpoConfig, accumulate| {
+        let folder = tempfile::tempdir().unwrap();
+        let mut ppo = ppo(config, 1.0, 1).unwrap();
+        // A large epsilon keeps the first steps from being the gradient's sign alone.
+        let trainer = TrainerConfig { accumulate, eps: 1.0, eval_every: 1000, ..short(1) };
+        Trainer::new(trainer, folder.path()).unwrap().fit(&mut ppo, &mut Silent).unwrap();
+        let named = ppo.model().parameters().named();
+        named.into_iter().map(|(_, t)| Vec::<f32>::try_from(t.reshape([-1])).unwrap()).collect::<Vec<_>>()
+    };
+    let close = |a: &[Vec<f32>], b: &[Vec<f32>]| {
+        a.iter().flatten().zip(b.iter().flatten()).all(|(a, b)| (a - b).abs() <= 1e-6 + 1e-5 * b.abs())
+    };
+    let whole = after(config(), 1);
+    // Micro-batches add up to the batch they were cut from, also where it does not divide evenly.
+    assert!(close(&after(config(), 3), &whole));
+    // Rows that are scored together do not matter.
+    let narrow = RolloutConfig { batch_size: 5, ..config().rollout };
+    assert!(close(&after(PpoConfig { rollout: narrow, ..config() }, 1), &whole));
+    // Mini-batches make updates of their own.
+    assert!(!close(&after(PpoConfig { mini_batch_size: 5, ..config() }, 1), &whole));
+}
+
+/// Both phases, mini-batches, a scale, and a penalty that remembers.
+fn interrupted(folder: &Path, seed: i64, observer: &mut Recorder) -> Result<Fitted> {
+    let config = PpoConfig {
+        rl_steps: 3,
+        cycle_steps: 5,
+        mini_batch_size: 7,
+        epochs: 2,
+        kl: KlPenalty::Adaptive { initial: 0.1, target: 0.5, horizon: 50.0 },
+        ..config()
+    };
+    let mut ppo = ppo(config, 1.0, seed)?
+        .compat(Compat::Reference)
+        .normalized_by(Normalization { gain: 2.0, bias: -0.5 })
+        .supervised_by(Echo);
+    tch::manual_seed(seed);
+    let trainer = TrainerConfig { accumulate: 2, eval_every: 0, log_every: 1, ..short(12) };
+    Trainer::new(trainer, folder)?.fit(&mut ppo, observer)
+}
+
+fn last(folder: &Path) -> [Vec<u8>; 4] {
+    ["model.safetensors", "value.safetensors", "trainer.safetensors", "state.json"]
+        .map(|file| fs::read(folder.join("last").join(file)).unwrap())
+}
+
+#[test]
+fn stops_in_either_phase_leave_no_trace() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    // The reference is the model of seed 1 in all of them; a resumed policy comes from the checkpoint.
+    interrupted(folder.path(), 1, &mut Recorder::default()).unwrap();
+    let straight = last(folder.path());
+    let stopped = tempfile::tempdir().unwrap();
+    // Inside a reinforced phase, at its end, and inside a supervised one.
+    for stop_after in [1, 2, 3, 6] {
+        let fitted = interrupted(stopped.path(), 1, &mut Recorder::stopping_after(stop_after)).unwrap();
+        assert_eq!((fitted.ending, fitted.steps), (Ending::Stopped, stop_after + 1));
+    }
+    let mut seen = Recorder::default();
+    interrupted(stopped.path(), 1, &mut seen).unwrap();
+    assert_eq!(seen.events[0], "started 7 of 12");
+    assert!(last(stopped.path()) == straight, "parameters, optimizer or state differ");
+    // Validation where a phase begins: 0, 3, 5, 8, 10, and at the end.
+    let validated: Vec<_> = seen.events.iter().filter(|event| event.starts_with("evaluated")).collect();
+    assert_eq!(validated, ["evaluated 8", "evaluated 10", "evaluated 12"]);
+}
+
+#[test]
+fn a_separate_value_network_is_saved_and_leaves_the_policy_alone() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    let make = |seed| ActorCritic::separate(model(0.0, 1), model(0.0, seed), 3).unwrap();
+    let first = make(2);
+    first.save(folder.path()).unwrap();
+    let second = make(5);
+    second.restore(folder.path()).unwrap();
+    let example = [Example { prompt: vec![10, 11, 1], target: vec![40, 41, 1] }];
+    let values = |model: &ActorCritic<T5>| {
+        let (_, values) = model.score_with_values(&example, Default::default()).unwrap();
+        Vec::<f32>::try_from(values.view([-1])).unwrap()
+    };
+    assert_eq!(values(&first), values(&second));
+    assert!(values(&make(5)) != values(&first));
+    // The folder is the policy's, and of nothing else.
+    T5::load(folder.path(), tch::Kind::Float, tch::Device::Cpu).unwrap();
+    // A policy with a head has no place for such a network.
+    let error = ActorCritic::shared(model(0.0, 1), 3).unwrap().restore(folder.path()).unwrap_err();
+    assert!(error.to_string().contains("`value_model."), "{error}");
+    // The value loss does not reach the policy.
+    let (_, values) = first.score_with_values(&example, Default::default()).unwrap();
+    values.sum(tch::Kind::Float).backward();
+    assert!(first.actor().parameters().iter().all(|(_, t)| !t.grad().defined()));
+    assert!(first.value_parameters().iter().any(|(_, t)| t.grad().defined()));
+}
+
+#[test]
+fn measured_rewards_give_the_scale_and_the_tasks() {
+    let _alone = alone();
+    let ppo = ppo(config(), 1.0, 1).unwrap();
+    let (map, tasks) = ppo.measure_rewards(None, &mut Silent).unwrap();
+    assert_eq!(tasks.values().map(|task| task.count).sum::<usize>(), 40);
+    assert_eq!(tasks.keys().collect::<Vec<_>>(), ["task 0", "task 1"]);
+    assert!(map.gain > 0.0);
+    // Two batches of 16.
+    let (_, some) = ppo.measure_rewards(Some(2), &mut Silent).unwrap();
+    assert_eq!(some.values().map(|task| task.count).sum::<usize>(), 32);
+    let flat = self::ppo(config(), 0.0, 1).unwrap();
+    let error = flat.measure_rewards(None, &mut Silent).unwrap_err();
+    assert!(error.to_string().contains("standard deviation is 0"), "{error}");
+}
+
+/// Fails, or gives what it should not.
+struct Broken(Option<f32>);
+
+impl<P, Q> Reward<P, Q> for Broken {
+    fn rewards(&self, _: &P, samples: &[Sample<'_, Q>]) -> std::result::Result<Vec<Rewarded>, RewardError> {
+        match self.0 {
+            Some(value) => Ok(samples.iter().map(|_| value.into()).collect()),
+            None => Err(RewardError::Other("the judge is asleep".into())),
+        }
+    }
+}
+
+#[test]
+fn what_is_wrong_is_named() {
+    let _alone = alone();
+    let run = |reward: Broken, best_by: &str| {
+        let actor = ActorCritic::shared(model(0.0, 1), 3).unwrap();
+        let data = PpoData { train: prompts(40), supervised: None, held_out: prompts(4) };
+        let config = PpoConfig { best_by: best_by.into(), ..config() };
+        let mut ppo = Ppo::new(config, actor, model(0.0, 1), tokenizer(), reward, data).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        chain(&Trainer::new(short(2), folder.path()).unwrap().fit(&mut ppo, &mut Silent).unwrap_err())
+    };
+    assert!(run(Broken(None), "").contains("the judge is asleep"));
+    assert!(run(Broken(Some(f32::NAN)), "").contains("sample 0 (task task 0) is NaN"));
+    assert!(run(Broken(Some(1.0)), "acc").contains("best_by"));
+
+    let few = PpoConfig { batch_size: 41, ..config() };
+    assert!(ppo(few, 1.0, 1).is_err());
+    let answers = PpoConfig { rl_steps: 1, cycle_steps: 2, ..config() };
+    let folder = tempfile::tempdir().unwrap();
+    let error = Trainer::new(short(2), folder.path())
+        .unwrap()
+        .fit(&mut ppo(answers, 1.0, 1).unwrap(), &mut Silent)
+        .unwrap_err();
+    assert!(error.to_string().contains("rl_steps"), "{error}");
+}
+
+/// Responses in which padding was drawn: with the reference's arithmetic their padding stays where it is, and a row of
+/// nothing else is an error; otherwise such a row is left out.
+#[test]
+fn rows_without_tokens() {
+    let _alone = alone();
+    let rewards = |compat| {
+        ruminate_algorithms::ppo::token_rewards(
+            compat,
+            &vec![vec![0.0; 2]; 2],
+            &[1.0, 1.0],
+            &vec![vec![true, false], vec![false, false]],
+            0.2,
+        )
+    };
+    assert!(rewards(Compat::Reference).unwrap_err().to_string().contains("response 1"));
+    assert!(rewards(Compat::Corrected).is_err());
+}
