@@ -9,6 +9,7 @@ mod policy;
 mod scoring;
 mod t5;
 mod tokenizer;
+mod vera;
 
 pub use batch::{Batch, IGNORED, Labels, Side, TokenId};
 pub use error::{Error, Result};
@@ -21,3 +22,4 @@ pub use policy::{Example, Policy, TokenScores, Want};
 pub use scoring::ScoreChoices;
 pub use t5::{Decoding, Encoded, FeedForward, T5, T5Config};
 pub use tokenizer::{Tokenizer, Truncate, clean_up_spaces};
+pub use vera::{Plausibility, Vera};
