@@ -130,6 +130,11 @@ pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let mut text = serde_json::to_string_pretty(value)
         .map_err(|source| Error::Json { path: path.to_path_buf(), source })?;
     text.push('\n');
+    write_text(path, &text)
+}
+
+/// Writes a file under a temporary name, flushes it and renames it.
+pub(crate) fn write_text(path: &Path, text: &str) -> Result<()> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut temporary = tempfile::NamedTempFile::new_in(folder).map_err(Error::write(path))?;
     std::io::Write::write_all(&mut temporary, text.as_bytes()).map_err(Error::write(path))?;

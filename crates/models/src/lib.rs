@@ -10,6 +10,7 @@ mod scoring;
 mod t5;
 mod tokenizer;
 mod value;
+mod vera;
 
 pub use batch::{Batch, IGNORED, Labels, Side, TokenId, by_length};
 pub use error::{Error, Result};
@@ -23,3 +24,4 @@ pub use scoring::ScoreChoices;
 pub use t5::{Decoding, Encoded, FeedForward, T5, T5Config};
 pub use tokenizer::{Tokenizer, Truncate, clean_up_spaces};
 pub use value::{ActorCritic, VALUE_WEIGHTS};
+pub use vera::{Plausibility, Vera};

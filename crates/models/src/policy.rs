@@ -66,6 +66,17 @@ pub trait Policy {
     /// Training mode switches dropout on.
     fn set_training(&mut self, training: bool);
 
+    /// Switches activation checkpointing on or off: activations are made again in the backward pass instead of kept.
+    ///
+    /// # Errors
+    /// When a model that does not support it is asked to.
+    fn set_gradient_checkpointing(&mut self, on: bool) -> Result<()> {
+        if on {
+            return Err(crate::Error::invalid("gradient_checkpointing", "this model does not support it"));
+        }
+        Ok(())
+    }
+
     /// Log-probabilities of the targets given their prompts. Gradients flow unless the caller switched them off.
     /// The scores of a row do not depend on the other rows.
     ///
@@ -119,6 +130,11 @@ impl Policy for T5 {
 
     fn set_training(&mut self, training: bool) {
         self.set_training(training);
+    }
+
+    fn set_gradient_checkpointing(&mut self, on: bool) -> Result<()> {
+        self.set_gradient_checkpointing(on);
+        Ok(())
     }
 
     fn score(&self, examples: &[Example], want: Want) -> Result<TokenScores> {

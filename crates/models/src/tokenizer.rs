@@ -4,6 +4,7 @@ use std::path::Path;
 
 use tokenizers::{PostProcessor, TruncationDirection};
 
+use crate::checkpoint::write_text;
 use crate::{Error, Result, TokenId};
 
 /// Which end of a text that is too long is cut off.
@@ -40,14 +41,13 @@ impl Tokenizer {
         Ok(Self { inner })
     }
 
-    /// Writes `tokenizer.json` into a folder.
+    /// Writes `tokenizer.json` into a folder, under a temporary name first.
     ///
     /// # Errors
     /// When the folder is not writable.
     pub fn save(&self, folder: &Path) -> Result<()> {
         let text = self.inner.to_string(false).map_err(library("serializing"))?;
-        let path = folder.join("tokenizer.json");
-        std::fs::write(&path, text).map_err(Error::write(&path))
+        write_text(&folder.join("tokenizer.json"), &text)
     }
 
     /// Entries, special tokens included.

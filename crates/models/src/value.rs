@@ -163,6 +163,11 @@ impl<P: Policy> Policy for ActorCritic<P> {
         }
     }
 
+    fn set_gradient_checkpointing(&mut self, on: bool) -> Result<()> {
+        self.actor.set_gradient_checkpointing(on)?;
+        self.network.as_mut().map_or(Ok(()), |network| network.set_gradient_checkpointing(on))
+    }
+
     fn score(&self, examples: &[Example], want: Want) -> Result<TokenScores> {
         self.actor.score(examples, want)
     }

@@ -112,17 +112,27 @@ int ruminate_set_generator_state(int device_index, at::Tensor *state, char **err
   });
 }
 
-int ruminate_set_autocast(int cuda, int enabled, int *was_enabled, char **error) {
+int ruminate_seed_generator(int device_index, uint64_t seed, char **error) {
+  return guarded(error, [&] {
+    auto gen = generator(device_index);
+    std::lock_guard<std::mutex> lock(gen.mutex());
+    gen.set_current_seed(seed);
+  });
+}
+
+int ruminate_swap_autocast(int cuda, int *enabled, int *kind, char **error) {
   return guarded(error, [&] {
     auto device = cuda ? at::kCUDA : at::kCPU;
-    *was_enabled = at::autocast::is_autocast_enabled(device);
-    if (enabled) {
-      at::autocast::set_autocast_dtype(device, at::kBFloat16);
-    } else {
+    const bool was_enabled = at::autocast::is_autocast_enabled(device);
+    const auto was_kind = at::autocast::get_autocast_dtype(device);
+    if (!*enabled) {
       // The cache holds low-precision copies of weights, which an optimizer step makes stale.
       at::autocast::clear_cache();
     }
-    at::autocast::set_autocast_enabled(device, enabled);
+    at::autocast::set_autocast_dtype(device, *kind < 0 ? at::kBFloat16 : static_cast<at::ScalarType>(*kind));
+    at::autocast::set_autocast_enabled(device, *enabled);
+    *enabled = was_enabled;
+    *kind = static_cast<int>(was_kind);
   });
 }
 }

@@ -19,6 +19,13 @@ int ruminate_adam_step(at::Tensor *const *params, at::Tensor *const *exp_avgs, a
                        at::Tensor *const *steps, size_t count, double lr, double beta1, double beta2,
                        double weight_decay, double eps, int decoupled, char **error);
 
+// One Adafactor step on parameters that all have a gradient. `states` holds three tensors of each: row means and column
+// means (or the second moment and null), and the first moment or null. `rates` are theirs, before the scale of the
+// parameter, which is at least `least_scale` (below 0: no scale); `decays` those of the second moment.
+int ruminate_adafactor_step(at::Tensor *const *params, at::Tensor *const *states, size_t count, const double *rates,
+                            const double *decays, double eps, double least_scale, double clip, double beta1,
+                            double weight_decay, char **error);
+
 // Forgets the gradients, so that a parameter that the next loss does not touch has none.
 int ruminate_clear_grads(at::Tensor *const *params, size_t count, char **error);
 
@@ -35,6 +42,20 @@ int ruminate_set_generator_state(int device_index, at::Tensor *state, char **err
 int ruminate_log_probs(at::Tensor *hidden, at::Tensor *weight, at::Tensor *targets, double scale, int64_t chunk,
                        int with_entropy, at::Tensor **log_probs, at::Tensor **entropy, char **error);
 
-// Switches autocast to bfloat16 on or off for a device type, and tells what it was.
-int ruminate_set_autocast(int cuda, int enabled, int *was_enabled, char **error);
+// A closure of the caller: gets new tensors, which it owns, stores a new tensor in `out` and returns 0, or reports with
+// ruminate_set_message and returns 1. It lets no exception and no panic out.
+typedef int (*ruminate_body)(void *closure, at::Tensor *const *inputs, size_t count, at::Tensor **out, void *message);
+void ruminate_set_message(void *message, const char *text, size_t length);
+
+// Runs the closure without keeping what its backward pass needs, and again in the backward pass. The closure is owned
+// from here on, also after an error, and `drop` may be called on any thread.
+int ruminate_checkpoint(at::Tensor *const *inputs, size_t count, void *closure, ruminate_body call,
+                        void (*drop)(void *), at::Tensor **out, char **error);
+
+// Seeds the default generator of one device; -1 is the CPU.
+int ruminate_seed_generator(int device_index, uint64_t seed, char **error);
+
+// Sets autocast of a device type, and exchanges the arguments for what was in force; kind is a ScalarType, below 0 for
+// bfloat16.
+int ruminate_swap_autocast(int cuda, int *enabled, int *kind, char **error);
 }

@@ -1,5 +1,7 @@
 //! Automatic bfloat16 for matrix products.
 
+use std::ffi::c_int;
+
 use tch::Device;
 
 use crate::Result;
@@ -12,30 +14,37 @@ use crate::ffi;
 /// When libtorch refuses the switch. The body's own result is passed through.
 pub fn autocast<T>(device: Device, body: impl FnOnce() -> T) -> Result<T> {
     let cuda = matches!(device, Device::Cuda(_));
-    let was = switch(cuda, true)?;
+    let was = swap(cuda, Setting { enabled: 1, kind: -1 })?;
     let restore = Restore { cuda, was };
     let value = body();
     drop(restore);
     Ok(value)
 }
 
+/// As the shim has it: whether autocast is on, and the number of its kind.
+#[derive(Clone, Copy)]
+struct Setting {
+    enabled: c_int,
+    kind: c_int,
+}
+
 struct Restore {
     cuda: bool,
-    was: bool,
+    was: Setting,
 }
 
 impl Drop for Restore {
     fn drop(&mut self) {
         // Switching back to a setting that was in force cannot fail.
-        let _ = switch(self.cuda, self.was);
+        let _ = swap(self.cuda, self.was);
     }
 }
 
-fn switch(cuda: bool, enabled: bool) -> Result<bool> {
-    let mut was = 0;
-    // SAFETY: `was` and the error pointer are valid for the call.
+/// Puts a setting in force and returns the one that was.
+fn swap(cuda: bool, mut setting: Setting) -> Result<Setting> {
+    // SAFETY: the pointers are valid for the call.
     ffi::call("autocast", |error| unsafe {
-        ffi::ruminate_set_autocast(cuda.into(), enabled.into(), &mut was, error)
+        ffi::ruminate_swap_autocast(cuda.into(), &mut setting.enabled, &mut setting.kind, error)
     })?;
-    Ok(was != 0)
+    Ok(setting)
 }

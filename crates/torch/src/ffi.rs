@@ -1,13 +1,22 @@
 //! The C ABI of `shim/shim.h` and the safe calls around it.
 
-use std::ffi::{CStr, c_char, c_int};
+use std::ffi::{CStr, c_char, c_int, c_void};
 
 use tch::Tensor;
 use torch_sys::C_tensor;
 
 use crate::{Error, Result};
 
-type TensorPtr = *const C_tensor;
+pub(crate) type TensorPtr = *const C_tensor;
+
+/// A Rust closure as the shim calls it.
+pub(crate) type Body = unsafe extern "C" fn(
+    closure: *mut c_void,
+    inputs: *const *mut C_tensor,
+    count: usize,
+    out: *mut *mut C_tensor,
+    message: *mut c_void,
+) -> c_int;
 
 unsafe extern "C" {
     fn ruminate_free_message(message: *mut c_char);
@@ -23,6 +32,19 @@ unsafe extern "C" {
         weight_decay: f64,
         eps: f64,
         decoupled: c_int,
+        error: *mut *mut c_char,
+    ) -> c_int;
+    pub(crate) fn ruminate_adafactor_step(
+        params: *const TensorPtr,
+        states: *const TensorPtr,
+        count: usize,
+        rates: *const f64,
+        decays: *const f64,
+        eps: f64,
+        least_scale: f64,
+        clip: f64,
+        beta1: f64,
+        weight_decay: f64,
         error: *mut *mut c_char,
     ) -> c_int;
     pub(crate) fn ruminate_clear_grads(
@@ -58,10 +80,21 @@ unsafe extern "C" {
         entropy: *mut *mut C_tensor,
         error: *mut *mut c_char,
     ) -> c_int;
-    pub(crate) fn ruminate_set_autocast(
+    pub(crate) fn ruminate_set_message(message: *mut c_void, text: *const u8, length: usize);
+    pub(crate) fn ruminate_checkpoint(
+        inputs: *const TensorPtr,
+        count: usize,
+        closure: *mut c_void,
+        call: Body,
+        drop: unsafe extern "C" fn(*mut c_void),
+        out: *mut *mut C_tensor,
+        error: *mut *mut c_char,
+    ) -> c_int;
+    pub(crate) fn ruminate_seed_generator(device_index: c_int, seed: u64, error: *mut *mut c_char) -> c_int;
+    pub(crate) fn ruminate_swap_autocast(
         cuda: c_int,
-        enabled: c_int,
-        was_enabled: *mut c_int,
+        enabled: *mut c_int,
+        kind: *mut c_int,
         error: *mut *mut c_char,
     ) -> c_int;
 }

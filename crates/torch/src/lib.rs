@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod autocast;
+mod checkpoint;
 mod error;
 mod ffi;
 mod files;
@@ -9,6 +10,7 @@ pub mod optim;
 pub mod rng;
 
 pub use autocast::autocast;
+pub use checkpoint::checkpoint;
 pub use error::{Error, Result};
 pub use files::map_file;
 pub use log_probs::{LogProbs, log_probs};

@@ -51,3 +51,13 @@ pub fn set_state(device: Device, state: &Tensor) -> Result<()> {
         ffi::ruminate_set_generator_state(device, state.as_ptr(), error)
     })
 }
+
+/// Seeds the device's default generator, and no other: `tch::manual_seed` seeds those of all devices.
+///
+/// # Errors
+/// When the device does not exist.
+pub fn seed(device: Device, seed: u64) -> Result<()> {
+    let device = index(device)?;
+    // SAFETY: the error pointer is valid for the call.
+    ffi::call("seed generator", |error| unsafe { ffi::ruminate_seed_generator(device, seed, error) })
+}

@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use ruminate_models::checkpoint::{read_json, read_tensors, write_json, write_tensors};
-use ruminate_torch::optim::Adam;
+use ruminate_torch::optim::Optimizer;
 use ruminate_torch::rng;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
@@ -99,7 +99,7 @@ impl Checkpoints {
     pub(super) fn restore<A: Algorithm>(
         &self,
         algorithm: &mut A,
-        adam: &mut Adam,
+        optimizer: &mut dyn Optimizer,
     ) -> Result<Option<TrainerState>> {
         let Some(state) = self.last_state()? else { return Ok(None) };
         let folder = self.folder(state.step);
@@ -107,7 +107,7 @@ impl Checkpoints {
         algorithm.policy().restore(&folder)?;
         let path = folder.join(TRAINER);
         let tensors = read_tensors(&path, Device::Cpu)?;
-        adam.load_state(|name| tensors.get(name).map(Tensor::shallow_clone)).map_err(|e| {
+        optimizer.load_state(&|name| tensors.get(name).map(Tensor::shallow_clone)).map_err(|e| {
             Error::Checkpoint {
                 path: path.clone(),
                 reason: format!("{e}; it belongs to another model or optimizer"),
@@ -131,7 +131,7 @@ impl Checkpoints {
         &self,
         algorithm: &A,
         state: &mut TrainerState,
-        adam: &Adam,
+        optimizer: &dyn Optimizer,
     ) -> Result<PathBuf> {
         state.algorithm = algorithm.state();
         let folder = self.folder(state.step);
@@ -143,7 +143,7 @@ impl Checkpoints {
             remove_folder(&folder)?;
             let temporary = self.root.join(format!("{TEMPORARY}step-{}", state.step));
             fs::create_dir(&temporary).map_err(Error::io("create", &temporary))?;
-            if let Err(error) = self.write(&temporary, algorithm, state, adam) {
+            if let Err(error) = self.write(&temporary, algorithm, state, optimizer) {
                 // A full disk must not be kept full by half a checkpoint.
                 let _ = fs::remove_dir_all(&temporary);
                 return Err(error);
@@ -169,11 +169,11 @@ impl Checkpoints {
         folder: &Path,
         algorithm: &A,
         state: &TrainerState,
-        adam: &Adam,
+        optimizer: &dyn Optimizer,
     ) -> Result<()> {
         algorithm.policy().save(folder)?;
         algorithm.save_extras(folder)?;
-        let mut tensors = adam.state();
+        let mut tensors = optimizer.state();
         tensors.push((RNG_CPU.into(), rng::state(Device::Cpu)?));
         if let device @ Device::Cuda(_) = algorithm.policy().device() {
             tensors.push((RNG_CUDA.into(), rng::state(device)?));

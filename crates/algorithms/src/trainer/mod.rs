@@ -1,19 +1,21 @@
 //! The one training loop: accumulation, clipping, schedule, precision, validation, checkpoints, resume.
 
 mod checkpoint;
+mod optimizer;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use ruminate_models::Policy;
-use ruminate_torch::optim::{Adam, AdamConfig, Decay, DecayOn, clip_grad_norm};
+use ruminate_torch::optim::{Optimizer, clip_grad_norm};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
 use crate::{Error, Metrics, Observer, Result, Schedule, StepReport};
 
 pub use checkpoint::{Checkpoints, TrainerState};
+pub use optimizer::OptimizerChoice;
 
 /// In which precision matrix products run during training. Weights, optimizer states and losses are always `f32`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -39,11 +41,13 @@ pub struct TrainerConfig {
     pub schedule: Schedule,
     /// Steps in which the rate rises from 0.
     pub warmup_steps: u64,
+    /// What moves the parameters.
+    pub optimizer: OptimizerChoice,
     /// Decay rates of Adam's moments.
     pub betas: [f64; 2],
     /// Added to Adam's denominator.
     pub eps: f64,
-    /// Decoupled weight decay (AdamW), on every parameter.
+    /// Adam's decoupled weight decay (AdamW), on every parameter.
     pub weight_decay: f64,
     /// Largest global gradient norm; 0 switches clipping off.
     pub max_grad_norm: f64,
@@ -57,6 +61,8 @@ pub struct TrainerConfig {
     pub save_every: u64,
     /// Precision of the matrix products.
     pub precision: Precision,
+    /// Make activations again in the backward pass instead of keeping them: less memory, and a second forward pass.
+    pub gradient_checkpointing: bool,
 }
 
 impl Default for TrainerConfig {
@@ -66,6 +72,7 @@ impl Default for TrainerConfig {
             lr: 1e-5,
             schedule: Schedule::Constant,
             warmup_steps: 0,
+            optimizer: OptimizerChoice::Adam,
             betas: [0.9, 0.999],
             eps: 1e-8,
             weight_decay: 0.0,
@@ -75,6 +82,7 @@ impl Default for TrainerConfig {
             eval_every: 1000,
             save_every: 0,
             precision: Precision::F32,
+            gradient_checkpointing: false,
         }
     }
 }
@@ -105,10 +113,9 @@ impl TrainerConfig {
                 return refuse(key, format!("is {value}, but must not be negative"));
             }
         }
-        if let Schedule::Cosine { cycles } = self.schedule
-            && !(cycles > 0.0 && cycles.is_finite())
-        {
-            return refuse("schedule", format!("has {cycles} cosine cycles, but must have more than 0"));
+        self.schedule.validate(self.lr).map_err(|reason| Error::config("schedule", reason))?;
+        if let OptimizerChoice::Adafactor(adafactor) = &self.optimizer {
+            self.validate_adafactor(adafactor)?;
         }
         for (key, value) in
             [("steps", self.steps), ("accumulate", self.accumulate as u64), ("log_every", self.log_every)]
@@ -277,30 +284,25 @@ impl Trainer {
     /// When the data, the model, the observer or the disk fail, or a loss is not finite any more.
     pub fn fit<A: Algorithm>(&self, algorithm: &mut A, observer: &mut dyn Observer) -> Result<Fitted> {
         let config = &self.config;
-        let adam = AdamConfig {
-            beta1: config.betas[0],
-            beta2: config.betas[1],
-            eps: config.eps,
-            weight_decay: config.weight_decay,
-            decay: Decay::Decoupled,
-            decay_on: DecayOn::All,
-        };
-        let mut adam = Adam::new(algorithm.policy().parameters().named(), adam)?;
-        let mut state = self.checkpoints.restore(algorithm, &mut adam)?.unwrap_or_default();
+        algorithm.policy_mut().set_gradient_checkpointing(config.gradient_checkpointing)?;
+        let mut optimizer = config.optimizer().build(algorithm.policy().parameters().named())?;
+        let optimizer = optimizer.as_mut();
+        let mut state = self.checkpoints.restore(algorithm, optimizer)?.unwrap_or_default();
         observer.started(state.step, config.steps).map_err(Error::Observer)?;
         let mut log = Log::default();
         while state.step < config.steps {
             let step = state.step;
             if config.validates_at(step) || (config.eval_every == 0 && algorithm.phase_begins(step)) {
                 log.check(step)?;
-                self.validate(algorithm, &mut state, &adam, observer)?;
+                self.validate(algorithm, &mut state, optimizer, observer)?;
             } else if due(config.save_every, step) && step > 0 {
                 log.check(step)?;
-                self.save(algorithm, &mut state, &adam, observer)?;
+                self.save(algorithm, &mut state, optimizer, observer)?;
             }
             let started = Instant::now();
-            let lr = config.lr * config.schedule.factor(step, config.warmup_steps, config.steps);
-            log.tokens = self.update(algorithm, &mut adam, lr, step, &mut log)?;
+            let lr = config.schedule.lr(config.lr, step, config.warmup_steps, config.steps);
+            let lr = optimizer.rate(lr);
+            log.tokens = self.update(algorithm, optimizer, lr, step, &mut log)?;
             state.step += 1;
             let last = state.step == config.steps;
             let mut metrics = vec![];
@@ -319,12 +321,12 @@ impl Trainer {
                 .map_err(Error::Observer)?;
             if !last && observer.stop_requested() {
                 log.check(step)?;
-                self.save(algorithm, &mut state, &adam, observer)?;
+                self.save(algorithm, &mut state, optimizer, observer)?;
                 return self.fitted(&state, Ending::Stopped);
             }
         }
         // The reference leaves its last steps unsaved and unvalidated.
-        self.validate(algorithm, &mut state, &adam, observer)?;
+        self.validate(algorithm, &mut state, optimizer, observer)?;
         self.fitted(&state, Ending::Finished)
     }
 
@@ -332,7 +334,7 @@ impl Trainer {
     fn update<A: Algorithm>(
         &self,
         algorithm: &mut A,
-        adam: &mut Adam,
+        optimizer: &mut dyn Optimizer,
         lr: f64,
         step: u64,
         log: &mut Log,
@@ -345,11 +347,11 @@ impl Trainer {
             let mut prepare = || algorithm.batches(step, update, self.config.accumulate);
             let Some(batches) = self.precisely(device, &mut prepare)? else { break };
             algorithm.policy_mut().set_training(true);
-            adam.zero_grad()?;
+            optimizer.zero_grad()?;
             log.begin_update();
             tokens += self.backward(algorithm, &batches, log)?;
-            log.add("grad_norm", &clip_grad_norm(adam.parameters(), max_norm)?)?;
-            adam.step(lr)?;
+            log.add("grad_norm", &clip_grad_norm(optimizer.parameters(), max_norm)?)?;
+            optimizer.step(lr)?;
             algorithm.policy_mut().set_training(false);
             update += 1;
         }
@@ -400,7 +402,7 @@ impl Trainer {
         &self,
         algorithm: &mut A,
         state: &mut TrainerState,
-        adam: &Adam,
+        optimizer: &dyn Optimizer,
         observer: &mut dyn Observer,
     ) -> Result<()> {
         if state.scores.contains_key(&state.step) {
@@ -413,17 +415,17 @@ impl Trainer {
         }
         observer.evaluated(state.step, &evaluation.metrics).map_err(Error::Observer)?;
         state.scores.insert(state.step, evaluation.score);
-        self.save(algorithm, state, adam, observer)
+        self.save(algorithm, state, optimizer, observer)
     }
 
     fn save<A: Algorithm>(
         &self,
         algorithm: &A,
         state: &mut TrainerState,
-        adam: &Adam,
+        optimizer: &dyn Optimizer,
         observer: &mut dyn Observer,
     ) -> Result<()> {
-        let path = self.checkpoints.save(algorithm, state, adam)?;
+        let path = self.checkpoints.save(algorithm, state, optimizer)?;
         observer.checkpoint(state.step, &path).map_err(Error::Observer)
     }
 

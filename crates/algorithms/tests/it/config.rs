@@ -1,7 +1,8 @@
 //! Settings as they stand in a file.
 
 use ruminate_algorithms::crystal::{EvaluationConfig, ImitationConfig, KnowledgeSource, Lengths};
-use ruminate_algorithms::{Precision, Schedule, TrainerConfig};
+use ruminate_algorithms::{OptimizerChoice, Precision, Schedule, TrainerConfig};
+use ruminate_torch::optim::{AdafactorConfig, OptimizerConfig};
 use serde_json::{Value, json};
 
 /// Reads settings, and gives them back as they would be written.
@@ -29,6 +30,21 @@ fn what_is_left_out_has_its_default() {
 }
 
 #[test]
+fn the_optimizer_is_named_with_its_settings() {
+    let parse = |value: Value| serde_json::from_value::<TrainerConfig>(value).unwrap();
+    let adam = parse(json!({ "optimizer": "adam", "betas": [0.8, 0.9], "weight_decay": 0.1 }));
+    let OptimizerConfig::Adam(config) = adam.optimizer() else { panic!("{:?}", adam.optimizer()) };
+    assert_eq!((config.beta1, config.beta2, config.weight_decay), (0.8, 0.9, 0.1));
+    let adafactor = parse(json!({ "optimizer": { "adafactor": { "scale_parameter": true, "beta1": 0.9 } } }));
+    let config = AdafactorConfig { scale_parameter: true, beta1: Some(0.9), ..AdafactorConfig::default() };
+    assert_eq!(adafactor.optimizer, OptimizerChoice::Adafactor(config));
+    assert_eq!(adafactor.optimizer(), OptimizerConfig::Adafactor(config));
+    adafactor.validate().unwrap();
+    let written = serde_json::to_value(&adafactor).unwrap();
+    assert_eq!(serde_json::from_value::<TrainerConfig>(written).unwrap(), adafactor);
+}
+
+#[test]
 fn unknown_keys_are_errors() {
     let key = json!({ "no_such_key": 1 });
     let errors = [
@@ -37,6 +53,7 @@ fn unknown_keys_are_errors() {
         round::<EvaluationConfig>(key.clone()),
         round::<Lengths>(key.clone()),
         round::<ruminate_algorithms::crystal::CrystalData>(key),
+        round::<TrainerConfig>(json!({ "optimizer": { "adafactor": { "no_such_key": 1 } } })),
         round::<TrainerConfig>(json!({ "schedule": { "cosine": { "cycles": 0.5, "no_such_key": 1 } } })),
     ];
     for error in errors {

@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use ruminate_algorithms::{Error, Schedule, Silent, Trainer, TrainerConfig};
+use ruminate_algorithms::{Error, OptimizerChoice, Schedule, Silent, Trainer, TrainerConfig};
+use ruminate_torch::optim::AdafactorConfig;
 
 use crate::support::{Drill, Recorder, alone, chain, examples, fit, names, short, target};
 
@@ -170,10 +171,16 @@ fn a_checkpoint_of_another_model_is_refused() {
     assert!(error.contains("model.safetensors") && error.contains("wi.weight"), "{error}");
 }
 
+fn adafactor(change: fn(&mut AdafactorConfig)) -> OptimizerChoice {
+    let mut config = AdafactorConfig::default();
+    change(&mut config);
+    OptimizerChoice::Adafactor(config)
+}
+
 #[test]
 fn settings_out_of_range_are_named() {
     type Change = fn(&mut TrainerConfig);
-    let changes: [(&str, Change); 14] = [
+    let changes: [(&str, Change); 28] = [
         ("lr", |c| c.lr = 0.0),
         ("lr", |c| c.lr = f64::NAN),
         ("lr", |c| c.lr = f64::INFINITY),
@@ -188,6 +195,24 @@ fn settings_out_of_range_are_named() {
         ("schedule", |c| c.schedule = Schedule::Cosine { cycles: f64::NAN }),
         ("schedule", |c| c.schedule = Schedule::Cosine { cycles: 0.0 }),
         ("schedule", |c| c.schedule = Schedule::Cosine { cycles: -0.5 }),
+        ("schedule", |c| c.schedule = Schedule::CosineWithRestarts { cycles: 0 }),
+        ("schedule", |c| c.schedule = Schedule::Polynomial { lr_end: c.lr, power: 1.0 }),
+        ("schedule", |c| c.schedule = Schedule::Polynomial { lr_end: 0.0, power: 0.0 }),
+        ("schedule", |c| c.schedule = Schedule::InverseSqrt { timescale: Some(0) }),
+        ("betas", |c| (c.betas, c.optimizer) = ([0.9, 0.99], adafactor(|_| ()))),
+        ("weight_decay", |c| (c.weight_decay, c.optimizer) = (0.1, adafactor(|_| ()))),
+        ("optimizer.adafactor.eps", |c| c.optimizer = adafactor(|a| a.eps[1] = f64::NAN)),
+        ("optimizer.adafactor.clip_threshold", |c| c.optimizer = adafactor(|a| a.clip_threshold = 0.0)),
+        ("optimizer.adafactor.decay_rate", |c| c.optimizer = adafactor(|a| a.decay_rate = 0.8)),
+        ("optimizer.adafactor.beta1", |c| c.optimizer = adafactor(|a| a.beta1 = Some(1.0))),
+        ("optimizer.adafactor.weight_decay", |c| c.optimizer = adafactor(|a| a.weight_decay = -1.0)),
+        ("optimizer.adafactor.warmup_init", |c| c.optimizer = adafactor(|a| a.warmup_init = true)),
+        ("optimizer.adafactor.relative_step", |c| {
+            (c.warmup_steps, c.optimizer) = (5, adafactor(|a| a.relative_step = true));
+        }),
+        ("optimizer.adafactor.relative_step", |c| {
+            (c.schedule, c.optimizer) = (Schedule::Linear, adafactor(|a| a.relative_step = true));
+        }),
     ];
     TrainerConfig::default().validate().unwrap();
     let folder = tempfile::tempdir().unwrap();

@@ -48,6 +48,23 @@ fn bfloat16_products_learn_too() {
 }
 
 #[test]
+fn gradient_checkpointing_changes_no_bit() {
+    let _alone = alone();
+    for precision in [Precision::F32, Precision::Bf16] {
+        let train = |gradient_checkpointing| {
+            let folder = tempfile::tempdir().unwrap();
+            let config = TrainerConfig { precision, gradient_checkpointing, ..short(4) };
+            let drill = Drill::new(examples(4), 2);
+            fit(folder.path(), &config, drill, &mut Recorder::default()).unwrap().1
+        };
+        let (kept, remade) = (train(false), train(true));
+        for ((name, a), (_, b)) in kept.parameters().iter().zip(remade.parameters().iter()) {
+            assert_eq!(a, b, "{name} in {precision:?}");
+        }
+    }
+}
+
+#[test]
 fn the_rate_follows_its_schedule() {
     let _alone = alone();
     let run = |schedule, warmup_steps| {

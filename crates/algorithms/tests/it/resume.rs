@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use ruminate_algorithms::{Ending, Fitted, Schedule, Sft, Trainer, TrainerConfig};
+use ruminate_algorithms::{Ending, Fitted, OptimizerChoice, Schedule, Sft, Trainer, TrainerConfig};
+use ruminate_torch::optim::AdafactorConfig;
 
 use crate::support::{Drill, Recorder, alone, examples, model, names, short, target, tokenizer};
 
@@ -22,12 +23,31 @@ fn config() -> TrainerConfig {
     }
 }
 
+fn adafactor_of(adafactor: AdafactorConfig) -> TrainerConfig {
+    TrainerConfig {
+        optimizer: OptimizerChoice::Adafactor(adafactor),
+        schedule: Schedule::Constant,
+        warmup_steps: 0,
+        weight_decay: 0.0,
+        ..config()
+    }
+}
+
 /// One process of a run: other objects, and the generator wherever its predecessor did not leave it.
 fn process(folder: &Path, seed: i64, observer: &mut Recorder) -> ruminate_algorithms::Result<Fitted> {
+    process_with(config(), folder, seed, observer)
+}
+
+fn process_with(
+    config: TrainerConfig,
+    folder: &Path,
+    seed: i64,
+    observer: &mut Recorder,
+) -> ruminate_algorithms::Result<Fitted> {
     // 7 examples in batches of 2: the position in the data is never the same for two steps in a row.
     let mut sft = Sft::new(model(DROPOUT, seed), Drill::new(examples(7), 2), tokenizer());
     tch::manual_seed(seed);
-    Trainer::new(config(), folder)?.fit(&mut sft, observer)
+    Trainer::new(config, folder)?.fit(&mut sft, observer)
 }
 
 /// The bytes of the last checkpoint: parameters, optimizer and generator, scores and position.
@@ -64,6 +84,44 @@ fn stops_leave_no_trace() {
     }
     finish(folder.path(), 8);
     assert!(last(folder.path()) == straight, "parameters, optimizer or state differ");
+}
+
+#[test]
+fn adafactor_and_gradient_checkpointing_resume_alike() {
+    let _alone = alone();
+    let own_rate = AdafactorConfig {
+        beta1: Some(0.9),
+        scale_parameter: true,
+        relative_step: true,
+        ..AdafactorConfig::default()
+    };
+    let adafactor = adafactor_of(own_rate);
+    let remade = TrainerConfig { gradient_checkpointing: true, ..adafactor.clone() };
+    let [whole, parts] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let mut observer = Recorder::default();
+    process_with(adafactor.clone(), whole.path(), 1, &mut observer).unwrap();
+    for (i, lr) in observer.series("train/lr").into_iter().enumerate() {
+        let expected = 1e-2f64.min(1.0 / ((i + 1) as f64).sqrt());
+        assert!((lr - expected).abs() < 1e-15, "the record shows the optimizer's own rate: {lr}");
+    }
+    // The first part without, the second with gradient checkpointing: it changes no bit.
+    process_with(adafactor, parts.path(), 2, &mut Recorder::stopping_after(6)).unwrap();
+    process_with(remade.clone(), parts.path(), 99, &mut Recorder::default()).unwrap();
+    // The seeds of the model differ, and so must what is trained from the start.
+    assert!(last(whole.path()) != last(parts.path()));
+    let again = tempfile::tempdir().unwrap();
+    process_with(remade, again.path(), 2, &mut Recorder::default()).unwrap();
+    assert!(last(again.path()) == last(parts.path()), "parameters, optimizer or state differ");
+}
+
+#[test]
+fn another_optimizers_state_is_refused() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    process(folder.path(), 1, &mut Recorder::stopping_after(3)).unwrap();
+    let other = adafactor_of(AdafactorConfig::default());
+    let error = process_with(other, folder.path(), 1, &mut Recorder::default()).unwrap_err().to_string();
+    assert!(error.contains("exp_avg_sq_row") && error.contains("another model or optimizer"), "{error}");
 }
 
 #[test]

@@ -5,11 +5,12 @@ mod optim;
 mod processors;
 mod t5;
 mod tokenization;
+mod vera;
 
 use std::path::Path;
 
 use ruminate_algorithms::Schedule;
-use ruminate_torch::optim::{AdamConfig, Decay, DecayOn};
+use ruminate_torch::optim::{AdamConfig, Decay, DecayOn, OptimizerConfig};
 use serde_json::Value;
 use tch::{Kind, Tensor};
 
@@ -21,6 +22,7 @@ use crate::{KindFn, Outcome};
 /// Tolerances of the fixtures' README, which their files do not repeat.
 const VALUES: f64 = 1e-4;
 const OPTIMIZER: f64 = 1e-5;
+const ADAFACTOR_OPTIMIZER: f64 = 1e-4;
 
 /// What runs a folder. Checkpoints say in their `cases.json` what they are; the other folders are known by name.
 pub fn find(kind: &str, folder: &Path) -> Option<KindFn> {
@@ -30,7 +32,11 @@ pub fn find(kind: &str, folder: &Path) -> Option<KindFn> {
         "processors" => Some(|folder| usable(folder, processors::run)),
         _ => {
             let cases = GoldenFile::read(&folder.join("cases.json")).ok()?;
-            if cases.content()["kind"] == "t5" { Some(|folder| usable(folder, t5::run)) } else { None }
+            match cases.content()["kind"].as_str() {
+                Some("t5") => Some(|folder| usable(folder, t5::run)),
+                Some("vera") => Some(|folder| usable(folder, vera::run)),
+                _ => None,
+            }
         }
     }
 }
@@ -105,10 +111,48 @@ fn number_close(what: &str, got: f64, expected: f64, tolerance: f64) -> Check {
 fn schedule(name: &str, args: &Value) -> Check<Schedule> {
     Ok(match name {
         "linear" => Schedule::Linear,
-        "constant_with_warmup" => Schedule::Constant,
+        "constant" | "constant_with_warmup" => Schedule::Constant,
         "cosine" => Schedule::Cosine { cycles: args["num_cycles"].as_f64().unwrap_or(0.5) },
+        "cosine_with_restarts" => {
+            Schedule::CosineWithRestarts { cycles: args["num_cycles"].as_u64().unwrap_or(1) }
+        }
+        "polynomial" => Schedule::Polynomial {
+            lr_end: args["lr_end"].as_f64().unwrap_or(1e-7),
+            power: args["power"].as_f64().unwrap_or(1.0),
+        },
+        "inverse_sqrt" => Schedule::InverseSqrt { timescale: args["timescale"].as_u64() },
         other => return Err(Mismatch(format!("schedule `{other}` is not known"))),
     })
+}
+
+/// Settings of an optimizer; `None` for one that this library does not know.
+fn optimizer(settings: &Value, kind: &Value, decay_on: DecayOn) -> Check<Option<OptimizerConfig>> {
+    Ok(match text(kind)? {
+        "adam" | "adamw" => Some(OptimizerConfig::Adam(adam_config(settings, kind, decay_on)?)),
+        "adafactor" => {
+            let mut known = settings.as_object().cloned().unwrap_or_default();
+            known.retain(|key, _| ADAFACTOR.contains(&key.as_str()));
+            Some(OptimizerConfig::Adafactor(parse(&Value::Object(known))?))
+        }
+        _ => None,
+    })
+}
+
+/// The settings of Adafactor, among those of a training run.
+const ADAFACTOR: [&str; 8] = [
+    "eps",
+    "clip_threshold",
+    "decay_rate",
+    "beta1",
+    "weight_decay",
+    "scale_parameter",
+    "relative_step",
+    "warmup_init",
+];
+
+/// The tolerance on parameters; the fixtures' README gives Adafactor another one.
+fn parameter_tolerance(config: &OptimizerConfig) -> f64 {
+    if matches!(config, OptimizerConfig::Adafactor(_)) { ADAFACTOR_OPTIMIZER } else { OPTIMIZER }
 }
 
 /// Settings of Adam or AdamW; `kind` says which.

@@ -3,12 +3,13 @@
 use std::path::Path;
 
 use ruminate_algorithms::Schedule;
-use ruminate_torch::optim::{Adam, DecayOn, clip_grad_norm};
+use ruminate_torch::optim::{DecayOn, OptimizerConfig, clip_grad_norm};
 use serde_json::Value;
-use tch::Kind;
+use tch::{Kind, Tensor};
 
 use super::{
-    Fixture, OPTIMIZER, adam_config, close, list, name, number, number_close, parse, schedule, text,
+    Fixture, OPTIMIZER, close, list, name, number, number_close, optimizer, parameter_tolerance, parse,
+    schedule, text,
 };
 use crate::Outcome;
 use crate::compare::{Check, Mismatch};
@@ -18,9 +19,12 @@ pub(super) fn run(folder: &Path) -> Check<Outcome> {
     let mut outcome = Outcome::default();
     for case in list(&fixture.json["optimizers"])? {
         let name = name(case);
-        match text(&case["type"])? {
-            "adam" | "adamw" => outcome.case(name, adam_case(&fixture, case)),
-            _ => outcome.pending(name),
+        match optimizer(&case["settings"], &case["type"], DecayOn::All)? {
+            Some(config) => {
+                outcome.case(name.as_str(), optimizer_case(&fixture, case, config));
+                outcome.case(format!("regression {name}"), regression_case(&fixture, case, config));
+            }
+            None => outcome.pending(name),
         }
     }
     for case in list(&fixture.json["schedules"])? {
@@ -36,28 +40,55 @@ pub(super) fn run(folder: &Path) -> Check<Outcome> {
     Ok(outcome)
 }
 
-fn adam_case(fixture: &Fixture<'_>, case: &Value) -> Check {
-    let settings = &case["settings"];
-    let config = adam_config(settings, &case["type"], DecayOn::All)?;
+fn optimizer_case(fixture: &Fixture<'_>, case: &Value, config: OptimizerConfig) -> Check {
     let initial = fixture.json["parameters"].as_object().ok_or_else(|| Mismatch("no parameters".into()))?;
     let parameters = initial
         .iter()
         .map(|(name, key)| Ok((name.clone(), fixture.tensor(key)?.f_set_requires_grad(true)?)))
         .collect::<Result<Vec<_>, Mismatch>>()?;
     let shared = parameters.iter().map(|(n, t)| (n.clone(), t.shallow_clone())).collect();
-    let mut adam = Adam::new(shared, config)?;
+    let mut optimizer = config.build(shared)?;
     for step in 0..parse::<i64>(&fixture.json["steps"])? {
-        adam.zero_grad()?;
+        optimizer.zero_grad()?;
         for (name, parameter) in &parameters {
             let grad = fixture.tensor(&fixture.json["gradients_by_step"][name])?.f_get(step)?;
             // The gradient of a product with a constant is that constant.
             parameter.f_mul(&grad)?.f_sum(Kind::Float)?.f_backward()?;
         }
-        adam.step(number(&settings["lr"])?)?;
+        optimizer.step(given_lr(case))?;
         for (name, parameter) in &parameters {
             let expected = &fixture.tensor(&case["parameters_after_each_step"][name])?.f_get(step)?;
-            close(&format!("{name} after step {step}"), parameter, expected, OPTIMIZER)?;
+            close(&format!("{name} after step {step}"), parameter, expected, parameter_tolerance(&config))?;
         }
+    }
+    Ok(())
+}
+
+/// The rate, which is null where the optimizer has its own.
+fn given_lr(case: &Value) -> f64 {
+    case["settings"]["lr"].as_f64().unwrap_or(f64::NAN)
+}
+
+/// The same optimizer on a least-squares problem with its own gradients.
+fn regression_case(fixture: &Fixture<'_>, case: &Value, config: OptimizerConfig) -> Check {
+    let regression = &fixture.json["regression"];
+    let expected = list(&regression["runs"])?.iter().find(|run| run["name"] == case["name"]);
+    let expected = expected.ok_or_else(|| Mismatch("no such run".into()))?;
+    let given = |name: &str| fixture.tensor(&Value::String(format!("regression.{name}")));
+    let (x, y) = (&given("X")?, &given("Y")?);
+    let [w, b] = [given("W0")?, given("b0")?].map(|t| t.set_requires_grad(true));
+    let mut optimizer =
+        config.build(vec![("W".into(), w.shallow_clone()), ("b".into(), b.shallow_clone())])?;
+    for (step, before) in list(&expected["loss_before_each_step"])?.iter().enumerate() {
+        optimizer.zero_grad()?;
+        let loss: Tensor = x.f_linear(&w, Some(&b))?.f_sub(y)?.f_square()?.f_mean(Kind::Float)?;
+        let before = number(before)?;
+        number_close(&format!("loss before step {step}"), loss.f_double_value(&[])?, before, 1e-3 * before)?;
+        loss.f_backward()?;
+        optimizer.step(given_lr(case))?;
+    }
+    for (name, parameter) in [("W", &w), ("b", &b)] {
+        close(name, parameter, &fixture.tensor(&expected[name])?, parameter_tolerance(&config))?;
     }
     Ok(())
 }
@@ -67,7 +98,7 @@ fn schedule_case(case: &Value, schedule: Schedule) -> Check {
     let total = case["args"]["num_training_steps"].as_u64().unwrap_or(u64::MAX);
     let lr = number(&case["lr"])?;
     for (step, expected) in list(&case["lr_used_by_step"])?.iter().enumerate() {
-        let got = lr * schedule.factor(step as u64, warmup, total);
+        let got = schedule.lr(lr, step as u64, warmup, total);
         number_close(&format!("lr of step {step}"), got, number(expected)?, 1e-9 * lr.max(1e-3))?;
     }
     Ok(())

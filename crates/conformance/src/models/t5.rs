@@ -6,11 +6,11 @@ use ruminate_models::{
     Batch, Beam, EarlyStopping, Example, Finish, Generate, GenerationConfig, IGNORED, Policy, Sampling,
     Strategy, T5, T5Config, TokenId, Tokenizer, Want, filter_logits,
 };
-use ruminate_torch::optim::{Adam, AdamConfig, DecayOn, clip_grad_norm};
+use ruminate_torch::optim::{Adam, AdamConfig, DecayOn, Optimizer, OptimizerConfig, clip_grad_norm};
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
-use super::{Fixture, VALUES, adam_config, close, list, name, number, number_close, parse, schedule, text};
+use super::{Fixture, VALUES, close, list, name, number, number_close, optimizer, parse, schedule};
 use crate::Outcome;
 use crate::compare::{Check, Mismatch, equal};
 
@@ -35,7 +35,8 @@ pub(super) fn run(folder: &Path) -> Check<Outcome> {
         }
     }
     let t5 = T5::load(folder, Kind::Float, Device::Cpu)?;
-    outcome.case("relative_position_buckets", t5_buckets(&fixture, &t5));
+    let stacks = [("bidirectional", true), ("causal", false)];
+    outcome.case("relative_position_buckets", buckets(&fixture, &t5, &stacks));
     outcome.case("save and load", t5_round_trip(&t5));
     let generate = &fixture.json["generate"];
     for case in list(&generate["cases"])? {
@@ -51,21 +52,24 @@ pub(super) fn run(folder: &Path) -> Check<Outcome> {
     }
     for (i, case) in fixture.json["train"].as_array().into_iter().flatten().enumerate() {
         let name = format!("train {i}");
-        match case["settings"]["optimizer"].as_str() {
-            Some("adam" | "adamw") => outcome.case(name, t5_train(&fixture, case)),
-            _ => outcome.pending(name),
+        let settings = &case["settings"];
+        let all = settings["weight_decay_on"].as_str().is_none_or(|on| !on.starts_with("matrices"));
+        let decay_on = if all { DecayOn::All } else { DecayOn::Matrices };
+        match optimizer(settings, &settings["optimizer"], decay_on)? {
+            Some(config) => outcome.case(name, t5_train(&fixture, case, config)),
+            None => outcome.pending(name),
         }
     }
     Ok(outcome)
 }
 
-fn source(fixture: &Fixture<'_>, case: &Value) -> Check<Batch> {
+pub(super) fn source(fixture: &Fixture<'_>, case: &Value) -> Check<Batch> {
     let (ids, mask) = (&fixture.tensor(&case["input_ids"])?, &fixture.tensor(&case["attention_mask"])?);
     Ok(Batch { ids: ids.shallow_clone(), mask: mask.shallow_clone(), tokens: 0 })
 }
 
 /// The rows of a padded batch without their padding.
-fn rows(ids: &Tensor, mask: &Tensor) -> Check<Vec<Vec<TokenId>>> {
+pub(super) fn rows(ids: &Tensor, mask: &Tensor) -> Check<Vec<Vec<TokenId>>> {
     let (ids, mask): (Vec<Vec<i64>>, Vec<Vec<i64>>) = (Vec::try_from(ids)?, Vec::try_from(mask)?);
     let keep = |(ids, mask): (Vec<i64>, Vec<i64>)| {
         ids.into_iter().zip(mask).filter(|p| p.1 != 0).map(|p| p.0).collect()
@@ -168,11 +172,11 @@ fn clear_grads(t5: &T5) -> Check {
     Ok(Adam::new(t5.parameters().named(), AdamConfig::default())?.zero_grad()?)
 }
 
-fn t5_buckets(fixture: &Fixture<'_>, t5: &T5) -> Check {
+pub(super) fn buckets(fixture: &Fixture<'_>, t5: &T5, stacks: &[(&str, bool)]) -> Check {
     let case = &fixture.json["relative_position_buckets"];
     let (from, to): (i64, i64) = (parse(&case["from"])?, parse(&case["to"])?);
     let distance = Tensor::f_arange_start(from, to + 1, (Kind::Int64, Device::Cpu))?;
-    for (key, bidirectional) in [("bidirectional", true), ("causal", false)] {
+    for &(key, bidirectional) in stacks {
         let got: Vec<i64> = Vec::try_from(t5.position_buckets(&distance, bidirectional)?)?;
         equal(key, got, parse::<Vec<i64>>(&case[key])?)?;
     }
@@ -302,37 +306,37 @@ fn t5_first_token(fixture: &Fixture<'_>, t5: &T5, case: &Value) -> Check {
     Ok(())
 }
 
-fn t5_train(fixture: &Fixture<'_>, case: &Value) -> Check {
+fn t5_train(fixture: &Fixture<'_>, case: &Value, config: OptimizerConfig) -> Check {
     let settings = &case["settings"];
     let forward = &list(&fixture.json["forward"])?[parse::<usize>(&settings["forward_case"])?];
     let examples = examples(fixture, forward)?;
     let t5 = T5::load(fixture.folder, Kind::Float, Device::Cpu)?;
-    let all = !text(&settings["weight_decay_on"])?.starts_with("matrices");
-    let decay_on = if all { DecayOn::All } else { DecayOn::Matrices };
-    let config = adam_config(settings, &settings["optimizer"], decay_on)?;
     let steps: u64 = parse(&settings["steps"])?;
-    let schedule = schedule(text(&settings["schedule"])?, &serde_json::json!({}))?;
-    let warmup = parse(&settings["warmup_steps"])?;
-    let mut adam = Adam::new(t5.parameters().named(), config)?;
+    let schedule = schedule(settings["schedule"].as_str().unwrap_or("constant"), &serde_json::json!({}))?;
+    let warmup = settings["warmup_steps"].as_u64().unwrap_or(0);
+    let mut optimizer = config.build(t5.parameters().named())?;
     let loss = || -> Check<Tensor> {
         let scores = t5.score(&examples, Want::default())?;
         Ok(scores.log_probs.f_sum(Kind::Float)?.f_div_scalar(-(scores.labels.count as f64))?)
     };
     for step in 0..steps {
         let i = step as usize;
-        let lr = number(&settings["lr"])? * schedule.factor(step, warmup, steps);
         let at = |what: &str| format!("{what} at step {step}");
-        number_close(&at("lr"), lr, number(&case["lr_used_per_step"][i])?, 1e-9)?;
-        adam.zero_grad()?;
+        // Both are null where the optimizer has a rate of its own.
+        let lr = settings["lr"].as_f64().map_or(f64::NAN, |lr| schedule.lr(lr, step, warmup, steps));
+        if let Some(expected) = case["lr_used_per_step"][i].as_f64() {
+            number_close(&at("lr"), lr, expected, 1e-9)?;
+        }
+        optimizer.zero_grad()?;
         let loss = loss()?;
         let expected = number(&case["loss_before_each_step"][i])?;
         number_close(&at("loss"), loss.f_double_value(&[])?, expected, TRAIN_LOSS_RELATIVE * expected)?;
         loss.f_backward()?;
-        let norm =
-            clip_grad_norm(adam.parameters(), number(&settings["max_grad_norm"])?)?.f_double_value(&[])?;
+        let norm = clip_grad_norm(optimizer.parameters(), number(&settings["max_grad_norm"])?)?
+            .f_double_value(&[])?;
         let expected = number(&case["grad_norm_before_clip"][i])?;
         number_close(&at("gradient norm"), norm, expected, TRAIN_LOSS_RELATIVE * expected)?;
-        adam.step(lr)?;
+        optimizer.step(lr)?;
     }
     let expected = number(&case["final_loss"])?;
     number_close("final loss", loss()?.f_double_value(&[])?, expected, TRAIN_LOSS_RELATIVE * expected)?;

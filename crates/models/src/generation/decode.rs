@@ -7,6 +7,7 @@ use rand_chacha::ChaCha8Rng;
 use tch::{Device, Kind, Tensor};
 
 use super::processor::draw;
+use super::stop_strings::StopStrings;
 use super::{
     Finish, Generate, Generated, GenerationConfig, History, Processor, Strategy, beam, filter_logits,
 };
@@ -99,6 +100,7 @@ struct Loop<'a> {
     config: &'a GenerationConfig,
     beginning: Vec<TokenId>,
     stop_ids: Tensor,
+    stop_strings: Option<StopStrings<'a>>,
     processors: Vec<Processor>,
     /// Uniform numbers `[rows, max_new_tokens]` when sampling.
     uniform: Option<Tensor>,
@@ -134,6 +136,7 @@ impl<'a> Loop<'a> {
         Ok(Self {
             model,
             config,
+            stop_strings: StopStrings::new(model.tokenizer(), config, &stop_ids, rows as usize)?,
             processors: processors(config, &stop_ids, beginning.len()),
             stop_ids: Tensor::f_from_slice(&stop_ids)?.f_to_device(device)?,
             uniform,
@@ -191,6 +194,12 @@ impl<'a> Loop<'a> {
         self.tokens.f_narrow(1, written, 1)?.f_copy_(&token)?;
         let stopped = Tensor::f_isin(&token, &self.stop_ids, false, false)?;
         self.finished = self.finished.f_logical_or(&stopped)?;
+        if let Some(strings) = &mut self.stop_strings {
+            // Text is made on the host, so this waits for the device.
+            let ended = strings.push(&Vec::try_from(token.f_view_([-1])?)?)?;
+            let ended = Tensor::f_from_slice(&ended)?.f_to_device(self.model.device())?.f_unsqueeze(1)?;
+            self.finished = self.finished.f_logical_or(&ended)?;
+        }
         Ok(())
     }
 
@@ -214,6 +223,9 @@ impl<'a> Loop<'a> {
         }
         let rows: Vec<i64> =
             left.iter().flat_map(|i| i * samples..(i + 1) * samples).map(|row| row as i64).collect();
+        if let Some(strings) = &mut self.stop_strings {
+            strings.keep(&rows);
+        }
         let rows = Tensor::f_from_slice(&rows)?.f_to_device(self.model.device())?;
         let sources: Vec<i64> = left.iter().map(|&i| i as i64).collect();
         decoding.keep(&rows, &Tensor::f_from_slice(&sources)?.f_to_device(self.model.device())?)?;
@@ -241,13 +253,18 @@ impl<'a> Loop<'a> {
         let samples = self.config.samples_per_prompt;
         for &i in prompts {
             let rows = (i * samples..(i + 1) * samples).map(|row| {
-                let stop = tokens[row].iter().position(|id| stop_ids.contains(id));
-                let length = stop.map_or(tokens[row].len(), |at| at + 1);
+                let stop = tokens[row].iter().position(|id| stop_ids.contains(id)).map(|at| at + 1);
+                let string = self.stop_strings.as_ref().and_then(|strings| strings.length(row));
+                let (length, finish) = match (string, stop) {
+                    (Some(length), _) => (length, Finish::StopString),
+                    (None, Some(length)) => (length, Finish::Stop),
+                    (None, None) => (tokens[row].len(), Finish::Length),
+                };
                 Generated {
                     ids: tokens[row][..length].to_vec(),
                     log_probs: log_probs[row][..length].to_vec(),
                     sampling_log_probs: sampling[row][..length].to_vec(),
-                    finish: if stop.is_some() { Finish::Stop } else { Finish::Length },
+                    finish,
                     score: None,
                 }
             });

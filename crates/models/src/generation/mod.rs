@@ -3,6 +3,7 @@
 mod beam;
 mod decode;
 mod processor;
+mod stop_strings;
 
 use serde::{Deserialize, Serialize};
 
@@ -94,6 +95,10 @@ pub struct GenerationConfig {
     pub no_repeat_ngram_size: usize,
     /// Tokens that end a row; empty stands for the model's end token.
     pub stop_ids: Vec<TokenId>,
+    /// Strings that end a row once its text, without special tokens, holds one; the model needs its tokenizer for them
+    /// ([`T5::set_tokenizer`](crate::T5::set_tokenizer)). The row's last id is the token that completed the string, whose
+    /// text may go on behind it. One that is complete before `min_new_tokens` does not count. Not with beam search.
+    pub stop_strings: Vec<String>,
     /// Tokens that are never chosen, e.g. the padding token.
     pub forbidden_ids: Vec<TokenId>,
     /// Sequences per prompt. They share the prompt's encoder states.
@@ -110,6 +115,7 @@ impl Default for GenerationConfig {
             repetition_penalty: 1.0,
             no_repeat_ngram_size: 0,
             stop_ids: vec![],
+            stop_strings: vec![],
             forbidden_ids: vec![],
             samples_per_prompt: 1,
         }
@@ -152,6 +158,12 @@ impl GenerationConfig {
         if self.max_new_tokens == 0 || self.samples_per_prompt == 0 {
             return refuse("max_new_tokens and samples_per_prompt must be at least 1".into());
         }
+        if self.stop_strings.iter().any(String::is_empty) {
+            return refuse("a stop string is empty, which every text holds".into());
+        }
+        if !self.stop_strings.is_empty() && matches!(self.strategy, Strategy::Beam(_)) {
+            return refuse("stop_strings do not go with beam search; use stop_ids".into());
+        }
         let ids = self.stop_ids.iter().chain(&self.forbidden_ids).chain(&self.prefix);
         if let Some(id) = ids.copied().find(|&id| id < 0 || id >= vocab_size) {
             return refuse(format!("token {id} is outside the vocabulary of {vocab_size}"));
@@ -165,6 +177,8 @@ impl GenerationConfig {
 pub enum Finish {
     /// It produced a stop token, which is its last id.
     Stop,
+    /// Its last id completed a stop string.
+    StopString,
     /// It reached `max_new_tokens`.
     Length,
 }
@@ -172,7 +186,7 @@ pub enum Finish {
 /// One generated sequence.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Generated {
-    /// New token ids, the stop token included; no prompt, no padding.
+    /// New token ids, with the stop token or the token that completed a stop string; no prompt, no padding.
     pub ids: Vec<TokenId>,
     /// Log-probability of each id under the raw model: full softmax, temperature 1.
     pub log_probs: Vec<f32>,

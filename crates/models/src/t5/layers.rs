@@ -1,5 +1,7 @@
 //! The layers of T5: norms, attention, feed-forward, relative position bias, and the two stacks of blocks.
 
+mod recompute;
+
 use tch::{Device, Kind, Tensor};
 
 use super::config::{FeedForward, T5Config};
@@ -269,6 +271,8 @@ pub(super) struct Stack {
     blocks: Vec<Block>,
     final_norm: Norm,
     pub(super) position_bias: PositionBias,
+    /// Whether blocks run again in the backward pass instead of keeping their activations.
+    pub(super) recompute: bool,
 }
 
 impl Stack {
@@ -287,6 +291,7 @@ impl Stack {
                 .map(|i| Block::new(builder, &format!("{name}.block.{i}"), decoder, config))
                 .collect::<Result<_>>()?,
             final_norm: Norm::new(builder, &format!("{name}.final_layer_norm"), config)?,
+            recompute: false,
         })
     }
 
@@ -302,7 +307,15 @@ impl Stack {
     ) -> Result<Tensor> {
         let mut x = drop_out(&x, dropout)?;
         for block in &self.blocks {
-            x = block.forward(&x, source, masks, dropout)?;
+            // A view for each block: gradients of the source are then summed by block, with recomputation or without,
+            // and agree to the last bit.
+            let view = source.map(Tensor::f_alias).transpose()?;
+            let source = view.as_ref();
+            x = if self.recompute {
+                block.forward_recomputed(&x, source, masks, dropout)?
+            } else {
+                block.forward(&x, source, masks, dropout)?
+            };
             if let Some(trace) = trace.as_deref_mut() {
                 trace.push(x.shallow_clone());
             }

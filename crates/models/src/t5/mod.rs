@@ -10,7 +10,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::checkpoint::{Builder, Weights, write_model};
 use crate::parameters::{Init, Parameters};
-use crate::{Batch, Error, Result, Side, TokenId};
+use crate::{Batch, Error, Result, Side, TokenId, Tokenizer};
 
 pub use config::{FeedForward, T5Config};
 use layers::{DecoderCache, Masks, Stack, causal_mask, padding_mask};
@@ -42,6 +42,7 @@ pub struct T5 {
     /// The output matrix, where it is not the embedding.
     lm_head: Option<Tensor>,
     training: bool,
+    tokenizer: Option<Tokenizer>,
 }
 
 /// What the encoder made of a batch.
@@ -72,7 +73,8 @@ impl T5 {
         static DRAWING: Mutex<()> = Mutex::new(());
         let _drawing = DRAWING.lock().unwrap_or_else(PoisonError::into_inner);
         let state = ruminate_torch::rng::state(Device::Cpu)?;
-        tch::manual_seed(seed);
+        // Parameters are drawn on the CPU, whatever the device; the generators of other devices stay as they are.
+        ruminate_torch::rng::seed(Device::Cpu, seed as u64)?;
         let model = Self::build(config, Builder::new(None, kind, device));
         ruminate_torch::rng::set_state(Device::Cpu, &state)?;
         model
@@ -134,7 +136,8 @@ impl T5 {
             }
         }
         let parameters = builder.finish()?;
-        Ok(Self { config, kind, device, parameters, shared, encoder, decoder, lm_head, training: false })
+        let (training, tokenizer) = (false, None);
+        Ok(Self { config, kind, device, parameters, shared, encoder, decoder, lm_head, training, tokenizer })
     }
 
     /// Writes `config.json` and the weights into an existing folder.
@@ -173,6 +176,24 @@ impl T5 {
     /// Training mode switches dropout on. A new or loaded model is in evaluation mode.
     pub fn set_training(&mut self, training: bool) {
         self.training = training;
+    }
+
+    /// Hands over the tokenizer, which generation needs to find stop strings, and nothing else does.
+    pub fn set_tokenizer(&mut self, tokenizer: Tokenizer) {
+        self.tokenizer = Some(tokenizer);
+    }
+
+    pub(crate) fn tokenizer(&self) -> Option<&Tokenizer> {
+        self.tokenizer.as_ref()
+    }
+
+    /// With it, blocks keep only their inputs for the backward pass, which runs them again: memory for one block's
+    /// activations instead of all, for the price of a second forward pass. Values and gradients stay the same.
+    pub fn set_gradient_checkpointing(&mut self, on: bool) {
+        self.encoder.recompute = on;
+        if let Some(decoder) = &mut self.decoder {
+            decoder.recompute = on;
+        }
     }
 
     /// A source batch: rows of ids padded on the right.
@@ -322,6 +343,11 @@ impl T5 {
 
     fn decoder(&self) -> Result<&Stack> {
         self.decoder.as_ref().ok_or_else(|| Error::invalid("T5", "this model has only an encoder"))
+    }
+
+    /// The embedding `[d_model]` of one token.
+    pub(crate) fn embedding(&self, id: TokenId) -> Result<Tensor> {
+        Ok(self.shared.f_detach()?.f_get(id)?)
     }
 
     fn embed(&self, ids: &Tensor) -> Result<Tensor> {

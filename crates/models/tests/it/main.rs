@@ -2,6 +2,7 @@
 //! golden vectors of `ruminate-conformance`.
 
 mod beam;
+mod bfloat16;
 mod checkpoint;
 mod config;
 mod decoding;
@@ -9,6 +10,8 @@ mod generation;
 mod malformed;
 mod padding;
 mod scoring;
+mod stop_strings;
 mod support;
 mod tokenizer;
 mod training;
+mod vera;

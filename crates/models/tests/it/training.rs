@@ -96,6 +96,35 @@ fn dropout_is_the_same_with_and_without_gradients() {
 }
 
 #[test]
+fn gradient_checkpointing_changes_no_bit() {
+    for base in [plain(), gated(), deep()] {
+        for dropout_rate in [0.0, 0.3] {
+            let mut t5 = model(T5Config { dropout_rate, ..base.clone() });
+            t5.set_training(true);
+            let _generator = generator();
+            let mut run = |on: bool| -> Vec<Tensor> {
+                t5.set_gradient_checkpointing(on);
+                tch::manual_seed(5);
+                let scores = log_probs(&t5);
+                scores.sum(Kind::Float).backward();
+                let grads = t5.parameters().iter().map(|(_, parameter)| {
+                    let copy = parameter.grad().copy();
+                    let _ = parameter.grad().zero_();
+                    copy
+                });
+                std::iter::once(scores.detach()).chain(grads.collect::<Vec<_>>()).collect()
+            };
+            let (kept, remade) = (run(false), run(true));
+            let names: Vec<&str> =
+                std::iter::once("values").chain(t5.parameters().iter().map(|(name, _)| name)).collect();
+            for ((name, a), b) in names.iter().zip(&kept).zip(&remade) {
+                assert!(a.equal(b), "{name}, dropout {dropout_rate}: {}", (a - b).abs().max());
+            }
+        }
+    }
+}
+
+#[test]
 fn a_rate_of_zero_is_no_dropout() {
     let mut t5 = model(plain());
     let eval = log_probs(&t5);

@@ -1,6 +1,8 @@
 //! The libtorch layer on the CPU.
 
+mod adafactor;
 mod autocast;
+mod checkpoint;
 mod clipping;
 mod files;
 mod log_probs;

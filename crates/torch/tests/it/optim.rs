@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use ruminate_torch::Error;
-use ruminate_torch::optim::{Adam, AdamConfig, Decay, DecayOn};
+use ruminate_torch::optim::{Adam, AdamConfig, Decay, DecayOn, Optimizer};
 use tch::{Kind, Tensor};
 
 use crate::{add_grad, bits, largest_difference, numbers, parameter};
@@ -188,7 +188,7 @@ fn a_restored_state_goes_on_bit_for_bit() {
 
     let resumed: Vec<Tensor> = values.into_iter().map(|p| p.set_requires_grad(true)).collect();
     let mut fresh = Adam::new(named(&resumed), config).unwrap();
-    fresh.load_state(|name| saved.get(name).map(Tensor::shallow_clone)).unwrap();
+    fresh.load_state(&|name| saved.get(name).map(Tensor::shallow_clone)).unwrap();
     train(&mut fresh, &resumed, 3..6);
     for (a, b) in straight.iter().zip(&resumed) {
         assert_eq!(bits(a), bits(b));
@@ -215,7 +215,7 @@ fn a_state_that_does_not_fit_changes_nothing() {
     let untouched = copy(&fresh);
     let same = |adam: &Adam| copy(adam).iter().all(|(name, t)| bits(t) == bits(&untouched[name]));
 
-    let missing = fresh.load_state(|name| (name != last).then(|| good[name].shallow_clone())).unwrap_err();
+    let missing = fresh.load_state(&|name| (name != last).then(|| good[name].shallow_clone())).unwrap_err();
     assert!(matches!(&missing, Error::State { name, reason } if *name == last && reason.contains("missing")));
     assert!(same(&fresh));
 
@@ -226,11 +226,11 @@ fn a_state_that_does_not_fit_changes_nothing() {
             good[name].shallow_clone()
         })
     };
-    let error = fresh.load_state(misshapen).unwrap_err().to_string();
+    let error = fresh.load_state(&misshapen).unwrap_err().to_string();
     assert!(error.contains(&moment) && error.contains("[7, 7]"), "{error}");
     assert!(same(&fresh));
 
-    fresh.load_state(|name| good.get(name).map(Tensor::shallow_clone)).unwrap();
+    fresh.load_state(&|name| good.get(name).map(Tensor::shallow_clone)).unwrap();
     assert!(!same(&fresh));
 }
 

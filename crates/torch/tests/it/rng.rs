@@ -8,7 +8,7 @@ use tch::{Device, Kind, Tensor};
 use crate::bits;
 
 /// All threads share one generator.
-fn alone() -> MutexGuard<'static, ()> {
+pub(crate) fn alone() -> MutexGuard<'static, ()> {
     static LOCK: Mutex<()> = Mutex::new(());
     LOCK.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
@@ -62,4 +62,13 @@ fn refusals_are_errors_in_libtorchs_words() {
     assert!(matches!(rng::set_state(far, &good), Err(Error::Libtorch { .. })));
     let error = rng::state(Device::Mps).unwrap_err().to_string();
     assert!(error.contains("Mps") && error.contains("use the CPU or CUDA"), "{error}");
+}
+
+#[test]
+fn a_seed_gives_what_it_gives_everywhere() {
+    let _alone = alone();
+    tch::manual_seed(11);
+    let expected = draw();
+    rng::seed(Device::Cpu, 11).unwrap();
+    assert_eq!(draw(), expected);
 }

@@ -1,9 +1,10 @@
-//! Fused optimizers and gradient clipping.
+//! Adam and AdamW, fused.
 
 use tch::{Kind, Tensor};
 
+use super::Optimizer;
+use crate::Result;
 use crate::ffi;
-use crate::{Error, Result};
 
 /// How weight decay enters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,7 +60,7 @@ impl Default for AdamConfig {
 ///
 /// # Example
 /// ```
-/// use ruminate_torch::optim::{Adam, AdamConfig, clip_grad_norm};
+/// use ruminate_torch::optim::{Adam, AdamConfig, Optimizer, clip_grad_norm};
 /// use tch::{Device, Kind, Tensor};
 /// let w = Tensor::ones([2], (Kind::Float, Device::Cpu)).set_requires_grad(true);
 /// let mut adam = Adam::new(vec![("w".into(), w.shallow_clone())], AdamConfig::default())?;
@@ -105,20 +106,6 @@ impl Adam {
         })
     }
 
-    /// The parameters that this optimizer moves.
-    pub fn parameters(&self) -> &[Tensor] {
-        &self.params
-    }
-
-    /// Moves every parameter that has a gradient; one without is left alone, as PyTorch does.
-    ///
-    /// # Errors
-    /// When libtorch refuses, e.g. because a gradient lies on another device.
-    pub fn step(&mut self, lr: f64) -> Result<()> {
-        self.step_range(0..self.decayed, lr, self.config.weight_decay)?;
-        self.step_range(self.decayed..self.params.len(), lr, 0.0)
-    }
-
     fn step_range(&mut self, range: std::ops::Range<usize>, lr: f64, weight_decay: f64) -> Result<()> {
         let params = ffi::pointers(&self.params[range.clone()]);
         let exp_avgs = ffi::pointers(&self.exp_avgs[range.clone()]);
@@ -144,21 +131,23 @@ impl Adam {
         })
     }
 
-    /// Forgets all gradients.
-    ///
-    /// # Errors
-    /// When libtorch refuses.
-    pub fn zero_grad(&mut self) -> Result<()> {
-        let params = ffi::pointers(&self.params);
-        // SAFETY: the pointers are valid for the call.
-        ffi::call("clear gradients", |error| unsafe {
-            ffi::ruminate_clear_grads(params.as_ptr(), params.len(), error)
-        })
+    fn parts(&self) -> [(&'static str, &Vec<Tensor>); 3] {
+        [("exp_avg", &self.exp_avgs), ("exp_avg_sq", &self.exp_avg_sqs), ("step", &self.steps)]
+    }
+}
+
+impl Optimizer for Adam {
+    fn parameters(&self) -> &[Tensor] {
+        &self.params
     }
 
-    /// Moments and step counters, named `<parameter>.{exp_avg,exp_avg_sq,step}`. The tensors are shared.
-    #[must_use]
-    pub fn state(&self) -> Vec<(String, Tensor)> {
+    fn step(&mut self, lr: f64) -> Result<()> {
+        self.step_range(0..self.decayed, lr, self.config.weight_decay)?;
+        self.step_range(self.decayed..self.params.len(), lr, 0.0)
+    }
+
+    /// Moments and step counters, named `<parameter>.{exp_avg,exp_avg_sq,step}`.
+    fn state(&self) -> Vec<(String, Tensor)> {
         let mut state = Vec::with_capacity(3 * self.names.len());
         for (i, name) in self.names.iter().enumerate() {
             for (part, tensors) in self.parts() {
@@ -167,45 +156,4 @@ impl Adam {
         }
         state
     }
-
-    /// Restores what [`state`](Self::state) returned; `find` looks a tensor up by name.
-    ///
-    /// # Errors
-    /// When a tensor is missing or has another shape. Nothing is changed then.
-    pub fn load_state(&mut self, find: impl Fn(&str) -> Option<Tensor>) -> Result<()> {
-        let mut copies = Vec::new();
-        for (name, target) in self.state() {
-            let source = find(&name).ok_or_else(|| Error::State {
-                name: name.clone(),
-                reason: "missing from the saved state".into(),
-            })?;
-            if source.size() != target.size() {
-                let reason =
-                    format!("has shape {:?}, the parameter needs {:?}", source.size(), target.size());
-                return Err(Error::State { name, reason });
-            }
-            copies.push((target, source));
-        }
-        tch::no_grad(|| copies.iter_mut().try_for_each(|(target, source)| target.f_copy_(source)))?;
-        Ok(())
-    }
-
-    fn parts(&self) -> [(&'static str, &Vec<Tensor>); 3] {
-        [("exp_avg", &self.exp_avgs), ("exp_avg_sq", &self.exp_avg_sqs), ("step", &self.steps)]
-    }
-}
-
-/// Scales the parameters' gradients so that their common 2-norm is at most `max_norm`, and returns the norm
-/// before, as a scalar tensor on the device: nothing here waits for the device. `f64::INFINITY` only measures.
-///
-/// The rule is PyTorch's `clip_grad_norm_`: multiply by `max_norm / (norm + 1e-6)` where that is below 1.
-///
-/// # Errors
-/// When libtorch refuses, e.g. because gradients lie on different devices.
-pub fn clip_grad_norm(parameters: &[Tensor], max_norm: f64) -> Result<Tensor> {
-    let params = ffi::pointers(parameters);
-    // SAFETY: the pointers are valid for the call.
-    ffi::call_tensor("clip gradient norm", |out, error| unsafe {
-        ffi::ruminate_clip_grad_norm(params.as_ptr(), params.len(), max_norm, out, error)
-    })
 }

@@ -1,0 +1,129 @@
+//! Optimizers and gradient clipping.
+
+mod adafactor;
+mod adam;
+
+use tch::Tensor;
+
+use crate::ffi;
+use crate::{Error, Result};
+
+pub use adafactor::{Adafactor, AdafactorConfig};
+pub use adam::{Adam, AdamConfig, Decay, DecayOn};
+
+/// What moves parameters along their gradients.
+pub trait Optimizer: std::fmt::Debug {
+    /// The parameters that this optimizer moves.
+    fn parameters(&self) -> &[Tensor];
+
+    /// Moves every parameter that has a gradient; one without is left alone, as PyTorch does.
+    ///
+    /// # Errors
+    /// When libtorch refuses, e.g. because a gradient lies on another device.
+    fn step(&mut self, lr: f64) -> Result<()>;
+
+    /// What must survive a restart, as `<parameter>.<part>`. The tensors are shared.
+    fn state(&self) -> Vec<(String, Tensor)>;
+
+    /// The rate of the next step where `lr` is asked for: another one where the optimizer has a schedule of its own.
+    fn rate(&self, lr: f64) -> f64 {
+        lr
+    }
+
+    /// Forgets all gradients.
+    ///
+    /// # Errors
+    /// When libtorch refuses.
+    fn zero_grad(&mut self) -> Result<()> {
+        let params = ffi::pointers(self.parameters());
+        // SAFETY: the pointers are valid for the call.
+        ffi::call("clear gradients", |error| unsafe {
+            ffi::ruminate_clear_grads(params.as_ptr(), params.len(), error)
+        })
+    }
+
+    /// Restores what [`state`](Self::state) returned; `find` looks a tensor up by name.
+    ///
+    /// # Errors
+    /// When a tensor is missing or has another shape. Nothing is changed then.
+    fn load_state(&mut self, find: &dyn Fn(&str) -> Option<Tensor>) -> Result<()> {
+        let mut copies = Vec::new();
+        for (name, target) in self.state() {
+            let source = find(&name).ok_or_else(|| Error::State {
+                name: name.clone(),
+                reason: "missing from the saved state".into(),
+            })?;
+            if source.size() != target.size() {
+                let reason =
+                    format!("has shape {:?}, the parameter needs {:?}", source.size(), target.size());
+                return Err(Error::State { name, reason });
+            }
+            copies.push((target, source));
+        }
+        tch::no_grad(|| copies.iter_mut().try_for_each(|(target, source)| target.f_copy_(source)))?;
+        Ok(())
+    }
+}
+
+/// Which optimizer, with its settings.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub enum OptimizerConfig {
+    /// Adam or AdamW: two moments for every number.
+    Adam(AdamConfig),
+    /// Adafactor: next to no memory for matrices.
+    Adafactor(AdafactorConfig),
+}
+
+impl OptimizerConfig {
+    /// The optimizer for named parameters. The tensors are shared, not copied.
+    ///
+    /// # Errors
+    /// When its state cannot be allocated.
+    pub fn build(self, parameters: Vec<(String, Tensor)>) -> Result<Box<dyn Optimizer>> {
+        Ok(match self {
+            Self::Adam(config) => Box::new(Adam::new(parameters, config)?),
+            Self::Adafactor(config) => Box::new(Adafactor::new(parameters, config)?),
+        })
+    }
+
+    /// Bytes that the optimizer's state will take for these parameters, without making it.
+    ///
+    /// ```
+    /// use ruminate_torch::optim::{AdafactorConfig, AdamConfig, OptimizerConfig};
+    /// use tch::{Device, Kind, Tensor};
+    /// let matrix = [Tensor::zeros([300, 500], (Kind::Float, Device::Cpu))];
+    /// assert_eq!(OptimizerConfig::Adam(AdamConfig::default()).state_bytes(&matrix), 2 * 300 * 500 * 4 + 4);
+    /// let adafactor = OptimizerConfig::Adafactor(AdafactorConfig::default());
+    /// assert_eq!(adafactor.state_bytes(&matrix), (300 + 500) * 4 + 4);
+    /// ```
+    pub fn state_bytes<'a>(&self, parameters: impl IntoIterator<Item = &'a Tensor>) -> u64 {
+        let of = |t: &Tensor| match self {
+            Self::Adam(_) => 2 * t.numel() * t.kind().elt_size_in_bytes() + COUNTER,
+            Self::Adafactor(config) => {
+                let numbers: i64 =
+                    config.state_shapes(&t.size()).iter().map(|(_, s)| s.iter().product::<i64>()).sum();
+                numbers as usize * 4 + COUNTER
+            }
+        };
+        parameters.into_iter().map(|t| of(t) as u64).sum()
+    }
+}
+
+/// Bytes of a step counter.
+const COUNTER: usize = 4;
+
+/// Scales the parameters' gradients so that their common 2-norm is at most `max_norm`, and returns the norm
+/// before, as a scalar tensor on the device: nothing here waits for the device. `f64::INFINITY` only measures.
+///
+/// The rule is PyTorch's `clip_grad_norm_`: multiply by `max_norm / (norm + 1e-6)` where that is below 1.
+///
+/// # Errors
+/// When libtorch refuses, e.g. because gradients lie on different devices.
+pub fn clip_grad_norm(parameters: &[Tensor], max_norm: f64) -> Result<Tensor> {
+    let params = ffi::pointers(parameters);
+    // SAFETY: the pointers are valid for the call.
+    ffi::call_tensor("clip gradient norm", |out, error| unsafe {
+        ffi::ruminate_clip_grad_norm(params.as_ptr(), params.len(), max_norm, out, error)
+    })
+}
