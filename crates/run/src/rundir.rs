@@ -196,7 +196,10 @@ impl RunDir {
             file.sync_all()?;
             fs::rename(&temporary, &path)
         };
-        write().map_err(RunDirError::io("write", &path))
+        write().map_err(|error| {
+            let _ = fs::remove_file(&temporary);
+            RunDirError::io("write", &path)(error)
+        })
     }
 
     pub(crate) fn metrics(&self) -> PathBuf {
