@@ -67,6 +67,8 @@ fn settings_that_are_wrong() {
     imitate_refused(&place, "imitation.qk_weight=-1", 2, &["qk_weight", "negative"]);
     imitate_refused(&place, "imitation.best_by=accurcy", 2, &["did you mean `accuracy`?"]);
     imitate_refused(&place, "model.dropout=1.5", 2, &["model.dropout"]);
+    imitate_refused(&place, "trainer.keep=0", 2, &["keep", "at least 1"]);
+    imitate_refused(&place, "evaluation.sampling.top_p=nan", 2, &["sampling", "top_p"]);
 
     let file = fs::read_to_string(place.path("config.toml")).unwrap();
     let out = place.path("new/run");
