@@ -57,6 +57,7 @@ fn a_limit_that_a_checkpoint_exceeds() {
 
 /// A disk that is really full, where the system lets a user mount one.
 #[test]
+#[expect(clippy::print_stderr, reason = "a test that is skipped says so")]
 fn a_disk_that_is_full() {
     let place = Workplace::new();
     let disk = place.path("disk");

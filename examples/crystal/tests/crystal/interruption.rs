@@ -139,6 +139,7 @@ fn unfinished(run: &str) -> bool {
 
 /// At random moments, of which many fall into the writing of a checkpoint: each is left as a dead process leaves it.
 #[test]
+#[expect(clippy::print_stdout, reason = "a failure is to come again")]
 fn a_killed_run_goes_on_bit_for_bit() {
     const KILLS: usize = 20;
     let seed = std::env::var("RUMINATE_KILL_SEED")
