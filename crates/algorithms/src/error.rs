@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::ObserverError;
+use crate::trainer::Damage;
 
 /// What can end a training or evaluation run.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +37,31 @@ pub enum Error {
         path: PathBuf,
         /// What is wrong, and what to do.
         reason: String,
+    },
+    /// A checkpoint is not what was written.
+    #[error("{} {damage}{}", folder.join(file).display(), way_out(intact.as_deref()))]
+    Damaged {
+        /// The checkpoint's folder.
+        folder: PathBuf,
+        /// The file, relative to it.
+        file: String,
+        /// What is wrong with the file.
+        damage: Damage,
+        /// The newest earlier checkpoint that is intact; see [`Checkpoints::rewind`](crate::trainer::Checkpoints::rewind).
+        intact: Option<PathBuf>,
+    },
+    /// The disk is full, or a quota or limit is reached.
+    #[error("there is no room for the checkpoint {}: it takes {}{}; then go on with `--resume`. The checkpoints before \
+        it are intact", path.display(), bytes(*needed), what_to_free(*needed, *free))]
+    NoRoom {
+        /// The checkpoint.
+        path: PathBuf,
+        /// Bytes that it takes.
+        needed: u64,
+        /// Bytes that are free on its disk, where the system tells.
+        free: Option<u64>,
+        /// What could not be written.
+        source: Box<Error>,
     },
     /// A file operation failed.
     #[error("cannot {action} {}", path.display())]
@@ -86,6 +112,52 @@ impl Error {
         let path = path.to_path_buf();
         move |source| Self::Io { action, path, source }
     }
+}
+
+fn way_out(intact: Option<&Path>) -> String {
+    let Some(path) = intact else {
+        return "; no earlier checkpoint is intact: bring this one back from a backup, or start anew".into();
+    };
+    let step = path.file_name().unwrap_or_default().to_string_lossy();
+    format!(
+        "; the newest earlier checkpoint that is intact is {}: train on from it with `--resume --resume-from {step}`, or \
+         evaluate it with `--model`",
+        path.display()
+    )
+}
+
+fn what_to_free(needed: u64, free: Option<u64>) -> String {
+    match free {
+        Some(free) if free < needed => {
+            format!(
+                ", but {} are free on that disk. Free at least {} there",
+                bytes(free),
+                bytes(needed - free)
+            )
+        }
+        Some(free) => format!(
+            ". {} are free on that disk, so a quota or a limit on the size of files is in the way (`quota`, `ulimit -f`). \
+             Raise it, or free as much",
+            bytes(free)
+        ),
+        None => ". Free as much on that disk".into(),
+    }
+}
+
+/// For people: three digits and a unit.
+fn bytes(n: u64) -> String {
+    const UNITS: [&str; 6] = ["kB", "MB", "GB", "TB", "PB", "EB"];
+    if n < 1000 {
+        return format!("{n} bytes");
+    }
+    let mut value = n as f64 / 1e3;
+    let mut unit = 0;
+    while value >= 999.5 {
+        value /= 1e3;
+        unit += 1;
+    }
+    let digits = if value < 9.995 { 2 } else { usize::from(value < 99.95) };
+    format!("{value:.digits$} {}", UNITS[unit])
 }
 
 /// Results of this crate.

@@ -254,8 +254,14 @@ impl Builder {
     }
 
     /// The parameter of that name and shape. A tensor that is missing or misshapen is remembered for
-    /// [`finish`](Self::finish), so that one error names them all.
+    /// [`finish`](Self::finish), so that one error names them all, or many: a configuration with a wrong number of layers
+    /// may ask for billions.
     pub(crate) fn parameter(&mut self, name: &str, shape: &[i64], init: Init) -> Result<Tensor> {
+        const MANY: usize = 100;
+        if let Some(weights) = self.weights.take_if(|_| self.problems.len() >= MANY) {
+            self.problems.push("and maybe more".into());
+            return Err(Error::Weights { path: weights.path, problems: std::mem::take(&mut self.problems) });
+        }
         let tensor = match &mut self.weights {
             None => init.draw(shape, (self.kind, self.device))?,
             Some(weights) => match weights.tensors.remove(name) {

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use serde::Deserialize;
+use serde_json::Value;
 use tokenizers::{PostProcessor, TruncationDirection};
 
 use crate::checkpoint::write_text;
@@ -167,11 +169,27 @@ pub fn clean_up_spaces(text: &str) -> String {
     RULES.iter().fold(text.to_string(), |text, (from, to)| text.replace(from, to))
 }
 
+/// The parts of a tokenizer file that number tokens.
+#[derive(Deserialize)]
+struct Ids {
+    #[serde(default)]
+    added_tokens: Value,
+    #[serde(default)]
+    model: Value,
+}
+
 /// Reads a tokenizer file. The library panics on some that are damaged: on JSON that ends early, which is refused
-/// here first, and on a broken character map.
+/// here first, and on a broken character map. And it takes time and memory for every number up to the largest id.
 fn parse(bytes: &[u8]) -> tokenizers::Result<tokenizers::Tokenizer> {
     let text = std::str::from_utf8(bytes)?;
-    serde_json::from_str::<serde::de::IgnoredAny>(text)?;
+    let Ids { added_tokens, model } = serde_json::from_str(text)?;
+    let added = added_tokens.as_array().into_iter().flatten().map(|token| &token["id"]);
+    let vocabulary = model["vocab"].as_object().into_iter().flat_map(serde_json::Map::values);
+    let largest = added.chain(vocabulary).filter_map(Value::as_u64).max().unwrap_or(0);
+    // A vocabulary may have gaps, but every id that is in use takes some bytes of the file.
+    if largest > bytes.len().max(1 << 20) as u64 {
+        return Err(format!("a token has the id {largest}, far beyond the tokens of the file").into());
+    }
     std::panic::catch_unwind(|| text.parse())
         .unwrap_or_else(|_| Err("the tokenizer library cannot read it".into()))
 }

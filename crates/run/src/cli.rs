@@ -2,6 +2,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{ArgAction, Args};
+use ruminate_algorithms::trainer::Checkpoints;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -52,6 +53,11 @@ pub struct RunArgs {
     #[arg(long, requires = "out")]
     pub resume: bool,
 
+    /// With --resume: go on from this checkpoint, e.g. step-1000, and drop what came after it. That is for a last
+    /// checkpoint that turns out to be damaged
+    #[arg(long, value_name = "step-N", requires = "resume", value_parser = step)]
+    pub resume_from: Option<u64>,
+
     /// Print the result as one line of JSON on stdout; progress stays on stderr
     #[arg(long)]
     pub json: bool,
@@ -93,13 +99,23 @@ impl RunArgs {
         config::load(self.config.as_deref().or(stored.as_deref()), &self.overrides(keys)?)
     }
 
-    /// Creates the run folder, or opens it again with `--resume`.
+    /// Creates the run folder, or opens it again with `--resume`, at the checkpoint of `--resume-from`.
     ///
     /// # Errors
-    /// No `--out` was given, and whatever [`RunDir::create`] and [`RunDir::resume`] refuse.
+    /// No `--out` was given, whatever [`RunDir::create`] and [`RunDir::resume`] refuse, and a checkpoint to go back to
+    /// that is not there or damaged.
     pub fn open<T: Serialize>(&self, config: &T) -> Result<RunDir, RunDirError> {
         let out = self.out.as_deref().ok_or(RunDirError::NoFolder)?;
-        if self.resume { RunDir::resume(out, config) } else { RunDir::create(out, config) }
+        if !self.resume {
+            return RunDir::create(out, config);
+        }
+        let dir = RunDir::resume(out, config)?;
+        if let Some(step) = self.resume_from {
+            Checkpoints::open(&dir.checkpoints())
+                .and_then(|checkpoints| checkpoints.rewind(step))
+                .map_err(RunDirError::Rewind)?;
+        }
+        Ok(dir)
     }
 
     /// Applies `--threads` and returns the device to compute on.
@@ -138,6 +154,12 @@ impl RunArgs {
         }
         Ok(overrides)
     }
+}
+
+/// The name of a checkpoint, or its number alone.
+fn step(text: &str) -> Result<u64, String> {
+    let number = text.strip_prefix("step-").unwrap_or(text);
+    number.parse().map_err(|_| "expected the name of a checkpoint, such as step-1000".to_owned())
 }
 
 /// The value of `--device`.
@@ -312,6 +334,8 @@ mod tests {
         for line in [
             "-q -v",
             "--resume",
+            "--out o --resume-from step-3",
+            "--out o --resume --resume-from best",
             "--threads 0",
             "--device tpu",
             "--device cuda:x",

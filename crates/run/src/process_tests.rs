@@ -45,10 +45,12 @@ fn run(path: &Path) -> anyhow::Result<Outcome> {
     Ok(Outcome::Done)
 }
 
+const CHILD: [&str; 4] = ["--exact", "process_tests::child", "--ignored", "--nocapture"];
+
 /// Starts the child and waits until it has taken a step.
 fn start(dir: &Path, stuck: bool) -> Child {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "process_tests::child", "--ignored", "--nocapture"]).env(DIR, dir);
+    command.args(CHILD).env(DIR, dir);
     if stuck {
         command.env(STUCK, "1");
     }
@@ -117,4 +119,29 @@ fn a_killed_run_leaves_no_lock_behind() {
     child.kill().unwrap();
     child.wait().unwrap();
     RunDir::resume(folder.path(), &config).unwrap();
+}
+
+/// A limit on the size of files stands in for a full disk: both end in the middle of a line.
+#[test]
+fn metrics_that_find_no_room_end_the_run_after_a_whole_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = Command::new("sh");
+    // Without the trap the signal would end the process before it sees the error.
+    command.args(["-c", "trap '' XFSZ; ulimit -f 2; exec \"$@\"", "sh"]);
+    command.arg(std::env::current_exe().unwrap()).args(CHILD).env(DIR, folder.path());
+    let output = command.output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    let path = folder.path().join("metrics.jsonl");
+    let error =
+        format!("cannot write to `{}`; check that it is on a writable disk with space left", path.display());
+    assert!(stderr.contains(&error) && stderr.contains("caused by: File too large"), "{stderr}");
+    let metrics = std::fs::read_to_string(path).unwrap();
+    let steps: Vec<u64> = metrics
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["step"].as_u64().unwrap())
+        .collect();
+    assert!(metrics.ends_with('\n') && steps.iter().copied().eq(0..steps.len() as u64), "{metrics}");
+    assert!(steps.len() > 3);
+    RunDir::resume(folder.path(), &toml::Table::new()).unwrap();
 }

@@ -48,6 +48,9 @@ pub enum RunDirError {
     /// The configuration cannot be read or written.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The checkpoint to go back to cannot be used.
+    #[error("the run cannot be resumed from there")]
+    Rewind(#[source] ruminate_algorithms::Error),
     /// Another live process has the folder.
     #[error("`{}` is in use by another process{}; wait for it or choose another --out", path.display(),
         holder.map(|pid| format!(" (pid {pid})")).unwrap_or_default())]
@@ -114,7 +117,7 @@ impl RunDirError {
             | Self::HoldsNoRun(_)
             | Self::ConfigDiffers { .. }
             | Self::Config(_) => true,
-            Self::Locked { .. } | Self::Line { .. } | Self::Io { .. } => false,
+            Self::Rewind(_) | Self::Locked { .. } | Self::Line { .. } | Self::Io { .. } => false,
         }
     }
 }
@@ -193,7 +196,10 @@ impl RunDir {
             file.sync_all()?;
             fs::rename(&temporary, &path)
         };
-        write().map_err(RunDirError::io("write", &path))
+        write().map_err(|error| {
+            let _ = fs::remove_file(&temporary);
+            RunDirError::io("write", &path)(error)
+        })
     }
 
     pub(crate) fn metrics(&self) -> PathBuf {

@@ -7,6 +7,7 @@ use ruminate::algorithms::TrainerConfig;
 use ruminate::algorithms::crystal::{
     CrystalData, EvaluationConfig, ImitationConfig, Lengths, QuestionEncoder, ReinforcementConfig,
 };
+use ruminate::algorithms::trainer::verify;
 use ruminate::datasets::Compat;
 use ruminate::models::{T5, T5Config, Tokenizer};
 use ruminate::run::{ConfigError, FlagKeys};
@@ -98,6 +99,7 @@ impl CrystalConfig {
                     );
                     return Err(ConfigError::invalid(reason).into());
                 }
+                verify(folder)?;
                 let config = T5Config { dropout_rate: self.model.dropout, ..T5Config::open(folder)? };
                 (T5::load_with(config, folder, Kind::Float, device)?, folder.clone())
             }
@@ -119,6 +121,7 @@ impl CrystalConfig {
 
     /// Loads a trained checkpoint with the tokenizer that lies beside it, or else the one that is set.
     pub(crate) fn open(&self, folder: &Path, device: Device) -> anyhow::Result<(T5, QuestionEncoder)> {
+        verify(folder)?;
         let t5 = T5::load(folder, Kind::Float, device)?;
         let own = folder.join("tokenizer.json").is_file();
         let tokenizer = self.model.tokenizer.as_deref().filter(|_| !own).unwrap_or(folder);

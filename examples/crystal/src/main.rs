@@ -53,6 +53,7 @@ enum Command {
         mut_arg("out", |arg| arg.help("Folder for the results, which replace those of an earlier evaluation. Default: \
             the run's folder with `runs` replaced by `eval` and with the checkpoint's step, such as eval/my-run_ckp-500")),
         mut_arg("resume", |arg| arg.hide(true)),
+        mut_arg("resume_from", |arg| arg.hide(true)),
         mut_arg("precision", |arg| arg.hide(true))
     )]
     Evaluate(EvaluateArgs),

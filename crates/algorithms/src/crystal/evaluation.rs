@@ -77,7 +77,8 @@ impl EvaluationConfig {
                 return Err(Error::config(key, "is 0, but must be at least 1"));
             }
         }
-        Ok(())
+        // Now, and not after the model is loaded or even trained.
+        self.sampling.validate().map_err(|e| Error::config("sampling", e.to_string()))
     }
 
     fn generation(&self, encoder: &QuestionEncoder) -> GenerationConfig {

@@ -1,7 +1,11 @@
 //! Checkpoints: a Hugging Face model folder each, with the trainer's state beside the weights.
 
-use std::collections::BTreeMap;
+mod manifest;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::error::Error as _;
 use std::fs::{self, File};
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use ruminate_models::checkpoint::{read_json, read_tensors, write_json, write_tensors};
@@ -12,6 +16,8 @@ use tch::{Device, Tensor};
 
 use super::Algorithm;
 use crate::{Error, Result};
+
+pub use manifest::{Damage, MANIFEST, seal, verify};
 
 /// Optimizer moments and generator states.
 const TRAINER: &str = "trainer.safetensors";
@@ -36,8 +42,13 @@ impl TrainerState {
     /// Step and score of the best validation; the earliest one among equals.
     #[must_use]
     pub fn best(&self) -> Option<(u64, f64)> {
+        self.best_until(u64::MAX)
+    }
+
+    /// The best validation up to `step`.
+    fn best_until(&self, step: u64) -> Option<(u64, f64)> {
         let mut best = None;
-        for (&step, &score) in &self.scores {
+        for (&step, &score) in self.scores.range(..=step) {
             if best.is_none_or(|(_, other)| score > other) {
                 best = Some((step, score));
             }
@@ -49,13 +60,19 @@ impl TrainerState {
 /// A folder of checkpoints `step-N`, with the links `last` and `best`.
 ///
 /// A checkpoint is written under a temporary name, flushed to disk and renamed; the links are replaced afterwards,
-/// by renaming too. So at every moment `last` is a complete checkpoint, whatever happens to the process.
+/// by renaming too. So at every moment `last` is a complete checkpoint, whatever happens to the process. What happens to
+/// the disk shows when a checkpoint is read: each has a [`MANIFEST`] with size and hash of every file. So that there is
+/// something to go back to, the checkpoint before the last one is kept as well.
 #[derive(Debug)]
 pub struct Checkpoints {
     root: PathBuf,
+    keep: usize,
 }
 
 impl Checkpoints {
+    /// How many of the newest checkpoints stay if nothing else is said.
+    pub const KEEP: usize = 2;
+
     /// Opens or creates the folder, and clears away what an interrupted save left in it.
     ///
     /// # Errors
@@ -63,18 +80,25 @@ impl Checkpoints {
     pub fn open(root: &Path) -> Result<Self> {
         fs::create_dir_all(root).map_err(Error::io("create", root))?;
         for entry in fs::read_dir(root).map_err(Error::io("read", root))? {
-            let entry = entry.map_err(Error::io("read", root))?;
-            if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
-                let path = entry.path();
-                let removed = if path.is_dir() && !path.is_symlink() {
-                    fs::remove_dir_all(&path)
-                } else {
-                    fs::remove_file(&path)
-                };
-                removed.map_err(Error::io("remove", &path))?;
+            let path = entry.map_err(Error::io("read", root))?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            match name.strip_prefix(REPLACED).map(|name| root.join(name)) {
+                // Its successor never took the name.
+                Some(step) if !step.exists() => {
+                    fs::rename(&path, &step).map_err(Error::io("rename", &path))?
+                }
+                Some(_) => remove(&path)?,
+                None if name.starts_with(TEMPORARY) => remove(&path)?,
+                None => {}
             }
         }
-        Ok(Self { root: root.to_path_buf() })
+        Ok(Self { root: root.to_path_buf(), keep: Self::KEEP })
+    }
+
+    /// Keeps the `keep` newest checkpoints (at least the last one), and the best of what each of them knows.
+    #[must_use]
+    pub fn keep(self, keep: usize) -> Self {
+        Self { keep: keep.max(1), ..self }
     }
 
     /// The folder of the checkpoint after `step` steps.
@@ -86,13 +110,37 @@ impl Checkpoints {
     /// The state of the last checkpoint, if there is one.
     ///
     /// # Errors
-    /// When it cannot be read.
+    /// When it cannot be read, or is not as it was written.
     pub fn last_state(&self) -> Result<Option<TrainerState>> {
-        let last = self.root.join("last");
-        if !last.is_symlink() {
-            return Ok(None);
+        let Some(step) = self.last_step()? else { return Ok(None) };
+        let folder = self.folder(step);
+        manifest::require_file_intact(&folder, STATE)?;
+        let state: TrainerState = read_json(&folder.join(STATE))?;
+        if state.step == step {
+            return Ok(Some(state));
         }
-        Ok(Some(read_json(&last.join(STATE))?))
+        let reason = format!("{STATE} is that of step {}; was the folder renamed?", state.step);
+        Err(Error::Checkpoint { path: folder, reason })
+    }
+
+    /// Makes an earlier checkpoint the last one: training goes on from it, and removes what comes after it. That is for
+    /// a last checkpoint that is damaged, or that should not have been reached.
+    ///
+    /// # Errors
+    /// When there is no checkpoint of that step, or it is damaged.
+    pub fn rewind(&self, step: u64) -> Result<()> {
+        let path = self.folder(step);
+        if !path.is_dir() {
+            let steps: Vec<String> = self.steps()?.iter().map(|step| format!("step-{step}")).collect();
+            let reason = if steps.is_empty() {
+                "there is none, nor any other; start anew".to_string()
+            } else {
+                format!("there is none; there are {}", steps.join(", "))
+            };
+            return Err(Error::Checkpoint { path, reason });
+        }
+        manifest::require_intact(&path)?;
+        self.link("last", step)
     }
 
     /// Puts model, optimizer, generators and algorithm into the state of the last checkpoint.
@@ -103,6 +151,7 @@ impl Checkpoints {
     ) -> Result<Option<TrainerState>> {
         let Some(state) = self.last_state()? else { return Ok(None) };
         let folder = self.folder(state.step);
+        manifest::require_intact(&folder)?;
         let device = algorithm.policy().device();
         algorithm.policy().restore(&folder)?;
         let path = folder.join(TRAINER);
@@ -120,13 +169,18 @@ impl Checkpoints {
         if let (Device::Cuda(_), Some(saved)) = (device, tensors.get(RNG_CUDA)) {
             rng::set_state(device, saved)?;
         }
-        algorithm.load_state(state.algorithm.clone())?;
-        // The process may have died after it had replaced `last`.
+        algorithm.load_state(state.algorithm.clone()).map_err(|e| match e {
+            // The run has other settings or data.
+            e if e.is_configuration() => e,
+            e => Error::Checkpoint { path: folder.join(STATE), reason: e.to_string() },
+        })?;
+        // The process may have died before or after it had replaced `last`.
+        self.link("last", state.step)?;
         self.settle(&state)?;
         Ok(Some(state))
     }
 
-    /// Writes the checkpoint of the current step, and removes those that are neither last nor best any more.
+    /// Writes the checkpoint of the current step, and removes those that are not kept any more.
     pub(super) fn save<A: Algorithm>(
         &self,
         algorithm: &A,
@@ -135,28 +189,36 @@ impl Checkpoints {
     ) -> Result<PathBuf> {
         state.algorithm = algorithm.state();
         let folder = self.folder(state.step);
-        if self.last_state()?.is_some_and(|last| last.step == state.step) {
-            // Weights and moments of this step are safe already; only a validation has been added since.
-            write_json(&folder.join(STATE), state)?;
-        } else {
-            // A folder of this name that `last` does not point to was cut off before it counted.
-            remove_folder(&folder)?;
-            let temporary = self.root.join(format!("{TEMPORARY}step-{}", state.step));
-            fs::create_dir(&temporary).map_err(Error::io("create", &temporary))?;
-            if let Err(error) = self.write(&temporary, algorithm, state, optimizer) {
-                // A full disk must not be kept full by half a checkpoint.
-                let _ = fs::remove_dir_all(&temporary);
-                return Err(error);
-            }
-            fs::rename(&temporary, &folder).map_err(Error::io("rename", &temporary))?;
-            sync(&self.root)?;
+        let temporary = self.root.join(format!("{TEMPORARY}step-{}", state.step));
+        fs::create_dir(&temporary).map_err(Error::io("create", &temporary))?;
+        let written = self.write(&temporary, algorithm, state, optimizer);
+        if written.is_err() {
+            // A full disk must not be kept full by half a checkpoint.
+            let _ = fs::remove_dir_all(&temporary);
         }
-        self.link("last", state.step)?;
+        written
+            .and_then(|()| self.put(&temporary, &folder))
+            .and_then(|()| self.link("last", state.step))
+            .map_err(|error| no_room(error, &folder, || needed(algorithm, optimizer)))?;
         self.settle(state)?;
         Ok(folder)
     }
 
-    /// What follows from a new `last`: `best`, and that all others go.
+    /// Gives a complete checkpoint its name. There may be one of that name already: from before the validation of its
+    /// step, from before a rewind, or one that never became `last`.
+    fn put(&self, temporary: &Path, folder: &Path) -> Result<()> {
+        let replaced =
+            self.root.join(format!("{REPLACED}{}", folder.file_name().unwrap_or_default().to_string_lossy()));
+        let replaces = folder.exists();
+        if replaces {
+            fs::rename(folder, &replaced).map_err(Error::io("rename", folder))?;
+        }
+        fs::rename(temporary, folder).map_err(Error::io("rename", temporary))?;
+        sync(&self.root)?;
+        if replaces { remove(&replaced) } else { Ok(()) }
+    }
+
+    /// What follows from a new `last`: `best`, and that others go.
     fn settle(&self, state: &TrainerState) -> Result<()> {
         if let Some((best, _)) = state.best() {
             self.link("best", best)?;
@@ -180,7 +242,7 @@ impl Checkpoints {
         }
         write_tensors(&folder.join(TRAINER), tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)))?;
         write_json(&folder.join(STATE), state)?;
-        sync(folder)
+        seal(folder)
     }
 
     /// Points a link to a checkpoint, replacing it in one operation.
@@ -197,24 +259,53 @@ impl Checkpoints {
     }
 
     fn prune(&self, state: &TrainerState) -> Result<()> {
-        let keep = [Some(state.step), state.best().map(|(step, _)| step)];
+        let steps = self.steps()?;
+        let newest = steps.iter().copied().filter(|&step| step <= state.step).rev().take(self.keep);
+        let kept: BTreeSet<u64> = newest
+            // Whoever goes back to one of them finds its best, too.
+            .flat_map(|step| [Some(step), state.best_until(step).map(|(best, _)| best)])
+            .flatten()
+            .collect();
+        steps.difference(&kept).try_for_each(|&step| remove(&self.folder(step)))
+    }
+
+    /// The checkpoints that are there.
+    fn steps(&self) -> Result<BTreeSet<u64>> {
+        let mut steps = BTreeSet::new();
         for entry in fs::read_dir(&self.root).map_err(Error::io("read", &self.root))? {
-            let path = entry.map_err(Error::io("read", &self.root))?.path();
-            let step = path.file_name().and_then(|n| n.to_str()?.strip_prefix("step-")?.parse::<u64>().ok());
-            if step.is_some() && !keep.contains(&step) {
-                remove_folder(&path)?;
-            }
+            steps.extend(step_of(&entry.map_err(Error::io("read", &self.root))?.path()));
         }
-        Ok(())
+        Ok(steps)
+    }
+
+    /// Where `last` points to. Without it, the newest checkpoint is the last: the process died before it made the link,
+    /// or the folder was copied without links.
+    fn last_step(&self) -> Result<Option<u64>> {
+        let last = self.root.join("last");
+        if !last.is_symlink() {
+            return Ok(self.steps()?.last().copied());
+        }
+        let target = fs::read_link(&last).map_err(Error::io("read", &last))?;
+        let reason = || format!("it points to {}, which is no `step-N`", target.display());
+        step_of(&target).map(Some).ok_or_else(|| Error::Checkpoint { path: last, reason: reason() })
     }
 }
 
 /// Names of unfinished things; everything that starts so may be removed when a run starts.
 const TEMPORARY: &str = ".tmp-";
+/// Names of checkpoints that make way for another of the same step.
+const REPLACED: &str = ".old-";
 
-fn remove_folder(path: &Path) -> Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path)(e)),
+/// The step in a checkpoint's name.
+fn step_of(folder: &Path) -> Option<u64> {
+    folder.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok()
+}
+
+/// Removes a file, a link or a folder, if it is there.
+fn remove(path: &Path) -> Result<()> {
+    let folder = path.is_dir() && !path.is_symlink();
+    match if folder { fs::remove_dir_all(path) } else { fs::remove_file(path) } {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(Error::io("remove", path)(e)),
         _ => Ok(()),
     }
 }
@@ -222,6 +313,27 @@ fn remove_folder(path: &Path) -> Result<()> {
 /// Flushes a folder's entries to disk.
 fn sync(folder: &Path) -> Result<()> {
     File::open(folder).and_then(|f| f.sync_all()).map_err(Error::io("flush", folder))
+}
+
+/// Bytes of a checkpoint, up to some thousands for names and settings.
+fn needed<A: Algorithm>(algorithm: &A, optimizer: &dyn Optimizer) -> u64 {
+    let bytes = |tensor: &Tensor| (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64;
+    let weights: u64 = algorithm.policy().parameters().iter().map(|(_, tensor)| bytes(tensor)).sum();
+    weights + optimizer.state().iter().map(|(_, tensor)| bytes(tensor)).sum::<u64>()
+}
+
+/// Says how much room a save would have needed, if that is why it failed.
+fn no_room(error: Error, folder: &Path, needed: impl FnOnce() -> u64) -> Error {
+    let full = std::iter::successors(error.source(), |&e| e.source())
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|e| {
+            matches!(e.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge)
+        });
+    if !full {
+        return error;
+    }
+    let free = folder.parent().and_then(|root| fs4::available_space(root).ok());
+    Error::NoRoom { path: folder.to_path_buf(), needed: needed(), free, source: Box::new(error) }
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use tch::{Device, Tensor};
 
 use crate::{Error, Metrics, Observer, Result, Schedule, StepReport};
 
-pub use checkpoint::{Checkpoints, TrainerState};
+pub use checkpoint::{Checkpoints, Damage, MANIFEST, TrainerState, seal, verify};
 pub use optimizer::OptimizerChoice;
 
 /// In which precision matrix products run during training. Weights, optimizer states and losses are always `f32`.
@@ -59,6 +59,9 @@ pub struct TrainerConfig {
     pub eval_every: u64,
     /// Steps between two checkpoints; 0 saves with each validation and at the end.
     pub save_every: u64,
+    /// How many of the newest checkpoints stay on disk, besides the best: with 2, there is one to go back to when the
+    /// last one turns out to be damaged.
+    pub keep: usize,
     /// Precision of the matrix products.
     pub precision: Precision,
     /// Make activations again in the backward pass instead of keeping them: less memory, and a second forward pass.
@@ -81,6 +84,7 @@ impl Default for TrainerConfig {
             log_every: 50,
             eval_every: 1000,
             save_every: 0,
+            keep: Checkpoints::KEEP,
             precision: Precision::F32,
             gradient_checkpointing: false,
         }
@@ -117,9 +121,12 @@ impl TrainerConfig {
         if let OptimizerChoice::Adafactor(adafactor) = &self.optimizer {
             self.validate_adafactor(adafactor)?;
         }
-        for (key, value) in
-            [("steps", self.steps), ("accumulate", self.accumulate as u64), ("log_every", self.log_every)]
-        {
+        for (key, value) in [
+            ("steps", self.steps),
+            ("accumulate", self.accumulate as u64),
+            ("log_every", self.log_every),
+            ("keep", self.keep as u64),
+        ] {
             if value == 0 {
                 return refuse(key, "is 0, but must be at least 1".into());
             }
@@ -266,7 +273,7 @@ impl Trainer {
     /// When a setting is out of its range or the folder is not writable.
     pub fn new(config: TrainerConfig, folder: &Path) -> Result<Self> {
         config.validate()?;
-        Ok(Self { config, checkpoints: Checkpoints::open(folder)? })
+        Ok(Self { checkpoints: Checkpoints::open(folder)?.keep(config.keep), config })
     }
 
     /// The step at which [`fit`](Self::fit) would go on: that of the last checkpoint, 0 without one.

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use ruminate_algorithms::trainer::TrainerState;
+use ruminate_algorithms::trainer::{TrainerState, verify};
 use ruminate_algorithms::{Metrics, Observer, ObserverError, StepReport, Trainer, TrainerConfig};
 use ruminate_models::checkpoint::{read_json, read_tensors};
 use ruminate_models::{T5, Tokenizer};
@@ -32,10 +32,15 @@ impl Inspector {
         assert!(tensors.contains_key("rng.cpu"));
     }
 
-    /// Nothing but `last`, `best` and what they point to.
-    fn nothing_else(&self) {
+    /// Nothing but `last`, `best`, what they point to, and the checkpoint before `last` with its best.
+    fn nothing_else(&self, step: u64) {
         let mut expected = vec!["best".to_string(), "last".into()];
         expected.extend(["best", "last"].map(|link| target(&self.root, link)));
+        if let Some(before) = step.checked_sub(1) {
+            let state: TrainerState =
+                read_json(&self.root.join(format!("step-{before}/state.json"))).unwrap();
+            expected.extend([format!("step-{before}"), format!("step-{}", state.best().unwrap().0)]);
+        }
         expected.sort();
         expected.dedup();
         assert_eq!(names(&self.root), expected);
@@ -59,7 +64,8 @@ impl Observer for Inspector {
     fn checkpoint(&mut self, step: u64, path: &Path) -> Result<(), ObserverError> {
         assert_eq!(path, self.root.join(format!("step-{step}")));
         self.restores(step);
-        self.nothing_else();
+        verify(path).unwrap();
+        self.nothing_else(step);
         Ok(())
     }
 }
@@ -76,8 +82,34 @@ fn at_every_moment_the_last_one_is_complete() {
     assert_eq!(inspector.steps, 7);
     assert_eq!(fitted.last, folder.path().join("step-7"));
     assert_eq!(fitted.best, (3, 2.0, folder.path().join("step-3")));
-    assert_eq!(names(folder.path()), ["best", "last", "step-3", "step-7"]);
+    assert_eq!(names(folder.path()), ["best", "last", "step-3", "step-6", "step-7"]);
     inspector.restores(7);
+}
+
+#[test]
+fn as_many_are_kept_as_are_asked_for() {
+    let _alone = alone();
+    let scores = [(0, 0.0), (3, 2.0), (6, 3.0), (9, 1.0)];
+    for (keep, kept) in [
+        (1, &["step-6", "step-9"][..]),
+        (3, &["step-6", "step-7", "step-8", "step-9"]),
+        // The best of step 5, too: that is what a run finds which goes back to it.
+        (5, &["step-3", "step-5", "step-6", "step-7", "step-8", "step-9"]),
+        (
+            100,
+            &[
+                "step-0", "step-1", "step-2", "step-3", "step-4", "step-5", "step-6", "step-7", "step-8",
+                "step-9",
+            ],
+        ),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut drill = Drill::new(examples(4), 2);
+        drill.scores = scores.into();
+        let config = TrainerConfig { save_every: 1, eval_every: 3, keep, ..short(9) };
+        fit(folder.path(), &config, drill, &mut Recorder::default()).unwrap();
+        assert_eq!(names(folder.path())[2..], *kept, "{keep}");
+    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use ruminate_algorithms::trainer::{Checkpoints, Damage, MANIFEST, seal, verify};
 use ruminate_algorithms::{Error, OptimizerChoice, Schedule, Silent, Trainer, TrainerConfig};
 use ruminate_torch::optim::AdafactorConfig;
 
@@ -118,24 +119,174 @@ fn a_save_that_fails_names_its_place_and_keeps_the_last() {
     assert_eq!(target(folder.path(), "last"), "step-6");
 }
 
+/// A run of six steps that was stopped after four, with the checkpoints 0, 2 and 4.
+fn stopped(folder: &Path) -> TrainerConfig {
+    let config = TrainerConfig { eval_every: 2, keep: 3, ..short(6) };
+    let mut drill = drill();
+    // The best is not in the way of what is tested: it is the last.
+    drill.scores = [(0, 0.0), (2, 1.0), (4, 2.0), (6, 3.0)].into();
+    fit(folder, &config, drill, &mut Recorder::failing_at("step 4 of 6")).unwrap_err();
+    assert_eq!(names(folder), ["best", "last", "step-0", "step-2", "step-4"]);
+    config
+}
+
 #[test]
 fn a_damaged_checkpoint_is_named_and_left_alone() {
     let _alone = alone();
-    for file in ["trainer.safetensors", "state.json", "model.safetensors"] {
-        for length in [0, 100] {
-            let folder = tempfile::tempdir().unwrap();
-            let config = TrainerConfig { eval_every: 2, ..short(6) };
-            fit(folder.path(), &config, drill(), &mut Recorder::stopping_after(2)).unwrap();
-            let path = folder.path().join("last").join(file);
-            let bytes = fs::read(&path).unwrap();
-            assert!(bytes.len() > 100, "{file}");
-            fs::write(&path, &bytes[..length]).unwrap();
+    for file in
+        ["trainer.safetensors", "state.json", "model.safetensors", "config.json", "tokenizer.json", MANIFEST]
+    {
+        let folder = tempfile::tempdir().unwrap();
+        let config = stopped(folder.path());
+        let path = folder.path().join("last").join(file);
+        let bytes = fs::read(&path).unwrap();
+        assert!(bytes.len() > 100, "{file}");
+        let mut flipped = bytes.clone();
+        flipped[bytes.len() / 2] ^= 4;
+        for (what, content) in [
+            ("cut short", Some(&bytes[..100])),
+            ("empty", Some(&bytes[..0])),
+            ("flipped", Some(&flipped)),
+            ("missing", None),
+        ] {
+            match content {
+                Some(content) => fs::write(&path, content).unwrap(),
+                None => fs::remove_file(&path).unwrap(),
+            }
             let before = contents(folder.path());
-            let error = chain(&fit(folder.path(), &config, drill(), &mut Silent).unwrap_err());
-            assert!(error.contains(file) && error.contains(&folder.path().display().to_string()), "{error}");
+            let error = fit(folder.path(), &config, drill(), &mut Silent).unwrap_err();
+            let Error::Damaged { folder: damaged, file: named, damage, intact } = &error else {
+                panic!("{file}, {what}: {error}");
+            };
+            assert_eq!(*damaged, folder.path().join("step-4"));
+            assert_eq!(*intact, Some(folder.path().join("step-2")));
+            if file != MANIFEST {
+                let expected = match what {
+                    "flipped" => Damage::Content,
+                    "missing" => Damage::Missing,
+                    _ => Damage::Size {
+                        expected: bytes.len() as u64,
+                        found: content.map_or(0, <[u8]>::len) as u64,
+                    },
+                };
+                assert_eq!((named.as_str(), damage), (file, &expected), "{what}");
+            } else if what != "flipped" {
+                // One bit may also turn a digit of a hash into another.
+                assert_eq!(named, MANIFEST, "{what}");
+            }
+            let message = error.to_string();
+            for needle in [named, "step-4", "step-2: train on from it with `--resume --resume-from step-2`"] {
+                assert!(message.contains(needle), "{needle}: {message}");
+            }
+            assert!(verify(&folder.path().join("last")).is_err());
             assert!(contents(folder.path()) == before, "{file}: something was changed");
         }
+        fs::write(&path, &bytes).unwrap();
+        fit(folder.path(), &config, drill(), &mut Silent).unwrap();
     }
+}
+
+#[test]
+fn a_manifest_that_lies_is_refused() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    stopped(folder.path());
+    let step = folder.path().join("step-4");
+    let manifest = step.join(MANIFEST);
+    let text = fs::read_to_string(&manifest).unwrap();
+    let entry = r#""files": {"#;
+    let extra =
+        |name: &str| text.replace(entry, &format!(r#"{entry} "{name}": {{ "bytes": 3, "blake3": "00" }},"#));
+    for (content, file, reason) in [
+        (extra("gone.json"), "gone.json", "is missing"),
+        (extra("../step-2/config.json"), MANIFEST, "../step-2/config.json"),
+        (extra("/etc/passwd"), MANIFEST, "cannot be a file of the checkpoint"),
+        (extra(""), MANIFEST, "cannot be a file of the checkpoint"),
+        (text.replace("bytes", "octets"), MANIFEST, "unknown field `octets`"),
+        (text.replace("state.json", "state.jsom"), "state.jsom", "is missing"),
+        (text[..text.len() / 2].to_string(), MANIFEST, "is not a manifest"),
+    ] {
+        fs::write(&manifest, content).unwrap();
+        let message = verify(&step).unwrap_err().to_string();
+        assert!(
+            message.contains(&step.join(file).display().to_string()) && message.contains(reason),
+            "{message}"
+        );
+    }
+    fs::write(&manifest, &text).unwrap();
+    verify(&step).unwrap();
+    // Notes do not disturb; weights that a reader would prefer do.
+    fs::write(step.join("notes.txt"), "a good one").unwrap();
+    verify(&step).unwrap();
+    fs::write(step.join("model.safetensors.index.json"), "{}").unwrap();
+    assert!(matches!(verify(&step), Err(Error::Damaged { damage: Damage::Unlisted, .. })));
+    // What is meant can be said.
+    seal(&step).unwrap();
+    verify(&step).unwrap();
+}
+
+#[test]
+fn a_model_folder_needs_no_manifest_and_a_checkpoint_does() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    stopped(folder.path());
+    let step = folder.path().join("step-4");
+    fs::remove_file(step.join(MANIFEST)).unwrap();
+    assert!(matches!(verify(&step), Err(Error::Damaged { damage: Damage::Missing, .. })));
+    for file in ["trainer.safetensors", "state.json"] {
+        fs::remove_file(step.join(file)).unwrap();
+    }
+    verify(&step).unwrap();
+}
+
+#[test]
+fn a_run_goes_on_from_an_earlier_checkpoint_when_it_is_told_to() {
+    let _alone = alone();
+    let undisturbed = tempfile::tempdir().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let config = stopped(undisturbed.path());
+    stopped(folder.path());
+    fit(undisturbed.path(), &config, drill(), &mut Silent).unwrap();
+
+    fs::write(folder.path().join("last/model.safetensors"), "rotten").unwrap();
+    let checkpoints = Checkpoints::open(folder.path()).unwrap();
+    let message = checkpoints.rewind(3).unwrap_err().to_string();
+    assert!(message.ends_with("there is none; there are step-0, step-2, step-4"), "{message}");
+    assert!(matches!(checkpoints.rewind(4), Err(Error::Damaged { .. })));
+    assert_eq!(target(folder.path(), "last"), "step-4");
+    checkpoints.rewind(2).unwrap();
+    let mut observer = Recorder::default();
+    let mut drill = drill();
+    drill.scores = [(4, 2.0)].into();
+    fit(folder.path(), &config, drill, &mut observer).unwrap();
+    assert_eq!(observer.events[0], "started 2 of 6");
+    for file in ["model.safetensors", "trainer.safetensors"] {
+        let read = |root: &Path| fs::read(root.join("last").join(file)).unwrap();
+        assert!(read(folder.path()) == read(undisturbed.path()), "{file}");
+    }
+    assert_eq!(names(folder.path()), names(undisturbed.path()));
+}
+
+#[test]
+fn a_folder_that_was_copied_without_links_goes_on_from_its_newest_checkpoint() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    let config = stopped(folder.path());
+    for link in ["last", "best"] {
+        fs::remove_file(folder.path().join(link)).unwrap();
+    }
+    let mut observer = Recorder::failing_at("step 4 of 6");
+    fit(folder.path(), &config, drill(), &mut observer).unwrap_err();
+    assert_eq!(observer.events[0], "started 4 of 6");
+    assert_eq!(
+        (target(folder.path(), "last"), target(folder.path(), "best")),
+        ("step-4".into(), "step-4".into())
+    );
+    // A link to elsewhere is nobody's guess.
+    fs::remove_file(folder.path().join("last")).unwrap();
+    std::os::unix::fs::symlink("elsewhere", folder.path().join("last")).unwrap();
+    let error = fit(folder.path(), &config, drill(), &mut Silent).unwrap_err().to_string();
+    assert!(error.contains("last") && error.contains("elsewhere"), "{error}");
 }
 
 #[test]
@@ -149,6 +300,7 @@ fn a_checkpoint_of_another_model_is_refused() {
     let mut tensors = ruminate_models::checkpoint::read_tensors(&path, tch::Device::Cpu).unwrap();
     let (name, _) = tensors.pop_last().unwrap();
     ruminate_models::checkpoint::write_tensors(&path, tensors.iter().map(|(n, t)| (n.as_str(), t))).unwrap();
+    seal(&root).unwrap();
     let before = contents(folder.path());
     let error = fit(folder.path(), &short(4), drill(), &mut Silent).unwrap_err();
     assert!(matches!(&error, Error::Checkpoint { path: p, .. } if *p == path), "{error}");
@@ -160,6 +312,7 @@ fn a_checkpoint_of_another_model_is_refused() {
     let mut tensors = ruminate_models::checkpoint::read_tensors(&path, tch::Device::Cpu).unwrap();
     assert!(tensors.remove("rng.cpu").is_some());
     ruminate_models::checkpoint::write_tensors(&path, tensors.iter().map(|(n, t)| (n.as_str(), t))).unwrap();
+    seal(path.parent().unwrap()).unwrap();
     let error = fit(&folder.path().join("other"), &short(4), drill(), &mut Silent).unwrap_err();
     assert!(error.to_string().contains("`rng.cpu` is missing"), "{error}");
 

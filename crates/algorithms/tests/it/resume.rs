@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use ruminate_algorithms::trainer::seal;
 use ruminate_algorithms::{Ending, Fitted, OptimizerChoice, Schedule, Sft, Trainer, TrainerConfig};
 use ruminate_torch::optim::AdafactorConfig;
 
@@ -135,6 +136,7 @@ fn the_comparison_sees_the_generator() {
     tch::manual_seed(5);
     tensors.insert("rng.cpu".into(), ruminate_torch::rng::state(tch::Device::Cpu).unwrap());
     ruminate_models::checkpoint::write_tensors(&path, tensors.iter().map(|(n, t)| (n.as_str(), t))).unwrap();
+    seal(path.parent().unwrap()).unwrap();
     finish(folder.path(), 4);
     assert!(last(folder.path())[0] != straight()[0]);
 }
@@ -183,11 +185,11 @@ fn what_a_crash_left_behind_does_not_matter() {
     finish(root, 7);
     assert!(last(root) == straight);
     let best = target(root, "best");
-    let mut expected = vec!["best".to_string(), "last".into(), "step-12".into(), best];
+    let mut expected = vec!["best".to_string(), "last".into(), "step-10".into(), "step-12".into(), best];
     expected.sort();
     expected.dedup();
     assert_eq!(names(root), expected, "nothing unfinished is left");
-    assert!(!root.join("last/leftover").exists() && !root.join("best/leftover").exists());
+    assert!(!root.join("last/leftover").exists() && !root.join("step-10/leftover").exists());
 }
 
 #[test]
@@ -198,12 +200,32 @@ fn a_crash_before_the_best_link_was_replaced_is_mended() {
     let fitted = process(root, 1, &mut Recorder::default()).unwrap();
     assert_eq!(fitted.best.0, 12, "this drill learns until the end");
     // As if the process had died after `last` was replaced, before `best` was.
-    fs::create_dir(root.join("step-10")).unwrap();
     fs::remove_file(root.join("best")).unwrap();
     std::os::unix::fs::symlink("step-10", root.join("best")).unwrap();
     finish(root, 12);
     assert_eq!(target(root, "best"), "step-12");
-    assert_eq!(names(root), ["best", "last", "step-12"]);
+    assert_eq!(names(root), ["best", "last", "step-10", "step-12"]);
+}
+
+#[test]
+fn a_crash_while_a_checkpoint_is_replaced_is_mended() {
+    let _alone = alone();
+    let straight = straight();
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    // Stopped before a validation that writes the same checkpoint again: with its score.
+    process(root, 1, &mut Recorder::stopping_after(9)).unwrap();
+    assert_eq!(target(root, "last"), "step-10");
+    // As if the process had died when the old one had given its name away and the new one had not taken it.
+    fs::rename(root.join("step-10"), root.join(".old-step-10")).unwrap();
+    finish(root, 10);
+    assert!(last(root) == straight);
+    // And as if it had died before it removed the old one.
+    fs::create_dir(root.join(".old-step-12")).unwrap();
+    fs::write(root.join(".old-step-12/state.json"), b"old").unwrap();
+    finish(root, 12);
+    assert!(last(root) == straight);
+    assert_eq!(names(root), ["best", "last", "step-10", "step-12"]);
 }
 
 #[test]

@@ -71,6 +71,30 @@ pub struct Sampling {
     pub top_p: Option<f64>,
 }
 
+impl Sampling {
+    /// Checks the ranges.
+    ///
+    /// # Errors
+    /// Names the first setting that is out of its range.
+    pub fn validate(&self) -> Result<()> {
+        let Self { temperature, top_k, top_p } = *self;
+        let refuse = |reason: String| Err(Error::invalid("generation", reason));
+        // Below the limit, divided logits overflow float32.
+        if !(temperature >= MIN_TEMPERATURE && temperature.is_finite()) {
+            return refuse(format!(
+                "temperature is {temperature}, but must be at least {MIN_TEMPERATURE}; for no noise ask for greedy"
+            ));
+        }
+        if top_k == Some(0) {
+            return refuse("top_k is 0, which keeps no token; leave it out to keep all".into());
+        }
+        if top_p.is_some_and(|p| !(p > 0.0 && p <= 1.0)) {
+            return refuse(format!("top_p is {top_p:?}, but must be in (0, 1]"));
+        }
+        Ok(())
+    }
+}
+
 impl Default for Sampling {
     fn default() -> Self {
         Self { temperature: 1.0, top_k: None, top_p: None }
@@ -129,19 +153,8 @@ impl GenerationConfig {
     /// When a value is out of its range; the error names it.
     pub fn validate(&self, vocab_size: i64) -> Result<()> {
         let refuse = |reason: String| Err(Error::invalid("generation", reason));
-        if let Strategy::Sample(Sampling { temperature, top_k, top_p }) = self.strategy {
-            // Below the limit, divided logits overflow float32.
-            if !(temperature >= MIN_TEMPERATURE && temperature.is_finite()) {
-                return refuse(format!(
-                    "temperature is {temperature}, but must be at least {MIN_TEMPERATURE}; for no noise ask for greedy"
-                ));
-            }
-            if top_k == Some(0) {
-                return refuse("top_k is 0, which keeps no token; leave it out to keep all".into());
-            }
-            if top_p.is_some_and(|p| !(p > 0.0 && p <= 1.0)) {
-                return refuse(format!("top_p is {top_p:?}, but must be in (0, 1]"));
-            }
+        if let Strategy::Sample(sampling) = self.strategy {
+            sampling.validate()?;
         }
         if let Strategy::Beam(Beam { num_beams, length_penalty, .. }) = self.strategy {
             if num_beams < self.samples_per_prompt.max(1) {

@@ -67,6 +67,8 @@ fn settings_that_are_wrong() {
     imitate_refused(&place, "imitation.qk_weight=-1", 2, &["qk_weight", "negative"]);
     imitate_refused(&place, "imitation.best_by=accurcy", 2, &["did you mean `accuracy`?"]);
     imitate_refused(&place, "model.dropout=1.5", 2, &["model.dropout"]);
+    imitate_refused(&place, "trainer.keep=0", 2, &["keep", "at least 1"]);
+    imitate_refused(&place, "evaluation.sampling.top_p=nan", 2, &["sampling", "top_p"]);
 
     let file = fs::read_to_string(place.path("config.toml")).unwrap();
     let out = place.path("new/run");
@@ -164,6 +166,37 @@ fn folders_that_cannot_be_used() {
         &["holds no run to resume"],
     );
     refused(&place, &["imitate", "--config", &config, "--resume"], 2, &["--out"]);
+
+    // Not to be read before it is known to be whole.
+    let weights = place.path("runs/tiny/checkpoints/step-1/model.safetensors");
+    let bytes = fs::read(&weights).unwrap();
+    let mut flipped = bytes.clone();
+    *flipped.last_mut().unwrap() ^= 1;
+    fs::write(&weights, flipped).unwrap();
+    let step0 = place.path("runs/tiny/checkpoints/step-0");
+    let offer = format!(
+        "intact is {step0}: train on from it with `--resume --resume-from step-0`, or evaluate it with"
+    );
+    let resume = ["imitate", "--out", &run, "--resume"];
+    refused(&place, &resume, 1, &[&weights, "its BLAKE3 hash differs", &offer]);
+    for link in ["last", "best"] {
+        let model = place.path(&format!("runs/tiny/checkpoints/{link}"));
+        let named = format!("{model}/model.safetensors");
+        refused(&place, &["evaluate", "--model", &model], 1, &[&named, "its BLAKE3 hash differs", &offer]);
+    }
+    let pretrained = format!("model.pretrained={trained}");
+    let file = fs::read_to_string(&config).unwrap();
+    let line = file.lines().find(|line| line.starts_with("config = ")).unwrap();
+    let bare = place.write("bare.toml", &file.replace(line, ""));
+    let new = place.path("new");
+    let args = ["imitate", "--config", &bare, "--out", &new, "--set", &pretrained];
+    refused(&place, &args, 1, &["model.safetensors", "its BLAKE3 hash differs"]);
+    let from = |step| [&resume[..], &["--resume-from", step]].concat();
+    refused(&place, &from("step-1"), 1, &[&weights, "its BLAKE3 hash differs", &offer]);
+    refused(&place, &from("step-7"), 1, &["step-7", "there is none; there are step-0, step-1"]);
+    refused(&place, &["imitate", "--out", &run, "--resume-from", "step-0"], 2, &["--resume"]);
+    succeed(&from("step-0"));
+    assert!(fs::read(&weights).unwrap() == bytes, "the step that was taken again gave other weights");
 
     // Below a regular file nothing can be created, whoever runs the test.
     let below = place.path("config.toml/run");

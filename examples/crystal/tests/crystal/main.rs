@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod demo;
+mod disk_full;
 mod interruption;
 mod output;
 mod real_data;

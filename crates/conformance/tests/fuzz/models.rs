@@ -1,0 +1,114 @@
+use std::path::Path;
+
+use ruminate_models::checkpoint::{read_tensors, write_model};
+use ruminate_models::{Example, Policy, T5, T5Config, Tokenizer, Want};
+use tch::{Device, Kind};
+
+use crate::{Boxed, Fuzz, folder, world};
+
+pub(crate) fn tiny() -> T5 {
+    let config = T5Config {
+        d_model: 16,
+        d_kv: 8,
+        d_ff: 32,
+        num_heads: 2,
+        num_layers: 1,
+        num_decoder_layers: 1,
+        ..T5Config::open(&world("t5/config.json")).unwrap()
+    };
+    T5::new(config, Kind::Float, Device::Cpu, 1).unwrap()
+}
+
+/// A model folder with one file of weights, or with shards.
+fn model(shard_bytes: u64) -> tempfile::TempDir {
+    let folder = folder();
+    let t5 = tiny();
+    t5.config().save(folder.path()).unwrap();
+    write_model(folder.path(), t5.parameters(), shard_bytes).unwrap();
+    folder
+}
+
+/// Loads a folder and uses what was loaded.
+fn load(path: &Path) -> Result<(), Boxed> {
+    let t5 = T5::load(path.parent().unwrap(), Kind::Float, Device::Cpu)?;
+    let example = Example { prompt: vec![5, 7, 1], target: vec![9, 1] };
+    t5.score(&[example], Want::default())?;
+    Ok(())
+}
+
+/// Damages a file of a model folder.
+fn damage(folder: tempfile::TempDir, file: &str, inputs: u64, places: &[&str]) {
+    let seed = std::fs::read(folder.path().join(file)).unwrap();
+    Fuzz { places, ..Fuzz::new(file, vec![seed], inputs) }.run(folder, load);
+}
+
+#[test]
+fn configurations() {
+    damage(model(u64::MAX), "config.json", 500, &["model.safetensors"]);
+}
+
+#[test]
+fn weights() {
+    damage(model(u64::MAX), "model.safetensors", 400, &[]);
+}
+
+#[test]
+fn indices_of_shards() {
+    damage(model(20_000), "model.safetensors.index.json", 300, &[".safetensors", "ruminate-fuzz-"]);
+}
+
+#[test]
+fn shards() {
+    let folder = model(20_000);
+    let last = std::fs::read_dir(folder.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.starts_with("model-"))
+        .max()
+        .unwrap();
+    assert!(last.as_str() > "model-00002", "{last}");
+    damage(folder, &last, 300, &["model.safetensors.index.json"]);
+}
+
+/// Sizes stay within the file, whatever its header says.
+#[test]
+fn tensors() {
+    let seed = std::fs::read(model(u64::MAX).path().join("model.safetensors")).unwrap();
+    let small = {
+        let folder = folder();
+        let path = folder.path().join("t.safetensors");
+        let tensors = [tch::Tensor::from_slice(&[1f32, 2.0]), tch::Tensor::from_slice2(&[[1i64, 2], [3, 4]])];
+        let named = ["a", "b"].into_iter().zip(&tensors);
+        ruminate_models::checkpoint::write_tensors(&path, named).unwrap();
+        std::fs::read(path).unwrap()
+    };
+    Fuzz::new("any.safetensors", vec![seed, small.clone(), small], 1000).run(folder(), |path| {
+        let tensors = read_tensors(path, Device::Cpu)?;
+        let read: usize = tensors.values().map(|t| t.numel() * t.kind().elt_size_in_bytes()).sum();
+        assert!(read as u64 <= std::fs::metadata(path).unwrap().len());
+        Ok(())
+    });
+}
+
+#[test]
+fn tokenizers() {
+    let seed = std::fs::read(world("t5/tokenizer.json")).unwrap();
+    let saved = folder();
+    Fuzz::new("tokenizer.json", vec![seed], 300).run(folder(), |path| {
+        let tokenizer = Tokenizer::open(path)?;
+        let use_it = || -> ruminate_models::Result<()> {
+            let text = "Where does Ann live? \u{e9}\u{1f980}\u{0} </s> <pad>";
+            let ids = tokenizer.encode(text)?;
+            tokenizer.encode_truncated(text, 5, ruminate_models::Truncate::Start)?;
+            tokenizer.tokens(text)?;
+            tokenizer.decode_clean(&ids)?;
+            tokenizer.decode(&(-1..300).collect::<Vec<_>>(), false)?;
+            tokenizer.save(saved.path())
+        };
+        // That such a tokenizer fails is said by it, not by the file that was read long ago.
+        if let Err(error) = use_it() {
+            assert!(crate::chain(&error).starts_with("tokenizer: "), "{error}");
+        }
+        Ok(())
+    });
+}
