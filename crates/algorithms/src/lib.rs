@@ -13,4 +13,4 @@ pub use loss::{SumCount, cross_entropy};
 pub use observer::{Metrics, Observer, ObserverError, Silent, StepReport};
 pub use schedule::Schedule;
 pub use sft::{Curriculum, Objective, Sft, mean_loss};
-pub use trainer::{Algorithm, Ending, Evaluation, Fitted, Precision, Trainer, TrainerConfig};
+pub use trainer::{Algorithm, Ending, Evaluation, Fitted, Phases, Precision, Trainer, TrainerConfig};

@@ -1,6 +1,7 @@
 //! The one training loop: accumulation, clipping, schedule, precision, validation, checkpoints, resume.
 
 mod checkpoint;
+mod phases;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,6 +15,7 @@ use tch::Tensor;
 use crate::{Error, Metrics, Observer, Result, Schedule, StepReport};
 
 pub use checkpoint::{Checkpoints, TrainerState};
+pub use phases::Phases;
 
 /// In which precision matrix products run during training. Weights, optimizer states and losses are always `f32`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -171,6 +173,12 @@ pub trait Algorithm {
     /// When data runs out or a rollout fails.
     fn batches(&mut self, step: u64, accumulate: usize) -> Result<Vec<Self::Batch>>;
 
+    /// Seconds of phases of its own within [`batches`](Self::batches), e.g. `rollout` and `reward`, since the last call.
+    /// What `batches` takes beyond them counts as `data`.
+    fn phases(&mut self) -> Phases {
+        Phases::default()
+    }
+
     /// The parts of a micro-batch's loss.
     fn terms(&self, batch: &Self::Batch) -> Vec<Term>;
 
@@ -272,10 +280,10 @@ impl Trainer {
             let step = state.step;
             if config.validates_at(step) {
                 log.check(step)?;
-                self.validate(algorithm, &mut state, &adam, observer)?;
+                self.validate(algorithm, &mut state, &adam, &mut log.phases, observer)?;
             } else if due(config.save_every, step) && step > 0 {
                 log.check(step)?;
-                self.save(algorithm, &mut state, &adam, observer)?;
+                self.save(algorithm, &mut state, &adam, &mut log.phases, observer)?;
             }
             let started = Instant::now();
             let lr = config.lr * config.schedule.factor(step, config.warmup_steps, config.steps);
@@ -294,13 +302,13 @@ impl Trainer {
                 .map_err(Error::Observer)?;
             if !last && observer.stop_requested() {
                 log.check(step)?;
-                self.save(algorithm, &mut state, &adam, observer)?;
-                return self.fitted(&state, Ending::Stopped);
+                self.save(algorithm, &mut state, &adam, &mut log.phases, observer)?;
+                return self.fitted(&state, Ending::Stopped, log, observer);
             }
         }
         // The reference leaves its last steps unsaved and unvalidated.
-        self.validate(algorithm, &mut state, &adam, observer)?;
-        self.fitted(&state, Ending::Finished)
+        self.validate(algorithm, &mut state, &adam, &mut log.phases, observer)?;
+        self.fitted(&state, Ending::Finished, log, observer)
     }
 
     /// One optimizer step; returns the tokens that went through the model.
@@ -312,7 +320,11 @@ impl Trainer {
         step: u64,
         log: &mut Log,
     ) -> Result<u64> {
+        let started = Instant::now();
         let batches = algorithm.batches(step, self.config.accumulate)?;
+        let own = algorithm.phases();
+        log.phases.add("data", (started.elapsed().as_secs_f64() - own.total()).max(0.0));
+        log.phases.merge(own);
         let mut counts = BTreeMap::new();
         for term in batches.iter().flat_map(|batch| algorithm.terms(batch)) {
             *counts.entry(term.name).or_insert(0) += term.count;
@@ -324,10 +336,10 @@ impl Trainer {
         for batch in &batches {
             let terms = algorithm.terms(batch);
             let mut forward = || algorithm.sums(batch);
-            let sums = match self.config.precision {
-                Precision::F32 => forward()?,
-                Precision::Bf16 => ruminate_torch::autocast(device, forward)??,
-            };
+            let sums = log.phases.time("forward", || match self.config.precision {
+                Precision::F32 => forward(),
+                Precision::Bf16 => ruminate_torch::autocast(device, forward)?,
+            })?;
             tokens += sums.tokens;
             let mut loss: Option<Tensor> = None;
             for (term, sum) in terms.iter().zip(&sums.sums) {
@@ -340,15 +352,17 @@ impl Trainer {
                 });
             }
             if let Some(loss) = loss {
-                loss.f_backward()?;
+                log.phases.time("backward", || loss.f_backward())?;
                 log.add(TOTAL, &loss.f_detach()?)?;
             }
         }
         let max_norm =
             if self.config.max_grad_norm > 0.0 { self.config.max_grad_norm } else { f64::INFINITY };
+        let started = Instant::now();
         log.add("grad_norm", &clip_grad_norm(adam.parameters(), max_norm)?)?;
         log.end_step();
         adam.step(lr)?;
+        log.phases.add("optimizer", started.elapsed().as_secs_f64());
         algorithm.policy_mut().set_training(false);
         Ok(tokens)
     }
@@ -359,19 +373,20 @@ impl Trainer {
         algorithm: &mut A,
         state: &mut TrainerState,
         adam: &Adam,
+        phases: &mut Phases,
         observer: &mut dyn Observer,
     ) -> Result<()> {
         if state.scores.contains_key(&state.step) {
             return Ok(());
         }
-        let evaluation = algorithm.evaluate(state.step, observer)?;
+        let evaluation = phases.time("evaluation", || algorithm.evaluate(state.step, observer))?;
         if !evaluation.score.is_finite() {
             let name = "validation score".into();
             return Err(Error::NotFinite { name, value: evaluation.score, step: state.step });
         }
         observer.evaluated(state.step, &evaluation.metrics).map_err(Error::Observer)?;
         state.scores.insert(state.step, evaluation.score);
-        self.save(algorithm, state, adam, observer)
+        self.save(algorithm, state, adam, phases, observer)
     }
 
     fn save<A: Algorithm>(
@@ -379,13 +394,21 @@ impl Trainer {
         algorithm: &A,
         state: &mut TrainerState,
         adam: &Adam,
+        phases: &mut Phases,
         observer: &mut dyn Observer,
     ) -> Result<()> {
-        let path = self.checkpoints.save(algorithm, state, adam)?;
+        let path = phases.time("checkpoint", || self.checkpoints.save(algorithm, state, adam))?;
         observer.checkpoint(state.step, &path).map_err(Error::Observer)
     }
 
-    fn fitted(&self, state: &TrainerState, ending: Ending) -> Result<Fitted> {
+    fn fitted(
+        &self,
+        state: &TrainerState,
+        ending: Ending,
+        mut log: Log,
+        observer: &mut dyn Observer,
+    ) -> Result<Fitted> {
+        observer.ended(state.step, ending, &log.phases.take()).map_err(Error::Observer)?;
         let (best, score) = state.best().unwrap_or((state.step, f64::NAN));
         Ok(Fitted {
             ending,
@@ -407,6 +430,7 @@ struct Log {
     /// Steps in which each name occurred; losses of alternating objectives occur in some.
     steps: BTreeMap<&'static str, u64>,
     seen: Vec<&'static str>,
+    phases: Phases,
     tokens: u64,
 }
 
@@ -454,6 +478,7 @@ impl Log {
     fn take(&mut self, step: u64, lr: f64) -> Result<Metrics> {
         let mut metrics = self.means(step)?;
         metrics.push(("train/lr".into(), lr));
+        metrics.extend(self.phases.take());
         self.sums.clear();
         self.steps.clear();
         Ok(metrics)

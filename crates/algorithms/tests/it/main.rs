@@ -7,5 +7,6 @@ mod crystal;
 mod failures;
 mod learning;
 mod observing;
+mod phases;
 mod resume;
 mod support;
