@@ -9,6 +9,7 @@ mod observer;
 mod output;
 mod rundir;
 mod signals;
+mod tensorboard;
 
 #[cfg(test)]
 mod process_tests;
