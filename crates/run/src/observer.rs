@@ -1,5 +1,5 @@
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ruminate_algorithms::{Ending, Metrics, Observer, ObserverError, StepReport};
 use serde::ser::{Serialize, SerializeMap, Serializer};
@@ -7,6 +7,7 @@ use serde_json::json;
 
 use crate::console::{Console, Verbosity};
 use crate::jsonl::JsonLines;
+use crate::report::write_as as write_report;
 use crate::rundir::{RunDir, RunDirError};
 use crate::signals::StopFlag;
 use crate::tensorboard::EventFile;
@@ -14,6 +15,9 @@ use crate::tensorboard::EventFile;
 const TRAIN: &str = "train";
 const EVAL: &str = "eval";
 const END: &str = "end";
+/// Between two reports pass at least this time, and as many times the time that it takes to write one.
+const REPORT_INTERVAL: Duration = Duration::from_secs(20);
+const REPORT_SHARE: u32 = 100;
 
 /// Writes a run's events into its folder and shows them on stderr.
 ///
@@ -24,6 +28,7 @@ const END: &str = "end";
 ///   the start, without the breaks between interruption and resumption; `secs`, `tokens` and `time/PHASE` count since the
 ///   line of kind `train` before. JSON has no NaN and no infinity: they become `null`.
 /// - `samples.jsonl`: `{"step":0,"time":1.3,"sample":{...}}`.
+/// - `report.html`: all of this on a page, written now and then; see [`write_report`](crate::write_report).
 /// - TensorBoard event files with the same numbers, one for each process that worked on the run. Their step is the number
 ///   of updates taken, so that a training record stands beside the validation that follows it.
 ///
@@ -42,6 +47,9 @@ pub struct RunObserver {
     /// Seconds that the run took before it was resumed.
     earlier_secs: f64,
     started: bool,
+    ended: bool,
+    /// When the next report is due.
+    report_at: Instant,
     /// The step that a resumed run starts with, until its evaluation or samples are written again.
     repeated_eval: Option<u64>,
     repeated_samples: Option<u64>,
@@ -68,6 +76,8 @@ impl RunObserver {
             clock: Instant::now(),
             earlier_secs: 0.0,
             started: false,
+            ended: false,
+            report_at: Instant::now(),
             repeated_eval: None,
             repeated_samples: None,
         })
@@ -82,6 +92,14 @@ impl RunObserver {
     ) -> Result<(), RunDirError> {
         let time = self.time();
         self.metrics.write(&MetricsLine { kind, step, time, fields, metrics })
+    }
+
+    fn report(&mut self) -> Result<(), RunDirError> {
+        let started = Instant::now();
+        write_report(self.dir.path(), true)?;
+        let taken = started.elapsed();
+        self.report_at = started + REPORT_INTERVAL.max(taken * REPORT_SHARE);
+        Ok(())
     }
 
     /// To the millisecond, which keeps the files readable.
@@ -110,8 +128,9 @@ impl Observer for RunObserver {
         self.repeated_eval = repeats.then_some(first_step);
         self.repeated_samples = self.repeated_eval;
         self.started = true;
+        self.ended = false;
         self.console.started(first_step, total_steps);
-        Ok(())
+        Ok(self.report()?)
     }
 
     fn step(&mut self, report: &StepReport<'_>) -> Result<(), ObserverError> {
@@ -125,6 +144,9 @@ impl Observer for RunObserver {
             self.events.scalars(step + 1, metrics)?;
         }
         self.console.step(report);
+        if Instant::now() >= self.report_at {
+            self.report()?;
+        }
         Ok(())
     }
 
@@ -135,7 +157,7 @@ impl Observer for RunObserver {
         self.line(EVAL, step, &[], metrics)?;
         self.events.scalars(step, metrics)?;
         self.console.evaluated(step, metrics);
-        Ok(())
+        Ok(self.report()?)
     }
 
     fn samples(&mut self, step: u64, samples: &[serde_json::Value]) -> Result<(), ObserverError> {
@@ -170,11 +192,21 @@ impl Observer for RunObserver {
             };
             self.line(END, step, &[("ending", json!(ending))], metrics)?;
         }
-        Ok(())
+        self.ended = true;
+        Ok(self.report()?)
     }
 
     fn stop_requested(&self) -> bool {
         self.stop.is_requested()
+    }
+}
+
+impl Drop for RunObserver {
+    /// A run that ended in an error is not running any more.
+    fn drop(&mut self) {
+        if self.started && !self.ended {
+            let _ = write_report(self.dir.path(), false);
+        }
     }
 }
 

@@ -10,7 +10,8 @@ use crate::{Error, Result};
 type TensorPtr = *const C_tensor;
 
 unsafe extern "C" {
-    fn ruminate_free_message(message: *mut c_char);
+    pub(crate) fn ruminate_free_message(message: *mut c_char);
+    pub(crate) fn ruminate_build_info(out: *mut *mut c_char, error: *mut *mut c_char) -> c_int;
     pub(crate) fn ruminate_adam_step(
         params: *const TensorPtr,
         exp_avgs: *const TensorPtr,

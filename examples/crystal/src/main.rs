@@ -16,8 +16,8 @@ use ruminate::algorithms::{Fitted, Observer, Sft, Trainer};
 use ruminate::datasets::Split;
 use ruminate::datasets::knowledge::DataForm;
 use ruminate::run::{
-    ConfigError, ConsoleObserver, FlagKeys, Outcome, RunArgs, RunDir, RunDirError, RunObserver, StopFlag,
-    Table, exit_code, print_json, print_tables,
+    ConfigError, ConsoleObserver, FlagKeys, Outcome, RunArgs, RunDir, RunDirError, RunObserver,
+    SharedCommand, StopFlag, Table, exit_code, print_json, print_tables,
 };
 use serde_json::json;
 
@@ -52,6 +52,8 @@ enum Command {
     Evaluate(EvaluateArgs),
     /// Train Stage I and the direct-QA baseline on the bundled world, and compare them
     Demo(demo::DemoArgs),
+    #[command(flatten)]
+    Shared(SharedCommand),
 }
 
 #[derive(clap::Args)]
@@ -86,6 +88,7 @@ fn main() -> ExitCode {
         Command::Imitate(args) => run_imitate(&args),
         Command::Evaluate(args) => run_evaluate(&args),
         Command::Demo(args) => demo::run(&args),
+        Command::Shared(command) => command.run().map_err(Into::into),
     })
 }
 

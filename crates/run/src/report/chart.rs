@@ -44,7 +44,8 @@ fn svg(title: &str, lines: &[(String, &Series)]) -> String {
     let (low, high) = range(points().map(|(_, y)| y));
     let span = (SIZE.1 - BOTTOM, TOP);
     let logarithmic = low > 0.0 && high / low > WIDE;
-    let y = if logarithmic { Scale::logarithmic((low, high), span) } else { Scale::padded((low, high), span) };
+    let y =
+        if logarithmic { Scale::logarithmic((low, high), span) } else { Scale::padded((low, high), span) };
 
     let mut svg = format!(
         "<svg viewBox=\"0 0 {} {}\" role=\"img\" aria-label=\"{} by step\">",
@@ -212,9 +213,9 @@ fn label(value: f64, step: f64) -> String {
     if value == 0.0 {
         "0".into()
     } else if step >= 1e6 {
-        trim(format!("{:.2}M", value / 1e6))
+        trim(format!("{:.2}", value / 1e6)) + "M"
     } else if value.abs() >= 1e4 && step >= 10.0 {
-        trim(format!("{:.2}k", value / 1e3))
+        trim(format!("{:.2}", value / 1e3)) + "k"
     } else if step < 1e-4 {
         let power = step.log10().floor() as i32 + 1;
         let power = power.max(value.abs().log10().floor() as i32);
@@ -261,7 +262,8 @@ mod tests {
 
     #[test]
     fn any_values_give_finite_places() {
-        for values in [vec![0.0], vec![-1.0, -1.0], vec![1e-300, 1e300], vec![1e9, -1e9], vec![f64::MAX]] {
+        for values in [vec![0.0], vec![-1.0, -1.0], vec![1e-300, 1e300], vec![1e9, -1e9], vec![-1e300, 1e300]]
+        {
             let points = values.iter().enumerate().map(|(i, &v)| (i as f64, v)).collect();
             let svg = figure("x", &[("a".into(), &Series { points })]);
             assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");

@@ -7,3 +7,4 @@ mod run;
 
 pub use page::Page;
 pub use run::write;
+pub(crate) use run::write_as;

@@ -78,6 +78,10 @@ impl Records {
     }
 
     fn push(&mut self, name: &str, step: f64, value: f64) {
+        // Beyond this, not even the width of a chart can be computed.
+        if value.abs() > 1e300 {
+            return;
+        }
         match self.series.get_mut(name) {
             Some(series) => series.points.push((step, value)),
             None => {
@@ -98,7 +102,8 @@ impl Samples {
     pub(super) fn read(path: &Path) -> Self {
         let mut samples = Self::default();
         for_lines(path, |mut line| {
-            let (Some(step), Some(sample)) = (line.get("step").and_then(Value::as_u64), line.remove("sample"))
+            let (Some(step), Some(sample)) =
+                (line.get("step").and_then(Value::as_u64), line.remove("sample"))
             else {
                 return;
             };
