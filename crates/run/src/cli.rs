@@ -52,6 +52,10 @@ pub struct RunArgs {
     #[arg(long, requires = "out")]
     pub resume: bool,
 
+    /// Print what the run would do and need (data, parameters, memory, steps, disk, time), load no weights and write nothing
+    #[arg(long)]
+    pub dry_run: bool,
+
     /// Print the result as one line of JSON on stdout; progress stays on stderr
     #[arg(long)]
     pub json: bool,

@@ -8,6 +8,7 @@ mod data;
 mod encoder;
 mod evaluation;
 mod imitation;
+mod plan;
 
 pub use data::{CrystalData, Notice, read_eval, read_silver};
 pub use encoder::{Lengths, QuestionEncoder};

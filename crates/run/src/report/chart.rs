@@ -19,12 +19,28 @@ const COLOURS: usize = 8;
 /// Ratio of the largest to the smallest value above which the scale is logarithmic.
 const WIDE: f64 = 500.0;
 
+/// Lines in one frame.
+pub(super) struct Chart<'a> {
+    pub(super) title: String,
+    /// Colour of the first line; the others follow.
+    pub(super) first_colour: usize,
+    /// Names and points.
+    pub(super) lines: Vec<(String, &'a Series)>,
+}
+
+fn is_logarithmic(lines: &[(String, &Series)]) -> bool {
+    let (low, high) = range(lines.iter().flat_map(|(_, series)| series.points.iter().map(|(_, y)| *y)));
+    low > 0.0 && high / low > WIDE
+}
+
 /// A chart with its caption: title, and a legend with the last value of each line.
-pub(super) fn figure(title: &str, lines: &[(String, &Series)]) -> String {
-    let mut html = format!("<figure><figcaption><b>{}</b>", escape(title));
+pub(super) fn figure(chart: &Chart<'_>) -> String {
+    let Chart { title, first_colour, lines } = chart;
+    let scale = if is_logarithmic(lines) { " <span class=\"key\">(log scale)</span>" } else { "" };
+    let mut html = format!("<figure><figcaption><b>{}</b>{scale}", escape(title));
     for (number, (name, series)) in lines.iter().enumerate() {
         let Some((_, value)) = series.points.last() else { continue };
-        let colour = number % COLOURS;
+        let colour = (first_colour + number) % COLOURS;
         let _ = write!(
             html,
             " <span class=\"key\"><i class=\"c{colour}\"></i>{} <data>{}</data></span>",
@@ -33,17 +49,18 @@ pub(super) fn figure(title: &str, lines: &[(String, &Series)]) -> String {
         );
     }
     html.push_str("</figcaption>");
-    html.push_str(&svg(title, lines));
+    html.push_str(&svg(chart));
     html.push_str("</figure>\n");
     html
 }
 
-fn svg(title: &str, lines: &[(String, &Series)]) -> String {
+fn svg(chart: &Chart<'_>) -> String {
+    let Chart { title, first_colour, lines } = chart;
     let points = || lines.iter().flat_map(|(_, series)| series.points.iter().copied());
     let x = Scale::linear(range(points().map(|(x, _)| x)), (LEFT, SIZE.0 - RIGHT));
     let (low, high) = range(points().map(|(_, y)| y));
     let span = (SIZE.1 - BOTTOM, TOP);
-    let logarithmic = low > 0.0 && high / low > WIDE;
+    let logarithmic = is_logarithmic(lines);
     let y =
         if logarithmic { Scale::logarithmic((low, high), span) } else { Scale::padded((low, high), span) };
 
@@ -74,16 +91,15 @@ fn svg(title: &str, lines: &[(String, &Series)]) -> String {
             bottom + 15.0
         );
     }
-    let scale = if logarithmic { ", logarithmic scale" } else { "" };
     let _ = write!(
         svg,
-        "<path class=\"axis\" d=\"M{LEFT} {bottom}H{}\"/><text x=\"{}\" y=\"{}\" text-anchor=\"middle\">step{scale}</text>",
+        "<path class=\"axis\" d=\"M{LEFT} {bottom}H{}\"/><text x=\"{}\" y=\"{}\" text-anchor=\"middle\">step</text>",
         SIZE.0 - RIGHT,
         (LEFT + SIZE.0 - RIGHT) / 2.0,
         SIZE.1 - 4.0
     );
     for (number, (_, series)) in lines.iter().enumerate() {
-        svg.push_str(&path(&series.points, number % COLOURS, &x, &y));
+        svg.push_str(&path(&series.points, (first_colour + number) % COLOURS, &x, &y));
     }
     svg.push_str("</svg>");
     svg
@@ -157,7 +173,7 @@ impl Scale {
     fn linear((mut low, mut high): (f64, f64), span: (f64, f64)) -> Self {
         if low >= high {
             // A single value stands in the middle.
-            let half = if low == 0.0 { 1.0 } else { low.abs() * 0.5 };
+            let half = if low == 0.0 { 1.0 } else { low.abs() };
             (low, high) = (low - half, high + half);
         }
         Self { low, high, span, logarithmic: false }
@@ -193,7 +209,10 @@ impl Scale {
             return (0..=decades)
                 .step_by(every)
                 .map(|decade| (10f64.powi(self.low as i32 + decade as i32), self.low as i32 + decade as i32))
-                .map(|(value, power)| (value, format!("1e{power}")))
+                .map(|(value, power)| match power {
+                    -3..=3 => (value, value.to_string()),
+                    _ => (value, format!("1e{power}")),
+                })
                 .collect();
         }
         let raw = (self.high - self.low) / count as f64;
@@ -242,7 +261,7 @@ mod tests {
         assert_eq!(labels(2.31, 2.42), ["2.325", "2.35", "2.375", "2.4"]);
         assert_eq!(labels(0.0, 1e-5), ["0", "2e-6", "4e-6", "6e-6", "8e-6", "1e-5"]);
         assert_eq!(labels(-3.0, 3.0), ["-2", "0", "2"]);
-        assert_eq!(labels(5.0, 5.0), ["3", "4", "5", "6", "7"]);
+        assert_eq!(labels(5.0, 5.0), ["0", "2", "4", "6", "8", "10"]);
         assert_eq!(labels(0.0, 5e6), ["0", "1M", "2M", "3M", "4M", "5M"]);
         let scale = Scale::logarithmic((2e-3, 700.0), (0.0, 1.0));
         assert_eq!(scale.ticks(5).len(), 4);
@@ -265,7 +284,11 @@ mod tests {
         for values in [vec![0.0], vec![-1.0, -1.0], vec![1e-300, 1e300], vec![1e9, -1e9], vec![-1e300, 1e300]]
         {
             let points = values.iter().enumerate().map(|(i, &v)| (i as f64, v)).collect();
-            let svg = figure("x", &[("a".into(), &Series { points })]);
+            let svg = figure(&Chart {
+                title: "x".into(),
+                first_colour: 0,
+                lines: vec![("a".into(), &Series { points })],
+            });
             assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
         }
     }

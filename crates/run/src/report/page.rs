@@ -1,10 +1,11 @@
 use std::fmt::Write;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::chart;
-use super::records::Series;
+use super::chart::{self, Chart};
 use crate::output::Table;
+use crate::rundir::{self, RunDirError};
 
 /// A page that needs nothing but itself: style and drawings are inside, there is no script, and nothing is fetched.
 /// It reads on a telephone, in the dark and on paper. Every text is escaped.
@@ -115,11 +116,20 @@ impl Page {
         )
     }
 
-    /// Charts side by side: titles, and lines with their names.
-    pub(super) fn charts(&mut self, charts: &[(String, Vec<(String, &Series)>)]) -> &mut Self {
+    /// Writes the page as `report.html` into a folder. Whoever reads an old one meanwhile never sees a part.
+    ///
+    /// # Errors
+    /// The folder is not writable.
+    pub fn write(&self, folder: &Path) -> Result<PathBuf, RunDirError> {
+        rundir::write_file(folder, rundir::REPORT, self.html().as_bytes())?;
+        Ok(folder.join(rundir::REPORT))
+    }
+
+    /// Charts side by side.
+    pub(super) fn charts(&mut self, charts: &[Chart<'_>]) -> &mut Self {
         self.push("<div class=\"charts\">\n");
-        for (title, lines) in charts {
-            self.body.push_str(&chart::figure(title, lines));
+        for chart in charts {
+            self.body.push_str(&chart::figure(chart));
         }
         self.push("</div>\n")
     }
@@ -208,6 +218,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::report::records::Series;
 
     const HOSTILE: &str =
         "</pre></style><script>alert('x')</script><img src=\"http://x/y\" onerror=x>&amp;\u{0}";
@@ -233,7 +244,11 @@ mod tests {
             .note(text)
             .table(&table)
             .links(&[(text.to_owned(), text.to_owned())])
-            .charts(&[(text.to_owned(), vec![(text.to_owned(), &series)])])
+            .charts(&[Chart {
+                title: text.to_owned(),
+                first_colour: 0,
+                lines: vec![(text.to_owned(), &series)],
+            }])
             .samples(&[
                 json!({"question": text, text: text, "answer": text, "predicted": [text]}),
                 json!(text),

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::chart::Chart;
 use super::page::Page;
 use super::records::{Records, SPEED, Samples, Series};
 use crate::output::{Table, duration, number};
@@ -31,8 +32,7 @@ pub fn write(folder: &Path) -> Result<std::path::PathBuf, RunDirError> {
 
 /// As [`write`]; the process that works on the run knows that it does.
 pub(crate) fn write_as(folder: &Path, alive: bool) -> Result<std::path::PathBuf, RunDirError> {
-    rundir::write_file(folder, rundir::REPORT, page(folder, alive).html().as_bytes())?;
-    Ok(folder.join(rundir::REPORT))
+    page(folder, alive).write(folder)
 }
 
 fn page(folder: &Path, alive: bool) -> Page {
@@ -109,13 +109,18 @@ fn curves(page: &mut Page, records: &Records) {
         };
         let title = title.replace('_', " ");
         let lines = sections.entry(section).or_default().entry((order, title)).or_default();
-        // Training before validation, so that a colour means the same in each chart.
+        // Training before validation.
         let at = if group == "train" { 0 } else { lines.len() };
         lines.insert(at, (line, series));
     }
     for (section, charts) in sections {
+        let chart = |((_, title), lines): ((usize, String), Vec<(String, _)>)| {
+            // The first colour is that of training, where there is training.
+            let validation = section.is_empty() && lines.iter().all(|(name, _)| !name.starts_with("train"));
+            Chart { title, first_colour: usize::from(validation), lines }
+        };
+        let charts: Vec<Chart<'_>> = charts.into_iter().map(chart).collect();
         page.heading(if section.is_empty() { "Training and validation" } else { &section });
-        let charts: Vec<_> = charts.into_iter().map(|((_, title), lines)| (title, lines)).collect();
         page.charts(&charts);
     }
 }
@@ -167,10 +172,10 @@ fn timing(page: &mut Page, records: &Records) {
         records.phases.iter().map(|(name, secs)| (name.as_str(), *secs)).collect();
     phases.sort_by(|a, b| b.1.total_cmp(&a.1));
     phases.push(("everything else", (records.time - known).max(0.0)));
-    let mut table = Table::new(["phase", "seconds", "share"]);
+    let mut table = Table::new(["phase", "seconds", "share, %"]);
     for (name, secs) in phases {
         let share = 100.0 * secs / records.time.max(known);
-        table.row([name.to_owned(), format!("{secs:.1}"), format!("{share:.1} %")]);
+        table.row([name.to_owned(), format!("{secs:.1}"), format!("{share:.1}")]);
     }
     page.heading("Time by phase").table(&table);
 }

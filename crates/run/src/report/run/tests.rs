@@ -36,12 +36,12 @@ fn a_report_tells_what_the_files_tell() {
         // Training and validation share a chart, tasks share one, other groups have a section.
         "<b>loss</b> <span class=\"key\"><i class=\"c0\"></i>train <data>2.250</data></span> \
          <span class=\"key\"><i class=\"c1\"></i>eval <data>3.500</data></span>",
-        "<b>acc</b> <span class=\"key\"><i class=\"c0\"></i>eval csqa <data>0.2000</data></span> \
-         <span class=\"key\"><i class=\"c1\"></i>eval obqa",
+        "<b>acc</b> <span class=\"key\"><i class=\"c1\"></i>eval csqa <data>0.2000</data></span> \
+         <span class=\"key\"><i class=\"c2\"></i>eval obqa",
         "<h2>reward</h2>",
         "<td>best</td><td class=\"n\">0</td>",
         "<td>eval/acc/obqa</td><td class=\"n\">0.2500</td>",
-        "<td>forward</td><td class=\"n\">4.0</td><td>33.3 %</td>",
+        "<td>forward</td><td class=\"n\">4.0</td><td class=\"n\">33.3</td>",
         "<td>everything else</td><td class=\"n\">7.0</td>",
         "Samples before step 5",
         "The same before step 0",
