@@ -15,9 +15,10 @@ use crate::output::{Table, duration, print_json, print_tables};
 pub struct DryRun<'a> {
     /// What training takes.
     pub plan: Plan,
-    /// Rows of the data table: task, split, questions, training instances.
+    /// Rows of the data table: task, split, questions, training instances. Without any, the plan rests on the largest
+    /// lengths that the settings allow.
     pub data: Vec<(String, String, usize, usize)>,
-    /// Why the run would not start as it is; the plan then rests on the largest lengths that the settings allow.
+    /// Why the run would not start as it is; only for `--json`, because the caller ends with them as errors.
     pub problems: Vec<String>,
     /// Where the run would compute.
     pub device: Device,
@@ -63,6 +64,8 @@ impl DryRun<'_> {
         };
         row("parameters", format!("{:.2} M", plan.parameters as f64 / 1e6));
         row("steps", plan.steps.to_string());
+        let longest = "the longest that the settings allow";
+        row("lengths", if self.data.is_empty() { longest } else { "measured on the data" }.to_owned());
         row("rows per step", format!("{:.0}", plan.rows_per_step));
         row("tokens per step", format!("{:.0}", plan.tokens_per_step));
         row("operations per step", format!("{:.3e}", plan.flops_per_step));
@@ -79,13 +82,6 @@ impl DryRun<'_> {
         files.row([format!("{kept} checkpoints: last, best, and the next"), bytes(wanted_disk)]);
         files.row(["free".into(), disk.map_or_else(|| "unknown".into(), |disk| fits(wanted_disk, disk))]);
         tables.push(files);
-        if !self.problems.is_empty() {
-            let mut problems = Table::new(["the run would not start"]);
-            for problem in &self.problems {
-                problems.row([problem.as_str()]);
-            }
-            tables.push(problems);
-        }
         print_tables(&tables)
     }
 
