@@ -37,6 +37,9 @@ pub enum RunDirError {
     /// There is nothing to resume.
     #[error("`{}` holds no run to resume (no {CONFIG} in it); check --out or leave out --resume", .0.display())]
     HoldsNoRun(PathBuf),
+    /// There is nothing to report on.
+    #[error("`{}` holds no run (no {CONFIG} in it); check --out", .0.display())]
+    NoRun(PathBuf),
     /// The run to resume was started with other settings.
     #[error("`{}` was started with another configuration; resume it without these changes or choose another --out:{}",
         path.display(), list(differences))]
@@ -113,6 +116,7 @@ impl RunDirError {
             Self::NoFolder
             | Self::HoldsRun(_)
             | Self::HoldsNoRun(_)
+            | Self::NoRun(_)
             | Self::ConfigDiffers { .. }
             | Self::Config(_) => true,
             Self::Locked { .. } | Self::Line { .. } | Self::Io { .. } => false,

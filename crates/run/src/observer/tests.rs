@@ -192,7 +192,7 @@ fn plain_lines_come_at_the_start_at_the_end_and_now_and_then() {
     observer.evaluated(4, &vec![("dev/accuracy".to_owned(), 0.5)]).unwrap();
     observer.checkpoint(4, Path::new("out/checkpoints/step-4")).unwrap();
     assert_eq!(often.text().matches("loss").count(), 4);
-    let end = "validation 1/2\nstep 4: dev/accuracy 0.5000\nstep 4: checkpoint out/checkpoints/step-4\n";
+    let end = "validation 1/2  00:00:00 left\nstep 4: dev/accuracy 0.5000\nstep 4: checkpoint out/checkpoints/step-4\n";
     assert!(often.text().ends_with(end), "{}", often.text());
 }
 

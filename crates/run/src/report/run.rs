@@ -25,7 +25,7 @@ const SHOWN: usize = 12;
 /// There is no run in the folder, or it is not writable. Lines that cannot be read are passed over.
 pub fn write(folder: &Path) -> Result<std::path::PathBuf, RunDirError> {
     if RunDir::stored_config(folder).is_none() {
-        return Err(RunDirError::HoldsNoRun(folder.to_owned()));
+        return Err(RunDirError::NoRun(folder.to_owned()));
     }
     write_as(folder, rundir::is_locked(folder))
 }

@@ -77,7 +77,7 @@ fn a_run_at_work_is_seen_from_another_process() {
 #[test]
 fn a_folder_without_a_run_is_refused() {
     let folder = tempfile::tempdir().unwrap();
-    assert!(matches!(write(folder.path()), Err(RunDirError::HoldsNoRun(_))));
+    assert!(matches!(write(folder.path()), Err(RunDirError::NoRun(_))));
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
 }
 
