@@ -174,7 +174,8 @@ mod tests {
         let twice = BatchShape { rows: 2.0, ..shape };
         assert_eq!(large.forward_flops(twice), 2.0 * flops);
         let bytes = |bf16| large.activation_bytes(shape, bf16);
-        assert!(bytes(true) < 0.8 * bytes(false) && bytes(true) > 0.5 * bytes(false));
+        // Norms and probabilities stay in float32.
+        assert!(bytes(true) < bytes(false) && bytes(true) > 0.5 * bytes(false));
         assert_eq!(large.activation_bytes(twice, true), 2.0 * bytes(true));
     }
 }
