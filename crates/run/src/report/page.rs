@@ -76,7 +76,7 @@ impl Page {
     pub fn links(&mut self, links: &[(String, String)]) -> &mut Self {
         for (target, text) in links {
             let target: String = target.split('/').map(percent).collect::<Vec<_>>().join("/");
-            let _ = write!(self.body, "<p><a href=\"{}\">{}</a></p>\n", escape(&target), escape(text));
+            let _ = writeln!(self.body, "<p><a href=\"{}\">{}</a></p>", escape(&target), escape(text));
         }
         self
     }
