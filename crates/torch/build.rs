@@ -21,7 +21,13 @@ fn main() {
     }
     build
         .cpp(true)
-        .files(["shim/shim.cpp", "shim/adafactor.cpp", "shim/checkpoint.cpp", "shim/log_probs.cpp"])
+        .files([
+            "shim/shim.cpp",
+            "shim/adafactor.cpp",
+            "shim/checkpoint.cpp",
+            "shim/info.cpp",
+            "shim/log_probs.cpp",
+        ])
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
         .std("c++17")

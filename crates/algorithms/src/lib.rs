@@ -4,6 +4,7 @@ pub mod crystal;
 mod error;
 mod loss;
 mod observer;
+pub mod plan;
 pub mod ppo;
 mod schedule;
 mod sft;
@@ -12,8 +13,9 @@ pub mod trainer;
 pub use error::{Error, Result};
 pub use loss::{SumCount, cross_entropy};
 pub use observer::{Metrics, Observer, ObserverError, Silent, StepReport};
+pub use plan::{MemoryPlan, Pass, Plan};
 pub use schedule::Schedule;
 pub use sft::{Curriculum, Objective, Sft, mean_loss};
 pub use trainer::{
-    Algorithm, Ending, Evaluation, Fitted, OptimizerChoice, Precision, Trainer, TrainerConfig,
+    Algorithm, Ending, Evaluation, Fitted, OptimizerChoice, Phases, Precision, Trainer, TrainerConfig,
 };

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use crate::Ending;
+
 /// Named numbers in the order in which they are to be shown, e.g. `("train/qk_loss", 1.25)`.
 pub type Metrics = Vec<(String, f64)>;
 
@@ -15,7 +17,8 @@ pub struct StepReport<'a> {
     pub step: u64,
     /// Steps of the whole run; `step + 1 == total_steps` is the last one.
     pub total_steps: u64,
-    /// Losses and whatever else the algorithm reports.
+    /// Losses and whatever else the algorithm reports, and `time/PHASE`: the seconds that went into each
+    /// [phase](crate::Phases) since the last step that reported any.
     pub metrics: &'a Metrics,
     /// Real (not padding) tokens that went through the model, source and target together.
     pub tokens: u64,
@@ -62,6 +65,13 @@ pub trait Observer {
     /// A phase other than training (validation, scoring, generation) has done `done` of `total` units.
     fn progress(&mut self, phase: &str, done: u64, total: u64) -> Result<(), ObserverError> {
         let _ = (phase, done, total);
+        Ok(())
+    }
+
+    /// Training is over, after `step` steps in total. `metrics` holds the `time/PHASE` since the last step that reported
+    /// any: of the last validation and checkpoint.
+    fn ended(&mut self, step: u64, ending: Ending, metrics: &Metrics) -> Result<(), ObserverError> {
+        let _ = (step, ending, metrics);
         Ok(())
     }
 

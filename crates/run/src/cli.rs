@@ -58,6 +58,10 @@ pub struct RunArgs {
     #[arg(long, value_name = "step-N", requires = "resume", value_parser = step)]
     pub resume_from: Option<u64>,
 
+    /// Print what the run would do and need (data, parameters, memory, steps, disk, time), load no weights and write nothing
+    #[arg(long)]
+    pub dry_run: bool,
+
     /// Print the result as one line of JSON on stdout; progress stays on stderr
     #[arg(long)]
     pub json: bool,

@@ -31,6 +31,8 @@ pub(crate) struct Console {
     pace: Option<Pace>,
     /// The metrics of the last step that reported any.
     metrics: String,
+    /// The phase that plain lines tell of, and when it began.
+    phase: Option<(String, Instant)>,
 }
 
 enum Sink {
@@ -50,13 +52,13 @@ impl Console {
         } else {
             Sink::Bars { all: bars, steps: None, phase: None }
         };
-        Self { sink, verbosity, pace: None, metrics: String::new() }
+        Self { sink, verbosity, pace: None, metrics: String::new(), phase: None }
     }
 
     #[cfg(test)]
     pub(crate) fn lines(out: Box<dyn Write + Send>, interval: Duration, verbosity: Verbosity) -> Self {
         let sink = Sink::Lines { out, interval, last: Instant::now() };
-        Self { sink, verbosity, pace: None, metrics: String::new() }
+        Self { sink, verbosity, pace: None, metrics: String::new(), phase: None }
     }
 
     pub(crate) fn started(&mut self, first_step: u64, total_steps: u64) {
@@ -116,6 +118,16 @@ impl Console {
     }
 
     pub(crate) fn progress(&mut self, phase: &str, done: u64, total: u64) {
+        let began = match &self.phase {
+            Some((name, began)) if name == phase => *began,
+            _ => self.phase.insert((phase.to_owned(), Instant::now())).1,
+        };
+        // The first unit's own time is not known; the phase begins when it is told of.
+        let left =
+            began.elapsed().mul_f64(total.saturating_sub(done) as f64 / done.saturating_sub(1).max(1) as f64);
+        if done >= total {
+            self.phase = None;
+        }
         match &mut self.sink {
             Sink::Quiet => {}
             Sink::Bars { all, phase: current, .. } => {
@@ -137,7 +149,7 @@ impl Console {
             }
             Sink::Lines { interval, last, .. } => {
                 if last.elapsed() >= *interval {
-                    self.line(&format!("{phase} {done}/{total}"));
+                    self.line(&format!("{phase} {done}/{total}  {} left", FormattedDuration(left)));
                 }
             }
         }

@@ -13,6 +13,8 @@ use crate::rundir::RunDirError;
 pub enum Outcome {
     /// All work is done.
     Done,
+    /// Something is not right, and the output says what.
+    Failed,
     /// Stopped on request, with a checkpoint to resume from.
     Interrupted,
 }
@@ -50,6 +52,7 @@ where
 {
     let error = match result {
         Ok(Outcome::Done) => return 0,
+        Ok(Outcome::Failed) => return 1,
         Ok(Outcome::Interrupted) => return 130,
         Err(error) => error,
     };

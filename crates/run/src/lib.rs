@@ -3,12 +3,18 @@
 mod cli;
 pub mod config;
 mod console;
+mod doctor;
 mod exit;
+mod host;
 mod jsonl;
 mod observer;
 mod output;
+mod plan;
+mod report;
 mod rundir;
+mod shared;
 mod signals;
+mod tensorboard;
 
 #[cfg(test)]
 mod process_tests;
@@ -19,5 +25,8 @@ pub use console::Verbosity;
 pub use exit::{Outcome, exit_code};
 pub use observer::{ConsoleObserver, RunObserver};
 pub use output::{Table, print_json, print_tables};
+pub use plan::DryRun;
+pub use report::{Page as ReportPage, write as write_report};
 pub use rundir::{Difference, RunDir, RunDirError};
+pub use shared::SharedCommand;
 pub use signals::{SignalError, StopFlag};

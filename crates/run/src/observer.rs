@@ -1,25 +1,36 @@
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use ruminate_algorithms::{Metrics, Observer, ObserverError, StepReport};
+use ruminate_algorithms::{Ending, Metrics, Observer, ObserverError, StepReport};
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::json;
 
 use crate::console::{Console, Verbosity};
 use crate::jsonl::JsonLines;
+use crate::report::write_as as write_report;
 use crate::rundir::{RunDir, RunDirError};
 use crate::signals::StopFlag;
+use crate::tensorboard::EventFile;
 
 const TRAIN: &str = "train";
 const EVAL: &str = "eval";
+const END: &str = "end";
+/// Between two reports pass at least this time, and as many times the time that it takes to write one.
+const REPORT_INTERVAL: Duration = Duration::from_secs(20);
+const REPORT_SHARE: u32 = 100;
 
 /// Writes a run's events into its folder and shows them on stderr.
 ///
-/// - `metrics.jsonl`: `{"kind":"train","step":0,"time":1.25,"secs":1.2,"tokens":4096,"train/loss":2.5}` for each step
-///   that reports metrics, `{"kind":"eval","step":0,"time":1.3,"dev/accuracy":0.5}` for each validation. `time` counts
-///   the seconds since the start, without the breaks between interruption and resumption. JSON has no NaN and no
-///   infinity: they become `null`.
+/// - `metrics.jsonl`: `{"kind":"train","step":0,"time":1.25,"total_steps":100,"secs":1.2,"tokens":4096,
+///   "train/loss":2.5,"time/forward":0.5}` for each step that reports metrics,
+///   `{"kind":"eval","step":0,"time":1.3,"dev/accuracy":0.5}` for each validation, and a last
+///   `{"kind":"end","step":100,"time":130.5,"ending":"finished","time/evaluation":2.1}`. `time` counts the seconds since
+///   the start, without the breaks between interruption and resumption; `secs`, `tokens` and `time/PHASE` count since the
+///   line of kind `train` before. JSON has no NaN and no infinity: they become `null`.
 /// - `samples.jsonl`: `{"step":0,"time":1.3,"sample":{...}}`.
+/// - `report.html`: all of this on a page, written now and then; see [`write_report`](crate::write_report).
+/// - TensorBoard event files with the same numbers, one for each process that worked on the run. Their step is the number
+///   of updates taken, so that a training record stands beside the validation that follows it.
 ///
 /// What a resumed run repeats replaces the earlier lines about it.
 #[derive(Debug)]
@@ -27,12 +38,18 @@ pub struct RunObserver {
     dir: RunDir,
     metrics: JsonLines,
     samples: JsonLines,
+    events: EventFile,
+    /// Seconds and tokens of the steps since the last line.
+    cost: (f64, u64),
     console: Console,
     stop: StopFlag,
     clock: Instant,
     /// Seconds that the run took before it was resumed.
     earlier_secs: f64,
     started: bool,
+    ended: bool,
+    /// When the next report is due.
+    report_at: Instant,
     /// The step that a resumed run starts with, until its evaluation or samples are written again.
     repeated_eval: Option<u64>,
     repeated_samples: Option<u64>,
@@ -51,15 +68,38 @@ impl RunObserver {
         Ok(Self {
             metrics: JsonLines::open(dir.metrics())?,
             samples: JsonLines::open(dir.samples())?,
+            events: EventFile::new(dir.path()),
+            cost: (0.0, 0),
             dir: dir.clone(),
             console,
             stop,
             clock: Instant::now(),
             earlier_secs: 0.0,
             started: false,
+            ended: false,
+            report_at: Instant::now(),
             repeated_eval: None,
             repeated_samples: None,
         })
+    }
+
+    fn line(
+        &mut self,
+        kind: &'static str,
+        step: u64,
+        fields: &[(&'static str, serde_json::Value)],
+        metrics: &Metrics,
+    ) -> Result<(), RunDirError> {
+        let time = self.time();
+        self.metrics.write(&MetricsLine { kind, step, time, fields, metrics })
+    }
+
+    fn report(&mut self) -> Result<(), RunDirError> {
+        let started = Instant::now();
+        write_report(self.dir.path(), true)?;
+        let taken = started.elapsed();
+        self.report_at = started + REPORT_INTERVAL.max(taken * REPORT_SHARE);
+        Ok(())
     }
 
     /// To the millisecond, which keeps the files readable.
@@ -74,27 +114,39 @@ impl Observer for RunObserver {
         let repeats = self.dir.is_resumed() && !self.started;
         if repeats {
             // A step's evaluation comes before the step, and may have come before the checkpoint to resume from.
-            self.earlier_secs = self
-                .metrics
-                .retain(|line| line.step < first_step || (line.step == first_step && line.kind == EVAL))?;
+            self.earlier_secs = self.metrics.retain(|line| match line.kind.as_str() {
+                EVAL => line.step <= first_step,
+                // The end of a run that was stopped is no end; that of a finished one stays.
+                END => first_step >= total_steps,
+                _ => line.step < first_step,
+            })?;
             self.samples.retain(|line| line.step <= first_step)?;
             self.clock = Instant::now();
+            // Updates are counted there: what is repeated begins with the next one.
+            self.events.repeats_from(first_step + 1)?;
         }
         self.repeated_eval = repeats.then_some(first_step);
         self.repeated_samples = self.repeated_eval;
         self.started = true;
+        self.ended = false;
         self.console.started(first_step, total_steps);
-        Ok(())
+        Ok(self.report()?)
     }
 
     fn step(&mut self, report: &StepReport<'_>) -> Result<(), ObserverError> {
-        let StepReport { step, metrics, secs, tokens, .. } = *report;
+        let StepReport { step, total_steps, metrics, secs, tokens } = *report;
+        self.cost = (self.cost.0 + secs, self.cost.1 + tokens);
         if !metrics.is_empty() {
-            let line =
-                MetricsLine { kind: TRAIN, step, time: self.time(), cost: Some((secs, tokens)), metrics };
-            self.metrics.write(&line)?;
+            let (secs, tokens) = std::mem::take(&mut self.cost);
+            let fields =
+                [("total_steps", json!(total_steps)), ("secs", json!(secs)), ("tokens", json!(tokens))];
+            self.line(TRAIN, step, &fields, metrics)?;
+            self.events.scalars(step + 1, metrics)?;
         }
         self.console.step(report);
+        if Instant::now() >= self.report_at {
+            self.report()?;
+        }
         Ok(())
     }
 
@@ -102,10 +154,10 @@ impl Observer for RunObserver {
         if self.repeated_eval.take_if(|first| *first == step).is_some() {
             self.metrics.retain(|line| line.step != step || line.kind != EVAL)?;
         }
-        let line = MetricsLine { kind: EVAL, step, time: self.time(), cost: None, metrics };
-        self.metrics.write(&line)?;
+        self.line(EVAL, step, &[], metrics)?;
+        self.events.scalars(step, metrics)?;
         self.console.evaluated(step, metrics);
-        Ok(())
+        Ok(self.report()?)
     }
 
     fn samples(&mut self, step: u64, samples: &[serde_json::Value]) -> Result<(), ObserverError> {
@@ -116,6 +168,7 @@ impl Observer for RunObserver {
         for sample in samples {
             self.samples.write(&json!({ "step": step, "time": time, "sample": sample }))?;
         }
+        self.events.samples(step, samples)?;
         self.console.samples(step, samples);
         Ok(())
     }
@@ -130,8 +183,30 @@ impl Observer for RunObserver {
         Ok(())
     }
 
+    fn ended(&mut self, step: u64, ending: Ending, metrics: &Metrics) -> Result<(), ObserverError> {
+        // A finished run that is started once more has its end already.
+        if !metrics.is_empty() || !self.dir.is_resumed() {
+            let ending = match ending {
+                Ending::Finished => "finished",
+                Ending::Stopped => "stopped",
+            };
+            self.line(END, step, &[("ending", json!(ending))], metrics)?;
+        }
+        self.ended = true;
+        Ok(self.report()?)
+    }
+
     fn stop_requested(&self) -> bool {
         self.stop.is_requested()
+    }
+}
+
+impl Drop for RunObserver {
+    /// A run that ended in an error is not running any more.
+    fn drop(&mut self) {
+        if self.started && !self.ended {
+            let _ = write_report(self.dir.path(), false);
+        }
     }
 }
 
@@ -161,8 +236,7 @@ struct MetricsLine<'a> {
     kind: &'static str,
     step: u64,
     time: f64,
-    /// Seconds and tokens of a training step.
-    cost: Option<(f64, u64)>,
+    fields: &'a [(&'static str, serde_json::Value)],
     metrics: &'a Metrics,
 }
 
@@ -172,9 +246,8 @@ impl Serialize for MetricsLine<'_> {
         map.serialize_entry("kind", self.kind)?;
         map.serialize_entry("step", &self.step)?;
         map.serialize_entry("time", &self.time)?;
-        if let Some((secs, tokens)) = self.cost {
-            map.serialize_entry("secs", &secs)?;
-            map.serialize_entry("tokens", &tokens)?;
+        for (name, value) in self.fields {
+            map.serialize_entry(name, value)?;
         }
         for (name, value) in self.metrics {
             map.serialize_entry(name, value)?;

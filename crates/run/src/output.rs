@@ -12,7 +12,7 @@ pub fn print_json(result: &impl Serialize) -> io::Result<()> {
 }
 
 /// One line (or table) on stdout. A reader that has seen enough (`| head`) is no error.
-fn print(text: &str) -> io::Result<()> {
+pub(crate) fn print(text: &str) -> io::Result<()> {
     match writeln!(io::stdout().lock(), "{text}") {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         result => result,
@@ -71,16 +71,28 @@ pub fn print_tables(tables: &[Table]) -> io::Result<()> {
     print(&tables.iter().map(Table::to_string).collect::<Vec<_>>().join("\n\n"))
 }
 
+impl Table {
+    pub(crate) fn cells(&self) -> (&[String], &[Vec<String>]) {
+        (&self.header, &self.rows)
+    }
+
+    /// Which columns hold nothing but numbers.
+    pub(crate) fn numeric_columns(&self) -> Vec<bool> {
+        let numeric = |column: usize| {
+            self.rows.iter().all(|row| row[column].is_empty() || row[column].parse::<f64>().is_ok())
+        };
+        (0..self.header.len()).map(|column| !self.rows.is_empty() && numeric(column)).collect()
+    }
+}
+
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let columns: Vec<(usize, bool)> = (0..self.header.len())
-            .map(|column| {
-                let cells = || self.rows.iter().map(|row| &row[column]);
-                let width = cells().chain([&self.header[column]]).map(|cell| cell.chars().count()).max();
-                let numeric = cells().all(|cell| cell.is_empty() || cell.parse::<f64>().is_ok());
-                (width.unwrap_or(0), numeric && !self.rows.is_empty())
-            })
-            .collect();
+        let widths = (0..self.header.len()).map(|column| {
+            let cells = || self.rows.iter().map(|row| &row[column]);
+            let width = cells().chain([&self.header[column]]).map(|cell| cell.chars().count()).max();
+            width.unwrap_or(0)
+        });
+        let columns: Vec<(usize, bool)> = widths.zip(self.numeric_columns()).collect();
         let rule = columns.iter().map(|&(width, _)| "-".repeat(width)).collect();
         for (number, row) in [&self.header, &rule].into_iter().chain(&self.rows).enumerate() {
             let cells = row.iter().zip(&columns).map(|(cell, &(width, numeric))| {
@@ -109,6 +121,22 @@ pub(crate) fn number(value: f64) -> String {
     }
 }
 
+/// A duration for people: its two largest units.
+pub(crate) fn duration(secs: f64) -> String {
+    let secs = secs.max(0.0);
+    if secs < 9.95 {
+        return format!("{secs:.1} s");
+    }
+    let secs = secs.round() as u64;
+    let (days, hours, minutes) = (secs / 86_400, secs % 86_400 / 3600, secs % 3600 / 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{secs} s"),
+        (0, 0, _) => format!("{minutes} min {} s", secs % 60),
+        (0, _, _) => format!("{hours} h {minutes} min"),
+        _ => format!("{days} d {hours} h"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -128,6 +156,22 @@ mod tests {
         ];
         for (value, text) in cases {
             assert_eq!(number(value), text);
+        }
+    }
+
+    #[test]
+    fn durations_have_two_units() {
+        let cases = [
+            (0.04, "0.0 s"),
+            (9.94, "9.9 s"),
+            (9.96, "10 s"),
+            (59.6, "1 min 0 s"),
+            (3599.0, "59 min 59 s"),
+            (3661.0, "1 h 1 min"),
+            (200_000.0, "2 d 7 h"),
+        ];
+        for (secs, text) in cases {
+            assert_eq!(duration(secs), text);
         }
     }
 

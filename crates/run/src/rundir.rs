@@ -8,9 +8,10 @@ use serde::Serialize;
 use crate::config::{self, ConfigError};
 
 const CONFIG: &str = "config.toml";
-const METRICS: &str = "metrics.jsonl";
-const SAMPLES: &str = "samples.jsonl";
-const CHECKPOINTS: &str = "checkpoints";
+pub(crate) const METRICS: &str = "metrics.jsonl";
+pub(crate) const SAMPLES: &str = "samples.jsonl";
+pub(crate) const CHECKPOINTS: &str = "checkpoints";
+pub(crate) const REPORT: &str = "report.html";
 const LOCK: &str = ".lock";
 
 /// The folder of one run, locked against a second process for as long as this value or a clone of it lives.
@@ -36,6 +37,9 @@ pub enum RunDirError {
     /// There is nothing to resume.
     #[error("`{}` holds no run to resume (no {CONFIG} in it); check --out or leave out --resume", .0.display())]
     HoldsNoRun(PathBuf),
+    /// There is nothing to report on.
+    #[error("`{}` holds no run (no {CONFIG} in it); check --out", .0.display())]
+    NoRun(PathBuf),
     /// The run to resume was started with other settings.
     #[error("`{}` was started with another configuration; resume it without these changes or choose another --out:{}",
         path.display(), list(differences))]
@@ -115,6 +119,7 @@ impl RunDirError {
             Self::NoFolder
             | Self::HoldsRun(_)
             | Self::HoldsNoRun(_)
+            | Self::NoRun(_)
             | Self::ConfigDiffers { .. }
             | Self::Config(_) => true,
             Self::Rewind(_) | Self::Locked { .. } | Self::Line { .. } | Self::Io { .. } => false,
@@ -188,18 +193,7 @@ impl RunDir {
     /// # Errors
     /// The disk is full or not writable.
     pub fn write(&self, name: &str, content: &[u8]) -> Result<(), RunDirError> {
-        let path = self.path.join(name);
-        let temporary = self.path.join(format!(".{name}.tmp"));
-        let write = || {
-            let mut file = File::create(&temporary)?;
-            file.write_all(content)?;
-            file.sync_all()?;
-            fs::rename(&temporary, &path)
-        };
-        write().map_err(|error| {
-            let _ = fs::remove_file(&temporary);
-            RunDirError::io("write", &path)(error)
-        })
+        write_file(&self.path, name, content)
     }
 
     pub(crate) fn metrics(&self) -> PathBuf {
@@ -238,6 +232,29 @@ impl RunDir {
         lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id())).map_err(io_error())?;
         Ok(Self { path: path.to_owned(), resumed, _lock: Arc::new(lock) })
     }
+}
+
+/// Writes a whole file of a folder under another name first, so that nobody ever reads a part of it.
+pub(crate) fn write_file(folder: &Path, name: &str, content: &[u8]) -> Result<(), RunDirError> {
+    let path = folder.join(name);
+    // Two processes may write a report at the same time.
+    let temporary = folder.join(format!(".{name}.{}.tmp", std::process::id()));
+    let write = || {
+        let mut file = File::create(&temporary)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        fs::rename(&temporary, &path)
+    };
+    write().map_err(|error| {
+        let _ = fs::remove_file(&temporary);
+        RunDirError::io("write", &path)(error)
+    })
+}
+
+/// Does a live process work on the run in `folder`?
+pub(crate) fn is_locked(folder: &Path) -> bool {
+    let Ok(lock) = File::open(folder.join(LOCK)) else { return false };
+    matches!(fs4::FileExt::try_lock(&lock), Err(fs4::TryLockError::WouldBlock))
 }
 
 fn differences(stored: &toml::Table, now: &toml::Table) -> Vec<Difference> {
@@ -284,7 +301,8 @@ mod tests {
         assert!(!run.is_resumed());
         let stored = fs::read_to_string(path.join("config.toml")).unwrap();
         assert_eq!(stored, "lr = 0.1\nsteps = 10\n\n[model]\nname = \"t5\"\n");
-        assert!(!path.join(".config.toml.tmp").exists());
+        let hidden = fs::read_dir(&path).unwrap().filter(|entry| entry.as_ref().unwrap().file_name() != LOCK);
+        assert_eq!(hidden.count(), 1, "nothing temporary is left");
     }
 
     #[test]

@@ -14,6 +14,9 @@ class Tensor;
 extern "C" {
 void ruminate_free_message(char *message);
 
+// How libtorch was built, as text that is handed back with ruminate_free_message.
+int ruminate_build_info(char **out, char **error);
+
 // One fused Adam step on the parameters that have a gradient; the others are left as they are.
 int ruminate_adam_step(at::Tensor *const *params, at::Tensor *const *exp_avgs, at::Tensor *const *exp_avg_sqs,
                        at::Tensor *const *steps, size_t count, double lr, double beta1, double beta2,

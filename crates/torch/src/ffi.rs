@@ -19,7 +19,8 @@ pub(crate) type Body = unsafe extern "C" fn(
 ) -> c_int;
 
 unsafe extern "C" {
-    fn ruminate_free_message(message: *mut c_char);
+    pub(crate) fn ruminate_free_message(message: *mut c_char);
+    pub(crate) fn ruminate_build_info(out: *mut *mut c_char, error: *mut *mut c_char) -> c_int;
     pub(crate) fn ruminate_adam_step(
         params: *const TensorPtr,
         exp_avgs: *const TensorPtr,

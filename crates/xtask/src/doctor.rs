@@ -118,7 +118,7 @@ fn describe(root: &Path, libtorch: &Libtorch) -> Finding {
 
 /// What is not wrong, but explains surprises.
 fn notes(selected: &Result<Libtorch, Problem>) -> Vec<&'static str> {
-    let mut notes = Vec::new();
+    let mut notes = vec!["what a built program finds on this machine, it tells itself: crystal doctor"];
     let on_cpu = matches!(selected, Ok(Libtorch::Provisioned(Flavour::Cpu)));
     if on_cpu && Path::new("/proc/driver/nvidia/version").exists() {
         notes.push("this machine has an NVIDIA driver: the commands use its GPU with --cuda");

@@ -89,7 +89,26 @@ impl CrystalConfig {
 
     /// Loads the model to start from, or makes a new one, and the encoder that belongs to it.
     pub(crate) fn build(&self, device: Device) -> anyhow::Result<(T5, QuestionEncoder)> {
-        let (t5, folder) = match (&self.model.pretrained, &self.model.config) {
+        let shape = self.shape()?;
+        let t5 = match &self.model.pretrained {
+            Some(folder) => T5::load_with(shape, folder, Kind::Float, device)?,
+            None => T5::new(shape, Kind::Float, device, self.seed as i64)?,
+        };
+        tch::manual_seed(self.seed as i64);
+        let encoder = self.encoder(&self.tokenizer(), t5.config())?;
+        Ok((t5, encoder))
+    }
+
+    /// Where the tokenizer of the model to train lies.
+    pub(crate) fn tokenizer(&self) -> PathBuf {
+        let ModelConfig { pretrained, config, tokenizer, .. } = &self.model;
+        let beside = config.as_ref().and_then(|path| path.parent().map(PathBuf::from));
+        tokenizer.clone().or_else(|| pretrained.clone()).or(beside).unwrap_or_default()
+    }
+
+    /// The shape of the model to train.
+    pub(crate) fn shape(&self) -> anyhow::Result<T5Config> {
+        let path = match (&self.model.pretrained, &self.model.config) {
             (Some(folder), None) => {
                 if !folder.is_dir() {
                     let reason = format!(
@@ -100,23 +119,16 @@ impl CrystalConfig {
                     return Err(ConfigError::invalid(reason).into());
                 }
                 verify(folder)?;
-                let config = T5Config { dropout_rate: self.model.dropout, ..T5Config::open(folder)? };
-                (T5::load_with(config, folder, Kind::Float, device)?, folder.clone())
+                folder
             }
-            (None, Some(path)) => {
-                let config = T5Config { dropout_rate: self.model.dropout, ..T5Config::open(path)? };
-                let t5 = T5::new(config, Kind::Float, device, self.seed as i64)?;
-                (t5, path.parent().map(PathBuf::from).unwrap_or_default())
-            }
+            (None, Some(path)) => path,
             _ => {
                 let reason = "name exactly one of model.pretrained (a Hugging Face folder to start from) and \
                               model.config (the config.json of a new model)";
                 return Err(ConfigError::invalid(reason).into());
             }
         };
-        tch::manual_seed(self.seed as i64);
-        let encoder = self.encoder(self.model.tokenizer.as_deref().unwrap_or(&folder), t5.config())?;
-        Ok((t5, encoder))
+        Ok(T5Config { dropout_rate: self.model.dropout, ..T5Config::open(path)? })
     }
 
     /// Loads a trained checkpoint with the tokenizer that lies beside it, or else the one that is set.
@@ -129,7 +141,7 @@ impl CrystalConfig {
         Ok((t5, encoder))
     }
 
-    fn encoder(&self, path: &Path, config: &T5Config) -> anyhow::Result<QuestionEncoder> {
+    pub(crate) fn encoder(&self, path: &Path, config: &T5Config) -> anyhow::Result<QuestionEncoder> {
         let encoder = || -> anyhow::Result<QuestionEncoder> {
             Ok(QuestionEncoder::new(Tokenizer::open(path)?, config, self.lengths, self.compat)?)
         };

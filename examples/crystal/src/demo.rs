@@ -7,7 +7,7 @@ use ruminate::algorithms::Ending;
 use ruminate::algorithms::crystal::{KnowledgeSource, evaluate, read_eval};
 use ruminate::datasets::Split;
 use ruminate::run::{
-    ConfigError, Outcome, RunDir, RunObserver, StopFlag, Table, Verbosity, config, print_json,
+    ConfigError, Outcome, ReportPage, RunDir, RunObserver, StopFlag, Table, Verbosity, config, print_json,
 };
 use serde_json::json;
 
@@ -63,32 +63,72 @@ pub(crate) fn run(args: &DemoArgs) -> anyhow::Result<Outcome> {
     let stop = StopFlag::on_ctrl_c()?;
     let (mut direct, mut stage1) = (vec![], vec![]);
     for &seed in &args.seeds {
-        for (name, accuracies) in [("direct", &mut direct), ("stage1", &mut stage1)] {
+        for (name, accuracies) in MODELS.into_iter().zip([&mut direct, &mut stage1]) {
             match train_and_evaluate(args, name, seed, &stop)? {
                 Some(accuracy) => accuracies.push(accuracy),
                 None => return Ok(Outcome::Interrupted),
             }
         }
     }
-    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len().max(1) as f64;
+    let table = table(&args.seeds, &direct, &stage1);
+    let report = report(args, &table).write(&args.out)?;
     let seconds = started.elapsed().as_secs_f64();
     if args.json {
         print_json(&json!({
             "system": "crystal", "seeds": args.seeds,
-            "metrics": { "direct": mean(&direct), "stage1": mean(&stage1) }, "seconds": seconds,
+            "metrics": { "direct": mean(&direct), "stage1": mean(&stage1) }, "seconds": seconds, "report": report,
         }))?;
         return Ok(Outcome::Done);
     }
     if !args.quiet {
-        heading("accuracy on two-hop questions about people whom training never asked them about:");
+        heading(&format!("report: {}", report.display()));
+        heading(&format!("{RESULT}:"));
     }
-    let mut table = Table::new(["seed", "answers directly", "writes knowledge first"]);
-    for ((seed, direct), stage1) in args.seeds.iter().zip(&direct).zip(&stage1) {
-        table.row([seed.to_string(), Table::number(*direct), Table::number(*stage1)]);
-    }
-    table.row(["mean".into(), Table::number(mean(&direct)), Table::number(mean(&stage1))]);
     table.print()?;
     Ok(Outcome::Done)
+}
+
+/// What the table says.
+const RESULT: &str = "accuracy on two-hop questions about people whom training never asked them about";
+
+/// Accuracies by seed, and their means.
+fn table(seeds: &[u64], direct: &[f64], stage1: &[f64]) -> Table {
+    let mut table = Table::new(["seed", "answers directly", "writes knowledge first"]);
+    for ((seed, direct), stage1) in seeds.iter().zip(direct).zip(stage1) {
+        table.row([seed.to_string(), Table::number(*direct), Table::number(*stage1)]);
+    }
+    table.row(["mean".into(), Table::number(mean(direct)), Table::number(mean(stage1))]);
+    table
+}
+
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len().max(1) as f64
+}
+
+/// The comparison, with links to the runs that it compares.
+fn report(args: &DemoArgs, table: &Table) -> ReportPage {
+    let subtitle = format!(
+        "Knowledge: {}. Each model is a T5 of a million parameters, trained from scratch.",
+        args.knowledge
+    );
+    let mut page = ReportPage::new("Crystal on the bundled world", &subtitle);
+    page.heading("Does it help to write knowledge first?")
+        .note(&format!("Shown is the {RESULT}."))
+        .table(table);
+    let link = |(seed, name): (u64, &str)| {
+        let run = run_name(args, name, seed);
+        (format!("{run}/report.html"), run)
+    };
+    let runs = args.seeds.iter().flat_map(|&seed| MODELS.map(|name| (seed, name)));
+    page.heading("Runs").links(&runs.map(link).collect::<Vec<_>>());
+    page
+}
+
+/// Answers directly; writes knowledge first.
+const MODELS: [&str; 2] = ["direct", "stage1"];
+
+fn run_name(args: &DemoArgs, name: &str, seed: u64) -> String {
+    format!("{}-{name}-seed-{seed}", args.knowledge)
 }
 
 /// Accuracy on the held-out questions; `None` when the user asked to stop.
@@ -99,7 +139,7 @@ fn train_and_evaluate(
     stop: &StopFlag,
 ) -> anyhow::Result<Option<f64>> {
     let config = configuration(args, name, seed)?;
-    let out = args.out.join(format!("{}-{name}-seed-{seed}", args.knowledge));
+    let out = args.out.join(run_name(args, name, seed));
     let dir = if RunDir::stored_config(&out).is_some() {
         RunDir::resume(&out, &config)?
     } else {

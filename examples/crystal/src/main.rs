@@ -2,7 +2,9 @@
 
 mod config;
 mod demo;
+mod plan;
 mod reinforce;
+mod results;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -10,19 +12,20 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use ruminate::algorithms::crystal::{
-    EvaluationConfig, EvaluationReport, Imitation, KnowledgeSource, Notice, evaluate, evaluation_folder,
+    EvaluationConfig, Imitation, KnowledgeSource, Notice, QuestionEncoder, evaluate, evaluation_folder,
     read_eval, read_silver, write_evaluation,
 };
 use ruminate::algorithms::{Fitted, Observer, Sft, Trainer};
 use ruminate::datasets::Split;
 use ruminate::datasets::knowledge::DataForm;
 use ruminate::run::{
-    ConfigError, ConsoleObserver, FlagKeys, Outcome, RunArgs, RunDir, RunDirError, RunObserver, StopFlag,
-    Table, exit_code, print_json, print_tables,
+    ConfigError, ConsoleObserver, FlagKeys, Outcome, RunArgs, RunDir, RunDirError, RunObserver,
+    SharedCommand, StopFlag, Table, exit_code, print_json,
 };
 use serde_json::json;
 
 use config::{CrystalConfig, FLAGS};
+use results::{print_report, summary};
 
 /// Crystal: write knowledge about a question, then answer with it (arXiv 2310.04921).
 #[derive(Parser)]
@@ -54,11 +57,14 @@ enum Command {
             the run's folder with `runs` replaced by `eval` and with the checkpoint's step, such as eval/my-run_ckp-500")),
         mut_arg("resume", |arg| arg.hide(true)),
         mut_arg("resume_from", |arg| arg.hide(true)),
+        mut_arg("dry_run", |arg| arg.hide(true)),
         mut_arg("precision", |arg| arg.hide(true))
     )]
     Evaluate(EvaluateArgs),
     /// Train Stage I and the direct-QA baseline on the bundled world, and compare them
     Demo(demo::DemoArgs),
+    #[command(flatten)]
+    Shared(SharedCommand),
 }
 
 #[derive(clap::Args)]
@@ -94,6 +100,7 @@ fn main() -> ExitCode {
         Command::Reinforce(args) => reinforce::run(&args),
         Command::Evaluate(args) => run_evaluate(&args),
         Command::Demo(args) => demo::run(&args),
+        Command::Shared(command) => command.run().map_err(Into::into),
     })
 }
 
@@ -106,11 +113,14 @@ fn with_settings(run: &RunArgs, skip_bad_rows: bool) -> RunArgs {
 
 fn run_imitate(args: &ImitateArgs) -> anyhow::Result<Outcome> {
     let args = with_settings(&args.run, args.skip_bad_rows);
-    if args.out.is_none() {
+    if args.out.is_none() && !args.dry_run {
         return Err(RunDirError::NoFolder.into());
     }
     let config: CrystalConfig = args.load(FLAGS)?;
     config.validate()?;
+    if args.dry_run {
+        return plan::run(&config, &args);
+    }
     let device = args.setup()?;
     let stop = StopFlag::on_ctrl_c()?;
     // Everything that can be wrong with the data or the model shows before the run folder is touched.
@@ -143,13 +153,19 @@ type Imitating = Sft<ruminate::models::T5, Imitation>;
 /// Reads model and data, and joins them.
 fn prepare(config: &CrystalConfig, device: tch::Device) -> anyhow::Result<(Imitating, Vec<Notice>)> {
     let (t5, encoder) = config.build(device)?;
+    let tokenizer = encoder.tokenizer().clone();
+    let (imitation, notices) = imitation(config, encoder)?;
+    Ok((Sft::new(t5, imitation, tokenizer), notices))
+}
+
+/// Reads the data of Stage I.
+fn imitation(config: &CrystalConfig, encoder: QuestionEncoder) -> anyhow::Result<(Imitation, Vec<Notice>)> {
     let (train, mut notices) = read_silver(&config.data, Split::Train)?;
     let (dev, more) = read_silver(&config.data, Split::Dev)?;
     notices.extend(more);
-    let tokenizer = encoder.tokenizer().clone();
     let tasks = config.data.train_tasks.clone();
     let imitation = Imitation::new(config.imitation.clone(), encoder, train, dev, tasks)?;
-    Ok((Sft::new(t5, imitation, tokenizer), notices))
+    Ok((imitation, notices))
 }
 
 /// Trains to the end, or goes on where the run folder's last checkpoint stands.
@@ -165,8 +181,10 @@ fn imitate(
 
 fn run_evaluate(args: &EvaluateArgs) -> anyhow::Result<Outcome> {
     let flags = FlagKeys { precision: &[], ..FLAGS };
-    if args.run.resume {
-        return Err(ConfigError::UselessFlag { flag: "--resume" }.into());
+    for (flag, given) in [("--resume", args.run.resume), ("--dry-run", args.run.dry_run)] {
+        if given {
+            return Err(ConfigError::UselessFlag { flag }.into());
+        }
     }
     if !args.model.is_dir() {
         let reason = format!("--model: there is no checkpoint folder {}", args.model.display());
@@ -208,38 +226,6 @@ fn run_evaluate(args: &EvaluateArgs) -> anyhow::Result<Outcome> {
         print_report(&report, &written)?;
     }
     Ok(Outcome::Done)
-}
-
-fn summary(report: &EvaluationReport, written: &[PathBuf]) -> serde_json::Value {
-    let ensembles: serde_json::Map<String, serde_json::Value> =
-        report.ensembles.iter().map(|(mode, accuracy)| (mode.to_string(), json!(accuracy))).collect();
-    json!({
-        "system": "crystal", "acc_weighted": report.acc_weighted(), "acc_unweighted": report.acc_unweighted(),
-        "acc_weighted_knowless": report.acc_weighted_knowless(), "ensembles": ensembles, "tasks": report.tasks,
-        "files": written,
-    })
-}
-
-fn print_report(report: &EvaluationReport, written: &[PathBuf]) -> std::io::Result<()> {
-    let mut table = Table::new(["task", "questions", "accuracy", "without knowledge"]);
-    for task in &report.tasks {
-        let numbers = [task.accuracy, task.accuracy_knowless].map(Table::number);
-        table.row([task.task.clone(), task.questions.to_string(), numbers[0].clone(), numbers[1].clone()]);
-    }
-    let all = report.inference.len().to_string();
-    let weighted = [report.acc_weighted(), report.acc_weighted_knowless()].map(Table::number);
-    table.row(["acc_weighted".into(), all.clone(), weighted[0].clone(), weighted[1].clone()]);
-    let unweighted = [report.acc_unweighted(), report.acc_unweighted_knowless()].map(Table::number);
-    table.row(["acc_unweighted".into(), all, unweighted[0].clone(), unweighted[1].clone()]);
-    let mut ensembles = Table::new(["ensembling", "acc_weighted"]);
-    for (mode, accuracy) in &report.ensembles {
-        ensembles.row([mode.to_string(), Table::number(*accuracy)]);
-    }
-    let mut files = Table::new(["written"]);
-    for path in written {
-        files.row([path.display().to_string()]);
-    }
-    print_tables(&[table, ensembles, files])
 }
 
 fn file_name(path: &str) -> String {

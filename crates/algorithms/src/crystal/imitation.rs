@@ -15,7 +15,7 @@ use crate::{Curriculum, Error, Metrics, Objective, Observer, Result, mean_loss};
 /// Answer slots of a question in Stage I.
 const CHOICE_CAPACITY: usize = 8;
 /// Instances shown as samples of each validation.
-const SAMPLES: usize = 3;
+const SAMPLES: usize = 6;
 
 const QK: &str = "qk_loss";
 const QA: &str = "qa_loss";
@@ -74,7 +74,7 @@ impl Default for ImitationConfig {
 
 /// Which losses a step computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
+pub(super) enum Phase {
     Qk,
     Qa,
     Qka,
@@ -134,7 +134,7 @@ impl ImitationConfig {
             .filter(|&(_, _, weight)| weight > 0.0)
     }
 
-    fn phase(&self, step: u64) -> Phase {
+    pub(super) fn phase(&self, step: u64) -> Phase {
         match (self.qk_weight > 0.0, self.qa_weight > 0.0, self.qka_weight > 0.0) {
             (true, true, true) => Phase::All,
             (false, true, false) => Phase::Qa,
@@ -207,7 +207,11 @@ impl Imitation {
         })
     }
 
-    fn examples(&self, phase: Phase, of: &Instances, indices: &[usize]) -> Result<Vec<Example>> {
+    pub(super) fn parts(&self) -> (&ImitationConfig, &Instances) {
+        (&self.config, &self.train)
+    }
+
+    pub(super) fn examples(&self, phase: Phase, of: &Instances, indices: &[usize]) -> Result<Vec<Example>> {
         indices
             .iter()
             .filter_map(|&ix| of.get(ix))
@@ -292,8 +296,11 @@ impl<P: Policy + ScoreChoices> Curriculum<P> for Imitation {
         for (task, value) in self.tasks.iter().zip(&without.per_task) {
             metrics.extend(value.map(|value| (format!("eval/acc/{task}"), value)));
         }
-        let samples: Vec<_> = (0..self.dev.len().min(SAMPLES))
-            .filter_map(|ix| {
+        // Spread over the data, so that several tasks have one.
+        let shown = self.dev.len().min(SAMPLES);
+        let samples: Vec<_> = (0..shown)
+            .filter_map(|number| {
+                let ix = number * self.dev.len() / shown;
                 let (question, statement) = self.dev.get(ix)?;
                 let predicted =
                     |p: &[i64]| p.get(ix).and_then(|&p| question.choices.get(p as usize)).cloned();

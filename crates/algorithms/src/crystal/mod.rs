@@ -9,6 +9,7 @@ mod data;
 mod encoder;
 mod evaluation;
 mod imitation;
+mod plan;
 mod reinforcement;
 
 pub use data::{CrystalData, Notice, read_eval, read_questions, read_silver};

@@ -23,7 +23,7 @@ use tch::Kind;
 
 use crate::sft::{objective_sums, objective_terms};
 use crate::trainer::{Algorithm, Evaluation, Sums, Term};
-use crate::{Error, Metrics, Objective, Observer, Result};
+use crate::{Error, Metrics, Objective, Observer, Phases, Result};
 
 pub use config::{Phase, PpoConfig, RolloutConfig};
 pub use estimate::{
@@ -76,6 +76,7 @@ pub struct Ppo<P, Q, R> {
     drift: Vec<Drift>,
     drift_tokens: u64,
     records: Records,
+    phases: Phases,
 }
 
 impl<P, Q, R> std::fmt::Debug for Ppo<P, Q, R> {
@@ -140,6 +141,7 @@ where
             drift: vec![],
             drift_tokens: 0,
             records: Records::default(),
+            phases: Phases::default(),
             config,
             model,
             reference,
@@ -237,8 +239,9 @@ where
     fn roll_out(&mut self, step: u64) -> Result<()> {
         let rows = self.batches.next().unwrap_or_default();
         let prompts: Vec<&Prompt<Q>> = rows.iter().map(|&i| &self.data.train[i]).collect();
-        let responses = self.respond(&prompts, false, step, None)?;
-        let rewards = self.judge(&prompts, &responses)?;
+        let mut phases = Phases::default();
+        let responses = phases.time("rollout", || self.respond(&prompts, false, step, None))?;
+        let rewards = phases.time("reward", || self.judge(&prompts, &responses))?;
         let pad = self.model.pad_token_id();
         let mut judged: Vec<_> = prompts
             .iter()
@@ -253,8 +256,8 @@ where
         let normalized: Vec<f64> = raw.iter().map(|&reward| self.normalization.apply(reward)).collect();
         let examples: Vec<_> = judged.iter().map(|(example, _)| example.clone()).collect();
         let size = self.config.rollout.batch_size;
-        let scored = Scored::of_actor(&self.model, &examples, size)?;
-        let reference = Scored::log_probs(&self.reference, &examples, size)?;
+        let scored = phases.time("scoring", || Scored::of_actor(&self.model, &examples, size))?;
+        let reference = phases.time("scoring", || Scored::log_probs(&self.reference, &examples, size))?;
         let mask = mask(&examples);
         let kl: Grid = scored
             .log_probs
@@ -280,6 +283,7 @@ where
         });
         self.kl_coef = self.config.kl.next(self.kl_coef, mean(row_sums(&kl)), examples.len());
         self.rollout = Some(Rollout::new(examples, &scored, &estimates, self.model.device())?);
+        self.phases.merge(phases);
         Ok(())
     }
 
@@ -322,7 +326,8 @@ where
         let own = self.data.supervised.as_ref();
         let rows = self.supervised_batches.as_mut().unwrap_or(&mut self.batches).next().unwrap_or_default();
         let prompts: Vec<&Prompt<Q>> = rows.iter().map(|&i| &own.unwrap_or(&self.data.train)[i]).collect();
-        let responses = self.respond(&prompts, false, step, None)?;
+        let mut phases = Phases::default();
+        let responses = phases.time("rollout", || self.respond(&prompts, false, step, None))?;
         let samples: Vec<_> = responses.iter().zip(&prompts).map(|(r, p)| r.sample(p)).collect();
         let micro = samples.len().div_ceil(accumulate.max(1)).max(1);
         let batches = samples
@@ -330,9 +335,10 @@ where
             .map(|samples| Ok(Batch::Supervised(supervision.objectives(samples)?)))
             .collect::<Result<_>>()?;
         if self.config.judge_supervised {
-            let rewards = self.judge(&prompts, &responses)?;
+            let rewards = phases.time("reward", || self.judge(&prompts, &responses))?;
             self.records.rewarded(&rewards);
         }
+        self.phases.merge(phases);
         Ok(batches)
     }
 
@@ -371,6 +377,10 @@ where
 
     fn loss_name(&self) -> &'static str {
         "loss/total"
+    }
+
+    fn phases(&mut self) -> Phases {
+        std::mem::take(&mut self.phases)
     }
 
     fn phase_begins(&self, step: u64) -> bool {

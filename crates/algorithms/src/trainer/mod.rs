@@ -2,6 +2,7 @@
 
 mod checkpoint;
 mod optimizer;
+mod phases;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ use crate::{Error, Metrics, Observer, Result, Schedule, StepReport};
 
 pub use checkpoint::{Checkpoints, Damage, MANIFEST, TrainerState, seal, verify};
 pub use optimizer::OptimizerChoice;
+pub use phases::Phases;
 
 /// In which precision matrix products run during training. Weights, optimizer states and losses are always `f32`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -186,6 +188,12 @@ pub trait Algorithm {
     /// When data runs out or a rollout fails.
     fn batches(&mut self, step: u64, update: usize, accumulate: usize) -> Result<Option<Vec<Self::Batch>>>;
 
+    /// Seconds of phases of its own within [`batches`](Self::batches), e.g. `rollout` and `reward`, since the last call.
+    /// What `batches` takes beyond them counts as `data`.
+    fn phases(&mut self) -> Phases {
+        Phases::default()
+    }
+
     /// The parts of a micro-batch's loss.
     fn terms(&self, batch: &Self::Batch) -> Vec<Term>;
 
@@ -301,10 +309,10 @@ impl Trainer {
             let step = state.step;
             if config.validates_at(step) || (config.eval_every == 0 && algorithm.phase_begins(step)) {
                 log.check(step)?;
-                self.validate(algorithm, &mut state, optimizer, observer)?;
+                self.validate(algorithm, &mut state, optimizer, &mut log.phases, observer)?;
             } else if due(config.save_every, step) && step > 0 {
                 log.check(step)?;
-                self.save(algorithm, &mut state, optimizer, observer)?;
+                self.save(algorithm, &mut state, optimizer, &mut log.phases, observer)?;
             }
             let started = Instant::now();
             let lr = config.schedule.lr(config.lr, step, config.warmup_steps, config.steps);
@@ -328,13 +336,13 @@ impl Trainer {
                 .map_err(Error::Observer)?;
             if !last && observer.stop_requested() {
                 log.check(step)?;
-                self.save(algorithm, &mut state, optimizer, observer)?;
-                return self.fitted(&state, Ending::Stopped);
+                self.save(algorithm, &mut state, optimizer, &mut log.phases, observer)?;
+                return self.fitted(&state, Ending::Stopped, log, observer);
             }
         }
         // The reference leaves its last steps unsaved and unvalidated.
-        self.validate(algorithm, &mut state, optimizer, observer)?;
-        self.fitted(&state, Ending::Finished)
+        self.validate(algorithm, &mut state, optimizer, &mut log.phases, observer)?;
+        self.fitted(&state, Ending::Finished, log, observer)
     }
 
     /// The optimizer updates of one step; returns the tokens that went through the model.
@@ -351,14 +359,21 @@ impl Trainer {
             if self.config.max_grad_norm > 0.0 { self.config.max_grad_norm } else { f64::INFINITY };
         let (mut tokens, mut update) = (0, 0);
         loop {
+            let started = Instant::now();
             let mut prepare = || algorithm.batches(step, update, self.config.accumulate);
-            let Some(batches) = self.precisely(device, &mut prepare)? else { break };
+            let batches = self.precisely(device, &mut prepare)?;
+            let own = algorithm.phases();
+            log.phases.add("data", (started.elapsed().as_secs_f64() - own.total()).max(0.0));
+            log.phases.merge(own);
+            let Some(batches) = batches else { break };
             algorithm.policy_mut().set_training(true);
             optimizer.zero_grad()?;
             log.begin_update();
             tokens += self.backward(algorithm, &batches, log)?;
+            let started = Instant::now();
             log.add("grad_norm", &clip_grad_norm(optimizer.parameters(), max_norm)?)?;
             optimizer.step(lr)?;
+            log.phases.add("optimizer", started.elapsed().as_secs_f64());
             algorithm.policy_mut().set_training(false);
             update += 1;
         }
@@ -376,7 +391,8 @@ impl Trainer {
         let mut tokens = 0;
         for batch in batches {
             let terms = algorithm.terms(batch);
-            let sums = self.precisely(device, &mut || algorithm.sums(batch))?;
+            let mut forward = || algorithm.sums(batch);
+            let sums = log.phases.time("forward", || self.precisely(device, &mut forward))?;
             tokens += sums.tokens;
             let mut loss: Option<Tensor> = None;
             for (term, sum) in terms.iter().zip(&sums.sums) {
@@ -389,7 +405,7 @@ impl Trainer {
                 });
             }
             if let Some(loss) = loss {
-                loss.f_backward()?;
+                log.phases.time("backward", || loss.f_backward())?;
                 log.add(name, &loss.f_detach()?)?;
             }
         }
@@ -410,19 +426,20 @@ impl Trainer {
         algorithm: &mut A,
         state: &mut TrainerState,
         optimizer: &dyn Optimizer,
+        phases: &mut Phases,
         observer: &mut dyn Observer,
     ) -> Result<()> {
         if state.scores.contains_key(&state.step) {
             return Ok(());
         }
-        let evaluation = algorithm.evaluate(state.step, observer)?;
+        let evaluation = phases.time("evaluation", || algorithm.evaluate(state.step, observer))?;
         if !evaluation.score.is_finite() {
             let name = "validation score".into();
             return Err(Error::NotFinite { name, value: evaluation.score, step: state.step });
         }
         observer.evaluated(state.step, &evaluation.metrics).map_err(Error::Observer)?;
         state.scores.insert(state.step, evaluation.score);
-        self.save(algorithm, state, optimizer, observer)
+        self.save(algorithm, state, optimizer, phases, observer)
     }
 
     fn save<A: Algorithm>(
@@ -430,13 +447,21 @@ impl Trainer {
         algorithm: &A,
         state: &mut TrainerState,
         optimizer: &dyn Optimizer,
+        phases: &mut Phases,
         observer: &mut dyn Observer,
     ) -> Result<()> {
-        let path = self.checkpoints.save(algorithm, state, optimizer)?;
+        let path = phases.time("checkpoint", || self.checkpoints.save(algorithm, state, optimizer))?;
         observer.checkpoint(state.step, &path).map_err(Error::Observer)
     }
 
-    fn fitted(&self, state: &TrainerState, ending: Ending) -> Result<Fitted> {
+    fn fitted(
+        &self,
+        state: &TrainerState,
+        ending: Ending,
+        mut log: Log,
+        observer: &mut dyn Observer,
+    ) -> Result<Fitted> {
+        observer.ended(state.step, ending, &log.phases.take()).map_err(Error::Observer)?;
         let (best, score) = state.best().unwrap_or((state.step, f64::NAN));
         Ok(Fitted {
             ending,
@@ -456,6 +481,7 @@ struct Log {
     steps: BTreeMap<&'static str, u64>,
     /// Of the current step's last update.
     update: BTreeMap<&'static str, Tensor>,
+    phases: Phases,
     tokens: u64,
 }
 
@@ -502,6 +528,7 @@ impl Log {
         let mut metrics = self.means(step)?;
         metrics.sort_by_key(|(name, _)| name.strip_prefix("train/") != Some(loss_name));
         metrics.push(("train/lr".into(), lr));
+        metrics.extend(self.phases.take());
         self.sums.clear();
         self.steps.clear();
         Ok(metrics)

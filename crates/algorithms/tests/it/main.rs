@@ -7,6 +7,7 @@ mod crystal;
 mod failures;
 mod learning;
 mod observing;
+mod phases;
 mod ppo;
 mod resume;
 mod support;

@@ -2,6 +2,7 @@
 
 mod config;
 mod layers;
+mod sizes;
 
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
@@ -13,6 +14,8 @@ use crate::parameters::{Init, Parameters};
 use crate::{Batch, Error, Result, Side, TokenId, Tokenizer};
 
 pub use config::{FeedForward, T5Config};
+pub use sizes::BatchShape;
+
 use layers::{DecoderCache, Masks, Stack, causal_mask, padding_mask};
 
 /// Above this size a saved model is split into several files, as Hugging Face does.

@@ -63,7 +63,12 @@ fn files_hold_what_was_reported() {
 
     let text = std::fs::read_to_string(dir.metrics()).unwrap();
     assert!(text.starts_with("{\"kind\":\"train\",\"step\":0,\"time\":0"), "{text}");
-    assert!(text.contains(",\"secs\":0.5,\"tokens\":100,\"train/loss\":1.0,\"train/b\":null}\n"), "{text}");
+    assert!(
+        text.contains(
+            ",\"total_steps\":2,\"secs\":0.5,\"tokens\":100,\"train/loss\":1.0,\"train/b\":null}\n"
+        ),
+        "{text}"
+    );
     let metrics = lines(&dir, "metrics.jsonl");
     assert_eq!(metrics[1]["kind"], "eval");
     assert_eq!((&metrics[1]["step"], &metrics[1]["dev/accuracy"]), (&json!(1), &json!(0.5)));
@@ -143,6 +148,12 @@ fn steps_without_metrics_only_move_the_progress() {
     observer.step(&report).unwrap();
     assert_eq!(lines(&dir, "metrics.jsonl").len(), 1);
     assert!(captured.text().ends_with("200 tokens/s  loss 1  b NaN\n"), "{}", captured.text());
+    // What they cost is counted by the next line.
+    let metrics = vec![("train/loss".to_owned(), 1.0)];
+    let report = StepReport { step: 2, total_steps: 3, metrics: &metrics, tokens: 50, secs: 0.25 };
+    observer.step(&report).unwrap();
+    let line = &lines(&dir, "metrics.jsonl")[1];
+    assert_eq!((&line["tokens"], &line["secs"]), (&json!(150), &json!(0.75)));
 }
 
 #[test]
@@ -181,7 +192,7 @@ fn plain_lines_come_at_the_start_at_the_end_and_now_and_then() {
     observer.evaluated(4, &vec![("dev/accuracy".to_owned(), 0.5)]).unwrap();
     observer.checkpoint(4, Path::new("out/checkpoints/step-4")).unwrap();
     assert_eq!(often.text().matches("loss").count(), 4);
-    let end = "validation 1/2\nstep 4: dev/accuracy 0.5000\nstep 4: checkpoint out/checkpoints/step-4\n";
+    let end = "validation 1/2  00:00:00 left\nstep 4: dev/accuracy 0.5000\nstep 4: checkpoint out/checkpoints/step-4\n";
     assert!(often.text().ends_with(end), "{}", often.text());
 }
 
@@ -214,4 +225,66 @@ fn the_stop_flag_reaches_the_trainer() {
     assert!(!observer.stop_requested());
     stop.request();
     assert!(observer.stop_requested());
+}
+
+fn end_lines(dir: &RunDir) -> Vec<(u64, String)> {
+    let ends = lines(dir, "metrics.jsonl").into_iter().filter(|line| line["kind"] == "end");
+    ends.map(|line| (line["step"].as_u64().unwrap(), line["ending"].as_str().unwrap().to_owned())).collect()
+}
+
+#[test]
+fn a_run_has_one_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = RunDir::create(folder.path(), &config()).unwrap();
+    let mut observer = Captured::default().observer(&dir, NEVER, Verbosity::Normal);
+    train(&mut observer, 0..2, 4);
+    let time = vec![("time/checkpoint".to_owned(), 0.5)];
+    observer.ended(2, Ending::Stopped, &time).unwrap();
+    assert_eq!(end_lines(&dir), [(2, "stopped".into())]);
+    drop((observer, dir));
+
+    for time in [time, vec![]] {
+        let dir = RunDir::resume(folder.path(), &config()).unwrap();
+        let mut observer = Captured::default().observer(&dir, NEVER, Verbosity::Normal);
+        train(&mut observer, if time.is_empty() { 4..4 } else { 2..4 }, 4);
+        observer.ended(4, Ending::Finished, &time).unwrap();
+        assert_eq!(end_lines(&dir), [(4, "finished".into())]);
+        let last = lines(&dir, "metrics.jsonl").pop().unwrap();
+        assert_eq!(last["time/checkpoint"], 0.5);
+    }
+}
+
+/// TensorBoard drops what an earlier file holds from the step on that a later one starts with.
+#[test]
+fn tensorboard_has_every_update_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = RunDir::create(folder.path(), &config()).unwrap();
+    let mut observer = Captured::default().observer(&dir, NEVER, Verbosity::Normal);
+    observer.evaluated(0, &vec![("dev/score".to_owned(), 0.5)]).unwrap();
+    train(&mut observer, 0..4, 6);
+    observer.samples(2, &[json!({"question": "Why?"})]).unwrap();
+    observer.evaluated(2, &vec![("dev/score".to_owned(), 0.75)]).unwrap();
+    drop((observer, dir));
+    let dir = RunDir::resume(folder.path(), &config()).unwrap();
+    let mut observer = Captured::default().observer(&dir, NEVER, Verbosity::Normal);
+    train(&mut observer, 2..6, 6);
+
+    let files = crate::tensorboard::tests::read(folder.path());
+    assert_eq!(files.len(), 2);
+    assert!(files.iter().all(|events| events[0].version.is_some()));
+    assert!(files[0].iter().any(|event| event.step == 2 && event.texts.len() == 1));
+    let mut shown = std::collections::BTreeMap::new();
+    for event in files.iter().flatten() {
+        if event.start {
+            shown.retain(|(_, step), _| *step < event.step);
+        }
+        for (tag, value) in &event.scalars {
+            assert_eq!(shown.insert((tag.clone(), event.step), *value), None, "{tag} {}", event.step);
+        }
+    }
+    let steps = |wanted: &str| -> Vec<u64> {
+        shown.keys().filter(|(tag, _)| tag == wanted).map(|(_, step)| *step).collect()
+    };
+    assert_eq!(steps("train/loss"), [1, 2, 3, 4, 5, 6]);
+    assert_eq!(steps("dev/score"), [0, 2]);
 }

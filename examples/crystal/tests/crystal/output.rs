@@ -1,6 +1,6 @@
 //! What is printed, for people and for programs.
 
-use crate::support::{Workplace, crystal, succeed};
+use crate::support::{Finished, Workplace, crystal, root, succeed};
 
 #[test]
 fn json_is_all_of_stdout() {
@@ -67,18 +67,18 @@ fn help_names_the_flags() {
             assert!(!text.contains(needle), "{args:?}: {needle} does not belong to\n{text}");
         }
     };
-    help(&["--help"], &["imitate", "evaluate", "demo", "arXiv 2310.04921"], &[]);
+    help(&["--help"], &["imitate", "evaluate", "demo", "report", "doctor", "arXiv 2310.04921"], &[]);
     help(&["--version"], &["crystal "], &[]);
     let common = ["--config", "--set", "--out", "--device", "--seed", "--threads", "--json", "--quiet"];
     help(
         &["imitate", "--help"],
-        &[&common[..], &["--resume", "--precision", "--skip-bad-rows", "direct-QA"]].concat(),
+        &[&common[..], &["--resume", "--dry-run", "--precision", "--skip-bad-rows", "direct-QA"]].concat(),
         &[],
     );
     let evaluate =
         [&common[..], &["--model", "--split", "--no-baseline", "--skip-bad-rows", "eval/my-run_ckp-500"]]
             .concat();
-    help(&["evaluate", "--help"], &evaluate, &["--resume", "--precision"]);
+    help(&["evaluate", "--help"], &evaluate, &["--resume", "--precision", "--dry-run"]);
     help(
         &["demo", "--help"],
         &["--seeds", "--knowledge", "--world", "--out", "--set", "--threads", "--json"],
@@ -88,4 +88,65 @@ fn help_names_the_flags() {
     let nothing = crystal(&["imitate", "--nonsense"]);
     assert_eq!(nothing.code, Some(2));
     assert!(nothing.stderr.contains("--nonsense"), "{}", nothing.stderr);
+}
+
+/// `report` and `doctor` take fewer flags than the commands of a run.
+fn plain(args: &[&str]) -> Finished {
+    let mut command = std::process::Command::new(assert_cmd::cargo::cargo_bin!("crystal"));
+    command.current_dir(root()).args(args).output().unwrap().into()
+}
+
+#[test]
+fn a_run_has_a_report_that_can_be_written_anew() {
+    let place = Workplace::new();
+    place.trained();
+    let report = place.path("runs/tiny/report.html");
+    let html = std::fs::read_to_string(&report).unwrap();
+    for needle in ["<dd>finished</dd>", "<dd>1 of 1</dd>", "eval/acc/lives", "<td>backward</td>", "predicted"]
+    {
+        assert!(html.contains(needle), "{needle}");
+    }
+    std::fs::remove_file(&report).unwrap();
+    let again = plain(&["report", "--out", &place.path("runs/tiny")]);
+    assert_eq!((again.code, again.stdout.trim()), (Some(0), report.as_str()));
+    assert!(std::fs::read_to_string(&report).unwrap().contains("<dd>finished</dd>"));
+    let nothing = plain(&["report", "--out", &place.path("runs")]);
+    assert_eq!(nothing.code, Some(2));
+    assert!(nothing.stderr.contains("holds no run (no config.toml in it)"), "{}", nothing.stderr);
+}
+
+#[test]
+fn a_dry_run_plans_and_leaves_nothing() {
+    let place = Workplace::new();
+    let (config, out) = (place.path("config.toml"), place.path("runs/tiny"));
+    let before = place.snapshot();
+    let args = ["imitate", "--config", &config, "--out", &out, "--dry-run", "--json"];
+    let plan = succeed(&args).json();
+    assert_eq!(place.snapshot(), before);
+    assert_eq!(plan["plan"]["steps"], 30);
+    assert_eq!(plan["data"].as_array().unwrap().len(), 2);
+    assert!(plan["plan"]["tokens_per_step"].as_f64().unwrap() > 32.0);
+    assert!(plan["seconds_per_step_estimate"].as_f64().unwrap() > 0.0);
+    assert_eq!(plan["problems"].as_array().unwrap().len(), 0);
+
+    // A published shape can be planned for without its weights, but the run could not start.
+    let args = ["imitate", "--config", "examples/crystal/configs/3b.toml", "--dry-run", "--json"];
+    let missing = crystal(&args);
+    assert_eq!(missing.code, Some(2));
+    assert_eq!(missing.json()["plan"]["parameters"], 2_851_598_336_u64);
+    assert!(missing.stderr.contains("there is no folder t5-3b"), "{}", missing.stderr);
+}
+
+#[test]
+fn the_doctor_speaks_to_programs() {
+    let place = Workplace::new();
+    let found = plain(&["doctor", "--json", "--out", &place.path("runs")]);
+    assert_eq!(found.code, Some(0), "{}", found.stdout);
+    let found = found.json();
+    assert_eq!(found["problems"], 0);
+    let names: Vec<&str> =
+        found["findings"].as_array().unwrap().iter().filter_map(|finding| finding["name"].as_str()).collect();
+    for name in ["libtorch", "cuda", "cpu", "threads", "blas", "memory", "out", "disk"] {
+        assert!(names.contains(&name), "{name}: {names:?}");
+    }
 }

@@ -1,0 +1,181 @@
+//! What a T5 costs, told from its configuration alone.
+
+use super::config::{FeedForward, T5Config};
+
+/// Rows of one batch and their lengths in tokens.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct BatchShape {
+    /// Rows.
+    pub rows: f64,
+    /// Source tokens of a row, padding included.
+    pub source: f64,
+    /// Target tokens of a row, padding included.
+    pub target: f64,
+}
+
+impl T5Config {
+    /// The published shapes: `t5-small`, `t5-base`, `t5-large`, `t5-3b` and `t5-11b` (arXiv 1910.10683, version 1.0).
+    ///
+    /// ```
+    /// use ruminate_models::T5Config;
+    /// assert_eq!(T5Config::published("t5-large").map(|t5| t5.parameter_count()), Some(737_668_096));
+    /// ```
+    #[must_use]
+    pub fn published(name: &str) -> Option<Self> {
+        let (d_model, d_ff, num_layers, num_heads, d_kv) = match name {
+            "t5-small" => (512, 2048, 6, 8, 64),
+            "t5-base" => (768, 3072, 12, 12, 64),
+            "t5-large" => (1024, 4096, 24, 16, 64),
+            "t5-3b" => (1024, 16_384, 24, 32, 128),
+            "t5-11b" => (1024, 65_536, 24, 128, 128),
+            _ => return None,
+        };
+        Some(Self {
+            vocab_size: 32_128,
+            d_model,
+            d_kv,
+            d_ff,
+            num_layers,
+            num_decoder_layers: num_layers,
+            num_heads,
+            relative_attention_num_buckets: 32,
+            relative_attention_max_distance: 128,
+            dropout_rate: 0.1,
+            layer_norm_epsilon: 1e-6,
+            initializer_factor: 1.0,
+            feed_forward: FeedForward::Relu,
+            tie_word_embeddings: true,
+            scale_decoder_outputs: true,
+            is_encoder_decoder: true,
+            pad_token_id: 0,
+            eos_token_id: 1,
+            decoder_start_token_id: 0,
+        })
+    }
+
+    /// Number of scalar parameters; tied ones count once.
+    #[must_use]
+    pub fn parameter_count(&self) -> u64 {
+        let norm = self.d_model;
+        let (attention, dense) =
+            (4 * self.d_model * self.inner(), self.dense_matrices() * self.d_model * self.d_ff);
+        let bias = self.relative_attention_num_buckets * self.num_heads;
+        let embedding = self.vocab_size * self.d_model;
+        let mut count = embedding + bias + norm + self.num_layers * (attention + dense + 2 * norm);
+        if self.is_encoder_decoder {
+            count += bias + norm + self.num_decoder_layers * (2 * attention + dense + 3 * norm);
+            count += if self.tie_word_embeddings { 0 } else { embedding };
+        }
+        count.unsigned_abs()
+    }
+
+    /// Floating-point operations of one forward pass: twice the multiplications in matrix products, which are nearly all
+    /// there is. A training step takes three times as many.
+    #[must_use]
+    pub fn forward_flops(&self, shape: BatchShape) -> f64 {
+        let BatchShape { rows, source, target } = shape;
+        let (d, inner) = (self.d_model as f64, self.inner() as f64);
+        let dense = (self.dense_matrices() * self.d_model * self.d_ff) as f64;
+        let encoder = source * (4.0 * d * inner + dense) + 2.0 * source * source * inner;
+        let own = target * (4.0 * d * inner + dense) + 2.0 * target * target * inner;
+        let cross = (target + source) * 2.0 * d * inner + 2.0 * target * source * inner;
+        let output = target * d * self.vocab_size as f64;
+        2.0 * rows
+            * (self.num_layers as f64 * encoder + self.num_decoder_layers as f64 * (own + cross) + output)
+    }
+
+    /// Bytes of the intermediate results that the backward pass of a training step needs, estimated.
+    ///
+    /// With `d` = `d_model`, `i` = `num_heads * d_kv`, `f` = `d_ff` (four times that for a gated layer), `h` = heads and
+    /// `w` the bytes of an element in products (4, or 2 in bfloat16), a layer keeps for each token:
+    /// - `12 d` bytes for each norm (input, normalised and scaled, in float32) and, in bfloat16, `2 d` for a cast copy,
+    /// - `w 4 i` for each attention (queries, keys, values, context; those of the source in the cross-attention count per
+    ///   source token),
+    /// - `(4 + w) h` (in float32: `4 h`) for each token that it attends to: its probability,
+    /// - `w f` for the inside of the feed-forward layer.
+    ///
+    /// Dropout, and what the kernels need while they run, comes on top.
+    #[must_use]
+    pub fn activation_bytes(&self, shape: BatchShape, bf16: bool) -> f64 {
+        let BatchShape { rows, source, target } = shape;
+        let (d, inner, heads) = (self.d_model as f64, self.inner() as f64, self.num_heads as f64);
+        let (element, norm, probability) = if bf16 { (2.0, 14.0 * d, 6.0) } else { (4.0, 12.0 * d, 4.0) };
+        let gated = self.feed_forward == FeedForward::GatedGelu;
+        let dense = element * if gated { 4.0 } else { 1.0 } * self.d_ff as f64;
+        let attention = |queries: f64, keys: f64| {
+            element * inner * 2.0 * (queries + keys) + probability * heads * queries * keys
+        };
+        let encoder = source * (2.0 * norm + dense) + attention(source, source);
+        let decoder = target * (3.0 * norm + dense) + attention(target, target) + attention(target, source);
+        rows * (self.num_layers as f64 * encoder + self.num_decoder_layers as f64 * decoder)
+    }
+
+    fn inner(&self) -> i64 {
+        self.num_heads * self.d_kv
+    }
+
+    /// Matrices of the feed-forward layer.
+    fn dense_matrices(&self) -> i64 {
+        match self.feed_forward {
+            FeedForward::Relu => 2,
+            FeedForward::GatedGelu => 3,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind};
+
+    use super::*;
+    use crate::T5;
+
+    #[test]
+    fn published_models_have_their_published_sizes() {
+        let count = |name| T5Config::published(name).unwrap().parameter_count();
+        assert_eq!(count("t5-small"), 60_506_624);
+        assert_eq!(count("t5-base"), 222_903_552);
+        assert_eq!(count("t5-3b"), 2_851_598_336);
+        assert_eq!(count("t5-11b"), 11_307_321_344);
+        assert_eq!(T5Config::published("t5-huge"), None);
+    }
+
+    #[test]
+    fn parameters_are_counted_without_a_model() {
+        let small = T5Config {
+            vocab_size: 50,
+            d_model: 12,
+            d_kv: 5,
+            d_ff: 20,
+            num_heads: 3,
+            num_layers: 2,
+            num_decoder_layers: 3,
+            ..T5Config::published("t5-small").unwrap()
+        };
+        for feed_forward in [FeedForward::Relu, FeedForward::GatedGelu] {
+            for (tie_word_embeddings, is_encoder_decoder) in [(true, true), (false, true), (true, false)] {
+                let config =
+                    T5Config { feed_forward, tie_word_embeddings, is_encoder_decoder, ..small.clone() };
+                let model = T5::new(config.clone(), Kind::Float, Device::Cpu, 1).unwrap();
+                assert_eq!(config.parameter_count(), model.parameters().count(), "{config:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn costs_grow_as_they_should() {
+        let large = T5Config::published("t5-large").unwrap();
+        let shape = BatchShape { rows: 1.0, source: 128.0, target: 32.0 };
+        // The rule of thumb, two operations for each parameter and token, where the embedding costs nothing and half of
+        // the decoder's cross-attention sees the source.
+        let thumb = 2.0 * (302e6 * 128.0 + 402e6 * 32.0 + 33e6 * 32.0);
+        let flops = large.forward_flops(shape);
+        assert!((0.9..1.3).contains(&(flops / thumb)), "{}", flops / thumb);
+        let twice = BatchShape { rows: 2.0, ..shape };
+        assert_eq!(large.forward_flops(twice), 2.0 * flops);
+        let bytes = |bf16| large.activation_bytes(shape, bf16);
+        // Norms and probabilities stay in float32.
+        assert!(bytes(true) < bytes(false) && bytes(true) > 0.5 * bytes(false));
+        assert_eq!(large.activation_bytes(twice, true), 2.0 * bytes(true));
+    }
+}

@@ -1,0 +1,82 @@
+//! The commands that every binary has besides its own.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand};
+use serde_json::json;
+
+use crate::exit::Outcome;
+use crate::output::print_json;
+use crate::rundir::RunDirError;
+use crate::{doctor, report};
+
+/// Commands of every binary; flatten them into its own: `#[command(flatten)] Shared(SharedCommand)`.
+#[derive(Debug, Clone, Subcommand)]
+#[command(about = None::<&str>, long_about = None::<&str>)]
+pub enum SharedCommand {
+    /// Write the report of a run's folder anew: report.html, from its metrics, samples, checkpoints and configuration
+    Report(ReportArgs),
+    /// Check libtorch, devices, memory and disk, and print for each thing that is not right what mends it
+    Doctor(DoctorArgs),
+}
+
+/// Which report.
+#[derive(Debug, Clone, Args)]
+#[command(about = None::<&str>, long_about = None::<&str>)]
+pub struct ReportArgs {
+    /// Folder of the run
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Print the result as one line of JSON on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+/// What to check.
+#[derive(Debug, Clone, Args)]
+#[command(about = None::<&str>, long_about = None::<&str>)]
+pub struct DoctorArgs {
+    /// Folder for runs: is it writable, and is there space
+    #[arg(long, value_name = "DIR", default_value = "runs")]
+    out: PathBuf,
+    /// CPU threads that runs are to use. Default: libtorch's choice
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    threads: Option<u16>,
+    /// Print the findings as one line of JSON on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+impl SharedCommand {
+    /// Does what is asked and prints the result.
+    ///
+    /// # Errors
+    /// There is no run to report on, or stdout cannot be written to. What the doctor finds is no error but
+    /// [`Outcome::Failed`].
+    pub fn run(&self) -> Result<Outcome, RunDirError> {
+        let stdout = || RunDirError::io("write to", Path::new("stdout"));
+        match self {
+            Self::Report(args) => {
+                let path = report::write(&args.out)?;
+                if args.json {
+                    print_json(&json!({ "report": path })).map_err(stdout())?;
+                } else {
+                    crate::output::print(&path.display().to_string()).map_err(stdout())?;
+                }
+                Ok(Outcome::Done)
+            }
+            Self::Doctor(args) => {
+                if let Some(threads) = args.threads {
+                    tch::set_num_threads(threads.into());
+                }
+                let findings = doctor::examine(&args.out);
+                doctor::print(&findings, args.json).map_err(stdout())?;
+                Ok(if findings.iter().any(doctor::Finding::is_problem) {
+                    Outcome::Failed
+                } else {
+                    Outcome::Done
+                })
+            }
+        }
+    }
+}

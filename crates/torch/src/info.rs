@@ -1,0 +1,32 @@
+//! What libtorch says about itself.
+
+use std::ffi::{CStr, c_char};
+
+use crate::Result;
+use crate::ffi::{call, ruminate_build_info, ruminate_free_message};
+
+/// How the libtorch that this program runs on was built, and what it found on this machine: libraries of linear algebra,
+/// OpenMP, the vector instructions in use, CUDA, and its version as `TORCH_VERSION=`. Lines for people, as PyTorch's
+/// `torch.__config__.show()` has them.
+///
+/// ```
+/// assert!(ruminate_torch::build_info()?.contains("TORCH_VERSION=2."));
+/// # Ok::<(), ruminate_torch::Error>(())
+/// ```
+///
+/// # Errors
+/// When libtorch refuses.
+pub fn build_info() -> Result<String> {
+    let mut out: *mut c_char = std::ptr::null_mut();
+    // SAFETY: both pointers outlive the call.
+    call("build_info", |error| unsafe { ruminate_build_info(&mut out, error) })?;
+    if out.is_null() {
+        return Ok(String::new());
+    }
+    // SAFETY: on success the shim returned a NUL-terminated string that we own until we hand it back here.
+    Ok(unsafe {
+        let text = CStr::from_ptr(out).to_string_lossy().into_owned();
+        ruminate_free_message(out);
+        text
+    })
+}
