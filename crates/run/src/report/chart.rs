@@ -217,7 +217,10 @@ impl Scale {
         }
         let raw = (self.high - self.low) / count as f64;
         let size = 10f64.powf(raw.log10().floor());
-        let step = [1.0, 2.0, 2.5, 5.0, 10.0].into_iter().find(|m| m * size >= raw).unwrap_or(10.0) * size;
+        // A hair below counts as enough: 1e-5 / 5 is a little more than 2e-6.
+        let step =
+            [1.0, 2.0, 2.5, 5.0, 10.0].into_iter().find(|m| m * size >= raw * (1.0 - 1e-9)).unwrap_or(10.0)
+                * size;
         let first = (self.low / step).ceil() as i64;
         let last = (self.high / step + 1e-9).floor() as i64;
         (first..=last).map(|k| k as f64 * step).map(|value| (value, label(value, step))).collect()
@@ -236,8 +239,7 @@ fn label(value: f64, step: f64) -> String {
     } else if value.abs() >= 1e4 && step >= 10.0 {
         trim(format!("{:.2}", value / 1e3)) + "k"
     } else if step < 1e-4 {
-        let power = step.log10().floor() as i32 + 1;
-        let power = power.max(value.abs().log10().floor() as i32);
+        let power = (value.abs().log10() + 1e-9).floor() as i32;
         trim(format!("{:.2}", value / 10f64.powi(power))) + &format!("e{power}")
     } else {
         let decimals = (1 - step.log10().floor() as i32).max(0) as usize;
