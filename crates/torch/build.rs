@@ -21,7 +21,7 @@ fn main() {
     }
     build
         .cpp(true)
-        .files(["shim/shim.cpp", "shim/log_probs.cpp"])
+        .files(["shim", "log_probs", "matmul", "dropout", "sampling"].map(|name| format!("shim/{name}.cpp")))
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
         .std("c++17")

@@ -2,6 +2,7 @@
 // [rows, vocabulary] logits never exist as a whole, neither forward nor backward.
 
 #include "guard.h"
+#include "matmul.h"
 #include "shim.h"
 
 #include <ATen/core/Tensor.h>
@@ -17,7 +18,7 @@ using torch::autograd::variable_list;
 
 // float32 logits of a chunk, whatever the precision of the product.
 at::Tensor chunk_logits(const at::Tensor &hidden, const at::Tensor &weight, double scale) {
-  auto logits = at::matmul(hidden, weight.t()).to(at::kFloat);
+  auto logits = product(hidden, weight.t()).to(at::kFloat);
   return scale == 1.0 ? logits : logits.mul_(scale);
 }
 
@@ -90,10 +91,10 @@ struct ChunkedLogProbs : public Function<ChunkedLogProbs> {
       }
       slope = slope.to(weight.scalar_type());
       if (for_hidden) {
-        grad_hidden.narrow(0, at_row, n).copy_(at::matmul(slope, weight));
+        grad_hidden.narrow(0, at_row, n).copy_(product(slope, weight));
       }
       if (for_weight) {
-        grad_weight.addmm_(slope.t(), states.to(weight.scalar_type()));
+        add_product(grad_weight, slope.t(), states.to(weight.scalar_type()));
       }
     }
     return {grad_hidden, grad_weight, at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};

@@ -35,6 +35,21 @@ int ruminate_set_generator_state(int device_index, at::Tensor *state, char **err
 int ruminate_log_probs(at::Tensor *hidden, at::Tensor *weight, at::Tensor *targets, double scale, int64_t chunk,
                        int with_entropy, at::Tensor **log_probs, at::Tensor **entropy, char **error);
 
+// x [..., k] times the transposed weight [n, k]; a [..., m, k] times b [..., k, n]. With gradients.
+int ruminate_linear(at::Tensor *x, at::Tensor *weight, at::Tensor **out, char **error);
+int ruminate_matmul(at::Tensor *a, at::Tensor *b, at::Tensor **out, char **error);
+
+// Lays the rows of all weights out, one below the other, as products with few rows like them best; the result is good
+// for ruminate_packed_linear only, which knows no gradients.
+int ruminate_pack(at::Tensor *const *weights, size_t count, at::Tensor **out, char **error);
+int ruminate_packed_linear(at::Tensor *x, at::Tensor *weight, at::Tensor **out, char **error);
+
+// Dropout in training.
+int ruminate_dropout(at::Tensor *x, double rate, at::Tensor **out, char **error);
+
+// Top-p on float32 logits [rows, vocabulary] on the CPU.
+int ruminate_top_p(at::Tensor *logits, double p, at::Tensor **out, char **error);
+
 // Switches autocast to bfloat16 on or off for a device type, and tells what it was.
 int ruminate_set_autocast(int cuda, int enabled, int *was_enabled, char **error);
 }

@@ -1,14 +1,20 @@
 #![doc = include_str!("../README.md")]
 
 mod autocast;
+mod dropout;
 mod error;
 mod ffi;
 mod files;
 mod log_probs;
 pub mod optim;
+mod products;
 pub mod rng;
+mod sampling;
 
 pub use autocast::autocast;
+pub use dropout::dropout;
 pub use error::{Error, Result};
 pub use files::map_file;
 pub use log_probs::{LogProbs, log_probs};
+pub use products::{Packed, linear, matmul};
+pub use sampling::top_p;

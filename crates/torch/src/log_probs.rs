@@ -5,8 +5,8 @@ use torch_sys::C_tensor;
 
 use crate::{Error, Result, ffi};
 
-/// Logits that exist at the same time, in elements: 16 Mi of them are 64 MiB.
-const LOGITS: i64 = 16 << 20;
+/// Logits that exist at the same time, in elements: 4 Mi of them are 16 MiB.
+const LOGITS: i64 = 4 << 20;
 
 /// What [`log_probs`] returns, `f32`.
 #[derive(Debug)]
