@@ -135,6 +135,14 @@ at::Tensor product(const at::Tensor &a, const at::Tensor &b) {
   return out;
 }
 
+void set_product(at::Tensor &out, const at::Tensor &a, const at::Tensor &b) {
+  if (worthwhile(a, b) && plain_float(out)) {
+    at::native::mkldnn_matmul(a, b, out, 0, 1);
+  } else {
+    out.copy_(at::matmul(a, b));
+  }
+}
+
 void add_product(at::Tensor &out, const at::Tensor &a, const at::Tensor &b) {
   if (worthwhile(a, b) && plain_float(out)) {
     at::native::mkldnn_matmul(a, b, out, 1, 1);
