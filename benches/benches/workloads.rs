@@ -1,7 +1,7 @@
 //! Criterion groups of the workloads, with throughput.
 //!
-//! `RUMINATE_BENCH_MODEL` chooses the size of model (default `t5-mini`, which takes a minute or two in all);
-//! `RUMINATE_BENCH_PEAK=1` prints the peak memory of the loss with and without full logits first.
+//! `RUMINATE_BENCH_MODEL` chooses the size of model (default `t5-mini`, which takes a minute or two in all). With the group
+//! `loss` comes the peak memory with and without full logits.
 #![allow(missing_docs, clippy::print_stderr, reason = "a benchmark")]
 
 use std::process::Command;
@@ -23,7 +23,8 @@ const GROUPS: &[(&str, &[&str])] = &[
 
 fn main() {
     let model = std::env::var("RUMINATE_BENCH_MODEL").unwrap_or_else(|_| "t5-mini".into());
-    if std::env::var_os("RUMINATE_BENCH_PEAK").is_some() {
+    let filters: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
+    if filters.iter().all(|filter| "loss/loss_full_logits".contains(filter)) {
         peaks(&model);
     }
     let mut criterion = Criterion::default()

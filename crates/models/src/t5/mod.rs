@@ -250,7 +250,8 @@ impl T5 {
     }
 
     /// Starts decoding step by step, without dropout: `rows` sequences (a multiple of the encoded batch) of at most `max_time`
-    /// tokens. Memory for keys and values is taken here, once.
+    /// tokens. Memory for keys and values is taken here, once; on a CPU also for copies of the decoder's weights, laid out
+    /// as steps like them best.
     ///
     /// # Errors
     /// When the model has no decoder, or libtorch refuses.
