@@ -21,13 +21,10 @@ fn main() {
     }
     build
         .cpp(true)
-        .files([
-            "shim/shim.cpp",
-            "shim/adafactor.cpp",
-            "shim/checkpoint.cpp",
-            "shim/info.cpp",
-            "shim/log_probs.cpp",
-        ])
+        .files(
+            ["shim", "adafactor", "checkpoint", "dropout", "info", "log_probs", "matmul", "sampling"]
+                .map(|name| format!("shim/{name}.cpp")),
+        )
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
         .std("c++17")

@@ -2,6 +2,7 @@
 // [rows, vocabulary] logits never exist as a whole, neither forward nor backward.
 
 #include "guard.h"
+#include "matmul.h"
 #include "shim.h"
 
 #include <ATen/core/Tensor.h>
@@ -15,10 +16,16 @@ using torch::autograd::AutogradContext;
 using torch::autograd::Function;
 using torch::autograd::variable_list;
 
-// float32 logits of a chunk, whatever the precision of the product.
-at::Tensor chunk_logits(const at::Tensor &hidden, const at::Tensor &weight, double scale) {
-  auto logits = at::matmul(hidden, weight.t()).to(at::kFloat);
+// float32 logits of a chunk, whatever the precision of the product. One buffer serves all chunks: many large
+// allocations in turn would tear holes into the heap, and the memory saved would be lost again.
+at::Tensor chunk_logits(at::Tensor &buffer, const at::Tensor &hidden, const at::Tensor &weight, double scale) {
+  auto logits = buffer.narrow(0, 0, hidden.size(0));
+  set_product(logits, hidden, weight.t());
   return scale == 1.0 ? logits : logits.mul_(scale);
+}
+
+at::Tensor chunk_buffer(const at::Tensor &hidden, const at::Tensor &weight, int64_t chunk) {
+  return at::empty({std::min(chunk, hidden.size(0)), weight.size(0)}, hidden.options().dtype(at::kFloat));
 }
 
 struct ChunkedLogProbs : public Function<ChunkedLogProbs> {
@@ -28,21 +35,24 @@ struct ChunkedLogProbs : public Function<ChunkedLogProbs> {
     const auto rows = hidden.size(0);
     const auto options = hidden.options().dtype(at::kFloat);
     auto log_probs = at::empty({rows}, options);
-    auto log_sums = at::empty({rows}, options);
     auto entropy = at::empty({with_entropy ? rows : 0}, options);
+    auto buffer = chunk_buffer(hidden, weight, chunk);
     for (int64_t at_row = 0; at_row < rows; at_row += chunk) {
       const auto n = std::min(chunk, rows - at_row);
-      auto logits = chunk_logits(hidden.narrow(0, at_row, n), weight, scale);
-      auto log_sum = logits.logsumexp({1});
-      log_sums.narrow(0, at_row, n).copy_(log_sum);
+      auto logits = chunk_logits(buffer, hidden.narrow(0, at_row, n), weight, scale);
+      // The largest logit becomes 0, so that no exponential overflows.
+      logits.sub_(logits.amax({1}, true));
       auto chosen = logits.gather(1, targets.narrow(0, at_row, n).unsqueeze(1)).squeeze(1);
+      auto weighted = with_entropy ? logits.clone() : at::Tensor();
+      auto sum = logits.exp_().sum(1);
+      auto log_sum = sum.log();
       log_probs.narrow(0, at_row, n).copy_(chosen.sub_(log_sum));
       if (with_entropy) {
-        logits.sub_(log_sum.unsqueeze(1));
-        entropy.narrow(0, at_row, n).copy_(logits.exp().mul_(logits).sum(1).neg_());
+        // -sum p log p, with log p = logit - log_sum and p = exp(logit) / sum
+        entropy.narrow(0, at_row, n).copy_(log_sum.sub_(weighted.mul_(logits).sum(1).div_(sum)));
       }
     }
-    ctx->save_for_backward({hidden, weight, targets, log_sums, entropy});
+    ctx->save_for_backward({hidden, weight, targets, entropy});
     ctx->saved_data["scale"] = scale;
     ctx->saved_data["chunk"] = chunk;
     return {log_probs, entropy};
@@ -50,8 +60,7 @@ struct ChunkedLogProbs : public Function<ChunkedLogProbs> {
 
   static variable_list backward(AutogradContext *ctx, variable_list grads) {
     auto saved = ctx->get_saved_variables();
-    const auto &hidden = saved[0], &weight = saved[1], &targets = saved[2], &log_sums = saved[3],
-               &entropy = saved[4];
+    const auto &hidden = saved[0], &weight = saved[1], &targets = saved[2], &entropy = saved[3];
     const auto scale = ctx->saved_data["scale"].toDouble();
     const auto chunk = ctx->saved_data["chunk"].toInt();
     const auto rows = hidden.size(0);
@@ -64,13 +73,18 @@ struct ChunkedLogProbs : public Function<ChunkedLogProbs> {
     if (for_weight) {
       grad_weight = at::zeros_like(weight);
     }
+    auto buffer = chunk_buffer(hidden, weight, chunk);
     for (int64_t at_row = 0; at_row < rows; at_row += chunk) {
       const auto n = std::min(chunk, rows - at_row);
       auto states = hidden.narrow(0, at_row, n);
-      auto log_p = chunk_logits(states, weight, scale).sub_(log_sums.narrow(0, at_row, n).unsqueeze(1));
-      auto p = log_p.exp();
+      auto p = chunk_logits(buffer, states, weight, scale);
       at::Tensor slope;
-      if (for_entropy) {
+      if (!for_entropy) {
+        p.sub_(p.amax({1}, true)).exp_();
+        p.div_(p.sum(1, true));
+      } else {
+        auto log_p = p.log_softmax(1);
+        p.copy_(log_p).exp_();
         // d entropy / d logit_j = -p_j (log p_j + entropy)
         auto shift = log_p.add_(entropy.narrow(0, at_row, n).unsqueeze(1)).mul_(p);
         slope = shift.mul_(grads[1].narrow(0, at_row, n).unsqueeze(1)).neg_();
@@ -90,10 +104,10 @@ struct ChunkedLogProbs : public Function<ChunkedLogProbs> {
       }
       slope = slope.to(weight.scalar_type());
       if (for_hidden) {
-        grad_hidden.narrow(0, at_row, n).copy_(at::matmul(slope, weight));
+        grad_hidden.narrow(0, at_row, n).copy_(product(slope, weight));
       }
       if (for_weight) {
-        grad_weight.addmm_(slope.t(), states.to(weight.scalar_type()));
+        add_product(grad_weight, slope.t(), states.to(weight.scalar_type()));
       }
     }
     return {grad_hidden, grad_weight, at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};

@@ -61,4 +61,19 @@ int ruminate_seed_generator(int device_index, uint64_t seed, char **error);
 // Sets autocast of a device type, and exchanges the arguments for what was in force; kind is a ScalarType, below 0 for
 // bfloat16.
 int ruminate_swap_autocast(int cuda, int *enabled, int *kind, char **error);
+
+// x [..., k] times the transposed weight [n, k]; a [..., m, k] times b [..., k, n]. With gradients.
+int ruminate_linear(at::Tensor *x, at::Tensor *weight, at::Tensor **out, char **error);
+int ruminate_matmul(at::Tensor *a, at::Tensor *b, at::Tensor **out, char **error);
+
+// Lays the rows of all weights out, one below the other, as products with few rows like them best; the result is good
+// for ruminate_packed_linear only, which knows no gradients.
+int ruminate_pack(at::Tensor *const *weights, size_t count, at::Tensor **out, char **error);
+int ruminate_packed_linear(at::Tensor *x, at::Tensor *weight, at::Tensor **out, char **error);
+
+// Dropout in training.
+int ruminate_dropout(at::Tensor *x, double rate, at::Tensor **out, char **error);
+
+// Top-p on float32 logits [rows, vocabulary] on the CPU.
+int ruminate_top_p(at::Tensor *logits, double p, at::Tensor **out, char **error);
 }

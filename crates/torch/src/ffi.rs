@@ -81,6 +81,42 @@ unsafe extern "C" {
         entropy: *mut *mut C_tensor,
         error: *mut *mut c_char,
     ) -> c_int;
+    pub(crate) fn ruminate_linear(
+        x: TensorPtr,
+        weight: TensorPtr,
+        out: *mut *mut C_tensor,
+        error: *mut *mut c_char,
+    ) -> c_int;
+    pub(crate) fn ruminate_matmul(
+        a: TensorPtr,
+        b: TensorPtr,
+        out: *mut *mut C_tensor,
+        error: *mut *mut c_char,
+    ) -> c_int;
+    pub(crate) fn ruminate_pack(
+        weights: *const TensorPtr,
+        count: usize,
+        out: *mut *mut C_tensor,
+        error: *mut *mut c_char,
+    ) -> c_int;
+    pub(crate) fn ruminate_packed_linear(
+        x: TensorPtr,
+        weight: TensorPtr,
+        out: *mut *mut C_tensor,
+        error: *mut *mut c_char,
+    ) -> c_int;
+    pub(crate) fn ruminate_dropout(
+        x: TensorPtr,
+        rate: f64,
+        out: *mut *mut C_tensor,
+        error: *mut *mut c_char,
+    ) -> c_int;
+    pub(crate) fn ruminate_top_p(
+        logits: TensorPtr,
+        p: f64,
+        out: *mut *mut C_tensor,
+        error: *mut *mut c_char,
+    ) -> c_int;
     pub(crate) fn ruminate_set_message(message: *mut c_void, text: *const u8, length: usize);
     pub(crate) fn ruminate_checkpoint(
         inputs: *const TensorPtr,

@@ -2,17 +2,23 @@
 
 mod autocast;
 mod checkpoint;
+mod dropout;
 mod error;
 mod ffi;
 mod files;
 mod info;
 mod log_probs;
 pub mod optim;
+mod products;
 pub mod rng;
+mod sampling;
 
 pub use autocast::autocast;
 pub use checkpoint::checkpoint;
+pub use dropout::dropout;
 pub use error::{Error, Result};
 pub use files::map_file;
 pub use info::build_info;
 pub use log_probs::{LogProbs, log_probs};
+pub use products::{Packed, linear, matmul};
+pub use sampling::top_p;

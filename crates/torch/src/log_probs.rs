@@ -5,8 +5,9 @@ use torch_sys::C_tensor;
 
 use crate::{Error, Result, ffi};
 
-/// Logits that exist at the same time, in elements: 16 Mi of them are 64 MiB.
-const LOGITS: i64 = 16 << 20;
+/// Logits that exist at the same time, in elements: 10 Mi of them are 40 MiB. So large a buffer is a mapping of its own,
+/// which goes back to the system at once.
+const LOGITS: i64 = 10 << 20;
 
 /// What [`log_probs`] returns, `f32`.
 #[derive(Debug)]

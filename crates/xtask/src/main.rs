@@ -4,6 +4,7 @@
 //! itself goes to stderr, so that the output of what it runs stays clean.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool talks to its terminal")]
 
+mod bench;
 mod cargo;
 mod commands;
 mod doctor;
@@ -44,6 +45,8 @@ enum Command {
     Test(commands::Test),
     /// Run golden vectors against the libraries; exits with 1 if one of them fails
     Golden(commands::Golden),
+    /// Time the hot operations, alone or in turns with the Python stack
+    Bench(bench::Bench),
     /// Check formatting, lints and documentation; with cargo-deny and typos where they are installed
     Lint(Cuda),
     /// Check this machine, and print for each thing that is not right the command that mends it
@@ -96,6 +99,7 @@ fn run(command: Command) -> Result<u8> {
         Command::Demo(args) => commands::demo(&root, &args),
         Command::Test(args) => commands::test(&root, &args),
         Command::Golden(args) => commands::golden(&root, &args),
+        Command::Bench(args) => bench::bench(&root, &args),
         Command::Lint(args) => lint::lint(&root, args.into()),
         Command::Doctor(args) => doctor::doctor(&root, args.into()),
         Command::World(args) => world::run(args.check).map(|()| 0),

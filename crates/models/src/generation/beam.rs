@@ -57,7 +57,7 @@ pub(super) fn search(
     for step in 0..new {
         let written = (given + step) as i64;
         let states = decoding.step(&tokens.f_narrow(1, written - 1, 1)?)?;
-        let raw = model.logits(&states.f_squeeze_dim(1)?)?.f_log_softmax(-1, Kind::Float)?;
+        let raw = decoding.logits(&states.f_squeeze_dim(1)?)?.f_log_softmax(-1, Kind::Float)?;
         let history = tokens.f_narrow(1, 0, written)?;
         let history = History { tokens: &history, padding: None };
         let processed = processors.iter().try_fold(raw.shallow_clone(), |l, p| p.apply(&l, history))?;

@@ -161,7 +161,7 @@ impl<'a> Loop<'a> {
         }
         for step in 0..new {
             let states = decoding.step(&self.tokens.f_narrow(1, (given + step) as i64 - 1, 1)?)?;
-            self.choose(&self.model.logits(&states.f_squeeze_dim(1)?)?, step)?;
+            self.choose(&decoding.logits(&states.f_squeeze_dim(1)?)?, step)?;
             if step + 1 < new && self.drop_finished(&mut decoding, step)? {
                 return Ok(self.results);
             }

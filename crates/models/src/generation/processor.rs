@@ -1,6 +1,6 @@
 //! What changes logits before a token is chosen.
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::Sampling;
 use crate::{Result, TokenId};
@@ -150,6 +150,14 @@ fn top_k(logits: &Tensor, k: usize) -> Result<Tensor> {
 }
 
 fn top_p(logits: &Tensor, p: f64, min_keep: usize) -> Result<Tensor> {
+    if min_keep <= 1 && logits.device() == Device::Cpu && logits.kind() == Kind::Float {
+        return Ok(ruminate_torch::top_p(logits, p)?);
+    }
+    top_p_by_sorting(logits, p, min_keep)
+}
+
+/// As transformers does it.
+fn top_p_by_sorting(logits: &Tensor, p: f64, min_keep: usize) -> Result<Tensor> {
     let vocab = logits.size()[1];
     let (sorted, order) = logits.f_sort(-1, false)?;
     let dropped = sorted.f_softmax(-1, None::<Kind>)?.f_cumsum(-1, None::<Kind>)?.f_le(1.0 - p)?;
@@ -276,6 +284,30 @@ mod tests {
         let hot = Sampling { temperature: 100.0, top_k: None, top_p: Some(0.6) };
         assert!(filtered(&logits, hot)[2].is_finite());
         assert_eq!(filtered(&logits, Sampling { temperature: 1.0, ..hot })[2], NO);
+    }
+
+    #[test]
+    fn buckets_and_sorting_keep_the_same_tokens() {
+        tch::manual_seed(3);
+        let options = (Kind::Float, Device::Cpu);
+        for (vocab, spread) in
+            [(1, 1.0), (2, 0.0), (7, 2.0), (1000, 0.1), (1000, 0.0), (5000, 8.0), (32128, 1.4)]
+        {
+            let logits = Tensor::randn([4, vocab], options) * spread;
+            // Ties at the border, and tokens that are forbidden.
+            let coarse = (&logits * 4.0).round() / 4.0;
+            let forbidden = logits.masked_fill(&logits.gt(0.5), f64::NEG_INFINITY);
+            for logits in [&logits, &coarse, &forbidden] {
+                for p in [1e-6, 0.1, 0.5, 0.9, 0.999] {
+                    // Which of several equal tokens at the border stay is not defined; how many is.
+                    let kept = |filtered: Result<Tensor>| filtered.unwrap().sort(-1, false).0;
+                    let buckets = kept(top_p(logits, p, 1));
+                    let sorted = kept(top_p_by_sorting(logits, p, 1));
+                    let differ = buckets.ne_tensor(&sorted).sum(Kind::Int64).int64_value(&[]);
+                    assert_eq!(differ, 0, "vocabulary {vocab}, spread {spread}, p {p}");
+                }
+            }
+        }
     }
 
     #[test]

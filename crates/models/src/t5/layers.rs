@@ -2,6 +2,7 @@
 
 mod recompute;
 
+use ruminate_torch::{Packed, linear, matmul};
 use tch::{Device, Kind, Tensor};
 
 use super::config::{FeedForward, T5Config};
@@ -12,10 +13,9 @@ use crate::{Error, Result};
 /// Added to the attention scores of keys that must not be seen. Finite, so that no row can become NaN.
 const HIDDEN: f64 = -1e30;
 
-/// `x` times the transposed weight.
-fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    Ok(x.f_linear(weight, None::<&Tensor>)?)
-}
+/// Without gradients, attention scores up to this number are written out on a CPU, where that is faster; more of them go
+/// to libtorch's fused kernel, which never holds them in memory.
+const SCORES: i64 = 16 << 20;
 
 /// Root-mean-square norm without mean and bias.
 #[derive(Debug)]
@@ -82,23 +82,34 @@ impl Attention {
         bias: &Tensor,
         dropout: f64,
     ) -> Result<Tensor> {
-        let (rows, time, _) = x.size3()?;
-        let shared_by = rows / keys.size()[0];
-        let q = linear(x, &self.q)?.f_view_([rows / shared_by, shared_by * time, self.heads, -1])?;
-        let q = q.f_transpose(1, 2)?;
-        let context = if bias.requires_grad() || q.requires_grad() || dropout > 0.0 {
-            let scores = (q.f_matmul(&keys.f_transpose(2, 3)?)?).f_add(bias)?;
-            // Softmax in float32 whatever the precision of the products.
-            let probs = scores.f_softmax(-1, Kind::Float)?.f_to_kind(values.kind())?;
-            drop_out(&probs, dropout)?.f_matmul(values)?
-        } else {
-            // Without gradients and dropout the fused kernel is at hand: no [time, keys] scores in memory.
-            let bias = bias.f_to_kind(q.kind())?;
-            Tensor::f_scaled_dot_product_attention(&q, keys, values, Some(&bias), 0.0, false, 1.0, false)?
-        };
-        let context = context.f_transpose(1, 2)?.f_reshape([rows, time, -1])?;
-        linear(&context, &self.o)
+        Ok(linear(&attention(&linear(x, &self.q)?, keys, values, bias, dropout)?, &self.o)?)
     }
+}
+
+/// Attention of queries `[rows, time, heads * d_kv]`, for [`Attention::attend`]; the result has their shape.
+fn attention(
+    queries: &Tensor,
+    keys: &Tensor,
+    values: &Tensor,
+    bias: &Tensor,
+    dropout: f64,
+) -> Result<Tensor> {
+    let (rows, time, inner) = queries.size3()?;
+    let (batch, heads, _, _) = keys.size4()?;
+    let shared_by = rows / batch;
+    let q = queries.f_view_([batch, shared_by * time, heads, -1])?.f_transpose(1, 2)?;
+    let trains = bias.requires_grad() || q.requires_grad() || dropout > 0.0;
+    let scores = rows * time * heads * keys.size()[2];
+    let context = if trains || (q.device() == Device::Cpu && scores <= SCORES) {
+        let scores = matmul(&q, &keys.f_transpose(2, 3)?)?.f_add(bias)?;
+        // Softmax in float32 whatever the precision of the products.
+        let probs = scores.f_softmax(-1, Kind::Float)?.f_to_kind(values.kind())?;
+        matmul(&drop_out(&probs, dropout)?, values)?
+    } else {
+        let bias = bias.f_to_kind(q.kind())?;
+        Tensor::f_scaled_dot_product_attention(&q, keys, values, Some(&bias), 0.0, false, 1.0, false)?
+    };
+    Ok(context.f_transpose(1, 2)?.f_reshape([rows, time, inner])?)
 }
 
 /// The feed-forward layer, plain or gated.
@@ -125,6 +136,17 @@ impl Dense {
         })
     }
 
+    /// What lies between the matrices, without dropout; of the gated layer, the two inputs lie side by side.
+    fn activate(&self, inner: &Tensor) -> Result<Tensor> {
+        Ok(match self {
+            Self::Relu { .. } => inner.f_relu()?,
+            Self::GatedGelu { .. } => {
+                let halves = inner.f_chunk(2, -1)?;
+                halves[0].f_gelu("tanh")?.f_mul(&halves[1])?
+            }
+        })
+    }
+
     fn forward(&self, x: &Tensor, dropout: f64) -> Result<Tensor> {
         let (inner, wo) = match self {
             Self::Relu { wi, wo } => (linear(x, wi)?.f_relu()?, wo),
@@ -132,12 +154,12 @@ impl Dense {
                 (linear(x, wi_0)?.f_gelu("tanh")?.f_mul(&linear(x, wi_1)?)?, wo)
             }
         };
-        linear(&drop_out(&inner, dropout)?, wo)
+        Ok(linear(&drop_out(&inner, dropout)?, wo)?)
     }
 }
 
 fn drop_out(x: &Tensor, rate: f64) -> Result<Tensor> {
-    Ok(if rate > 0.0 { x.f_dropout(rate, true)? } else { x.shallow_clone() })
+    Ok(if rate > 0.0 { ruminate_torch::dropout(x, rate)? } else { x.shallow_clone() })
 }
 
 /// The learnt bias of a stack's self-attention, which depends on the distance of key and query only.
@@ -250,18 +272,51 @@ impl Block {
 
     /// One block for one new position, whose key and value are stored in the cache.
     fn step(&self, x: &Tensor, cache: &mut LayerCache, step: i64, masks: &Masks<'_>) -> Result<Tensor> {
-        let normed = self.self_norm.forward(x)?;
-        let (key, value) = self.self_attention.keys_values(&normed)?;
-        cache.keys.f_narrow(2, step, 1)?.f_copy_(&key)?;
-        cache.values.f_narrow(2, step, 1)?.f_copy_(&value)?;
-        let (keys, values) = (cache.keys.f_narrow(2, 0, step + 1)?, cache.values.f_narrow(2, 0, step + 1)?);
-        let mut x = x.f_add(&self.self_attention.attend(&normed, &keys, &values, masks.own, 0.0)?)?;
-        if let (Some((norm, attention)), Some(mask)) = (&self.cross, masks.source) {
-            let normed = norm.forward(&x)?;
-            x =
-                x.f_add(&attention.attend(&normed, &cache.source_keys, &cache.source_values, mask, 0.0)?)?;
+        let (rows, heads) = (x.size()[0], self.self_attention.heads);
+        let LayerCache { weights, keys, values, source_keys, source_values } = cache;
+        let parts = weights.qkv.linear(&self.self_norm.forward(x)?)?.f_view_([rows, 3, heads, -1])?;
+        keys.f_select(2, step)?.f_copy_(&parts.f_select(1, 1)?)?;
+        values.f_select(2, step)?.f_copy_(&parts.f_select(1, 2)?)?;
+        let queries = parts.f_select(1, 0)?.f_flatten(1, 2)?.f_unsqueeze(1)?;
+        let (keys, values) = (keys.f_narrow(2, 0, step + 1)?, values.f_narrow(2, 0, step + 1)?);
+        let context = attention(&queries, &keys, &values, masks.own, 0.0)?;
+        let mut x = x.f_add(&weights.o.linear(&context)?)?;
+        if let (Some((norm, _)), Some(mask)) = (&self.cross, masks.source) {
+            let queries = weights.cross_q.linear(&norm.forward(&x)?)?;
+            let context = attention(&queries, source_keys, source_values, mask, 0.0)?;
+            x = x.f_add(&weights.cross_o.linear(&context)?)?;
         }
-        Ok(x.f_add(&self.dense.forward(&self.dense_norm.forward(&x)?, 0.0)?)?)
+        let normed = self.dense_norm.forward(&x)?;
+        let inner = weights.dense_in.linear(&normed)?;
+        Ok(x.f_add(&weights.dense_out.linear(&self.dense.activate(&inner)?)?)?)
+    }
+}
+
+/// The weights of a decoder block as steps use them, with what reads the same input joined.
+#[derive(Debug)]
+struct StepWeights {
+    qkv: Packed,
+    o: Packed,
+    cross_q: Packed,
+    cross_o: Packed,
+    dense_in: Packed,
+    dense_out: Packed,
+}
+
+impl StepWeights {
+    fn new(own: &Attention, cross: &Attention, dense: &Dense) -> Result<Self> {
+        let (dense_in, dense_out) = match dense {
+            Dense::Relu { wi, wo } => (Packed::new(&[wi])?, wo),
+            Dense::GatedGelu { wi_0, wi_1, wo } => (Packed::new(&[wi_0, wi_1])?, wo),
+        };
+        Ok(Self {
+            qkv: Packed::new(&[&own.q, &own.k, &own.v])?,
+            o: Packed::new(&[&own.o])?,
+            cross_q: Packed::new(&[&cross.q])?,
+            cross_o: Packed::new(&[&cross.o])?,
+            dense_in,
+            dense_out: Packed::new(&[dense_out])?,
+        })
     }
 }
 
@@ -330,11 +385,13 @@ impl Stack {
         let layers = self
             .blocks
             .iter()
-            .filter_map(|block| block.cross.as_ref().map(|(_, cross)| (&block.self_attention, cross)))
-            .map(|(own, cross)| {
+            .filter_map(|block| block.cross.as_ref().map(|(_, cross)| (block, cross)))
+            .map(|(block, cross)| {
+                let own = &block.self_attention;
                 let shape = [rows, own.heads, max_time, own.q.size()[0] / own.heads];
                 let (source_keys, source_values) = cross.keys_values(source)?;
                 Ok(LayerCache {
+                    weights: StepWeights::new(own, cross, &block.dense)?,
                     keys: Tensor::f_zeros(shape, options)?,
                     values: Tensor::f_zeros(shape, options)?,
                     source_keys: source_keys.f_contiguous()?,
@@ -406,6 +463,7 @@ impl DecoderCache {
 
 #[derive(Debug)]
 struct LayerCache {
+    weights: StepWeights,
     keys: Tensor,
     values: Tensor,
     source_keys: Tensor,

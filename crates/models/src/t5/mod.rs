@@ -7,6 +7,7 @@ mod sizes;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
+use ruminate_torch::{Packed, linear};
 use tch::{Device, Kind, Tensor};
 
 use crate::checkpoint::{Builder, Weights, write_model};
@@ -64,6 +65,7 @@ pub struct Decoding<'a> {
     decoder: &'a Stack,
     mask: Tensor,
     cache: DecoderCache,
+    output: Packed,
 }
 
 impl T5 {
@@ -272,7 +274,8 @@ impl T5 {
     }
 
     /// Starts decoding step by step, without dropout: `rows` sequences (a multiple of the encoded batch) of at most `max_time`
-    /// tokens. Memory for keys and values is taken here, once.
+    /// tokens. Memory for keys and values is taken here, once; on a CPU also for copies of the decoder's weights, laid out
+    /// as steps like them best.
     ///
     /// # Errors
     /// When the model has no decoder, or libtorch refuses.
@@ -285,7 +288,8 @@ impl T5 {
         let decoder = self.decoder()?;
         check_rows(rows, &encoded.states)?;
         let cache = decoder.cache(&encoded.states, rows, max_time)?;
-        Ok(Decoding { model: self, decoder, mask: encoded.mask.shallow_clone(), cache })
+        let output = Packed::new(&[self.output_projection().0])?;
+        Ok(Decoding { model: self, decoder, mask: encoded.mask.shallow_clone(), cache, output })
     }
 
     /// Vocabulary logits of decoder states `[..., d_model]`, in `f32`.
@@ -294,7 +298,7 @@ impl T5 {
     /// When libtorch refuses.
     pub fn logits(&self, states: &Tensor) -> Result<Tensor> {
         let (weight, scale) = self.output_projection();
-        Ok(scaled(states, scale)?.f_linear(weight, None::<&Tensor>)?.f_to_kind(Kind::Float)?)
+        Ok(linear(&scaled(states, scale)?, weight)?.f_to_kind(Kind::Float)?)
     }
 
     /// Logits of a few tokens only: states `[batch, d_model]`, ids `[batch, n]`, result `[batch, n]`, `f32`.
@@ -378,6 +382,15 @@ impl Decoding<'_> {
     pub fn step(&mut self, tokens: &Tensor) -> Result<Tensor> {
         self.cache.check(tokens)?;
         self.decoder.step(self.model.embed(tokens)?, &mut self.cache, &self.mask)
+    }
+
+    /// Vocabulary logits of states `[..., d_model]`, in `f32`.
+    ///
+    /// # Errors
+    /// When libtorch refuses.
+    pub fn logits(&self, states: &Tensor) -> Result<Tensor> {
+        let (_, scale) = self.model.output_projection();
+        Ok(self.output.linear(&scaled(states, scale)?)?.f_to_kind(Kind::Float)?)
     }
 
     /// Replaces every row by the row of that index: a beam goes on from the one that it extends. Rows must stay with

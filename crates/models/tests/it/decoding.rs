@@ -1,9 +1,10 @@
 //! Decoding step by step against decoding at once.
 
 use ruminate_models::T5;
+use serde_json::json;
 use tch::Tensor;
 
-use crate::support::{assert_close, encoder_only, ids, kinds, model, plain, refused};
+use crate::support::{assert_close, config, encoder_only, ids, kinds, model, plain, refused};
 
 fn sources() -> Vec<Vec<i64>> {
     vec![vec![9, 4, 17, 30, 2, 25, 11, 5, 6, 1], vec![8, 22, 1]]
@@ -131,4 +132,27 @@ fn traces_hold_every_block() {
     let norm = |x: &Tensor| x * (x.square().mean_dim(-1, true, tch::Kind::Float) + 1e-6).rsqrt();
     assert_close(&norm(&decoder[2]), &states, "decoder");
     assert_close(&norm(&encoder[0]), &encoded.states, "encoder");
+}
+
+/// Wide enough for the library that takes large products.
+#[test]
+fn a_wide_model_keeps_the_same_promises() {
+    let wide = config(json!({"d_model": 256, "d_kv": 64, "d_ff": 512, "num_heads": 4}));
+    let t5 = model(wide);
+    let long: Vec<Vec<i64>> = (0..4).map(|row| (0..80).map(|i| 2 + (row + 3 * i) % 37).collect()).collect();
+    let inputs = inputs();
+    let with_gradients = at_once(&t5, &long, &inputs);
+    tch::no_grad(|| {
+        let together = at_once(&t5, &long, &inputs);
+        assert_close(&together, &with_gradients, "without gradients");
+        assert_close(&stepwise(&t5, &long, &inputs), &together, "step by step");
+        for row in 0..4 {
+            // Alone, and beside a longer row, so that it is padded.
+            let alone = at_once(&t5, &long[row..=row], &inputs.narrow(0, row as i64, 1));
+            assert_close(&alone, &together.narrow(0, row as i64, 1), "alone");
+            let padded = [long[row].clone(), vec![5; 120]];
+            let padded = at_once(&t5, &padded, &inputs.narrow(0, row as i64, 1).repeat([2, 1]));
+            assert_close(&padded.narrow(0, 0, 1), &alone, "padded");
+        }
+    });
 }

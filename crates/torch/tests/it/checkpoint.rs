@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use ruminate_torch::{Error, Result, autocast, checkpoint, rng};
 use tch::{Device, Kind, Tensor};
 
-use crate::rng::alone;
+use crate::alone;
 use crate::{add_grad, bits, numbers, parameter};
 
 /// A layer with dropout on a captured weight.

@@ -4,12 +4,22 @@ mod adafactor;
 mod autocast;
 mod checkpoint;
 mod clipping;
+mod dropout;
 mod files;
 mod log_probs;
 mod optim;
+mod products;
 mod rng;
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use tch::{Device, Kind, Tensor};
+
+/// For tests that draw from the random generator, which all threads share.
+fn alone() -> MutexGuard<'static, ()> {
+    static LOCK: Mutex<()> = Mutex::new(());
+    LOCK.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Numbers without a pattern, the same in every run and untouched by the random generator.
 fn numbers(shape: &[i64], phase: f64) -> Tensor {

@@ -1,17 +1,9 @@
 //! Generator states.
 
-use std::sync::{Mutex, MutexGuard};
-
 use ruminate_torch::{Error, rng};
 use tch::{Device, Kind, Tensor};
 
-use crate::bits;
-
-/// All threads share one generator.
-pub(crate) fn alone() -> MutexGuard<'static, ()> {
-    static LOCK: Mutex<()> = Mutex::new(());
-    LOCK.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-}
+use crate::{alone, bits};
 
 fn draw() -> Vec<u32> {
     let normal = Tensor::randn([5], (Kind::Float, Device::Cpu));

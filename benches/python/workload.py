@@ -1,0 +1,262 @@
+"""The workloads of this package as one writes them with transformers, timed like `workload` and with the same output.
+
+    python workload.py --bench gen_greedy_8 --model t5-small --threads 2
+
+With --paced it says "ready" after the warm-up, then does one repeat for each line on standard input and prints its
+seconds; the result comes at the end of the input. So two programs can take turns.
+
+A new workload is a function in WORKLOADS: it gets a Setting and returns what one repeat does, its rows and its tokens.
+"""
+
+import argparse
+import json
+import os
+import re
+import statistics
+import sys
+import time
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+
+import torch
+import torch.nn.functional as F
+import transformers
+
+SOURCE, TARGET, VOCABULARY = 128, 64, 32128
+
+
+def size(d_model, d_ff, layers, heads, **more):
+    return dict(d_model=d_model, d_kv=64, d_ff=d_ff, num_layers=layers, num_heads=heads, vocab_size=VOCABULARY, **more)
+
+
+MODELS = {
+    "t5-mini": size(256, 1024, 2, 4),
+    "t5-small": size(512, 2048, 6, 8),
+    "t5-base": size(768, 3072, 12, 12),
+    "t5-large": size(1024, 4096, 24, 16),
+    "flan-t5-base": size(768, 2048, 12, 12, feed_forward_proj="gated-gelu", tie_word_embeddings=False),
+}
+
+
+class Setting:
+    def __init__(self, arguments):
+        self.arguments = arguments
+        self.device = torch.device("cuda" if arguments.cuda else "cpu")
+        self.dtype = torch.bfloat16 if arguments.dtype == "bf16" else torch.float32
+        self.parameters = 0
+
+    def build(self, training=False, dropout=0.1):
+        config = transformers.T5Config(
+            **MODELS[self.arguments.model],
+            dropout_rate=dropout,
+            decoder_start_token_id=0,
+            pad_token_id=0,
+            eos_token_id=1,
+        )
+        model = transformers.T5ForConditionalGeneration(config)
+        if not config.tie_word_embeddings:
+            model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+        model = model.to(self.device, self.dtype).train(training)
+        self.parameters = sum(p.numel() for p in model.parameters())
+        return model
+
+    def rows(self, default):
+        return self.arguments.batch or default
+
+    def ids(self, rows, tokens):
+        return torch.randint(3, VOCABULARY, (rows, tokens), device=self.device)
+
+    def precision(self):
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.arguments.dtype == "amp")
+
+
+def sft(setting, dropout=0.1):
+    """Trainer's step without the Trainer: the model's own loss, clipping, torch.optim.AdamW as it comes."""
+    rows = setting.rows(8)
+    model = setting.build(training=True, dropout=dropout)
+    ids, labels = setting.ids(rows, SOURCE), setting.ids(rows, TARGET)
+    mask = torch.ones_like(ids)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.01)
+
+    def repeat():
+        optimizer.zero_grad(set_to_none=True)
+        with setting.precision():
+            loss = model(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    return repeat, rows, rows * (SOURCE + TARGET)
+
+
+def adam(setting):
+    model = setting.build()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.01)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    return optimizer.step, 1, setting.parameters
+
+
+def generation(setting, rows, **how):
+    model = setting.build()
+    # No end token, so that every row has the same number of tokens.
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+    model.generation_config.decoder_start_token_id = 0
+    rows = setting.rows(rows)
+    ids = setting.ids(rows, SOURCE)
+    mask = torch.ones_like(ids)
+
+    def repeat():
+        with torch.inference_mode(), setting.precision():
+            written = model.generate(
+                input_ids=ids, attention_mask=mask, max_new_tokens=TARGET, num_beams=1, use_cache=True, **how
+            )
+        assert written.shape == (rows, TARGET + 1), written.shape
+
+    return repeat, rows, rows * TARGET
+
+
+def greedy(setting, rows):
+    return generation(setting, rows, do_sample=False)
+
+
+def top_p(setting, rows):
+    return generation(setting, rows, do_sample=True, temperature=0.7, top_p=0.9, top_k=0)
+
+
+def label_log_probs(model, ids, mask, labels):
+    """Log-probability of every label: forward with labels' inputs, log-softmax over the vocabulary, gather."""
+    inputs = F.pad(labels, (1, 0))[:, :-1]
+    logits = model(input_ids=ids, attention_mask=mask, decoder_input_ids=inputs, use_cache=False).logits
+    return logits.float().log_softmax(-1).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+
+
+def score(setting):
+    rows = setting.rows(32)
+    model = setting.build()
+    ids, labels = setting.ids(rows, SOURCE), setting.ids(rows, TARGET)
+    mask = torch.ones_like(ids)
+
+    def repeat():
+        with torch.inference_mode(), setting.precision():
+            label_log_probs(model, ids, mask, labels).sum(-1)
+
+    return repeat, rows, rows * (SOURCE + TARGET)
+
+
+def choices(setting, length):
+    """Every (question, choice) is a row of its own, as one usually batches it: the prompt is encoded once per choice."""
+    questions, count = setting.rows(8), 4
+    model = setting.build()
+    ids = setting.ids(questions, SOURCE).repeat_interleave(count, 0)
+    labels = setting.ids(questions * count, length)
+    mask = torch.ones_like(ids)
+
+    def repeat():
+        with torch.inference_mode(), setting.precision():
+            label_log_probs(model, ids, mask, labels).view(questions, count, length).sum(-1)
+
+    return repeat, questions, questions * count * (SOURCE + length)
+
+
+WORKLOADS = {
+    "sft": sft,
+    "sft_no_dropout": lambda setting: sft(setting, dropout=0.0),
+    "adam": adam,
+    "gen_greedy_8": lambda setting: greedy(setting, 8),
+    "gen_greedy_32": lambda setting: greedy(setting, 32),
+    "gen_top_p_8": lambda setting: top_p(setting, 8),
+    "gen_top_p_32": lambda setting: top_p(setting, 32),
+    "score": score,
+    "choices_2": lambda setting: choices(setting, 2),
+    "choices_16": lambda setting: choices(setting, 16),
+}
+
+
+def peak_rss_mib():
+    with open("/proc/self/status") as status:
+        return int(re.search(r"VmHWM:\s+(\d+)", status.read()).group(1)) // 1024
+
+
+def matmul_gflops(dtype, device):
+    n, best = (8192 if device.type == "cuda" else 2048), float("inf")
+    matrix = torch.randn(n, n, device=device, dtype=dtype)
+    for _ in range(6):
+        start = time.perf_counter()
+        matrix @ matrix
+        synchronise(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * n**3 / best / 1e9
+
+
+def synchronise(device):
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--bench", required=True, choices=WORKLOADS)
+    parser.add_argument("--model", default="t5-small", choices=MODELS)
+    parser.add_argument("--dtype", default="fp32", choices=["fp32", "bf16", "amp"])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--cuda", action="store_true")
+    parser.add_argument("--batch", type=int)
+    parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--paced", action="store_true")
+    arguments = parser.parse_args()
+
+    torch.manual_seed(0)
+    torch.set_num_threads(arguments.threads)
+    setting = Setting(arguments)
+    before = peak_rss_mib()
+    repeat, rows, tokens = WORKLOADS[arguments.bench](setting)
+
+    def timed():
+        start = time.perf_counter()
+        repeat()
+        synchronise(setting.device)
+        return time.perf_counter() - start
+
+    for _ in range(arguments.warmup):
+        timed()
+    secs = []
+    if arguments.paced:
+        print("ready", flush=True)
+        for _ in sys.stdin:
+            secs.append(timed())
+            print(f"{secs[-1]:.6f}", flush=True)
+    else:
+        secs = [timed() for _ in range(arguments.repeats)]
+    median, peak = statistics.median(secs), peak_rss_mib()
+    kind = torch.float32 if arguments.dtype == "fp32" else torch.bfloat16
+    result = {
+        "bench": arguments.bench,
+        "model": arguments.model,
+        "parameters": setting.parameters,
+        "device": setting.device.type,
+        "dtype": arguments.dtype,
+        "threads": arguments.threads,
+        "batch": rows,
+        "tokens": tokens,
+        "dropout": 0.1 if arguments.bench == "sft" else 0.0,
+        "warmup": arguments.warmup,
+        "repeats": len(secs),
+        "median_s": round(median, 5),
+        "min_s": round(min(secs), 5),
+        "max_s": round(max(secs), 5),
+        "tokens_per_s": round(tokens / median, 1),
+        "rss_before_model_mib": before,
+        "peak_rss_mib": peak,
+        "matmul_gflops": round(matmul_gflops(kind, setting.device)),
+        "load_average": round(os.getloadavg()[0], 2),
+        "program": f"transformers {transformers.__version__}, torch {torch.__version__}",
+    }
+    print(json.dumps(result), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+//! Times one workload in this process and prints one line of JSON.
+#![allow(clippy::print_stdout, reason = "a command-line tool prints its result")]
+
+use std::io::BufRead;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use ruminate_benches::{Precision, Setting, config, host, prepare};
+use serde_json::json;
+use tch::{Device, Kind};
+
+/// Times one workload and prints one line of JSON.
+#[derive(Debug, Parser)]
+struct Cli {
+    /// Name of the workload
+    #[arg(long)]
+    bench: String,
+    /// Size of the model
+    #[arg(long, default_value = "t5-small")]
+    model: String,
+    /// Precision
+    #[arg(long, value_enum, default_value_t = Precision::Fp32)]
+    dtype: Precision,
+    /// Threads
+    #[arg(long, default_value_t = 2)]
+    threads: i32,
+    /// Run on the first CUDA device
+    #[arg(long)]
+    cuda: bool,
+    /// Rows instead of the workload's own number
+    #[arg(long)]
+    batch: Option<usize>,
+    /// Repeats before timing starts
+    #[arg(long, default_value_t = 2)]
+    warmup: usize,
+    /// Timed repeats
+    #[arg(long, default_value_t = 5)]
+    repeats: usize,
+    /// Say "ready" after the warm-up, then do one repeat for each line on stdin and print its seconds; the result
+    /// comes at the end of the input. So two programs can take turns.
+    #[arg(long)]
+    paced: bool,
+}
+
+fn main() -> Result<()> {
+    let cli = Cli::parse();
+    tch::set_num_threads(cli.threads);
+    let device = if cli.cuda { Device::Cuda(0) } else { Device::Cpu };
+    anyhow::ensure!(!cli.cuda || tch::Cuda::is_available(), "there is no CUDA device");
+    let mut setting = Setting::new(config(&cli.model)?, cli.dtype, device);
+    setting.batch = cli.batch;
+    let before = host::peak_rss_mib()?;
+    let mut workload = prepare(&cli.bench, &setting)?;
+    for _ in 0..cli.warmup {
+        workload.repeat()?;
+    }
+    let mut timed = || -> Result<f64> {
+        let start = Instant::now();
+        workload.repeat()?;
+        Ok(start.elapsed().as_secs_f64())
+    };
+    let mut secs = vec![];
+    if cli.paced {
+        println!("ready");
+        for line in std::io::stdin().lock().lines() {
+            line?;
+            secs.push(timed()?);
+            println!("{:.6}", secs[secs.len() - 1]);
+        }
+    } else {
+        for _ in 0..cli.repeats {
+            secs.push(timed()?);
+        }
+    }
+    secs.sort_by(f64::total_cmp);
+    let median =
+        (secs.get((secs.len().max(1) - 1) / 2).context("no repeat was timed")? + secs[secs.len() / 2]) / 2.0;
+    let peak = host::peak_rss_mib()?;
+    let kind = if cli.dtype == Precision::Fp32 { Kind::Float } else { Kind::BFloat16 };
+    let dropout = if cli.bench.starts_with("sft") && cli.bench != "sft_no_dropout" {
+        setting.model.dropout_rate
+    } else {
+        0.0
+    };
+    let result = json!({
+        "bench": cli.bench, "model": cli.model, "parameters": workload.parameters,
+        "device": if cli.cuda { "cuda" } else { "cpu" }, "dtype": cli.dtype.name(), "threads": cli.threads,
+        "batch": workload.batch, "tokens": workload.tokens, "dropout": dropout, "warmup": cli.warmup, "repeats": secs.len(),
+        "median_s": rounded(median, 5), "min_s": rounded(secs[0], 5), "max_s": rounded(secs[secs.len() - 1], 5),
+        "tokens_per_s": rounded(workload.tokens as f64 / median, 1),
+        "rss_before_model_mib": before, "peak_rss_mib": peak,
+        "matmul_gflops": host::matmul_gflops(kind, device)?.round(), "load_average": host::load_average()?,
+        "program": concat!("ruminate ", env!("CARGO_PKG_VERSION")),
+    });
+    println!("{result}");
+    Ok(())
+}
+
+fn rounded(x: f64, digits: i32) -> f64 {
+    let scale = 10f64.powi(digits);
+    (x * scale).round() / scale
+}

@@ -1,0 +1,116 @@
+//! Training: whole steps, and their parts.
+
+use anyhow::Result;
+use ruminate_algorithms::cross_entropy;
+use ruminate_models::{Batch, Labels, Policy, T5, Want};
+use ruminate_torch::optim::{Adam, AdamConfig, Optimizer, clip_grad_norm};
+use tch::{Kind, Tensor};
+
+use crate::{Setting, Workload};
+
+const LR: f64 = 1e-5;
+const ADAM: AdamConfig = AdamConfig {
+    beta1: 0.9,
+    beta2: 0.999,
+    eps: 1e-8,
+    weight_decay: 0.01,
+    decay: ruminate_torch::optim::Decay::Decoupled,
+    decay_on: ruminate_torch::optim::DecayOn::All,
+};
+
+/// One step of supervised fine-tuning with the model's dropout.
+pub(crate) fn sft(setting: &Setting) -> Result<Workload> {
+    let examples = setting.examples(setting.rows(8));
+    step(setting, move |model| {
+        let loss = cross_entropy(&model.score(&examples, Want::default())?)?;
+        Ok(loss.sum.f_div_scalar(loss.count as f64)?)
+    })
+}
+
+/// The same without dropout.
+pub(crate) fn sft_no_dropout(setting: &Setting) -> Result<Workload> {
+    let mut setting = setting.clone();
+    setting.model.dropout_rate = 0.0;
+    sft(&setting)
+}
+
+/// The same step with all logits in memory: what it would cost without chunks.
+pub(crate) fn sft_full_logits(setting: &Setting) -> Result<Workload> {
+    let examples = setting.examples(setting.rows(8));
+    let prompts: Vec<_> = examples.iter().map(|e| e.prompt.as_slice()).collect();
+    let targets: Vec<_> = examples.iter().map(|e| e.target.as_slice()).collect();
+    let source = Batch::new(&prompts, 0, ruminate_models::Side::Right, setting.device)?;
+    let labels = Labels::new(&targets, setting.device)?;
+    step(setting, move |model| {
+        let inputs = model.shift_right(&labels.ids)?;
+        let logits = model.logits(&model.decode(&model.encode(&source)?, &inputs)?)?;
+        mean_loss(&logits.f_flatten(0, 1)?, &labels.targets)
+    })
+}
+
+/// Forward, backward, clipping, AdamW.
+fn step(setting: &Setting, loss: impl Fn(&T5) -> Result<Tensor> + 'static) -> Result<Workload> {
+    let mut model = setting.build()?;
+    model.set_training(true);
+    let parameters = model.parameters().count();
+    let mut adam = Adam::new(model.parameters().named(), ADAM)?;
+    let rows = setting.rows(8);
+    let tokens = rows * (setting.source + setting.target);
+    let forward = setting.clone();
+    Ok(Workload::new(setting, (rows, tokens, parameters), move || {
+        adam.zero_grad()?;
+        forward.forward(|| loss(&model))?.f_backward()?;
+        let _ = clip_grad_norm(adam.parameters(), 1.0)?;
+        Ok(adam.step(LR)?)
+    }))
+}
+
+/// The optimizer step alone; its tokens are parameters.
+pub(crate) fn adam(setting: &Setting) -> Result<Workload> {
+    let model = setting.build()?;
+    let parameters = model.parameters().count();
+    let mut adam = Adam::new(model.parameters().named(), ADAM)?;
+    // The sum of all parameters: a gradient of 1 everywhere.
+    let sums: Vec<Tensor> = adam.parameters().iter().map(|p| p.sum(Kind::Float)).collect();
+    Tensor::f_stack(&sums, 0)?.f_sum(Kind::Float)?.f_backward()?;
+    Ok(Workload::new(setting, (1, parameters as usize, parameters), move || Ok(adam.step(LR)?)))
+}
+
+/// Forward and backward of the loss alone, from the decoder's states and the output matrix.
+pub(crate) fn loss(setting: &Setting) -> Result<Workload> {
+    head(setting, |states, weight, targets| {
+        Ok(ruminate_torch::log_probs(states, weight, targets, 1.0, false)?.log_probs.f_mean(Kind::Float)?)
+    })
+}
+
+/// The same with all logits in memory.
+pub(crate) fn loss_full_logits(setting: &Setting) -> Result<Workload> {
+    head(setting, |states, weight, targets| {
+        let logits = states.f_linear(weight, None::<&Tensor>)?.f_to_kind(Kind::Float)?;
+        mean_loss(&logits, targets)
+    })
+}
+
+fn head(
+    setting: &Setting,
+    loss: impl Fn(&Tensor, &Tensor, &Tensor) -> Result<Tensor> + 'static,
+) -> Result<Workload> {
+    let rows = setting.rows(8);
+    let labels = Labels::new(&setting.ids(rows, setting.target, 2), setting.device)?;
+    let options = (setting.precision.kind(), setting.device);
+    let count = (rows * setting.target) as i64;
+    let states = Tensor::f_randn([count, setting.model.d_model], options)?.set_requires_grad(true);
+    let weight = Tensor::f_randn([setting.model.vocab_size, setting.model.d_model], options)?;
+    let weight = weight.f_mul_scalar(0.05)?.set_requires_grad(true);
+    let parameters = weight.numel() as u64;
+    let forward = setting.clone();
+    Ok(Workload::new(setting, (rows, count as usize, parameters), move || {
+        let loss = forward.forward(|| loss(&states, &weight, &labels.targets))?;
+        drop(Tensor::f_run_backward(&[loss], &[&states, &weight], false, false)?);
+        Ok(())
+    }))
+}
+
+fn mean_loss(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
+    Ok(logits.f_cross_entropy_loss::<&Tensor>(targets, None, tch::Reduction::Mean, -100, 0.0)?)
+}

@@ -1,0 +1,97 @@
+// Dropout whose mask is a function of a seed and the position: nothing has to be kept for the backward pass, and the mask
+// does not depend on the number of threads.
+
+#include "guard.h"
+#include "shim.h"
+
+#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/Parallel.h>
+#include <ATen/ops/dropout.h>
+#include <ATen/ops/empty_like.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+// Compiled for several vector units; the loader takes the best.
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
+#define FOR_EACH_VECTOR_UNIT __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define FOR_EACH_VECTOR_UNIT
+#endif
+
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::Function;
+using torch::autograd::variable_list;
+
+// The finalizer of MurmurHash3: every bit of the result depends on every bit of x.
+inline uint32_t mix(uint32_t x) {
+  x ^= x >> 16;
+  x *= 0x85ebca6bU;
+  x ^= x >> 13;
+  x *= 0xc2b2ae35U;
+  return x ^ (x >> 16);
+}
+
+// out = x / (1 - rate) where the position's random number is not below `limit`, else 0. `first` is the position of x[0].
+FOR_EACH_VECTOR_UNIT
+void drop(const float *__restrict x, float *__restrict out, uint32_t count, uint32_t first, uint32_t low, uint32_t high,
+          uint32_t limit, float scale) {
+  for (uint32_t i = 0; i < count; ++i) {
+    const uint32_t random = mix(mix((first + i) ^ low) ^ high);
+    out[i] = random >= limit ? x[i] * scale : 0.0f;
+  }
+}
+
+at::Tensor dropped(const at::Tensor &input, double rate, uint64_t seed) {
+  auto x = input.contiguous();
+  auto out = at::empty_like(x);
+  const auto limit = static_cast<uint32_t>(rate * 4294967296.0);
+  const auto scale = static_cast<float>(1.0 / (1.0 - rate));
+  const auto *from = x.const_data_ptr<float>();
+  auto *to = out.mutable_data_ptr<float>();
+  constexpr int64_t BLOCK = 1 << 14;
+  const int64_t blocks = (x.numel() + BLOCK - 1) / BLOCK;
+  at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t start = block * BLOCK;
+      const auto count = static_cast<uint32_t>(std::min(BLOCK, x.numel() - start));
+      // Beyond 2^32 elements the upper half of the position changes the seed.
+      const auto high = mix(static_cast<uint32_t>(seed >> 32) ^ static_cast<uint32_t>(start >> 32));
+      drop(from + start, to + start, count, static_cast<uint32_t>(start), static_cast<uint32_t>(seed), high, limit, scale);
+    }
+  });
+  return out;
+}
+
+struct Dropout : public Function<Dropout> {
+  static at::Tensor forward(AutogradContext *ctx, const at::Tensor &x, double rate, int64_t seed) {
+    ctx->saved_data["rate"] = rate;
+    ctx->saved_data["seed"] = seed;
+    return dropped(x, rate, static_cast<uint64_t>(seed));
+  }
+
+  static variable_list backward(AutogradContext *ctx, variable_list grads) {
+    const auto rate = ctx->saved_data["rate"].toDouble();
+    const auto seed = ctx->saved_data["seed"].toInt();
+    // Through the function itself, so that a second derivative is right, too.
+    return {Dropout::apply(grads[0], rate, seed), at::Tensor(), at::Tensor()};
+  }
+};
+
+} // namespace
+
+extern "C" int ruminate_dropout(at::Tensor *x, double rate, at::Tensor **out, char **error) {
+  return guarded(error, [&] {
+    if (!x->device().is_cpu() || x->scalar_type() != at::kFloat || !(rate > 0.0 && rate < 1.0)) {
+      *out = new at::Tensor(at::dropout(*x, rate, true));
+      return;
+    }
+    auto generator = at::detail::getDefaultCPUGenerator();
+    int64_t seed;
+    {
+      std::lock_guard<std::mutex> lock(generator.mutex());
+      seed = static_cast<int64_t>(at::check_generator<at::CPUGeneratorImpl>(generator)->random64());
+    }
+    *out = new at::Tensor(Dropout::apply(*x, rate, seed));
+  });
+}

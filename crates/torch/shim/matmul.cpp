@@ -1,0 +1,198 @@
+// Matrix products on the CPU. For float32 libtorch always calls MKL, which on processors of other makers runs kernels
+// of half the vector width; oneDNN, which libtorch holds too, generates code for the processor that it finds.
+
+#include "matmul.h"
+
+#include "guard.h"
+#include "shim.h"
+
+#include <ATen/Context.h>
+#include <ATen/autocast_mode.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/matmul.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+// Exported by libtorch_cpu, but not declared in its headers.
+namespace at::native {
+TORCH_API void mkldnn_matmul(const at::Tensor &a, const at::Tensor &b, const at::Tensor &out, float beta, float alpha);
+}
+
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::Function;
+using torch::autograd::variable_list;
+
+// Multiplications from which on oneDNN is faster; below, its calls cost more than they save.
+constexpr int64_t WORTHWHILE = 1 << 22;
+
+bool plain_float(const at::Tensor &x) {
+  return x.device().is_cpu() && x.scalar_type() == at::kFloat && x.layout() == at::kStrided;
+}
+
+bool onednn() {
+  return at::hasMKLDNN() && at::globalContext().userEnabledMkldnn() && !at::autocast::is_autocast_enabled(at::kCPU);
+}
+
+bool needs_graph(const at::Tensor &a, const at::Tensor &b) {
+  return at::GradMode::is_enabled() && (a.requires_grad() || b.requires_grad());
+}
+
+bool worthwhile(const at::Tensor &a, const at::Tensor &b) {
+  return plain_float(a) && plain_float(b) && onednn() && a.numel() * b.size(-1) >= WORTHWHILE;
+}
+
+// Rows of the last dimension.
+at::Tensor flat(const at::Tensor &x) { return x.reshape({-1, x.size(-1)}); }
+
+at::Tensor linear_product(const at::Tensor &x, const at::Tensor &weight) {
+  auto shape = x.sizes().vec();
+  shape.back() = weight.size(0);
+  return product(flat(x), weight.t()).view(shape);
+}
+
+struct Linear : public Function<Linear> {
+  static at::Tensor forward(AutogradContext *ctx, const at::Tensor &x, const at::Tensor &weight) {
+    ctx->save_for_backward({x, weight});
+    return linear_product(x, weight);
+  }
+
+  static variable_list backward(AutogradContext *ctx, variable_list grads) {
+    auto saved = ctx->get_saved_variables();
+    const auto &x = saved[0], &weight = saved[1];
+    auto grad = flat(grads[0]);
+    at::Tensor grad_x, grad_weight;
+    if (ctx->needs_input_grad(0)) {
+      grad_x = product(grad, weight).view_as(x);
+    }
+    if (ctx->needs_input_grad(1)) {
+      grad_weight = product(grad.t(), flat(x));
+    }
+    return {grad_x, grad_weight};
+  }
+};
+
+struct Product : public Function<Product> {
+  static at::Tensor forward(AutogradContext *ctx, const at::Tensor &a, const at::Tensor &b) {
+    ctx->save_for_backward({a, b});
+    return product(a, b);
+  }
+
+  static variable_list backward(AutogradContext *ctx, variable_list grads) {
+    auto saved = ctx->get_saved_variables();
+    const auto &a = saved[0], &b = saved[1];
+    at::Tensor grad_a, grad_b;
+    if (ctx->needs_input_grad(0)) {
+      grad_a = product(grads[0], b.transpose(-2, -1));
+    }
+    if (ctx->needs_input_grad(1)) {
+      grad_b = product(a.transpose(-2, -1), grads[0]);
+    }
+    return {grad_a, grad_b};
+  }
+};
+
+at::Tensor linear_of(const at::Tensor &x, const at::Tensor &weight) {
+  if (weight.dim() != 2 || !worthwhile(x, weight.t())) {
+    return at::linear(x, weight);
+  }
+  return needs_graph(x, weight) ? Linear::apply(x, weight) : linear_product(x, weight);
+}
+
+// [..., m, n] as [batch, m, n]; of a transposed matrix the original is folded, so that it is not copied in vain.
+at::Tensor folded(const at::Tensor &x) {
+  if (x.stride(-1) != 1 && x.stride(-2) == 1) {
+    return folded(x.transpose(-2, -1)).transpose(-2, -1);
+  }
+  return x.reshape({-1, x.size(-2), x.size(-1)});
+}
+
+at::Tensor matmul_of(const at::Tensor &a, const at::Tensor &b) {
+  const bool same = a.dim() == b.dim() && a.dim() >= 3 && a.sizes().slice(0, a.dim() - 2) == b.sizes().slice(0, b.dim() - 2);
+  if (!same || !worthwhile(a, b)) {
+    return at::matmul(a, b);
+  }
+  auto shape = a.sizes().vec();
+  shape.back() = b.size(-1);
+  auto x = folded(a), y = folded(b);
+  return (needs_graph(a, b) ? Product::apply(x, y) : product(x, y)).view(shape);
+}
+
+} // namespace
+
+at::Tensor product(const at::Tensor &a, const at::Tensor &b) {
+  // With a graph to record (a second derivative), libtorch's own product records it.
+  if (!worthwhile(a, b) || needs_graph(a, b)) {
+    return at::matmul(a, b);
+  }
+  auto shape = a.sizes().vec();
+  shape.back() = b.size(-1);
+  auto out = at::empty(shape, a.options());
+  at::native::mkldnn_matmul(a, b, out, 0, 1);
+  return out;
+}
+
+void set_product(at::Tensor &out, const at::Tensor &a, const at::Tensor &b) {
+  if (worthwhile(a, b) && plain_float(out)) {
+    at::native::mkldnn_matmul(a, b, out, 0, 1);
+  } else {
+    out.copy_(at::matmul(a, b));
+  }
+}
+
+void add_product(at::Tensor &out, const at::Tensor &a, const at::Tensor &b) {
+  if (worthwhile(a, b) && plain_float(out)) {
+    at::native::mkldnn_matmul(a, b, out, 1, 1);
+  } else {
+    out.addmm_(a, b);
+  }
+}
+
+extern "C" {
+
+int ruminate_linear(at::Tensor *x, at::Tensor *weight, at::Tensor **out, char **error) {
+  return guarded(error, [&] { *out = new at::Tensor(linear_of(*x, *weight)); });
+}
+
+int ruminate_matmul(at::Tensor *a, at::Tensor *b, at::Tensor **out, char **error) {
+  return guarded(error, [&] { *out = new at::Tensor(matmul_of(*a, *b)); });
+}
+
+int ruminate_pack(at::Tensor *const *weights, size_t count, at::Tensor **out, char **error) {
+  return guarded(error, [&] {
+    at::NoGradGuard no_grad;
+    std::vector<at::Tensor> parts;
+    for (size_t i = 0; i < count; ++i) {
+      parts.push_back(weights[i]->detach());
+    }
+    auto weight = count == 1 ? parts[0] : at::cat(parts);
+    if (plain_float(weight) && onednn()) {
+      static auto reorder = c10::Dispatcher::singleton()
+                                .findSchemaOrThrow("mkldnn::_reorder_linear_weight", "")
+                                .typed<at::Tensor(const at::Tensor &, std::optional<int64_t>)>();
+      weight = reorder.call(weight, std::nullopt);
+    }
+    *out = new at::Tensor(weight);
+  });
+}
+
+int ruminate_packed_linear(at::Tensor *x, at::Tensor *weight, at::Tensor **out, char **error) {
+  return guarded(error, [&] {
+    if (!weight->is_mkldnn()) {
+      *out = new at::Tensor(at::linear(*x, *weight));
+      return;
+    }
+    using Scalars = c10::List<std::optional<at::Scalar>>;
+    static auto pointwise =
+        c10::Dispatcher::singleton()
+            .findSchemaOrThrow("mkldnn::_linear_pointwise", "")
+            .typed<at::Tensor(const at::Tensor &, const at::Tensor &, const std::optional<at::Tensor> &, std::string_view,
+                              Scalars, std::optional<std::string_view>)>();
+    at::NoGradGuard no_grad;
+    *out = new at::Tensor(pointwise.call(*x, *weight, std::nullopt, "none", Scalars(), ""));
+  });
+}
+}

@@ -1,0 +1,113 @@
+//! Products on either library, against double precision.
+
+use ruminate_torch::{Packed, linear, log_probs, matmul};
+use tch::{Kind, Tensor};
+
+use crate::{largest_difference, numbers, parameter};
+
+/// Value and gradients of `f` must be those of `reference` in double precision.
+#[track_caller]
+fn same(
+    inputs: [&Tensor; 2],
+    f: impl Fn(&Tensor, &Tensor) -> Tensor,
+    reference: impl Fn(&Tensor, &Tensor) -> Tensor,
+) {
+    let out = f(inputs[0], inputs[1]);
+    let doubles = inputs.map(|t| t.detach().to_kind(Kind::Double).set_requires_grad(true));
+    let expected = reference(&doubles[0], &doubles[1]);
+    // Sums over some hundred products of numbers around 1.
+    assert!(largest_difference(&out, &expected) < 1e-4, "value");
+    let weights = numbers(&out.size(), 0.3);
+    let grads = |out: &Tensor, inputs: [&Tensor; 2]| {
+        Tensor::run_backward(&[(out * &weights).sum(out.kind())], &inputs, false, false)
+    };
+    let (got, wanted) = (grads(&out, inputs), grads(&expected, [&doubles[0], &doubles[1]]));
+    for (got, wanted) in got.iter().zip(&wanted) {
+        assert!(largest_difference(got, wanted) < 2e-4, "gradient");
+    }
+}
+
+#[test]
+fn a_linear_layer_has_the_right_value_and_gradients() {
+    // Below and above the size from which on another library is used.
+    for (rows, width, out) in [(3, 8, 5), (48, 256, 512), (1, 512, 9000)] {
+        let (x, weight) = (parameter(&[2, rows, width], 0.0), parameter(&[out, width], 1.0));
+        let reference = |x: &Tensor, w: &Tensor| x.linear(w, None::<&Tensor>);
+        same([&x, &weight], |x, w| linear(x, w).unwrap(), reference);
+        // Not in order of memory.
+        let x = parameter(&[width, rows, 2], 0.0);
+        same(
+            [&x, &weight],
+            |x, w| linear(&x.transpose(0, 2), w).unwrap(),
+            |x, w| reference(&x.transpose(0, 2), w),
+        );
+    }
+}
+
+#[test]
+fn batches_of_products_have_the_right_value_and_gradients() {
+    for (time, width) in [(3, 4), (64, 64)] {
+        let shape = [4, time, 8, width];
+        let (a, b) = (parameter(&shape, 0.0), parameter(&shape, 1.0));
+        // As in attention: heads become a dimension of the batch, and one side is transposed.
+        let scores = |a: &Tensor, b: &Tensor| (a.transpose(1, 2), b.permute([0, 2, 3, 1]));
+        same(
+            [&a, &b],
+            |a, b| {
+                let (a, b) = scores(a, b);
+                matmul(&a, &b).unwrap()
+            },
+            |a, b| {
+                let (a, b) = scores(a, b);
+                a.matmul(&b)
+            },
+        );
+    }
+}
+
+#[test]
+fn a_second_derivative_is_right() {
+    let (x, weight) = (parameter(&[64, 256], 0.0), parameter(&[512, 256], 1.0));
+    let second = |product: &dyn Fn() -> Tensor| {
+        let loss = product().square().sum(Kind::Float);
+        let first = Tensor::run_backward(&[loss], &[&x], true, true);
+        Tensor::run_backward(&[first[0].square().mean(Kind::Float)], &[&weight], false, false).remove(0)
+    };
+    let ours = second(&|| linear(&x, &weight).unwrap());
+    let theirs = second(&|| x.linear(&weight, None::<&Tensor>));
+    let size = theirs.abs().max().double_value(&[]);
+    assert!(size > 0.0 && largest_difference(&ours, &theirs) < 1e-5 * size);
+}
+
+#[test]
+fn a_packed_weight_gives_the_products_of_its_parts() {
+    for kind in [Kind::Float, Kind::Double, Kind::BFloat16] {
+        let weights = [numbers(&[24, 64], 0.0), numbers(&[40, 64], 1.0)].map(|w| w.to_kind(kind));
+        let packed = Packed::new(&[&weights[0], &weights[1]]).unwrap();
+        for rows in [1, 3, 40] {
+            let x = numbers(&[rows, 1, 64], 2.0).to_kind(kind);
+            let expected = Tensor::cat(&weights.each_ref().map(|w| x.linear(w, None::<&Tensor>)), 2);
+            let tolerance = if kind == Kind::BFloat16 { 0.1 } else { 1e-5 };
+            assert!(
+                largest_difference(&packed.linear(&x).unwrap(), &expected) < tolerance,
+                "{kind:?} {rows}"
+            );
+        }
+    }
+    let narrow = Packed::new(&[&numbers(&[4, 8], 0.0)]).unwrap();
+    assert!(narrow.linear(&numbers(&[2, 9], 0.0)).is_err());
+    assert!(Packed::new(&[&numbers(&[4, 8], 0.0), &numbers(&[4, 9], 0.0)]).is_err());
+    assert!(linear(&numbers(&[2, 9], 0.0), &numbers(&[4, 8], 0.0)).is_err());
+}
+
+#[test]
+fn log_probabilities_over_a_large_vocabulary_are_right() {
+    let (rows, vocab) = (700, 20_000);
+    let (hidden, weight) = (parameter(&[rows, 32], 0.0), parameter(&[vocab, 32], 1.0));
+    let targets = Tensor::arange(rows, (Kind::Int64, tch::Device::Cpu)) * 7;
+    let reference = |h: &Tensor, w: &Tensor| {
+        let log_probs = (h.matmul(&w.tr()) * 0.5).log_softmax(-1, None::<Kind>);
+        log_probs.gather(1, &targets.unsqueeze(1), false).squeeze_dim(1)
+    };
+    same([&hidden, &weight], |h, w| log_probs(h, w, &targets, 0.5, false).unwrap().log_probs, reference);
+}
