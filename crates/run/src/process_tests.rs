@@ -126,8 +126,8 @@ fn a_killed_run_leaves_no_lock_behind() {
 fn metrics_that_find_no_room_end_the_run_after_a_whole_line() {
     let folder = tempfile::tempdir().unwrap();
     let mut command = Command::new("sh");
-    // Without the trap the signal would end the process before it sees the error.
-    command.args(["-c", "trap '' XFSZ; ulimit -f 2; exec \"$@\"", "sh"]);
+    // Room for the first report and some hundred steps. Without the trap the signal would end the process before it sees the error.
+    command.args(["-c", "trap '' XFSZ; ulimit -f 40; exec \"$@\"", "sh"]);
     command.arg(std::env::current_exe().unwrap()).args(CHILD).env(DIR, folder.path());
     let output = command.output().unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();

@@ -12,7 +12,7 @@ use ruminate_models::{Policy, T5};
 use crate::support::{Drill, alone, examples, model, short, tokenizer};
 
 /// A drill that says that it has spent time of its own.
-struct Rollouts(Sft<T5, Drill>);
+struct Rollouts(Sft<T5, Drill>, Phases);
 
 impl Algorithm for Rollouts {
     type Batch = <Sft<T5, Drill> as Algorithm>::Batch;
@@ -24,14 +24,15 @@ impl Algorithm for Rollouts {
         self.0.policy_mut()
     }
     fn batches(&mut self, step: u64, update: usize, accumulate: usize) -> Result<Option<Vec<Self::Batch>>> {
-        std::thread::sleep(std::time::Duration::from_millis(20));
+        if update == 0 {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            self.1.add("rollout", 0.015);
+            self.1.add("reward", 0.005);
+        }
         self.0.batches(step, update, accumulate)
     }
     fn phases(&mut self) -> Phases {
-        let mut phases = Phases::default();
-        phases.add("rollout", 0.015);
-        phases.add("reward", 0.005);
-        phases
+        std::mem::take(&mut self.1)
     }
     fn terms(&self, batch: &Self::Batch) -> Vec<trainer::Term> {
         self.0.terms(batch)
@@ -95,7 +96,8 @@ impl Observer for Clock {
 fn run(config: &TrainerConfig, stop: bool) -> (Clock, f64) {
     let folder = tempfile::tempdir().unwrap();
     let mut clock = Clock { stop, ..Clock::default() };
-    let mut rollouts = Rollouts(Sft::new(model(0.0, 1), Drill::new(examples(4), 2), tokenizer()));
+    let mut rollouts =
+        Rollouts(Sft::new(model(0.0, 1), Drill::new(examples(4), 2), tokenizer()), Phases::default());
     let trainer = Trainer::new(config.clone(), folder.path()).unwrap();
     let started = Instant::now();
     trainer.fit(&mut rollouts, &mut clock).unwrap();

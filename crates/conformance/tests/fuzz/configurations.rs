@@ -1,4 +1,6 @@
-use ruminate_algorithms::crystal::{CrystalData, EvaluationConfig, ImitationConfig, Lengths};
+use ruminate_algorithms::crystal::{
+    CrystalData, EvaluationConfig, ImitationConfig, Lengths, ReinforcementConfig,
+};
 use ruminate_algorithms::{Observer, StepReport, TrainerConfig};
 use ruminate_datasets::Compat;
 use ruminate_run::{RunDir, RunObserver, StopFlag, Verbosity, config};
@@ -17,12 +19,14 @@ struct Config {
     data: CrystalData,
     imitation: ImitationConfig,
     trainer: TrainerConfig,
+    reinforcement: ReinforcementConfig,
     evaluation: EvaluationConfig,
 }
 
 /// A configuration that passes every check can be stored, and read again when the run is resumed.
 fn check(config: &Config) -> Result<(), Boxed> {
-    let valid = config.imitation.validate().and(config.trainer.validate()).and(config.evaluation.validate());
+    let valid = config.imitation.validate().and(config.trainer.validate());
+    let valid = valid.and(config.reinforcement.validate()).and(config.evaluation.validate());
     if valid.is_ok() {
         match config::to_toml(config) {
             Ok(text) => assert_eq!(config::load_text::<Config>("stored", &text, &[])?, *config),
