@@ -19,7 +19,9 @@ use overrides::Override;
 /// the defaults of `T` for all that is left.
 ///
 /// A value of `sets` is read as TOML and, where it is not TOML, as a bare string, so that
-/// `--set model=t5-large` needs no quotes. `T` should carry `#[serde(default, deny_unknown_fields)]` on every level.
+/// `--set model=t5-large` needs no quotes. `T` should carry `#[serde(default, deny_unknown_fields)]` on every level. The keys
+/// that a section leaves out are those of `T`'s defaults, not of the section's type; enums with settings should be
+/// externally tagged (serde's default), so that another variant than the default one is recognised.
 ///
 /// # Errors
 /// An unknown key, a value of the wrong type or a file that cannot be read or parsed; the message says where.

@@ -217,3 +217,40 @@ proptest! {
         prop_assert_eq!(with_sets(&[&set]).unwrap().model, text);
     }
 }
+
+/// The same type in two places, with other defaults in one of them.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Stages {
+    first: Ppo,
+    second: Ppo,
+    penalty: Penalty,
+}
+
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+enum Penalty {
+    None,
+    Fixed { coef: f64, floor: f64 },
+    Adaptive { target: f64 },
+}
+
+impl Default for Stages {
+    fn default() -> Self {
+        let second = Ppo { clip: 0.9, epochs: 7, ..Ppo::default() };
+        Self { first: Ppo::default(), second, penalty: Penalty::Fixed { coef: 0.2, floor: 0.1 } }
+    }
+}
+
+#[test]
+fn a_section_with_one_key_keeps_the_other_defaults_of_its_place() {
+    let load = |text: &str| load_text::<Stages>("stages.toml", text, &[]).unwrap();
+    let stages = load("[first]\nkl_coef = 0.5\n[second]\nkl_coef = 0.5");
+    assert_eq!(stages.first, Ppo { kl_coef: 0.5, ..Ppo::default() });
+    assert_eq!(stages.second, Ppo { kl_coef: 0.5, ..Stages::default().second });
+    assert_eq!(load("").penalty, Stages::default().penalty);
+    // A variant with the default's name is filled up, another one is not.
+    assert_eq!(load("[penalty.fixed]\ncoef = 0.3").penalty, Penalty::Fixed { coef: 0.3, floor: 0.1 });
+    assert_eq!(load("[penalty.adaptive]\ntarget = 6.0").penalty, Penalty::Adaptive { target: 6.0 });
+    assert_eq!(load("penalty = \"none\"").penalty, Penalty::None);
+}
