@@ -3,6 +3,7 @@
 mod bad_input;
 mod demo;
 mod disk_full;
+mod guide;
 mod interruption;
 mod output;
 mod real_data;
