@@ -15,7 +15,9 @@ pub struct Parameters {
 }
 
 impl Parameters {
-    pub(crate) fn new(entries: Vec<(String, Tensor)>) -> Self {
+    /// A model's parameters: the names that its checkpoints use, and tensors that gather gradients.
+    #[must_use]
+    pub fn new(entries: Vec<(String, Tensor)>) -> Self {
         Self { entries }
     }
 

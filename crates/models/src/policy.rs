@@ -45,6 +45,66 @@ pub struct TokenScores {
 ///
 /// [`T5`] reads the prompt in its encoder; a decoder-only model reads prompt and target in one row. Algorithms are
 /// generic over this trait and never see the difference.
+///
+/// # Example
+/// A model of one's own; this one has learnt how frequent tokens are, and looks at no prompt:
+/// ```
+/// use ruminate_models::checkpoint::{WEIGHTS, write_tensors};
+/// use ruminate_models::{Example, Labels, Parameters, Policy, Result, TokenId, TokenScores, Want};
+/// use tch::{Device, Kind, Tensor};
+///
+/// struct Frequencies {
+///     logits: Tensor,
+///     parameters: Parameters,
+/// }
+///
+/// impl Frequencies {
+///     fn new(vocabulary: i64) -> Self {
+///         let logits = Tensor::zeros([vocabulary], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+///         let parameters = Parameters::new(vec![("logits".into(), logits.shallow_clone())]);
+///         Self { logits, parameters }
+///     }
+/// }
+///
+/// impl Policy for Frequencies {
+///     fn parameters(&self) -> &Parameters {
+///         &self.parameters
+///     }
+///     fn device(&self) -> Device {
+///         Device::Cpu
+///     }
+///     fn hidden_size(&self) -> i64 {
+///         1
+///     }
+///     fn pad_token_id(&self) -> TokenId {
+///         0
+///     }
+///     // There is no dropout.
+///     fn set_training(&mut self, _: bool) {}
+///
+///     fn score(&self, examples: &[Example], _: Want) -> Result<TokenScores> {
+///         let targets: Vec<_> = examples.iter().map(|e| e.target.as_slice()).collect();
+///         let labels = Labels::new(&targets, Device::Cpu)?;
+///         let ids = labels.ids.f_clamp_min(0)?.f_view_([-1])?;
+///         let all = self.logits.f_log_softmax(0, Kind::Float)?;
+///         let log_probs = all.f_index_select(0, &ids)?.f_view_(labels.ids.size())?.f_mul(&labels.mask)?;
+///         let tokens = labels.count;
+///         Ok(TokenScores { log_probs, entropy: None, states: None, labels, tokens })
+///     }
+///
+///     fn save(&self, folder: &std::path::Path) -> Result<()> {
+///         write_tensors(&folder.join(WEIGHTS), self.parameters.iter())
+///     }
+/// }
+///
+/// let policy = Frequencies::new(4);
+/// let example = Example { prompt: vec![1], target: vec![2, 3] };
+/// let scores = policy.score(&[example], Want::default())?;
+/// assert!((scores.log_probs.double_value(&[0, 1]) - 0.25f64.ln()).abs() < 1e-6);
+/// scores.log_probs.sum(Kind::Float).neg().backward();
+/// assert!(policy.logits.grad().double_value(&[2]) < 0.0);
+/// # Ok::<(), ruminate_models::Error>(())
+/// ```
 pub trait Policy {
     /// The trainable parameters.
     fn parameters(&self) -> &Parameters;
