@@ -6,4 +6,5 @@ mod disk_full;
 mod interruption;
 mod output;
 mod real_data;
+mod reinforcement;
 mod support;
