@@ -13,7 +13,7 @@ pub mod trainer;
 pub use error::{Error, Result};
 pub use loss::{SumCount, cross_entropy};
 pub use observer::{Metrics, Observer, ObserverError, Silent, StepReport};
-pub use plan::{MemoryPlan, Pass, Plan};
+pub use plan::{MemoryPlan, Networks, Pass, Plan, Work};
 pub use schedule::Schedule;
 pub use sft::{Curriculum, Objective, Sft, mean_loss};
 pub use trainer::{

@@ -5,17 +5,61 @@ use serde::Serialize;
 
 use crate::{Precision, TrainerConfig};
 
-/// One kind of micro-batch.
+/// What is done with a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Work {
+    /// Forwards and backwards.
+    Training,
+    /// Forwards only: texts are scored, or written with a cache, which takes the same operations.
+    Forward,
+}
+
+/// One kind of batch.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Pass {
-    /// Share of the steps that have it.
-    pub share: f64,
-    /// Rows of a micro-batch.
+    /// What is done with it.
+    pub work: Work,
+    /// How often it comes in a step, on average.
+    pub times: f64,
+    /// Networks that it goes through.
+    pub networks: usize,
+    /// Rows that are in memory at the same time.
     pub rows: usize,
     /// Tokens of a source: on average, and of the longest one.
     pub source: [f64; 2],
     /// Tokens of a target: on average, and of the longest one.
     pub target: [f64; 2],
+}
+
+/// Networks on the device, all of one shape.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Networks<'a> {
+    /// Their shape.
+    pub shape: &'a T5Config,
+    /// How many are trained.
+    pub trained: usize,
+    /// Whether a value head is trained too.
+    pub value_head: bool,
+    /// How many are frozen, such as a reference policy.
+    pub frozen: usize,
+}
+
+impl<'a> Networks<'a> {
+    /// One network that is trained.
+    #[must_use]
+    pub fn single(shape: &'a T5Config) -> Self {
+        Self { shape, trained: 1, value_head: false, frozen: 0 }
+    }
+
+    /// Shapes of all trained parameters.
+    fn trained_shapes(&self) -> Vec<Vec<i64>> {
+        let mut shapes = vec![self.shape.parameter_shapes(); self.trained].concat();
+        if self.value_head {
+            shapes.extend([vec![1, self.shape.d_model], vec![1]]);
+        }
+        shapes
+    }
 }
 
 /// Bytes on the device. The largest moment of a step has them all at once.
@@ -25,7 +69,7 @@ pub struct MemoryPlan {
     pub weights: u64,
     /// Their gradients.
     pub gradients: u64,
-    /// Adam's two moments.
+    /// The optimizer's state: two moments of every parameter for Adam, next to nothing for Adafactor.
     pub optimizer: u64,
     /// Copies of the weights in bfloat16, which autocast keeps during a step.
     pub bf16_weights: u64,
@@ -47,82 +91,164 @@ impl MemoryPlan {
 /// What training takes.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Plan {
-    /// Scalar parameters of the model.
+    /// Scalar parameters that are trained.
     pub parameters: u64,
-    /// Optimizer steps.
+    /// Steps.
     pub steps: u64,
-    /// Rows of an optimizer step, on average.
+    /// Times that the optimizer moves the parameters in a step, on average.
+    pub updates_per_step: f64,
+    /// Rows that a step trains on in all its updates together, on average.
     pub rows_per_step: f64,
-    /// Tokens of an optimizer step without padding, sources and targets together, on average.
+    /// Tokens that a step trains on in all its updates together, without padding, sources and targets, on average.
     pub tokens_per_step: f64,
-    /// Floating-point operations of an optimizer step: three times those of the forward pass.
+    /// Floating-point operations of a step. Training takes three times those of the forward pass, or four times where
+    /// activations are made again.
     pub flops_per_step: f64,
+    /// Those among them that write and score texts and train nothing.
+    pub forward_flops_per_step: f64,
     /// Precision of the matrix products.
     pub precision: Precision,
     /// Bytes on the device.
     pub memory: MemoryPlan,
-    /// Bytes of one checkpoint: weights and the optimizer's moments.
+    /// Bytes of one checkpoint: weights and the optimizer's state.
     pub checkpoint_bytes: u64,
-    /// Checkpoints on disk at the same time: the last one, the best one, and the one that is being written.
+    /// Checkpoints on disk at the same time: the newest ones, the best one, and the one that is being written.
     pub checkpoints_kept: u64,
 }
 
 impl Plan {
-    /// The plan of a T5 under a trainer, whose micro-batches are `passes`. `frozen` counts the parameters of other models
-    /// on the device.
+    /// The plan of networks under a trainer, whose steps consist of `passes`.
     #[must_use]
-    pub fn new(config: &TrainerConfig, model: &T5Config, passes: &[Pass], frozen: u64) -> Self {
+    pub fn new(
+        config: &TrainerConfig,
+        networks: Networks<'_>,
+        passes: &[Pass],
+        updates_per_step: f64,
+    ) -> Self {
         const F32: u64 = 4;
-        const CHECKPOINTS: u64 = 3;
-        let parameters = model.parameter_count();
+        const BEST_AND_NEXT: u64 = 2;
+        let shapes = networks.trained_shapes();
+        let parameters = shapes.iter().map(|shape| shape.iter().product::<i64>().unsigned_abs()).sum();
         let bf16 = config.precision == Precision::Bf16;
         let weights = F32 * parameters;
-        let accumulate = config.accumulate as f64;
-        let mean = |value: &dyn Fn(&Pass) -> f64| passes.iter().map(|p| p.share * value(p)).sum::<f64>();
-        let longest = |p: &Pass| BatchShape { rows: p.rows as f64, source: p.source[1], target: p.target[1] };
-        let usual = |p: &Pass| BatchShape { rows: p.rows as f64, source: p.source[0], target: p.target[0] };
-        let activations = passes.iter().map(|p| model.activation_bytes(longest(p), bf16)).fold(0.0, f64::max);
+        let optimizer = config.optimizer().state_bytes(&shapes);
+        let batch = |p: &Pass, which: usize| BatchShape {
+            rows: p.rows as f64,
+            source: p.source[which],
+            target: p.target[which],
+        };
+        let sum = |work: Work, value: &dyn Fn(&Pass) -> f64| -> f64 {
+            passes.iter().filter(|p| p.work == work).map(|p| p.times * value(p)).sum()
+        };
+        let forward = |p: &Pass| p.networks as f64 * networks.shape.forward_flops(batch(p, 0));
+        let training = if config.gradient_checkpointing { 4.0 } else { 3.0 };
+        let forward_flops_per_step = sum(Work::Forward, &forward);
+        let activations = passes
+            .iter()
+            .filter(|p| p.work == Work::Training)
+            .map(|p| p.networks as f64 * networks.shape.activation_bytes(batch(p, 1), bf16))
+            .fold(0.0, f64::max);
         Self {
             parameters,
             steps: config.steps,
-            rows_per_step: accumulate * mean(&|p| p.rows as f64),
-            tokens_per_step: accumulate * mean(&|p| p.rows as f64 * (p.source[0] + p.target[0])),
-            flops_per_step: 3.0 * accumulate * mean(&|p| model.forward_flops(usual(p))),
+            updates_per_step,
+            rows_per_step: sum(Work::Training, &|p| p.rows as f64),
+            tokens_per_step: sum(Work::Training, &|p| p.rows as f64 * (p.source[0] + p.target[0])),
+            flops_per_step: training * sum(Work::Training, &forward) + forward_flops_per_step,
+            forward_flops_per_step,
             precision: config.precision,
             memory: MemoryPlan {
                 weights,
                 gradients: weights,
-                optimizer: 2 * weights,
+                optimizer,
                 bf16_weights: if bf16 { weights / 2 } else { 0 },
-                reference: F32 * frozen,
+                reference: F32 * networks.frozen as u64 * networks.shape.parameter_count(),
                 activations: activations as u64,
             },
-            checkpoint_bytes: 3 * weights,
-            checkpoints_kept: CHECKPOINTS,
+            checkpoint_bytes: weights + optimizer,
+            checkpoints_kept: config.keep as u64 + BEST_AND_NEXT,
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use ruminate_torch::optim::AdafactorConfig;
+
     use super::*;
+    use crate::OptimizerChoice;
+
+    fn published(name: &str) -> T5Config {
+        T5Config::published(name).unwrap_or_else(|| unreachable!())
+    }
 
     #[test]
     fn a_plan_adds_up() {
-        let large = T5Config::published("t5-large").unwrap_or_else(|| unreachable!());
-        let config = TrainerConfig { steps: 10, accumulate: 2, ..TrainerConfig::default() };
-        let passes = [
-            Pass { share: 0.75, rows: 8, source: [100.0, 256.0], target: [20.0, 32.0] },
-            Pass { share: 0.25, rows: 8, source: [120.0, 288.0], target: [2.0, 2.0] },
-        ];
-        let plan = Plan::new(&config, &large, &passes, large.parameter_count());
+        let large = published("t5-large");
+        let config = TrainerConfig { steps: 10, keep: 3, ..TrainerConfig::default() };
+        let pass = Pass {
+            work: Work::Training,
+            times: 1.5,
+            networks: 1,
+            rows: 8,
+            source: [100.0, 256.0],
+            target: [20.0, 32.0],
+        };
+        let answers = Pass { times: 0.5, source: [120.0, 288.0], target: [2.0, 2.0], ..pass };
+        let scoring = Pass { work: Work::Forward, networks: 2, ..pass };
+        let networks = Networks::single(&large);
+        let plan = Plan::new(&config, networks, &[pass, answers], 1.0);
         assert_eq!(plan.rows_per_step, 16.0);
         assert_eq!(plan.tokens_per_step, 16.0 * (0.75 * 120.0 + 0.25 * 122.0));
-        // The published estimate: 16 bytes for each parameter, and 4 for the reference.
-        assert_eq!(plan.memory.total() - plan.memory.activations, 20 * plan.parameters);
-        let bf16 = Plan::new(&TrainerConfig { precision: Precision::Bf16, ..config }, &large, &passes, 0);
+        assert_eq!(plan.checkpoints_kept, 5);
+        assert!((plan.flops_per_step / (6.0 * 16.0 * 35e9) - 1.0).abs() < 1.0, "{}", plan.flops_per_step);
+        let scored = Plan::new(&config, networks, &[pass, answers, scoring], 1.0);
+        assert_eq!(scored.forward_flops_per_step, scored.flops_per_step - plan.flops_per_step);
+        assert_eq!((scored.rows_per_step, &scored.memory), (16.0, &plan.memory));
+        // Two networks instead of one, forwards only instead of three times that.
+        let alone = Plan::new(&config, networks, &[pass], 1.0).flops_per_step;
+        assert!((scored.forward_flops_per_step / alone - 2.0 / 3.0).abs() < 1e-12);
+
+        let bf16 = TrainerConfig { precision: Precision::Bf16, ..config.clone() };
+        let bf16 = Plan::new(&bf16, networks, &[pass, answers], 1.0);
         assert_eq!(bf16.memory.bf16_weights, 2 * plan.parameters);
         assert!(bf16.memory.activations < plan.memory.activations);
-        assert!((plan.flops_per_step / (6.0 * 16.0 * 35e9) - 1.0).abs() < 1.0, "{}", plan.flops_per_step);
+        let again = TrainerConfig { gradient_checkpointing: true, ..config };
+        let again = Plan::new(&again, networks, &[pass, answers], 1.0);
+        assert!((again.flops_per_step / plan.flops_per_step - 4.0 / 3.0).abs() < 1e-12);
+    }
+
+    /// 16 bytes for each parameter in float32 with Adam, and 4 for the reference (large 15 GB, 3b 57 GB, 11b 226 GB).
+    #[test]
+    fn published_models_need_what_was_reckoned_by_hand() {
+        let config = TrainerConfig::default();
+        let gigabytes = |bytes: u64| (bytes as f64 / 1e9).round();
+        for (name, parameters, together) in [
+            ("t5-large", 737_668_096, 15.0),
+            ("t5-3b", 2_851_598_336, 57.0),
+            ("t5-11b", 11_307_321_344, 226.0),
+        ] {
+            let shape = published(name);
+            let networks = Networks { shape: &shape, trained: 1, value_head: true, frozen: 1 };
+            let plan = Plan::new(&config, networks, &[], 1.0);
+            // The value head has 1024 weights and a bias. Adam counts the steps of each tensor in 4 bytes: 24 encoder
+            // blocks of 8 tensors, 24 decoder blocks of 13, 2 more for each stack, the embedding and the head's 2.
+            assert_eq!(plan.parameters, parameters + 1025);
+            let tensors = 24 * 8 + 24 * 13 + 2 * 2 + 1 + 2;
+            assert_eq!(plan.memory.total(), 20 * parameters + 16 * 1025 + 4 * tensors, "{name}");
+            assert_eq!(gigabytes(plan.memory.total()), together, "{name}");
+            assert_eq!(plan.checkpoint_bytes, 12 * plan.parameters + 4 * tensors);
+
+            // A second network is trained, too, and needs no second reference.
+            let separate = Plan::new(&config, Networks { trained: 2, ..networks }, &[], 1.0);
+            assert_eq!(separate.memory.total() - plan.memory.total(), 16 * parameters + 4 * (tensors - 2));
+
+            // Rows and columns of each matrix instead of its moments.
+            let adafactor = OptimizerChoice::Adafactor(AdafactorConfig::default());
+            let small = TrainerConfig { optimizer: adafactor, ..config.clone() };
+            let small = Plan::new(&small, networks, &[], 1.0).memory;
+            assert!(small.optimizer < plan.memory.optimizer / 500, "{name}: {}", small.optimizer);
+            assert_eq!(small.total() - small.optimizer, plan.memory.total() - plan.memory.optimizer);
+        }
     }
 }

@@ -131,6 +131,9 @@ pub struct SelfFeedback {
 }
 
 impl SelfFeedback {
+    /// Names of its parts: whether the answer with the statement is right, without it, and the difference.
+    pub const PARTS: [&'static str; 3] = ["acc", "acc_knowless", "acc_delta"];
+
     /// Assembles the two prompts of a question with `prompts`, and asks about `batch_size` prompts at a time.
     #[must_use]
     pub fn new(prompts: Prompts, shape: Shape, batch_size: usize) -> Self {
@@ -156,7 +159,7 @@ impl<P: ScoreChoices + ?Sized> Reward<P, EncodedQuestion> for SelfFeedback {
             let refuse = |source| RewardError::Choices { sample: i, task: sample.task.into(), source };
             let value = self.shape.reward(with, without, gold).map_err(refuse)?;
             let [knowless, acc] = [without, with].map(|scores| f32::from(u8::from(argmax(scores) == gold)));
-            let parts = vec![("acc", acc), ("acc_knowless", knowless), ("acc_delta", acc - knowless)];
+            let parts = Self::PARTS.into_iter().zip([acc, knowless, acc - knowless]).collect();
             Ok(Rewarded { value: value as f32, parts })
         };
         samples.iter().zip(scores.chunks(2)).enumerate().map(judge).collect()

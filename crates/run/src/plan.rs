@@ -66,9 +66,15 @@ impl DryRun<'_> {
         row("steps", plan.steps.to_string());
         let longest = "the longest that the settings allow";
         row("lengths", if self.data.is_empty() { longest } else { "measured on the data" }.to_owned());
+        if plan.updates_per_step != 1.0 {
+            row("updates per step, on average", format!("{:.2}", plan.updates_per_step));
+        }
         row("rows per step", format!("{:.0}", plan.rows_per_step));
         row("tokens per step", format!("{:.0}", plan.tokens_per_step));
         row("operations per step", format!("{:.3e}", plan.flops_per_step));
+        if plan.forward_flops_per_step > 0.0 {
+            row("of them to write and score texts", format!("{:.3e}", plan.forward_flops_per_step));
+        }
         if let (Some(rate), Some(secs)) = (rate, secs) {
             row("matrix products, measured", format!("{:.3e} operations/s on {:?}", rate, self.device));
             row("time per step, estimated", format!("at least {}", short(secs)));
@@ -79,7 +85,7 @@ impl DryRun<'_> {
         let mut files = Table::new(["disk", ""]);
         let kept = plan.checkpoints_kept;
         files.row(["one checkpoint".into(), bytes(plan.checkpoint_bytes)]);
-        files.row([format!("{kept} checkpoints: last, best, and the next"), bytes(wanted_disk)]);
+        files.row([format!("{kept} checkpoints: the newest, the best, and the next"), bytes(wanted_disk)]);
         files.row(["free".into(), disk.map_or_else(|| "unknown".into(), |disk| fits(wanted_disk, disk))]);
         tables.push(files);
         print_tables(&tables)

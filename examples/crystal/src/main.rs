@@ -116,10 +116,11 @@ fn run_imitate(args: &ImitateArgs) -> anyhow::Result<Outcome> {
     if args.out.is_none() && !args.dry_run {
         return Err(RunDirError::NoFolder.into());
     }
+    reinforce::check_stage(&args, false)?;
     let config: CrystalConfig = args.load(FLAGS)?;
     config.validate()?;
     if args.dry_run {
-        return plan::run(&config, &args);
+        return plan::imitation(&config, &args);
     }
     let device = args.setup()?;
     let stop = StopFlag::on_ctrl_c()?;

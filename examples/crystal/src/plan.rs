@@ -1,36 +1,60 @@
-//! `--dry-run`: what Stage I would take.
+//! `--dry-run`: what a stage would take.
 
 use std::path::Path;
 
-use ruminate::algorithms::Plan;
+use ruminate::algorithms::{Networks, Pass, Plan};
 use ruminate::models::T5Config;
 use ruminate::run::{DryRun, Outcome, RunArgs};
 
 use crate::config::CrystalConfig;
+use crate::reinforce::{read_data, stage_one};
 
-/// Prints the plan without loading weights or writing anything. What would keep the run from starting is printed below
-/// the plan, and makes the command fail as the run would.
-pub(crate) fn run(config: &CrystalConfig, args: &RunArgs) -> anyhow::Result<Outcome> {
-    let device = args.setup()?;
+/// Rows of the data table: task, split, questions, training instances.
+type Rows = Vec<(String, String, usize, usize)>;
+
+/// Prints the plan of Stage I.
+pub(crate) fn imitation(config: &CrystalConfig, args: &RunArgs) -> anyhow::Result<Outcome> {
     let (model, missing) = shape(config)?;
-    let mut dry = DryRun {
-        plan: Plan::new(&config.trainer, &model, &config.imitation.longest_passes(&config.lengths), 0),
-        data: vec![],
-        problems: vec![],
-        device,
-        out: args.out.as_deref(),
+    let plan = |passes: &[Pass]| Plan::new(&config.trainer, Networks::single(&model), passes, 1.0);
+    let measured = || -> anyhow::Result<(Plan, Rows)> {
+        let encoder = config.encoder(&config.tokenizer(), &model)?;
+        let (imitation, _) = crate::imitation(config, encoder)?;
+        let rows = imitation.counts().into_iter().map(|(t, q, i)| (t, "train".into(), q, i)).collect();
+        Ok((plan(&imitation.passes(&config.trainer)?), rows))
     };
-    let data = || crate::imitation(config, config.encoder(&config.tokenizer(), &model)?);
-    let problem = match data() {
-        Ok((imitation, _)) => {
-            dry.plan = Plan::new(&config.trainer, &model, &imitation.passes()?, 0);
-            dry.data = imitation.counts().into_iter().map(|(t, q, i)| (t, "train".into(), q, i)).collect();
-            missing
-        }
-        Err(error) => Some(missing.unwrap_or(error)),
+    let longest = config.imitation.longest_passes(&config.trainer, &config.lengths);
+    print(plan(&longest), measured(), missing, args)
+}
+
+/// Prints the plan of Stage II.
+pub(crate) fn reinforcement(config: &CrystalConfig, args: &RunArgs) -> anyhow::Result<Outcome> {
+    stage_one(config)?;
+    let (model, missing) = shape(config)?;
+    let plan = |question| config.reinforcement.plan(&model, &config.lengths, question);
+    let measured = || -> anyhow::Result<(Plan, Rows)> {
+        let encoder = config.encoder(&config.tokenizer(), &model)?;
+        let (data, _) = read_data(config)?;
+        let rows = data.counts().into_iter().map(|(t, q)| (t, "train".into(), q, q)).collect();
+        Ok((plan(data.question_lengths(&encoder)?), rows))
     };
-    dry.problems.extend(problem.as_ref().map(|error| format!("{error:#}")));
-    dry.print(args.json)?;
+    print(plan([config.lengths.max_question_len as f64; 2]), measured(), missing, args)
+}
+
+/// Prints a plan, measured on the data where there are any, without loading weights or writing anything. What would keep
+/// the run from starting is printed below the plan, and makes the command fail as the run would.
+fn print(
+    longest: Plan,
+    measured: anyhow::Result<(Plan, Rows)>,
+    missing: Option<anyhow::Error>,
+    args: &RunArgs,
+) -> anyhow::Result<Outcome> {
+    let device = args.setup()?;
+    let ((plan, data), problem) = match measured {
+        Ok(measured) => (measured, missing),
+        Err(error) => ((longest, vec![]), Some(missing.unwrap_or(error))),
+    };
+    let problems = problem.iter().map(|error| format!("{error:#}")).collect();
+    DryRun { plan, data, problems, device, out: args.out.as_deref() }.print(args.json)?;
     problem.map_or(Ok(Outcome::Done), Err)
 }
 

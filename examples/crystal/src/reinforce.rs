@@ -7,11 +7,12 @@ use ruminate::algorithms::crystal::{
 };
 use ruminate::algorithms::{Fitted, Observer, Trainer};
 use ruminate::datasets::{Part, Split};
-use ruminate::models::T5;
+use ruminate::models::{T5, VALUE_WEIGHTS};
 use ruminate::run::{ConfigError, Outcome, RunArgs, RunDir, RunDirError, RunObserver, StopFlag};
 use tch::Device;
 
 use crate::config::{CrystalConfig, FLAGS};
+use crate::plan;
 
 #[derive(clap::Args)]
 pub(crate) struct ReinforceArgs {
@@ -27,18 +28,23 @@ pub(crate) struct ReinforceArgs {
 
 pub(crate) fn run(args: &ReinforceArgs) -> anyhow::Result<Outcome> {
     let mut run = crate::with_settings(&args.run, args.skip_bad_rows);
-    if run.out.is_none() {
+    if run.out.is_none() && !run.dry_run {
         return Err(RunDirError::NoFolder.into());
     }
-    if let Some(model) = &args.model {
+    check_stage(&run, true)?;
+    let model = args.model.as_deref().map(settled);
+    if let Some(model) = &model {
         let stored = model.parent().and_then(Path::parent).and_then(RunDir::stored_config);
         run.config = run.config.or(stored.filter(|_| !run.resume));
     }
     let mut config: CrystalConfig = run.load(FLAGS)?;
-    if let Some(model) = &args.model {
+    if let Some(model) = &model {
         (config.model.pretrained, config.model.config) = (Some(model.clone()), None);
     }
     config.validate()?;
+    if run.dry_run {
+        return plan::reinforcement(&config, &run);
+    }
     let device = run.setup()?;
     let stop = StopFlag::on_ctrl_c()?;
     // Everything that can be wrong with the data or the model shows before the run folder is touched.
@@ -52,18 +58,35 @@ pub(crate) fn run(args: &ReinforceArgs) -> anyhow::Result<Outcome> {
     Ok(fitted.ending.into())
 }
 
-/// Reads model and data, and joins them.
-pub(crate) fn prepare(
-    config: &CrystalConfig,
-    device: Device,
-) -> anyhow::Result<(Reinforcement<T5>, Vec<Notice>)> {
-    let Some(folder) = &config.model.pretrained else {
-        return Err(ConfigError::invalid("name the checkpoint of Stage I with --model").into());
-    };
-    let (policy, encoder) = config.build(device)?;
-    let copy = || T5::load(folder, policy.kind(), device);
-    let value = config.reinforcement.separate_value_model.then(copy).transpose()?;
-    let models = (copy()?, value);
+/// The checkpoint itself where `best` or `last` was named: those move on, but a run keeps the reference it began with.
+fn settled(model: &Path) -> PathBuf {
+    let model: PathBuf = model.components().collect();
+    match (model.read_link(), model.parent()) {
+        (Ok(target), Some(folder)) => folder.join(target),
+        _ => model,
+    }
+}
+
+/// A run is resumed by the command that began it. Only checkpoints of Stage II predict values.
+pub(crate) fn check_stage(run: &RunArgs, reinforced: bool) -> Result<(), ConfigError> {
+    let last = run.out.as_deref().filter(|_| run.resume).map(|out| out.join("checkpoints/last"));
+    match last {
+        Some(last) if last.exists() && last.join(VALUE_WEIGHTS).exists() != reinforced => {
+            let (stage, command) = if reinforced { ("I", "imitate") } else { ("II", "reinforce") };
+            let reason = format!("--out is a run of Stage {stage}; resume it with `crystal {command}`");
+            Err(ConfigError::invalid(reason))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The model that Stage II starts from.
+pub(crate) fn stage_one(config: &CrystalConfig) -> Result<&Path, ConfigError> {
+    let pretrained = config.model.pretrained.as_deref();
+    pretrained.ok_or_else(|| ConfigError::invalid("name the checkpoint of Stage I with --model"))
+}
+
+pub(crate) fn read_data(config: &CrystalConfig) -> anyhow::Result<(ReinforcementData, Vec<Notice>)> {
     let (mut data, mut notices) = (ReinforcementData::default(), vec![]);
     let mut read = |split, part| -> anyhow::Result<_> {
         let (questions, more) = read_questions(&config.data, split, part)?;
@@ -77,7 +100,21 @@ pub(crate) fn prepare(
         data.train = read(Split::Train, Part::All)?;
     }
     data.dev = read(Split::Dev, Part::All)?;
-    let models = (policy, models.0, models.1);
+    Ok((data, notices))
+}
+
+/// Reads model and data, and joins them.
+pub(crate) fn prepare(
+    config: &CrystalConfig,
+    device: Device,
+) -> anyhow::Result<(Reinforcement<T5>, Vec<Notice>)> {
+    let folder = stage_one(config)?;
+    let (policy, encoder) = config.build(device)?;
+    let copy = || T5::load(folder, policy.kind(), device);
+    let value = config.reinforcement.separate_value_model.then(copy).transpose()?;
+    let reference = copy()?;
+    let (data, notices) = read_data(config)?;
+    let models = (policy, reference, value);
     let stage = reinforcement(&config.reinforcement, config.compat, &encoder, models, &data)?;
     Ok((stage, notices))
 }

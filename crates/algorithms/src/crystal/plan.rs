@@ -1,21 +1,22 @@
-//! How large Stage I's micro-batches are.
+//! How large the batches of both stages are.
 
 use std::collections::BTreeMap;
 
-use ruminate_datasets::Instances;
+use ruminate_datasets::{Instances, Question};
+use ruminate_models::T5Config;
 
-use super::Lengths;
 use super::imitation::{Imitation, ImitationConfig, Phase};
-use crate::Result;
-use crate::plan::Pass;
+use super::{Lengths, QuestionEncoder, ReinforcementConfig, ReinforcementData};
+use crate::plan::{Networks, Pass, Plan, Work};
+use crate::{Result, TrainerConfig};
 
 /// Instances whose lengths are taken, evenly spread over the data.
 const MEASURED: usize = 4096;
 
 impl ImitationConfig {
-    /// Micro-batches whose rows are all as long as they may be.
+    /// Micro-batches of a step whose rows are all as long as they may be.
     #[must_use]
-    pub fn longest_passes(&self, lengths: &Lengths) -> Vec<Pass> {
+    pub fn longest_passes(&self, trainer: &TrainerConfig, lengths: &Lengths) -> Vec<Pass> {
         let (question, statement, answer) = (
             lengths.max_question_len as f64,
             lengths.max_knowledge_len as f64,
@@ -29,9 +30,14 @@ impl ImitationConfig {
                     Phase::Qa => (question, answer),
                     Phase::Qka | Phase::All => (question + statement, answer),
                 };
-                Pass { share, rows: self.batch_size, source: [source; 2], target: [target; 2] }
+                self.pass(trainer, share, [source; 2], [target; 2])
             })
             .collect()
+    }
+
+    fn pass(&self, trainer: &TrainerConfig, share: f64, source: [f64; 2], target: [f64; 2]) -> Pass {
+        let times = share * trainer.accumulate as f64;
+        Pass { work: Work::Training, times, networks: 1, rows: self.batch_size, source, target }
     }
 
     /// The phases that occur, and their share of a cycle's steps. Where all losses are trained at once, each counts.
@@ -50,11 +56,11 @@ impl ImitationConfig {
 }
 
 impl Imitation {
-    /// The micro-batches of training, with lengths measured on the data.
+    /// The micro-batches of a step, with lengths measured on the data.
     ///
     /// # Errors
     /// When a text cannot be encoded.
-    pub fn passes(&self) -> Result<Vec<Pass>> {
+    pub fn passes(&self, trainer: &TrainerConfig) -> Result<Vec<Pass>> {
         let (config, train) = self.parts();
         let indices: Vec<usize> = (0..train.len()).step_by(train.len().div_ceil(MEASURED).max(1)).collect();
         let pass = |(phase, share)| -> Result<Pass> {
@@ -63,12 +69,8 @@ impl Imitation {
                 let all = || (0..examples.len()).map(length);
                 [all().sum::<usize>() as f64 / examples.len().max(1) as f64, all().max().unwrap_or(0) as f64]
             };
-            Ok(Pass {
-                share,
-                rows: config.batch_size,
-                source: lengths(&|i| examples[i].prompt.len()),
-                target: lengths(&|i| examples[i].target.len()),
-            })
+            let source = lengths(&|i| examples[i].prompt.len());
+            Ok(config.pass(trainer, share, source, lengths(&|i| examples[i].target.len())))
         };
         config.shares().into_iter().map(pass).collect()
     }
@@ -77,6 +79,90 @@ impl Imitation {
     #[must_use]
     pub fn counts(&self) -> Vec<(String, usize, usize)> {
         count(self.parts().1)
+    }
+}
+
+impl ReinforcementConfig {
+    /// What a run takes. `question` has the tokens of a question, on average and of the longest one; statements, which are
+    /// not written yet, are taken to be as long as they may be.
+    #[must_use]
+    pub fn plan(&self, shape: &T5Config, lengths: &Lengths, question: [f64; 2]) -> Plan {
+        let trained = 1 + usize::from(self.separate_value_model);
+        let networks = Networks { shape, trained, value_head: true, frozen: 1 };
+        let reinforced = self.ppo.rl_steps as f64 / self.ppo.cycle_steps.max(1) as f64;
+        let updates = reinforced * self.updates() as f64 + (1.0 - reinforced);
+        Plan::new(&self.trainer, networks, &self.passes(lengths, question, trained), updates)
+    }
+
+    /// Updates of a reinforced step.
+    fn updates(&self) -> usize {
+        self.ppo.epochs * self.ppo.batch_size.div_ceil(self.update_rows())
+    }
+
+    /// Statements of an update.
+    fn update_rows(&self) -> usize {
+        let all = self.ppo.batch_size.max(1);
+        if self.ppo.mini_batch_size == 0 { all } else { self.ppo.mini_batch_size.min(all) }
+    }
+
+    fn passes(&self, lengths: &Lengths, question: [f64; 2], critics: usize) -> Vec<Pass> {
+        let ppo = &self.ppo;
+        let reinforced = ppo.rl_steps as f64 / ppo.cycle_steps.max(1) as f64;
+        let statement = ppo.rollout.max_new_tokens.min(lengths.max_knowledge_len) as f64;
+        let with_statement = question.map(|tokens| tokens + statement);
+        // Each batch is cut into as many micro-batches as are to be accumulated.
+        let pass = |work, share: f64, all: usize, networks, source, target: f64| {
+            let rows = match work {
+                Work::Training => all.div_ceil(self.trainer.accumulate.max(1)),
+                Work::Forward => ppo.rollout.batch_size.min(all),
+            };
+            let times = share * all as f64 / rows.max(1) as f64;
+            Pass { work, times, networks, rows, source, target: [target; 2] }
+        };
+        let (batch, answer) = (ppo.batch_size, lengths.max_answer_len as f64);
+        let judged = if ppo.judge_supervised { 1.0 } else { reinforced };
+        let epochs = reinforced * ppo.epochs as f64 * batch as f64 / self.update_rows() as f64;
+        let mut passes = vec![
+            // Statements are written, and their questions answered with them and without.
+            pass(Work::Forward, 1.0, batch, 1, question, statement),
+            pass(Work::Forward, judged, batch, 1, with_statement, 1.0),
+            pass(Work::Forward, judged, batch, 1, question, 1.0),
+            // Their tokens are scored by the policy, by what predicts values, and by the reference.
+            pass(Work::Forward, reinforced, batch, critics + 1, question, statement),
+            pass(Work::Training, epochs, self.update_rows(), critics, question, statement),
+        ];
+        let answers = [(self.qa_coef, question), (self.qka_coef, with_statement)];
+        let answers = answers.into_iter().filter(|(coef, _)| *coef > 0.0);
+        passes.extend(
+            answers.map(|(_, source)| pass(Work::Training, 1.0 - reinforced, batch, 1, source, answer)),
+        );
+        passes.retain(|pass| pass.times > 0.0);
+        passes
+    }
+}
+
+impl ReinforcementData {
+    /// Tokens of a training question: on average, and of the longest one.
+    ///
+    /// # Errors
+    /// When a question cannot be encoded.
+    pub fn question_lengths(&self, encoder: &QuestionEncoder) -> Result<[f64; 2]> {
+        let all: Vec<&Question> = self.train.iter().chain(self.answers.iter().flatten()).collect();
+        let measured = all.iter().step_by(all.len().div_ceil(MEASURED).max(1));
+        let lengths: Vec<usize> =
+            measured.map(|q| Ok(encoder.question(&q.question)?.len())).collect::<Result<_>>()?;
+        let mean = lengths.iter().sum::<usize>() as f64 / lengths.len().max(1) as f64;
+        Ok([mean, lengths.iter().max().copied().unwrap_or(0) as f64])
+    }
+
+    /// Questions of each training task.
+    #[must_use]
+    pub fn counts(&self) -> Vec<(String, usize)> {
+        let mut counts: BTreeMap<usize, (String, usize)> = BTreeMap::new();
+        for question in self.train.iter().chain(self.answers.iter().flatten()) {
+            counts.entry(question.task_ix).or_insert_with(|| (question.task.clone(), 0)).1 += 1;
+        }
+        counts.into_values().collect()
     }
 }
 
@@ -112,8 +198,47 @@ mod tests {
         assert_eq!(shares(1.0, 0.0, 1.0), [(Phase::Qk, 0.75), (Phase::Qka, 0.25)]);
         assert_eq!(shares(0.0, 1.0, 0.0), [(Phase::Qa, 1.0)]);
         assert_eq!(shares(1.0, 1.0, 1.0).len(), 3);
-        let passes = ImitationConfig::default().longest_passes(&Lengths::default());
+        let trainer = TrainerConfig { accumulate: 2, ..TrainerConfig::default() };
+        let passes = ImitationConfig::default().longest_passes(&trainer, &Lengths::default());
+        assert_eq!((passes[0].times, passes[0].rows), (1.0, 64));
         assert_eq!((passes[0].source, passes[0].target), ([256.0; 2], [32.0; 2]));
         assert_eq!((passes[1].source, passes[1].target), ([288.0; 2], [2.0; 2]));
+    }
+
+    /// The published run on t5-large: 64 statements a step, four passes over them in half of the steps.
+    #[test]
+    fn stage_two_is_reckoned_by_hand() {
+        let large = T5Config::published("t5-large").unwrap();
+        let flops =
+            |source, target| large.forward_flops(ruminate_models::BatchShape { rows: 64.0, source, target });
+        let near = |a: f64, b: f64| assert!((a / b - 1.0).abs() < 1e-12, "{a} {b}");
+        let config = ReinforcementConfig::default();
+        let plan = |config: &ReinforcementConfig| config.plan(&large, &Lengths::default(), [100.0, 256.0]);
+        let whole = plan(&config);
+        assert_eq!((whole.updates_per_step, whole.rows_per_step), (2.5, 2.5 * 64.0));
+        let (written, scored) = (flops(100.0, 32.0), flops(132.0, 1.0) + flops(100.0, 1.0));
+        near(whole.forward_flops_per_step, written + scored + 0.5 * 2.0 * written);
+        let training = 3.0 * (0.5 * 4.0 * written + 0.5 * flops(132.0, 2.0));
+        near(whole.flops_per_step, whole.forward_flops_per_step + training);
+
+        // Smaller updates and micro-batches change how many there are and what lies in memory, not the work.
+        let mut cut = config.clone();
+        (cut.ppo.mini_batch_size, cut.trainer.accumulate) = (16, 4);
+        let cut = plan(&cut);
+        assert_eq!(cut.updates_per_step, 0.5 * 16.0 + 0.5);
+        near(cut.flops_per_step, whole.flops_per_step);
+        // The answer steps have the larger micro-batches then, but shorter targets.
+        assert!(cut.memory.activations < whole.memory.activations / 3);
+        // A network for the values is trained and asked, too.
+        let separate = plan(&ReinforcementConfig { separate_value_model: true, ..config.clone() });
+        near(separate.forward_flops_per_step, whole.forward_flops_per_step + 0.5 * written);
+        near(separate.flops_per_step, whole.flops_per_step + 0.5 * written + 3.0 * 0.5 * 4.0 * written);
+        assert_eq!(separate.parameters, 2 * large.parameter_count() + 1025);
+
+        let mut only = config;
+        (only.ppo.rl_steps, only.ppo.judge_supervised) = (0, false);
+        let only = plan(&only);
+        near(only.flops_per_step, written + 3.0 * flops(132.0, 2.0));
+        assert_eq!(only.updates_per_step, 1.0);
     }
 }

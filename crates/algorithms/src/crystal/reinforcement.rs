@@ -101,6 +101,11 @@ impl ReinforcementConfig {
             }
             _ => {}
         }
+        let (best_by, parts) = (self.ppo.best_by.as_str(), SelfFeedback::PARTS);
+        if !["", "reward"].contains(&best_by) && !parts.contains(&best_by) {
+            let reason = format!("is `{best_by}`, but must be \"reward\" or one of {parts:?}");
+            return Err(Error::config("ppo.best_by", reason));
+        }
         self.ppo.validate()?;
         self.trainer.validate()
     }
@@ -183,7 +188,7 @@ fn prompt(encoder: &QuestionEncoder, question: &Question) -> Result<Prompt<Encod
 }
 
 /// Scale of the rewards: as configured, or as `folder/reward_normalization.json` has it, or measured and written there,
-/// with the rewards of each task beside it.
+/// with the rewards of each task beside it. Where no step is reinforced, they stay as they are.
 ///
 /// # Errors
 /// When the model fails, the rewards have no spread, or the folder is not writable.
@@ -199,6 +204,8 @@ where
     let path = folder.join("reward_normalization.json");
     let map = match (config.gain, config.bias) {
         (Some(gain), Some(bias)) => Normalization { gain, bias },
+        // Nothing is rewarded.
+        _ if config.ppo.rl_steps == 0 => Normalization::default(),
         _ if path.exists() => return Ok(Normalization::load(&path)?),
         _ => {
             let batches = (config.normalization_batches > 0).then_some(config.normalization_batches);

@@ -53,20 +53,38 @@ impl T5Config {
         })
     }
 
+    /// The shape of every parameter; tied ones come once.
+    #[must_use]
+    pub fn parameter_shapes(&self) -> Vec<Vec<i64>> {
+        let (d, inner) = (self.d_model, self.inner());
+        let embedding = vec![self.vocab_size, d];
+        let attention = || [vec![inner, d], vec![inner, d], vec![inner, d], vec![d, inner], vec![d]];
+        let dense = || {
+            let into = (1..self.dense_matrices()).map(|_| vec![self.d_ff, d]);
+            into.chain([vec![d, self.d_ff], vec![d]])
+        };
+        // Of a stack: its relative positions and its last norm.
+        let stack = || [vec![self.relative_attention_num_buckets, self.num_heads], vec![d]];
+        let mut shapes = vec![embedding.clone()];
+        shapes.extend(stack());
+        for _ in 0..self.num_layers {
+            shapes.extend(attention().into_iter().chain(dense()));
+        }
+        if self.is_encoder_decoder {
+            shapes.extend(stack());
+            for _ in 0..self.num_decoder_layers {
+                shapes.extend(attention().into_iter().chain(attention()).chain(dense()));
+            }
+            shapes.extend((!self.tie_word_embeddings).then_some(embedding));
+        }
+        shapes
+    }
+
     /// Number of scalar parameters; tied ones count once.
     #[must_use]
     pub fn parameter_count(&self) -> u64 {
-        let norm = self.d_model;
-        let (attention, dense) =
-            (4 * self.d_model * self.inner(), self.dense_matrices() * self.d_model * self.d_ff);
-        let bias = self.relative_attention_num_buckets * self.num_heads;
-        let embedding = self.vocab_size * self.d_model;
-        let mut count = embedding + bias + norm + self.num_layers * (attention + dense + 2 * norm);
-        if self.is_encoder_decoder {
-            count += bias + norm + self.num_decoder_layers * (2 * attention + dense + 3 * norm);
-            count += if self.tie_word_embeddings { 0 } else { embedding };
-        }
-        count.unsigned_abs()
+        let numbers = |shape: Vec<i64>| shape.iter().product::<i64>().unsigned_abs();
+        self.parameter_shapes().into_iter().map(numbers).sum()
     }
 
     /// Floating-point operations of one forward pass: twice the multiplications in matrix products, which are nearly all
@@ -157,7 +175,12 @@ mod tests {
                 let config =
                     T5Config { feed_forward, tie_word_embeddings, is_encoder_decoder, ..small.clone() };
                 let model = T5::new(config.clone(), Kind::Float, Device::Cpu, 1).unwrap();
-                assert_eq!(config.parameter_count(), model.parameters().count(), "{config:?}");
+                let mut shapes: Vec<_> = model.parameters().named().iter().map(|(_, t)| t.size()).collect();
+                let mut planned = config.parameter_shapes();
+                shapes.sort();
+                planned.sort();
+                assert_eq!(planned, shapes, "{config:?}");
+                assert_eq!(config.parameter_count(), model.parameters().count());
             }
         }
     }

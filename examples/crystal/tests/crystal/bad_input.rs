@@ -9,7 +9,7 @@ use crate::support::{Workplace, crystal, root, succeed, write_t5};
 
 /// Runs a command line that must fail and must not write.
 #[track_caller]
-fn refused(place: &Workplace, args: &[&str], code: i32, needles: &[&str]) {
+pub(crate) fn refused(place: &Workplace, args: &[&str], code: i32, needles: &[&str]) {
     let before = place.snapshot();
     let finished = crystal(args);
     let stderr = &finished.stderr;
@@ -73,7 +73,7 @@ fn settings_that_are_wrong() {
     let file = fs::read_to_string(place.path("config.toml")).unwrap();
     let out = place.path("new/run");
     let line = |needle: &str| file.lines().position(|line| line.starts_with(needle)).unwrap() + 1;
-    let unknown = place.write("unknown.toml", &file.replace("lr = ", "learning_rate = "));
+    let unknown = place.write("unknown.toml", &file.replacen("lr = ", "learning_rate = ", 1));
     let at = format!("unknown.toml:{}: unknown key `trainer.learning_rate`", line("lr = "));
     refused(&place, &["imitate", "--config", &unknown, "--out", &out], 2, &[&at]);
     let near = place.write("near.toml", &file.replace("log_every", "log_evry"));

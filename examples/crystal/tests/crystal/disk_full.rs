@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::interruption::{assert_same, complete, finish, signal, start, wait_for_steps};
-use crate::support::{Finished, Workplace, command};
+use crate::support::{Finished, Workplace, command, names};
 
 /// A run that was stopped after some of its steps, at none of which it saves by itself.
 fn stopped(place: &Workplace, run: &str) {
@@ -23,15 +23,6 @@ fn assert_refused(finished: &Finished, needles: &[&str]) {
     for needle in needles.concat() {
         assert!(finished.stderr.contains(needle), "`{needle}` is missing from\n{}", finished.stderr);
     }
-}
-
-fn names(folder: &str) -> Vec<String> {
-    let mut names: Vec<String> = fs::read_dir(folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
-        .collect();
-    names.sort();
-    names
 }
 
 /// A limit on the size of files, which needs no privileges, stands in for the disk.
@@ -80,7 +71,7 @@ fn a_disk_that_is_full() {
     let run = command(&["imitate", "--out", &format!("{disk}/run"), "--resume"]);
     // What happened on the disk is copied from it before it is gone.
     let script = "cp -a \"$STOPPED\" \"$DISK/run\"; \"$@\" && code=0 || code=$?; cp -a \"$DISK/run\" \"$FULL\"; exit $code";
-    let mut full = namespace(script, blocks + checkpoint / 2);
+    let mut full = namespace(script, blocks + checkpoint / 4);
     full.args(["sh"]).arg(run.get_program()).args(run.get_args()).current_dir(run.get_current_dir().unwrap());
     full.env("STOPPED", place.path("stopped")).env("FULL", place.path("full"));
     let finished = Finished::from(full.output().unwrap());

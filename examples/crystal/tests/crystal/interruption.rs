@@ -12,12 +12,16 @@ use ruminate::algorithms::trainer::verify;
 use ruminate::models::checkpoint::read_tensors;
 use serde_json::Value;
 
-use crate::support::{Finished, Workplace, command, crystal, lines, succeed};
+use crate::support::{Finished, Workplace, command, crystal, lines, names, succeed};
 
 pub(crate) fn start(place: &Workplace, run: &str) -> Child {
-    let (config, out) = (place.path("config.toml"), place.path(run));
-    let mut args = vec!["imitate", "--config", &config, "--out", &out, "--json"];
-    if Path::new(&out).join("config.toml").exists() {
+    start_with(&["imitate", "--config", &place.path("config.toml")], &place.path(run))
+}
+
+/// Starts a run, or goes on with it.
+pub(crate) fn start_with(args: &[&str], out: &str) -> Child {
+    let mut args = [args, &["--out", out, "--json"]].concat();
+    if Path::new(out).join("config.toml").exists() {
         args.push("--resume");
     }
     command(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
@@ -49,25 +53,19 @@ pub(crate) fn wait_for_steps(child: &mut Child, metrics: &str, steps: usize) {
 pub(crate) fn assert_same(place: &Workplace, run: &str, undisturbed: &str) {
     for link in ["last", "best"] {
         verify(Path::new(&place.path(&format!("{run}/checkpoints/{link}")))).unwrap();
-        for file in [
-            "model.safetensors",
-            "trainer.safetensors",
-            "state.json",
-            "config.json",
-            "tokenizer.json",
-            "manifest.json",
-        ] {
-            let read = |run| fs::read(place.path(&format!("{run}/checkpoints/{link}/{file}"))).unwrap();
+        let folder = |run: &str| place.path(&format!("{run}/checkpoints/{link}"));
+        let files = names(&folder(undisturbed));
+        for file in ["model.safetensors", "trainer.safetensors", "state.json", "manifest.json"] {
+            assert!(files.iter().any(|name| name == file), "{file} is missing");
+        }
+        assert_eq!(names(&folder(run)), files);
+        for file in files {
+            let read = |run| fs::read(format!("{}/{file}", folder(run))).unwrap();
             assert!(read(run) == read(undisturbed), "{link}/{file} of {run} differs");
         }
     }
-    let names = |run: &str| {
-        let entries = fs::read_dir(place.path(&format!("{run}/checkpoints"))).unwrap();
-        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
-        names.sort();
-        names
-    };
-    assert_eq!(names(run), names(undisturbed));
+    let checkpoints = |run: &str| names(&place.path(&format!("{run}/checkpoints")));
+    assert_eq!(checkpoints(run), checkpoints(undisturbed));
     let metrics = |run: &str| -> Vec<Value> {
         let mut metrics = lines(&place.path(&format!("{run}/metrics.jsonl")));
         for line in &mut metrics {
@@ -132,7 +130,7 @@ impl Moment {
 }
 
 /// Is there half a checkpoint, or one that is being replaced?
-fn unfinished(run: &str) -> bool {
+pub(crate) fn unfinished(run: &str) -> bool {
     let unfinished = |name: std::ffi::OsString| name.to_string_lossy().starts_with('.');
     fs::read_dir(format!("{run}/checkpoints"))
         .is_ok_and(|mut entries| entries.any(|entry| entry.is_ok_and(|entry| unfinished(entry.file_name()))))

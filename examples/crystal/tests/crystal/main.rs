@@ -7,4 +7,5 @@ mod guide;
 mod interruption;
 mod output;
 mod real_data;
+mod reinforcement;
 mod support;

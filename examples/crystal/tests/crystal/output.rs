@@ -67,7 +67,11 @@ fn help_names_the_flags() {
             assert!(!text.contains(needle), "{args:?}: {needle} does not belong to\n{text}");
         }
     };
-    help(&["--help"], &["imitate", "evaluate", "demo", "report", "doctor", "arXiv 2310.04921"], &[]);
+    help(
+        &["--help"],
+        &["imitate", "reinforce", "evaluate", "demo", "report", "doctor", "arXiv 2310.04921"],
+        &[],
+    );
     help(&["--version"], &["crystal "], &[]);
     let common = ["--config", "--set", "--out", "--device", "--seed", "--threads", "--json", "--quiet"];
     help(
@@ -135,6 +139,34 @@ fn a_dry_run_plans_and_leaves_nothing() {
     assert_eq!(missing.code, Some(2));
     assert_eq!(missing.json()["plan"]["parameters"], 2_851_598_336_u64);
     assert!(missing.stderr.contains("there is no folder t5-3b"), "{}", missing.stderr);
+}
+
+#[test]
+fn a_dry_run_of_stage_two_needs_no_weights_of_a_published_model() {
+    let place = Workplace::new();
+    let model = place.trained();
+    let before = place.snapshot();
+    let plan = succeed(&["reinforce", "--model", &model, "--dry-run", "--json"]).json();
+    assert_eq!(place.snapshot(), before);
+    assert_eq!((&plan["plan"]["steps"], &plan["problems"]), (&24.into(), &serde_json::json!([])));
+    assert_eq!(plan["plan"]["updates_per_step"], 1.5);
+    assert_eq!(plan["data"][1]["questions"], 96);
+
+    // Bytes by hand: 16 for each parameter and each of the 1025 of the value head, 4 for each parameter of the
+    // reference, and 4 for the step counter of each of the 511 tensors.
+    for (name, parameters) in
+        [("t5-large", 737_668_096_u64), ("t5-3b", 2_851_598_336), ("t5-11b", 11_307_321_344)]
+    {
+        let missing = crystal(&["reinforce", "--model", name, "--dry-run", "--json"]);
+        assert_eq!(missing.code, Some(2));
+        assert!(missing.stderr.contains(&format!("there is no folder {name}")), "{}", missing.stderr);
+        let plan = missing.json();
+        let memory = &plan["plan"]["memory"];
+        let activations = memory["activations"].as_u64().unwrap();
+        let expected = 20 * parameters + 16 * 1025 + 4 * 511;
+        assert_eq!(plan["memory_total"].as_u64().unwrap() - activations, expected, "{name}");
+        assert_eq!(memory["reference"].as_u64(), Some(4 * parameters));
+    }
 }
 
 #[test]

@@ -1,11 +1,11 @@
-//! Stage I and the evaluation on real questions, which the project does not contain: they lie beside it, or the test
+//! Both stages and the evaluation on real questions, which the project does not contain: they lie beside it, or the test
 //! says that it is skipped.
 
 use std::fs;
 
 use serde_json::Value;
 
-use crate::support::{Workplace, lines, root, succeed, write_t5};
+use crate::support::{Workplace, lines, names, root, succeed, write_t5};
 
 const KNOWLEDGE: [&str; 7] = ["task", "split", "query", "cands", "answer_ix", "answer", "knowledges"];
 const INFERENCE: [&str; 8] =
@@ -26,15 +26,6 @@ fn read(path: &str) -> (String, Vec<Value>) {
     let text = fs::read_to_string(path).unwrap_or_else(|error| panic!("{path}: {error}"));
     let items = serde_json::from_str(&text).unwrap();
     (text, items)
-}
-
-fn names(folder: &str) -> Vec<String> {
-    let mut names: Vec<String> = fs::read_dir(folder)
-        .unwrap_or_else(|error| panic!("{folder}: {error}"))
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
-    names.sort();
-    names
 }
 
 /// Mean of a metric over the first and over the last records that have it.
@@ -81,6 +72,37 @@ fn quarel_with_statements_by_gpt_3() {
 
     evaluate_in_all_ways(&place);
     evaluate_given_statements(&place);
+    reinforce(&place);
+}
+
+fn reinforce(place: &Workplace) {
+    let (model, run) = (place.path("runs/quarel/checkpoints/best"), place.path("runs/reinforced"));
+    let mut args = vec!["reinforce", "--model", &model, "--out", &run, "--json"];
+    for set in [
+        "reinforcement.normalization_batches=4",
+        "reinforcement.ppo.batch_size=8",
+        "reinforcement.ppo.rl_steps=4",
+        "reinforcement.ppo.cycle_steps=8",
+        "reinforcement.trainer.steps=8",
+        "reinforcement.trainer.lr=1e-3",
+    ] {
+        args.extend(["--set", set]);
+    }
+    assert_eq!(succeed(&args).json()["steps"], 8);
+    let metrics = lines(&format!("{run}/metrics.jsonl"));
+    let steps: Vec<&Value> = metrics.iter().filter(|line| line.get("train/acc").is_some()).collect();
+    assert_eq!(steps.len(), 8);
+    for line in &metrics {
+        // What is no number has no form in JSON but `null`.
+        assert!(line.as_object().unwrap().values().all(|value| !value.is_null()), "{line}");
+    }
+    // Rewards of a model that has learnt something, on the scale that was measured.
+    let raw: Vec<f64> = steps.iter().filter_map(|line| line.get("train/reward/raw")?.as_f64()).collect();
+    assert!(raw.len() == 4 && raw.iter().any(|r| *r != 0.0), "{raw:?}");
+    let out = place.path("reinforced-evaluation");
+    let model = format!("{run}/checkpoints/last");
+    let accuracies = succeed(&["evaluate", "--model", &model, "--out", &out, "--json"]).json();
+    assert!((0.0..=1.0).contains(&accuracies["acc_weighted"].as_f64().unwrap()));
 }
 
 fn evaluate_in_all_ways(place: &Workplace) {

@@ -102,6 +102,23 @@ log_every = 1
 eval_every = 10
 save_every = 3
 
+[reinforcement]
+normalization_batches = 4
+
+[reinforcement.ppo]
+batch_size = 8
+rl_steps = 8
+cycle_steps = 16
+epochs = 2
+
+[reinforcement.ppo.rollout]
+batch_size = 8
+
+[reinforcement.trainer]
+steps = 24
+lr = 1e-3
+save_every = 3
+
 [evaluation]
 num_samples = 2
 "#,
@@ -164,4 +181,14 @@ pub(crate) fn write_t5(model: &Path, to: &Path, changes: Value) {
 pub(crate) fn lines(path: &str) -> Vec<Value> {
     let text = fs::read_to_string(path).unwrap_or_else(|error| panic!("{path}: {error}"));
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// The names in a folder, sorted.
+pub(crate) fn names(folder: &str) -> Vec<String> {
+    let mut names: Vec<String> = fs::read_dir(folder)
+        .unwrap_or_else(|error| panic!("{folder}: {error}"))
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
 }
