@@ -17,6 +17,7 @@ impl<P> Reward<P, ()> for Rainy {
     }
 }
 
+#[expect(clippy::print_stdout, reason = "an example shows its result")]
 fn main() -> anyhow::Result<()> {
     let world = std::path::Path::new("fixtures/world/t5");
     let tokenizer = Tokenizer::open(world)?;
