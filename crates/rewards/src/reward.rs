@@ -162,7 +162,8 @@ impl Normalization {
     pub fn fit(rewards: &[f64]) -> Result<Self, RewardError> {
         let Statistics { count, mean, std, .. } = Statistics::of(rewards.iter().copied());
         // Equal rewards differ by rounding.
-        if count < 2 || !(std > 1e-12 * mean.abs().max(f64::MIN_POSITIVE)) {
+        let spread = std > 1e-12 * mean.abs().max(f64::MIN_POSITIVE);
+        if count < 2 || !spread {
             return Err(RewardError::NoSpread { count, std });
         }
         Ok(Self { gain: 1.0 / std, bias: -mean / std })
