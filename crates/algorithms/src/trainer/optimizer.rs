@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::TrainerConfig;
 use crate::{Error, Result, Schedule};
 
-/// Which optimizer a [`Trainer`] uses.
+/// Which optimizer a [`Trainer`](super::Trainer) uses.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OptimizerChoice {
