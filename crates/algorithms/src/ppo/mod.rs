@@ -252,6 +252,12 @@ where
         if self.compat == Compat::Corrected {
             judged.retain(|(example, _)| example.target.iter().any(|&id| id != ruminate_models::IGNORED));
         }
+        self.rollout = None;
+        if judged.is_empty() {
+            // Nothing but padding was drawn: there is nothing to learn from in this step.
+            self.phases.merge(phases);
+            return Ok(());
+        }
         let raw: Vec<f64> = judged.iter().map(|(_, reward)| f64::from(reward.value)).collect();
         let normalized: Vec<f64> = raw.iter().map(|&reward| self.normalization.apply(reward)).collect();
         let examples: Vec<_> = judged.iter().map(|(example, _)| example.clone()).collect();

@@ -3,10 +3,15 @@
 use std::fs;
 use std::path::Path;
 
-use ruminate_algorithms::ppo::{KlPenalty, Ppo, PpoConfig, PpoData, Prompt, RolloutConfig, Supervision};
+use ruminate_algorithms::ppo::{
+    Batch, KlPenalty, Ppo, PpoConfig, PpoData, Prompt, RolloutConfig, Supervision,
+};
 use ruminate_algorithms::{Algorithm, Ending, Fitted, Objective, Result, Silent, Trainer, TrainerConfig};
 use ruminate_datasets::Compat;
-use ruminate_models::{ActorCritic, Example, Policy, Sampling, T5, TokenId};
+use ruminate_models::{
+    ActorCritic, Example, Generate, Generated, GenerationConfig, Parameters, Policy, Sampling, T5, TokenId,
+    TokenScores, Want,
+};
 use ruminate_rewards::{Normalization, Reward, RewardError, Rewarded, Sample};
 
 use crate::support::{Recorder, alone, chain, model, short, tokenizer};
@@ -345,20 +350,71 @@ fn what_is_wrong_is_named() {
     assert!(error.to_string().contains("rl_steps"), "{error}");
 }
 
-/// Responses in which padding was drawn: with the reference's arithmetic their padding stays where it is, and a row of
-/// nothing else is an error; otherwise such a row is left out.
+/// Writes nothing but padding in the first `empty` rows of a batch; all else is the T5's.
+struct Mute {
+    t5: T5,
+    empty: usize,
+}
+
+impl Policy for Mute {
+    fn parameters(&self) -> &Parameters {
+        self.t5.parameters()
+    }
+    fn device(&self) -> tch::Device {
+        self.t5.device()
+    }
+    fn hidden_size(&self) -> i64 {
+        self.t5.hidden_size()
+    }
+    fn pad_token_id(&self) -> TokenId {
+        self.t5.pad_token_id()
+    }
+    fn set_training(&mut self, training: bool) {
+        self.t5.set_training(training);
+    }
+    fn score(&self, examples: &[Example], want: Want) -> ruminate_models::Result<TokenScores> {
+        self.t5.score(examples, want)
+    }
+    fn save(&self, folder: &Path) -> ruminate_models::Result<()> {
+        self.t5.save(folder)
+    }
+}
+
+impl Generate for Mute {
+    fn generate(
+        &self,
+        prompts: &[Vec<TokenId>],
+        config: &GenerationConfig,
+        seeds: &[u64],
+    ) -> ruminate_models::Result<Vec<Vec<Generated>>> {
+        let mut written = self.t5.generate(prompts, config, seeds)?;
+        written.iter_mut().take(self.empty).flatten().for_each(|generated| generated.ids.fill(0));
+        Ok(written)
+    }
+}
+
+/// A row of nothing but padding is an error with the reference's arithmetic, and left out otherwise, even if all are.
 #[test]
-fn rows_without_tokens() {
+fn rows_without_tokens_are_left_out_or_refused() {
     let _alone = alone();
-    let rewards = |compat| {
-        ruminate_algorithms::ppo::token_rewards(
-            compat,
-            &vec![vec![0.0; 2]; 2],
-            &[1.0, 1.0],
-            &vec![vec![true, false], vec![false, false]],
-            0.2,
-        )
+    let run = |compat, empty| {
+        let mute = |seed| Mute { t5: model(0.0, seed), empty };
+        let data = PpoData { train: prompts(16), supervised: None, held_out: prompts(4) };
+        let actor = ActorCritic::shared(mute(1), 3).unwrap();
+        let mut ppo = Ppo::new(config(), actor, mute(1), tokenizer(), Share { scale: 1.0 }, data)
+            .unwrap()
+            .compat(compat);
+        let updates = ppo.batches(0, 0, 1)?;
+        let rows = updates.iter().flatten().map(|batch| match batch {
+            Batch::Reinforced { rows, .. } => rows.len(),
+            Batch::Supervised(_) => 0,
+        });
+        Ok::<usize, ruminate_algorithms::Error>(rows.sum())
     };
-    assert!(rewards(Compat::Reference).unwrap_err().to_string().contains("response 1"));
-    assert!(rewards(Compat::Corrected).is_err());
+    assert_eq!(run(Compat::Corrected, 0).unwrap(), 16);
+    assert_eq!(run(Compat::Corrected, 3).unwrap(), 13);
+    assert_eq!(run(Compat::Corrected, 16).unwrap(), 0);
+    assert_eq!(run(Compat::Reference, 0).unwrap(), 16);
+    let error = run(Compat::Reference, 3).unwrap_err().to_string();
+    assert!(error.contains("has no token"), "{error}");
 }
