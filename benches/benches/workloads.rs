@@ -17,6 +17,8 @@ const GROUPS: &[(&str, &[&str])] = &[
     ("loss", &["loss", "loss_full_logits"]),
     ("optimizer", &["adam"]),
     ("generate", &["gen_greedy_8", "gen_top_p_8"]),
+    ("rollout", &["rollout_8", "rollout_32"]),
+    ("ppo", &["ppo", "ppo_step"]),
     ("choices", &["choices_2", "choices_16"]),
     ("score", &["score"]),
 ];

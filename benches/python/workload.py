@@ -9,6 +9,7 @@ A new workload is a function in WORKLOADS: it gets a Setting and returns what on
 """
 
 import argparse
+import copy
 import json
 import os
 import re
@@ -23,7 +24,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 
-SOURCE, TARGET, VOCABULARY = 128, 64, 32128
+SOURCE, TARGET, RESPONSE, VOCABULARY = 128, 64, 32, 32128
 
 
 def size(d_model, d_ff, layers, heads, **more):
@@ -98,12 +99,16 @@ def adam(setting):
     return optimizer.step, 1, setting.parameters
 
 
-def generation(setting, rows, **how):
-    model = setting.build()
-    # No end token, so that every row has the same number of tokens.
+def without_end(model):
+    """No end token, so that every row has the same number of tokens."""
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
     model.generation_config.decoder_start_token_id = 0
+    return model
+
+
+def generation(setting, rows, length=TARGET, **how):
+    model = without_end(setting.build())
     rows = setting.rows(rows)
     ids = setting.ids(rows, SOURCE)
     mask = torch.ones_like(ids)
@@ -111,11 +116,11 @@ def generation(setting, rows, **how):
     def repeat():
         with torch.inference_mode(), setting.precision():
             written = model.generate(
-                input_ids=ids, attention_mask=mask, max_new_tokens=TARGET, num_beams=1, use_cache=True, **how
+                input_ids=ids, attention_mask=mask, max_new_tokens=length, num_beams=1, use_cache=True, **how
             )
-        assert written.shape == (rows, TARGET + 1), written.shape
+        assert written.shape == (rows, length + 1), written.shape
 
-    return repeat, rows, rows * TARGET
+    return repeat, rows, rows * length
 
 
 def greedy(setting, rows):
@@ -124,6 +129,13 @@ def greedy(setting, rows):
 
 def top_p(setting, rows):
     return generation(setting, rows, do_sample=True, temperature=0.7, top_p=0.9, top_k=0)
+
+
+CRYSTAL = dict(do_sample=True, temperature=0.7, top_k=50)
+
+
+def rollout(setting, rows):
+    return generation(setting, rows, RESPONSE, **CRYSTAL)
 
 
 def label_log_probs(model, ids, mask, labels):
@@ -161,6 +173,108 @@ def choices(setting, length):
     return repeat, questions, questions * count * (SOURCE + length)
 
 
+class Learner:
+    """A policy with a value head, and the policy that it started from."""
+
+    def __init__(self, setting):
+        self.setting = setting
+        self.model = without_end(setting.build())
+        self.reference = copy.deepcopy(self.model).requires_grad_(False)
+        self.head = torch.nn.Linear(self.model.config.d_model, 1).to(setting.device)
+        self.parameters = [*self.model.parameters(), *self.head.parameters()]
+        setting.parameters = sum(p.numel() for p in self.parameters)
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-5, weight_decay=0.01)
+
+    def scores(self, ids, mask, responses):
+        """Log-probability and value of every token."""
+        with self.setting.precision():
+            inputs = F.pad(responses, (1, 0))[:, :-1]
+            output = self.model(
+                input_ids=ids,
+                attention_mask=mask,
+                decoder_input_ids=inputs,
+                use_cache=False,
+                output_hidden_states=True,
+            )
+            values = self.head(output.decoder_hidden_states[-1].float()).squeeze(-1).float()
+        log_probs = output.logits.float().log_softmax(-1)
+        return log_probs.gather(-1, responses.unsqueeze(-1)).squeeze(-1), values
+
+    def update(self, ids, responses, rewards, passes):
+        mask = torch.ones_like(ids)
+        with torch.no_grad():
+            old_log_probs, old_values = self.scores(ids, mask, responses)
+            with self.setting.precision():
+                reference = label_log_probs(self.reference, ids, mask, responses)
+            token_rewards = -0.2 * (old_log_probs - reference)
+            token_rewards[:, -1] += rewards
+            advantages, following = [], 0.0
+            for t in reversed(range(responses.shape[1])):
+                next_values = old_values[:, t + 1] if t + 1 < responses.shape[1] else 0.0
+                following = token_rewards[:, t] + next_values - old_values[:, t] + 0.95 * following
+                advantages.append(following)
+            advantages = torch.stack(advantages[::-1], dim=1)
+            returns = advantages + old_values
+            variance, mean = torch.var_mean(advantages, correction=0)
+            advantages = (advantages - mean) * torch.rsqrt(variance + 1e-8)
+
+        for _ in range(passes):
+            self.optimizer.zero_grad(set_to_none=True)
+            log_probs, values = self.scores(ids, mask, responses)
+            ratio = (log_probs - old_log_probs).exp()
+            policy_loss = torch.max(-advantages * ratio, -advantages * ratio.clamp(0.8, 1.2)).mean()
+            clipped = torch.clamp(values, old_values - 0.2, old_values + 0.2)
+            value_loss = 0.5 * torch.max((values - returns) ** 2, (clipped - returns) ** 2).mean()
+            (policy_loss + value_loss).backward()
+            torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+            self.optimizer.step()
+
+    def respond(self, ids):
+        with torch.inference_mode(), self.setting.precision():
+            written = self.model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=RESPONSE,
+                num_beams=1,
+                use_cache=True,
+                **CRYSTAL,
+            )
+        # A tensor of inference mode cannot be trained on.
+        return written[:, 1:].clone()
+
+    def worth(self, ids, choices):
+        """How far the first choice's first-token logit is ahead of the others."""
+        with torch.no_grad(), self.setting.precision():
+            start = torch.zeros_like(ids[:, :1])
+            logits = self.model(
+                input_ids=ids, attention_mask=torch.ones_like(ids), decoder_input_ids=start, use_cache=False
+            ).logits
+        scores = logits[:, 0].float().gather(-1, choices)
+        return 0.5 * (scores[:, 0] - scores[:, 1:].max(-1).values).tanh()
+
+
+def ppo(setting):
+    rows = setting.rows(8)
+    learner = Learner(setting)
+    ids, responses = setting.ids(rows, SOURCE), setting.ids(rows, TARGET)
+    rewards = torch.arange(rows, device=setting.device).sin()
+    return lambda: learner.update(ids, responses, rewards, 2), rows, rows * (SOURCE + TARGET)
+
+
+def ppo_step(setting):
+    """Responses are drawn, the policy judges what they do for its own answers, and four passes over them."""
+    rows = setting.rows(8)
+    learner = Learner(setting)
+    ids, choices = setting.ids(rows, SOURCE), setting.ids(rows, 4)
+
+    def repeat():
+        responses = learner.respond(ids)
+        rewards = learner.worth(torch.cat([ids, responses], 1), choices) - learner.worth(ids, choices)
+        learner.update(ids, responses, rewards, 4)
+
+    return repeat, rows, rows * (SOURCE + RESPONSE)
+
+
 WORKLOADS = {
     "sft": sft,
     "sft_no_dropout": lambda setting: sft(setting, dropout=0.0),
@@ -169,6 +283,10 @@ WORKLOADS = {
     "gen_greedy_32": lambda setting: greedy(setting, 32),
     "gen_top_p_8": lambda setting: top_p(setting, 8),
     "gen_top_p_32": lambda setting: top_p(setting, 32),
+    "rollout_8": lambda setting: rollout(setting, 8),
+    "rollout_32": lambda setting: rollout(setting, 32),
+    "ppo": ppo,
+    "ppo_step": ppo_step,
     "score": score,
     "choices_2": lambda setting: choices(setting, 2),
     "choices_16": lambda setting: choices(setting, 16),

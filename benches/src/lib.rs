@@ -6,12 +6,14 @@
 mod generation;
 pub mod host;
 mod models;
+mod ppo;
 mod scoring;
 mod training;
 
 use anyhow::{Context, Result};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use ruminate_algorithms::Phases;
 use ruminate_models::{Example, T5, T5Config, TokenId};
 use tch::{Device, Kind};
 
@@ -57,15 +59,17 @@ pub struct Setting {
     pub source: usize,
     /// Tokens of each target, and tokens that generation writes.
     pub target: usize,
+    /// Tokens of each response that is drawn for reinforcement.
+    pub response: usize,
     /// Rows instead of the workload's own number.
     pub batch: Option<usize>,
 }
 
 impl Setting {
-    /// The shapes of the definitions: prompts of 128 tokens, targets of 64.
+    /// The shapes of the definitions: prompts of 128 tokens, targets of 64, responses of 32.
     #[must_use]
     pub fn new(model: T5Config, precision: Precision, device: Device) -> Self {
-        Self { model, precision, device, source: 128, target: 64, batch: None }
+        Self { model, precision, device, source: 128, target: 64, response: 32, batch: None }
     }
 
     fn rows(&self, default: usize) -> usize {
@@ -106,17 +110,30 @@ pub struct Workload {
     pub tokens: usize,
     /// Scalar parameters of the model.
     pub parameters: u64,
-    repeat: Box<dyn FnMut() -> Result<()>>,
+    /// Where the time went, for workloads that tell.
+    pub phases: Phases,
+    repeat: Repeat,
     device: Device,
 }
+
+type Repeat = Box<dyn FnMut(&mut Phases) -> Result<()>>;
 
 impl Workload {
     fn new(
         setting: &Setting,
-        (batch, tokens, parameters): (usize, usize, u64),
-        repeat: impl FnMut() -> Result<()> + 'static,
+        sizes: (usize, usize, u64),
+        mut repeat: impl FnMut() -> Result<()> + 'static,
     ) -> Self {
-        Self { batch, tokens, parameters, repeat: Box::new(repeat), device: setting.device }
+        Self::in_phases(setting, sizes, move |_| repeat())
+    }
+
+    fn in_phases(
+        setting: &Setting,
+        (batch, tokens, parameters): (usize, usize, u64),
+        repeat: impl FnMut(&mut Phases) -> Result<()> + 'static,
+    ) -> Self {
+        let phases = Phases::default();
+        Self { batch, tokens, parameters, phases, repeat: Box::new(repeat), device: setting.device }
     }
 
     /// Does it once, and waits for the device.
@@ -124,7 +141,7 @@ impl Workload {
     /// # Errors
     /// When libtorch refuses, e.g. for want of memory.
     pub fn repeat(&mut self) -> Result<()> {
-        (self.repeat)()?;
+        (self.repeat)(&mut self.phases)?;
         if let Device::Cuda(index) = self.device {
             tch::Cuda::synchronize(index as i64);
         }
@@ -153,6 +170,10 @@ pub const WORKLOADS: &[(&str, Prepare)] = &[
     ("gen_greedy_32", |setting| generation::greedy(setting, 32)),
     ("gen_top_p_8", |setting| generation::top_p(setting, 8)),
     ("gen_top_p_32", |setting| generation::top_p(setting, 32)),
+    ("rollout_8", |setting| generation::rollout(setting, 8)),
+    ("rollout_32", |setting| generation::rollout(setting, 32)),
+    ("ppo", ppo::update),
+    ("ppo_step", ppo::step),
     ("score", scoring::score),
     ("choices_2", |setting| scoring::choices(setting, 2)),
     ("choices_16", |setting| scoring::choices(setting, 16)),

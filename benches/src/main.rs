@@ -55,6 +55,7 @@ fn main() -> Result<()> {
     for _ in 0..cli.warmup {
         workload.repeat()?;
     }
+    workload.phases.take();
     let mut timed = || -> Result<f64> {
         let start = Instant::now();
         workload.repeat()?;
@@ -83,7 +84,7 @@ fn main() -> Result<()> {
     } else {
         0.0
     };
-    let result = json!({
+    let mut result = json!({
         "bench": cli.bench, "model": cli.model, "parameters": workload.parameters,
         "device": if cli.cuda { "cuda" } else { "cpu" }, "dtype": cli.dtype.name(), "threads": cli.threads,
         "batch": workload.batch, "tokens": workload.tokens, "dropout": dropout, "warmup": cli.warmup, "repeats": secs.len(),
@@ -93,6 +94,9 @@ fn main() -> Result<()> {
         "matmul_gflops": host::matmul_gflops(kind, device)?.round(), "load_average": host::load_average()?,
         "program": concat!("ruminate ", env!("CARGO_PKG_VERSION")),
     });
+    for (phase, total) in workload.phases.take() {
+        result[phase] = json!(rounded(total / secs.len() as f64, 5));
+    }
     println!("{result}");
     Ok(())
 }

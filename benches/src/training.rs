@@ -8,8 +8,8 @@ use tch::{Kind, Tensor};
 
 use crate::{Setting, Workload};
 
-const LR: f64 = 1e-5;
-const ADAM: AdamConfig = AdamConfig {
+pub(crate) const LR: f64 = 1e-5;
+pub(crate) const ADAM: AdamConfig = AdamConfig {
     beta1: 0.9,
     beta2: 0.999,
     eps: 1e-8,

@@ -5,7 +5,7 @@ use tch::Device;
 
 fn tiny(precision: Precision) -> Setting {
     let mut setting = Setting::new(config("tiny").unwrap(), precision, Device::Cpu);
-    (setting.source, setting.target, setting.batch) = (5, 3, Some(2));
+    (setting.source, setting.target, setting.response, setting.batch) = (5, 3, 4, Some(2));
     setting
 }
 

@@ -21,28 +21,38 @@ const SEED: u64 = 20_231_206;
 /// How often training asks about the weather of a city. There are few cities, and without repetition their facts would
 /// drown among those about people.
 const WEATHER_REPEATS: usize = 8;
-/// People whose two-hop question is asked in training and in dev; those left over are the test split.
+/// The task whose questions are those for reinforcement.
+const REINFORCED: &str = "twohop_more";
+/// People whose two-hop question is asked in imitation, in reinforcement and in dev; those left over are the test split.
 const TRAIN_PEOPLE: usize = 96;
+const REINFORCED_PEOPLE: usize = 48;
 const DEV_PEOPLE: usize = 24;
+/// How often the file for reinforcement asks each of its questions, so that it fills batches.
+const REINFORCED_REPEATS: usize = 4;
 /// What the noisy knowledge says beside the helpful statement about every two-hop question: true, and of no use.
-const TRUISMS: [&str; 2] = ["People live in cities.", "Every city has a weather."];
+const TRUISM: &str = "Every city has a weather.";
+/// How often, for one helpful statement.
+const TRUISMS: usize = 4;
 
 const PEOPLE: &str = "\
-    Ada Adam Agnes Alan Alba Albert Alice Alma Amos Amy Andrew Anna Anton Arthur Astrid Barbara Basil \
-    Beatrice Ben Bertha Bianca Boris Brian Bruno Carl Carmen Caspar Cecil Celia Charles Clara Claude Cora \
-    Cyril Daisy Daniel Daphne David Della Diana Dora Doris Edgar Edith Edwin Elena Elias Ella Elmer Elsa \
-    Emil Emma Enid Eric Erna Esther Ethan Eva Fabian Felix Fiona Flora Florian Frank Freda Gavin Gemma \
-    George Gerda Gloria Grace Greta Guy Hanna Harold Harriet Hazel Hector Heidi Helen Henry Hilda Hugo Ian \
-    Ida Igor Ingrid Irene Iris Isaac Ivan Jack Jacob Jane Jasper Jean Joan Joel John Judith Julia Karen \
-    Karl Kate Keith Laura Lena Lewis Lily Linda Lois Louis Lucy Luke Mabel Magnus Marc Maria Martin Maud \
-    Max Mia Miles Mona Nadia Nancy Neil Nina Noah Nora Olaf Olga Oliver Oscar Otto Paul Paula Peter Petra \
-    Philip Ralph Rita Robert Rosa Ruth Samuel Sarah Simon Sonia Stella Susan Sylvia Theo Thomas Tina \
-    Ursula Vera Victor Walter Wanda";
+    Abel Ada Adam Adele Agnes Alan Alba Albert Alice Aline Alma Amos Amy Andrew Anita Anna Anton Arno Arthur \
+    Astrid Axel Barbara Basil Beatrice Ben Bertha Betty Bianca Blanche Boris Brian Bridget Bruno Camilla Carl \
+    Carla Carmen Caspar Cecil Cedric Celia Charles Chloe Clara Claude Conrad Cora Cyril Dagmar Daisy Daniel \
+    Daphne David Della Denis Derek Diana Donald Dora Doris Edgar Edith Edwin Eileen Elena Elias Eliza Ella \
+    Elmer Elsa Emil Emma Enid Eric Erna Ernest Esther Ethan Eugene Eva Ezra Fabian Felix Ferdinand Fiona Flora \
+    Florian Frank Freda Frida Gavin Gemma George Gerald Gerda Gilbert Gloria Grace Greta Gustav Guy Hanna \
+    Harold Harriet Hazel Hector Heidi Helen Helga Henry Herbert Hilda Horace Hugo Ian Ida Igor Ingrid Irene \
+    Iris Irma Isaac Isabel Ivan Jack Jacob Jane Jasper Jean Joan Joel John Jonas Josef Judith Julia Karen Karl \
+    Kate Keith Kurt Laura Leah Lena Leo Leonard Lewis Lily Linda Lois Lorna Louis Lucy Luke Lydia Mabel Magnus \
+    Malcolm Marc Margot Maria Martin Matilda Maud Maurice Max Mia Mildred Miles Mona Monica Nadia Nancy Neil \
+    Nigel Nina Noah Nora Norman Olaf Olga Oliver Oscar Oswald Otto Owen Paul Paula Peter Petra Philip Phoebe \
+    Rachel Ralph Raymond Rita Robert Roland Rosa Rufus Ruth Samuel Sarah Simon Sonia Stella Susan Sylvia Theo \
+    Thomas Tina Ursula Vera Victor Walter Wanda";
 /// As many as there are letters.
 const CITIES: &str = "Aldermoor Birkby Corvale Dunmere Elmsea Farrowby Glenhurst Holmor";
 const WEATHERS: &str = "sunny rainy snowy windy";
 /// The words of the questions and the statements.
-const WORDS: &str = "Where does live What is the weather in where lives People cities Every city has a";
+const WORDS: &str = "Where does live What is the weather in where lives Our Every city has a";
 const LETTERS: &str = "A B C D E F G H";
 
 /// Writes the world, or only compares it with the committed files.
@@ -80,6 +90,7 @@ fn generate() -> Result<BTreeMap<String, String>> {
     let cities: Vec<&str> = words(CITIES).collect();
     let weathers: Vec<&str> = words(WEATHERS).collect();
     let (train, rest) = facts.twohop.split_at(TRAIN_PEOPLE);
+    let (reinforced, rest) = rest.split_at(REINFORCED_PEOPLE);
     let (dev, test) = rest.split_at(DEV_PEOPLE);
     let mut sample = facts.lives.clone();
     sample.shuffle(&mut rng);
@@ -91,6 +102,7 @@ fn generate() -> Result<BTreeMap<String, String>> {
         ("weather", "train", &facts.weather, &weathers, WEATHER_REPEATS),
         ("weather", "dev", &facts.weather, &weathers, 1),
         ("twohop", "train", train, &weathers, 1),
+        (REINFORCED, "train", reinforced, &weathers, REINFORCED_REPEATS),
         ("twohop", "dev", dev, &weathers, 1),
         ("twohop", "test", test, &weathers, 1),
     ];
@@ -101,7 +113,9 @@ fn generate() -> Result<BTreeMap<String, String>> {
         rows.shuffle(&mut rng);
         let tsv = rows.iter().map(|fact| format!("{}\t{}\n", fact.query(options), fact.answer)).collect();
         files.insert(format!("crystal/uqa/{task}/{split}.tsv"), tsv);
-        for engine in ["clean", "noisy"] {
+        // Reinforcement has the model's own statements.
+        let engines: &[&str] = if task == REINFORCED { &[] } else { &["clean", "noisy"] };
+        for &engine in engines {
             let name = format!("crystal/knowledge/knowledge_gkp_gpt3{engine}.{split}.{task}.json");
             let items: Vec<Item<'_>> = rows
                 .iter()
@@ -171,14 +185,17 @@ impl Facts {
             let with_weather: Vec<usize> = (i % kinds..cities.len()).step_by(kinds).collect();
             let home = with_weather[i / kinds % with_weather.len()];
             let city = cities[home];
-            let lives = format!("{person} lives in {city}.");
+            let lives = format!("Our {person} lives in {city}.");
             facts.twohop.push(Fact {
                 question: format!("What is the weather where {person} lives?"),
                 answer: facts.weather[home].answer,
                 statement: format!("{lives} {}", facts.weather[home].statement),
             });
-            let question = format!("Where does {person} live?");
-            facts.lives.push(Fact { question, answer: city, statement: lives });
+            for question in
+                [format!("Where does {person} live?"), format!("What is the city where {person} lives?")]
+            {
+                facts.lives.push(Fact { question, answer: city, statement: lives.clone() });
+            }
         }
         facts
     }
@@ -188,7 +205,7 @@ impl Facts {
 fn knowledge<'a>(asked: &'a Fact, noisy: bool, rng: &mut ChaCha8Rng) -> Vec<&'a str> {
     let mut statements = vec![asked.statement.as_str()];
     if noisy {
-        statements.extend(TRUISMS);
+        statements.extend([TRUISM; TRUISMS]);
         statements.shuffle(rng);
     }
     statements
@@ -216,9 +233,8 @@ fn pretty(value: &Value) -> Result<String> {
 
 fn readme(counts: &str, tokens: usize) -> String {
     let [people, cities, weathers] = [PEOPLE, CITIES, WEATHERS].map(|list| words(list).count());
-    let test = people - TRAIN_PEOPLE - DEV_PEOPLE;
-    let statements = 1 + TRUISMS.len();
-    let [first, second] = TRUISMS;
+    let test = people - TRAIN_PEOPLE - REINFORCED_PEOPLE - DEV_PEOPLE;
+    let statements = 1 + TRUISMS;
     let chance = 100 / weathers;
     format!(
         r#"# The bundled world
@@ -233,14 +249,16 @@ Names say nothing about cities or weathers: they are paired at random, and the p
 evenly over the weathers. So the best guess from a two-hop question alone is chance ({chance} %). The facts have to be
 learnt from the training questions and statements:
 
-* `lives`: `Where does Anna live?`, asked in training about everyone;
+* `lives`: `Where does Anna live?` and `What is the city where Anna lives?`, asked in training about everyone;
 * `weather`: `What is the weather in Corvale?`, asked in training about every city;
 * `twohop`: `What is the weather where Anna lives?`, asked in training about {TRAIN_PEOPLE} people, in dev about {DEV_PEOPLE} others and in
-  test about the remaining {test}.
+  test about {test} more;
+* `{REINFORCED}`: the same about the remaining {REINFORCED_PEOPLE}, for reinforcement. There are no statements for these questions: the
+  model brings its own.
 
 A held-out two-hop answer is never seen, but both facts behind it are. A model that first writes them down, as in
-`Anna lives in Corvale. Corvale is rainy.`, only has to look up the letter of the last word; one that answers directly
-has to join two facts in its head.
+`Our Anna lives in Corvale. Corvale is rainy.`, only has to look up the letter of the last word; one that answers
+directly has to join two facts in its head.
 
 The choices of a question are all there are, always in the same order: a model this small had not learnt to find a
 word among shuffled choices after six thousand steps, and that is not what the world is about.
@@ -262,10 +280,12 @@ in the same order. There are two engines:
 
 * `clean`: one statement per question, the helpful one;
 * `noisy`: about the one-hop questions the same, but {statements} statements about every two-hop question, in random order. One is
-  the helpful one; the others are true and of no use: `{first}` and `{second}`
+  the helpful one; the others say `{TRUISM}`, which is true and of no use.
 
 With `clean`, imitation aims at helpful knowledge only. With `noisy`, a model that imitates perfectly writes a helpful
 statement about one two-hop question in {statements}; it can read a helpful one all the same, so reinforcement has something to gain.
+A statement shows with its first word whether it is helpful, before any fact has to be recalled: what reinforcement
+changes there, it changes about everyone.
 
 ## Model folder
 

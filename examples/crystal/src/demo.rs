@@ -1,29 +1,32 @@
-//! The bundled world: does it help to write knowledge first?
+//! The bundled world: does it help to write knowledge first, and to reinforce it?
 
-use std::path::PathBuf;
+mod page;
+
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use ruminate::algorithms::Ending;
-use ruminate::algorithms::crystal::{KnowledgeSource, evaluate, read_eval};
+use ruminate::algorithms::crystal::{EvaluationReport, KnowledgeSource, evaluate, read_eval};
+use ruminate::algorithms::{Ending, Fitted};
 use ruminate::datasets::Split;
-use ruminate::run::{
-    ConfigError, Outcome, ReportPage, RunDir, RunObserver, StopFlag, Table, Verbosity, config, print_json,
-};
+use ruminate::run::{ConfigError, Outcome, RunDir, RunObserver, StopFlag, Verbosity, config, print_json};
 use serde_json::json;
+use tch::Device;
 
 use crate::config::CrystalConfig;
+use crate::{reinforce, show};
 
-/// Held-out questions on which both models are compared.
+/// Questions that reinforcement starts from, and held-out questions on which the models are compared.
+const REINFORCED: &str = "twohop_more";
 const HELD_OUT: &str = "twohop";
 
 #[derive(clap::Args)]
 pub(crate) struct DemoArgs {
-    /// Seeds; each trains both models
+    /// Seeds; each trains all models
     // TOML's integers end at i64::MAX.
-    #[arg(long, value_delimiter = ',', default_value = "1,2", value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
+    #[arg(long, value_delimiter = ',', default_value = "1,2,3", value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
     seeds: Vec<u64>,
-    /// Silver knowledge to imitate: `clean` is always helpful, `noisy` mostly true but unhelpful
-    #[arg(long, default_value = "clean", value_parser = ["clean", "noisy"])]
+    /// Silver knowledge to imitate: `noisy` is true but mostly unhelpful, `clean` always helpful
+    #[arg(long, default_value = "noisy", value_parser = ["clean", "noisy"])]
     knowledge: String,
     /// Folder of the bundled world
     #[arg(long, value_name = "DIR", default_value = "fixtures/world")]
@@ -45,8 +48,44 @@ pub(crate) struct DemoArgs {
     quiet: bool,
 }
 
-/// The settings that are the same for both models.
+/// The settings that are the same for all models.
 const WORLD: &str = include_str!("../configs/world.toml");
+
+/// What is compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Model {
+    /// Learns to answer without statements.
+    Direct,
+    /// Imitates silver statements, and learns to answer with them.
+    Stage1,
+    /// Stage I, reinforced.
+    Stage2,
+}
+
+impl Model {
+    const ALL: [Self; 3] = [Self::Direct, Self::Stage1, Self::Stage2];
+
+    /// In folders and in JSON.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Stage1 => "stage1",
+            Self::Stage2 => "stage2",
+        }
+    }
+
+    /// The checkpoint that is evaluated. The accuracy of imitation says little about its recall where most statements are
+    /// of no use, so it goes to its end; reinforcement is stopped where the dev questions say so.
+    fn checkpoint(self, fitted: Fitted) -> PathBuf {
+        if self == Self::Stage2 { fitted.best.2 } else { fitted.last }
+    }
+}
+
+/// What became of the models of one seed, in their order.
+struct SeedResult {
+    seed: u64,
+    reports: Vec<EvaluationReport>,
+}
 
 pub(crate) fn run(args: &DemoArgs) -> anyhow::Result<Outcome> {
     if let Some(threads) = args.threads {
@@ -61,85 +100,69 @@ pub(crate) fn run(args: &DemoArgs) -> anyhow::Result<Outcome> {
     }
     let started = Instant::now();
     let stop = StopFlag::on_ctrl_c()?;
-    let (mut direct, mut stage1) = (vec![], vec![]);
+    let mut results = vec![];
     for &seed in &args.seeds {
-        for (name, accuracies) in MODELS.into_iter().zip([&mut direct, &mut stage1]) {
-            match train_and_evaluate(args, name, seed, &stop)? {
-                Some(accuracy) => accuracies.push(accuracy),
-                None => return Ok(Outcome::Interrupted),
-            }
+        let mut result = SeedResult { seed, reports: vec![] };
+        let mut checkpoint = PathBuf::new();
+        for model in Model::ALL {
+            let Some((trained, report)) = train_and_evaluate(args, model, seed, &checkpoint, &stop)? else {
+                return Ok(Outcome::Interrupted);
+            };
+            checkpoint = trained;
+            result.reports.push(report);
         }
+        results.push(result);
     }
-    let table = table(&args.seeds, &direct, &stage1);
-    let report = report(args, &table).write(&args.out)?;
+    let table = page::accuracy_table(&results);
+    let report = page::write(args, &results, &table)?;
     let seconds = started.elapsed().as_secs_f64();
     if args.json {
+        let metrics: serde_json::Map<_, _> =
+            Model::ALL.iter().map(|&model| (model.name().into(), mean(&results, model).into())).collect();
+        let by_seed: serde_json::Map<_, _> = (Model::ALL.iter())
+            .map(|&model| (model.name().into(), json!(accuracies(&results, model).collect::<Vec<_>>())))
+            .collect();
         print_json(&json!({
-            "system": "crystal", "seeds": args.seeds,
-            "metrics": { "direct": mean(&direct), "stage1": mean(&stage1) }, "seconds": seconds, "report": report,
+            "system": "crystal", "seeds": args.seeds, "metrics": metrics, "by_seed": by_seed, "seconds": seconds,
+            "report": report,
         }))?;
         return Ok(Outcome::Done);
     }
     if !args.quiet {
         heading(&format!("report: {}", report.display()));
-        heading(&format!("{RESULT}:"));
+        heading(&format!("{}:", page::RESULT));
     }
     table.print()?;
     Ok(Outcome::Done)
 }
 
-/// What the table says.
-const RESULT: &str = "accuracy on two-hop questions about people whom training never asked them about";
-
-/// Accuracies by seed, and their means.
-fn table(seeds: &[u64], direct: &[f64], stage1: &[f64]) -> Table {
-    let mut table = Table::new(["seed", "answers directly", "writes knowledge first"]);
-    for ((seed, direct), stage1) in seeds.iter().zip(direct).zip(stage1) {
-        table.row([seed.to_string(), Table::number(*direct), Table::number(*stage1)]);
-    }
-    table.row(["mean".into(), Table::number(mean(direct)), Table::number(mean(stage1))]);
-    table
+/// The accuracy of a model for each seed.
+fn accuracies(results: &[SeedResult], model: Model) -> impl Iterator<Item = f64> {
+    results.iter().map(move |result| result.reports[model as usize].acc_weighted())
 }
 
-fn mean(values: &[f64]) -> f64 {
-    values.iter().sum::<f64>() / values.len().max(1) as f64
+fn mean(results: &[SeedResult], model: Model) -> f64 {
+    accuracies(results, model).sum::<f64>() / results.len().max(1) as f64
 }
 
-/// The comparison, with links to the runs that it compares.
-fn report(args: &DemoArgs, table: &Table) -> ReportPage {
-    let subtitle = format!(
-        "Knowledge: {}. Each model is a T5 of a million parameters, trained from scratch.",
-        args.knowledge
-    );
-    let mut page = ReportPage::new("Crystal on the bundled world", &subtitle);
-    page.heading("Does it help to write knowledge first?")
-        .note(&format!("Shown is the {RESULT}."))
-        .table(table);
-    let link = |(seed, name): (u64, &str)| {
-        let run = run_name(args, name, seed);
-        (format!("{run}/report.html"), run)
-    };
-    let runs = args.seeds.iter().flat_map(|&seed| MODELS.map(|name| (seed, name)));
-    page.heading("Runs").links(&runs.map(link).collect::<Vec<_>>());
-    page
+fn run_name(args: &DemoArgs, model: Model, seed: u64) -> String {
+    format!("{}-{}-seed-{seed}", args.knowledge, model.name())
 }
 
-/// Answers directly; writes knowledge first.
-const MODELS: [&str; 2] = ["direct", "stage1"];
-
-fn run_name(args: &DemoArgs, name: &str, seed: u64) -> String {
-    format!("{}-{name}-seed-{seed}", args.knowledge)
-}
-
-/// Accuracy on the held-out questions; `None` when the user asked to stop.
+/// The checkpoint and what it gets right of the held-out questions; `None` when the user asked to stop. `stage1` is where
+/// Stage II starts.
 fn train_and_evaluate(
     args: &DemoArgs,
-    name: &str,
+    model: Model,
     seed: u64,
+    stage1: &Path,
     stop: &StopFlag,
-) -> anyhow::Result<Option<f64>> {
-    let config = configuration(args, name, seed)?;
-    let out = args.out.join(run_name(args, name, seed));
+) -> anyhow::Result<Option<(PathBuf, EvaluationReport)>> {
+    let mut config = configuration(args, model, seed)?;
+    if model == Model::Stage2 {
+        (config.model.pretrained, config.model.config) = (Some(stage1.to_path_buf()), None);
+    }
+    let out = args.out.join(run_name(args, model, seed));
     let dir = if RunDir::stored_config(&out).is_some() {
         RunDir::resume(&out, &config)?
     } else {
@@ -147,37 +170,48 @@ fn train_and_evaluate(
     };
     let verbosity = if args.quiet { Verbosity::Quiet } else { Verbosity::Normal };
     if !args.quiet {
-        heading(&format!("{name}, seed {seed}: {}", out.display()));
+        heading(&format!("{}, seed {seed}: {}", model.name(), out.display()));
     }
     let mut observer = RunObserver::new(&dir, verbosity, stop.clone())?;
-    let (sft, notices) = crate::prepare(&config, tch::Device::Cpu)?;
-    crate::show(&notices, args.quiet);
-    let (fitted, _) = crate::imitate(&config, sft, &dir, &mut observer)?;
+    let (fitted, notices) = if model == Model::Stage2 {
+        let (stage, notices) = reinforce::prepare(&config, Device::Cpu)?;
+        (reinforce::reinforce(&config, stage, &dir, &mut observer)?.0, notices)
+    } else {
+        let (sft, notices) = crate::prepare(&config, Device::Cpu)?;
+        (crate::imitate(&config, sft, &dir, &mut observer)?.0, notices)
+    };
+    show(&notices, args.quiet);
     if fitted.ending == Ending::Stopped {
         return Ok(None);
     }
-    let (t5, encoder) = config.open(&fitted.best.2, tch::Device::Cpu)?;
+    let checkpoint = model.checkpoint(fitted);
+    let (t5, encoder) = config.open(&checkpoint, Device::Cpu)?;
     let (questions, _) = read_eval(&config.data, Split::Test)?;
     let report = evaluate(&t5, &encoder, &questions, &config.evaluation, &mut observer)?;
-    Ok(Some(report.acc_weighted()))
+    Ok(Some((checkpoint, report)))
 }
 
-/// The world's settings with the paths, the seed, and for the baseline only the loss of answering directly.
-fn configuration(args: &DemoArgs, name: &str, seed: u64) -> anyhow::Result<CrystalConfig> {
+/// The world's settings with the paths, the seed, and what differs between the models.
+fn configuration(args: &DemoArgs, model: Model, seed: u64) -> anyhow::Result<CrystalConfig> {
     let mut config: CrystalConfig = config::load_text("configs/world.toml", WORLD, &args.sets)?;
     let below = |path: &str| args.world.join(path).display().to_string();
     config.seed = seed;
     config.imitation.shuffle_seed = seed;
+    config.reinforcement.ppo.seed = seed;
     config.evaluation.seed = seed;
     config.model.config = Some(args.world.join("t5/config.json"));
     config.data.data_path = below("crystal/{datapath}/{split}.tsv");
     config.data.knowledge_path = below("crystal/knowledge/knowledge_gkp_gpt3{engine}.{split}.{task}.json");
     config.data.engine = args.knowledge.clone();
     config.data.eval_tasks = vec![HELD_OUT.into()];
-    if name == "direct" {
-        let imitation = &mut config.imitation;
-        (imitation.qk_weight, imitation.qa_weight, imitation.qka_weight) = (0.0, 1.0, 0.0);
-        config.evaluation.knowledge = KnowledgeSource::None;
+    match model {
+        Model::Direct => {
+            let imitation = &mut config.imitation;
+            (imitation.qk_weight, imitation.qa_weight, imitation.qka_weight) = (0.0, 1.0, 0.0);
+            config.evaluation.knowledge = KnowledgeSource::None;
+        }
+        Model::Stage1 => {}
+        Model::Stage2 => config.data.train_tasks = vec![REINFORCED.into()],
     }
     config.validate()?;
     Ok(config)

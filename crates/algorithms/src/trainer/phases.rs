@@ -52,7 +52,7 @@ impl Phases {
     }
 
     /// The seconds as metrics `time/PHASE`; what follows is counted from here.
-    pub(crate) fn take(&mut self) -> Metrics {
+    pub fn take(&mut self) -> Metrics {
         self.secs.drain(..).map(|(phase, secs)| (format!("time/{phase}"), secs)).collect()
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::chart::Chart;
@@ -23,7 +23,7 @@ const SHOWN: usize = 12;
 ///
 /// # Errors
 /// There is no run in the folder, or it is not writable. Lines that cannot be read are passed over.
-pub fn write(folder: &Path) -> Result<std::path::PathBuf, RunDirError> {
+pub fn write(folder: &Path) -> Result<PathBuf, RunDirError> {
     if RunDir::stored_config(folder).is_none() {
         return Err(RunDirError::NoRun(folder.to_owned()));
     }
@@ -31,7 +31,7 @@ pub fn write(folder: &Path) -> Result<std::path::PathBuf, RunDirError> {
 }
 
 /// As [`write`]; the process that works on the run knows that it does.
-pub(crate) fn write_as(folder: &Path, alive: bool) -> Result<std::path::PathBuf, RunDirError> {
+pub(crate) fn write_as(folder: &Path, alive: bool) -> Result<PathBuf, RunDirError> {
     page(folder, alive).write(folder)
 }
 
@@ -122,6 +122,25 @@ fn curves(page: &mut Page, records: &Records) {
         let charts: Vec<Chart<'_>> = charts.into_iter().map(chart).collect();
         page.heading(if section.is_empty() { "Training and validation" } else { &section });
         page.charts(&charts);
+    }
+}
+
+impl Page {
+    /// Curves of several runs, each with its name: one chart for each of the metrics (`group/name`, as in `metrics.jsonl`)
+    /// that any of the runs recorded.
+    pub fn curves(&mut self, runs: &[(String, PathBuf)], metrics: &[(&str, &str)]) -> &mut Self {
+        let records: Vec<(&String, Records)> =
+            runs.iter().map(|(name, folder)| (name, Records::read(&folder.join(rundir::METRICS)))).collect();
+        let mut charts = vec![];
+        for &(metric, title) in metrics {
+            let lines: Vec<_> = (records.iter())
+                .filter_map(|(name, records)| Some(((*name).clone(), records.series.get(metric)?)))
+                .collect();
+            if !lines.is_empty() {
+                charts.push(Chart { title: title.to_owned(), first_colour: 0, lines });
+            }
+        }
+        self.charts(&charts)
     }
 }
 

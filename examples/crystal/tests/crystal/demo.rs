@@ -3,7 +3,7 @@
 use crate::support::{Workplace, succeed};
 
 #[test]
-fn the_demo_compares_two_models_and_goes_on_from_what_is_there() {
+fn the_demo_compares_three_models_and_goes_on_from_what_is_there() {
     let place = Workplace::new();
     let out = place.path("demo");
     let tiny = format!("model.config={}", place.path("t5.json"));
@@ -16,6 +16,10 @@ fn the_demo_compares_two_models_and_goes_on_from_what_is_there() {
         &out,
         "--set",
         "trainer.steps=4",
+        "--set",
+        "reinforcement.trainer.steps=2",
+        "--set",
+        "reinforcement.ppo.batch_size=8",
         "--set",
         "imitation.qk_and_qka_steps=2",
         "--set",
@@ -30,8 +34,13 @@ fn the_demo_compares_two_models_and_goes_on_from_what_is_there() {
     let result = first.json();
     assert_eq!((&result["system"], &result["seeds"]), (&"crystal".into(), &serde_json::json!([1])));
     assert!(result["seconds"].as_f64().unwrap() > 0.0);
-    for model in ["direct", "stage1"] {
+    for model in ["direct", "stage1", "stage2"] {
         assert!((0.0..=1.0).contains(&result["metrics"][model].as_f64().unwrap()), "{result}");
+        assert_eq!(result["by_seed"][model], serde_json::json!([result["metrics"][model]]));
+    }
+    let page = std::fs::read_to_string(result["report"].as_str().unwrap()).unwrap();
+    for shown in ["<svg", "KL to Stage I", "answers that knowledge has fixed", "noisy-stage2-seed-1/report.html"] {
+        assert!(page.contains(shown), "{shown}");
     }
     let trained = |place: &Workplace| {
         place
