@@ -141,6 +141,14 @@ pub struct Batch {
     active: Range<usize>,
 }
 
+impl Batch {
+    /// Which samples of the pool.
+    #[must_use]
+    pub fn rows(&self) -> &[usize] {
+        &self.rows
+    }
+}
+
 impl<P, Q, S> Quark<P, Q, S>
 where
     P: Policy + Generate,
@@ -214,6 +222,11 @@ where
     /// The policy as it is now.
     pub fn policy(&self) -> &P {
         &self.policy
+    }
+
+    /// The model that is not to be left.
+    pub fn reference(&self) -> &P {
+        &self.reference
     }
 
     /// Gives the policy back.
