@@ -6,7 +6,7 @@ mod pool;
 mod training;
 
 use ruminate_algorithms::Result;
-use ruminate_algorithms::ppo::Prompt;
+use ruminate_algorithms::ppo::{KlPenalty, Prompt};
 use ruminate_algorithms::quark::{
     ControlConfig, ControlTokens, Expert, Lengths, Quark, QuarkConfig, QuarkData, SamplingConfig, Single,
 };
@@ -62,13 +62,15 @@ fn config() -> QuarkConfig {
         batch_size: 16,
         sample_interval: 15,
         sampling: SamplingConfig {
-            sampling: Sampling::default(),
+            // So that the same tokens are seen often enough to be learnt.
+            sampling: Sampling { top_k: Some(8), ..Sampling::default() },
             lengths,
             passes: 2,
             batch_size: 20,
             drop_last: false,
         },
         eval_lengths: lengths,
+        kl: KlPenalty::Fixed { coef: 0.05 },
         ..QuarkConfig::default()
     }
 }

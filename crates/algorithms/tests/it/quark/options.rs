@@ -34,14 +34,17 @@ fn settings_out_of_range_are_named() {
         ("control.rewards", with(ControlConfig::single("share", 0))),
         ("control.rewards", with(control(vec![one("a").buckets(Buckets::Values(vec![0.0, 1.0]))]))),
         ("control.rewards", with(control(vec![one("a").buckets(Buckets::Values(vec![1.0, f64::NAN]))]))),
-        ("control.rewards", with(control(vec![one("a").option(TrainOption::Filter { threshold: f64::NAN })]))),
+        (
+            "control.rewards",
+            with(control(vec![one("a").option(TrainOption::Filter { threshold: f64::NAN })])),
+        ),
         ("control.stages", with(stages(0, vec![]))),
         ("control.stages", with(stages(5, vec![1, 2]))),
         ("control.stages", with(stages(5, vec![1, 0]))),
-        ("control.as_product", with(ControlConfig {
-            as_product: true,
-            ..control(vec![one("a").buckets(Buckets::Correctness)])
-        })),
+        (
+            "control.as_product",
+            with(ControlConfig { as_product: true, ..control(vec![one("a").buckets(Buckets::Correctness)]) }),
+        ),
         ("batch_size", QuarkConfig { batch_size: 0, ..config() }),
         ("sample_interval", QuarkConfig { sample_interval: 0, ..config() }),
         ("sampling.passes", sampling(|s| s.passes = 0)),
@@ -52,7 +55,10 @@ fn settings_out_of_range_are_named() {
         ("best_by", QuarkConfig { best_by: "beauty".into(), ..config() }),
     ] {
         let error = bad.validate().unwrap_err();
-        assert!(error.is_configuration() && error.to_string().contains(&format!("`{key}`")), "{key}: {error}");
+        assert!(
+            error.is_configuration() && error.to_string().contains(&format!("`{key}`")),
+            "{key}: {error}"
+        );
     }
     let error = chain(&sampling(|s| s.sampling.top_k = Some(0)).validate().unwrap_err());
     assert!(error.contains("top_k is 0"), "{error}");
@@ -92,7 +98,10 @@ fn without_anything_to_train_on_the_run_ends() {
     let late = QuarkConfig { start_sampling_at: 100, ..config() };
     let mut quark = quark_of(late.clone(), 1.0, 1, data()).unwrap();
     let error = quark.batches(0, 0, 1).unwrap_err();
-    assert!(matches!(&error, Error::Pool { reason } if reason.contains("nothing to train on at step 0")), "{error}");
+    assert!(
+        matches!(&error, Error::Pool { reason } if reason.contains("nothing to train on at step 0")),
+        "{error}"
+    );
     // Expert data alone will do.
     let mut quark = quark_of(late, 1.0, 1, QuarkData { expert: experts(3), ..data() }).unwrap();
     quark.batches(0, 0, 1).unwrap().unwrap();
@@ -109,7 +118,10 @@ fn rounds_come_when_they_are_due() {
     let at = |config: &QuarkConfig, step| config.samples_from(step);
     let config = QuarkConfig { sample_interval: 10, ..config() };
     assert_eq!(at(&config, 0), Some(Source::Reference));
-    assert_eq!([1, 9, 10, 20].map(|step| at(&config, step)), [None, None, Some(Source::Policy), Some(Source::Policy)]);
+    assert_eq!(
+        [1, 9, 10, 20].map(|step| at(&config, step)),
+        [None, None, Some(Source::Policy), Some(Source::Policy)]
+    );
     let quiet = QuarkConfig { sample_at_start: false, ..config.clone() };
     assert_eq!([0, 10].map(|step| at(&quiet, step)), [None, Some(Source::Policy)]);
     let late = QuarkConfig { start_sampling_at: 11, ..config };
@@ -150,7 +162,8 @@ fn random_codes_come_from_every_bucket() {
     let tokens = ControlTokens::find_in(&tokenizer, &config().control).unwrap();
     assert_eq!(tokens.condition(Condition::Best, 0), [212]);
     assert_eq!(tokens.condition(Condition::Worst, 0), [215]);
-    let drawn: std::collections::BTreeSet<_> = (0..100).map(|seed| tokens.condition(Condition::Random, seed)).collect();
+    let drawn: std::collections::BTreeSet<_> =
+        (0..100).map(|seed| tokens.condition(Condition::Random, seed)).collect();
     assert_eq!(drawn.len(), 4);
 }
 

@@ -31,7 +31,10 @@ fn distinct(mut samples: Vec<PoolSample<u32>>) -> Vec<PoolSample<u32>> {
 
 fn control(counts: [usize; 2], ties: Ties) -> ControlConfig {
     let reward = |(name, count)| RewardSpec::new(name).buckets(Buckets::Quantiles { count, ties });
-    ControlConfig { rewards: ["a", "b"].into_iter().zip(counts).map(reward).collect(), ..ControlConfig::default() }
+    ControlConfig {
+        rewards: ["a", "b"].into_iter().zip(counts).map(reward).collect(),
+        ..ControlConfig::default()
+    }
 }
 
 fn has_scores(sample: &PoolSample<u32>) -> bool {

@@ -5,15 +5,15 @@ use std::path::Path;
 
 use ruminate_algorithms::ppo::{KlPenalty, Prompt};
 use ruminate_algorithms::quark::{
-    AddTo, Condition, ControlConfig, ExpertConfig, Judged, POOL, Quark, QuarkConfig, QuarkData, RewardSpec,
-    Scorer, StageSchedule,
+    AddTo, Condition, ControlConfig, ExpertConfig, Judged, POOL, Quark, QuarkConfig, QuarkData, Ranked,
+    RewardSpec, SamplingConfig, Scorer, StageSchedule, Tokens, labels,
 };
 use ruminate_algorithms::{Algorithm, Ending, Fitted, Result, Schedule, Trainer, TrainerConfig};
-use ruminate_models::{T5, Tokenizer};
+use ruminate_models::{Example, Policy, T5, Tokenizer, Want};
 use ruminate_rewards::{RewardError, Sample};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
-use super::{TestQuark, config, data, experts, parts, prompts, quark_of, share};
+use super::{GOOD, TestQuark, config, data, experts, parts, prompts, quark_of, share};
 use crate::support::{Recorder, alone, model, short};
 
 /// Mean share of good tokens where the policy is asked for something.
@@ -28,7 +28,7 @@ fn trained(config: QuarkConfig, scale: f32, steps: u64) -> (TestQuark, Recorder)
     let folder = tempfile::tempdir().unwrap();
     let mut quark = quark_of(config, scale, 1, data()).unwrap();
     let mut seen = Recorder::default();
-    let trainer = TrainerConfig { lr: 3e-3, eval_every: 1000, max_grad_norm: 1.0, ..short(steps) };
+    let trainer = TrainerConfig { lr: 1e-2, eval_every: 1000, max_grad_norm: 1.0, ..short(steps) };
     Trainer::new(trainer, folder.path()).unwrap().fit(&mut quark, &mut seen).unwrap();
     (quark, seen)
 }
@@ -36,27 +36,55 @@ fn trained(config: QuarkConfig, scale: f32, steps: u64) -> (TestQuark, Recorder)
 #[test]
 fn the_policy_does_what_its_control_token_says() {
     let _alone = alone();
-    let (quark, seen) = trained(config(), 1.0, 90);
+    let (quark, seen) = trained(config(), 1.0, 150);
     let (best, worst) = (asked_for(&quark, Condition::Best), asked_for(&quark, Condition::Worst));
-    assert!(best > worst + 0.4, "best {best}, worst {worst}");
+    assert!(best > worst + 0.5, "best {best}, worst {worst}");
     // And what it is asked for in each round gets better.
     let rewards = seen.series("train/reward/share");
-    assert!(rewards.len() == 6 && rewards[5] > rewards[0] + 0.1, "{rewards:?}");
-    for name in ["loss/total", "loss/lm", "loss/kl", "objective/kl", "objective/entropy", "kl_coef", "pool/samples"] {
+    assert!(rewards.len() == 10 && rewards[9] > rewards[0] + 0.2, "{rewards:?}");
+    for name in
+        ["loss/total", "loss/lm", "loss/kl", "objective/kl", "objective/entropy", "kl_coef", "pool/samples"]
+    {
         let series = seen.series(&format!("train/{name}"));
-        assert!(series.len() == 90 && series.iter().all(|x| x.is_finite()), "{name} {series:?}");
+        assert!(series.len() == 150 && series.iter().all(|x| x.is_finite()), "{name} {series:?}");
     }
     assert!(seen.series("train/loss/entropy").is_empty());
     let sizes = seen.series("train/pool/samples");
-    assert_eq!([sizes[0], sizes[14], sizes[15], sizes[89]], [80.0, 80.0, 160.0, 480.0]);
+    assert_eq!([sizes[0], sizes[14], sizes[15], sizes[149]], [80.0, 80.0, 160.0, 800.0]);
+}
+
+/// How much more the best token prefers good tokens to bad ones than the worst token does, in nats per token of what
+/// was written.
+fn preference(quark: &TestQuark) -> f64 {
+    let log_probs = |condition| -> Vec<f32> {
+        let code = quark.tokens().condition(condition, 0);
+        let example = |ranked: &Ranked<Tokens>| {
+            let Tokens { prompt, response } = &ranked.sample.item;
+            Example { prompt: prompt.clone(), target: labels(&code, response) }
+        };
+        let examples: Vec<_> = quark.pool().samples().iter().take(100).map(example).collect();
+        let scores = quark.policy().score(&examples, Want::default()).unwrap();
+        // Behind the code.
+        let labels = scores.labels.ids.narrow(1, 1, scores.labels.ids.size()[1] - 1);
+        let good = labels.gt(GOOD).to_kind(Kind::Float);
+        let bad = labels.gt(1).to_kind(Kind::Float) - &good;
+        let log_probs = scores.log_probs.narrow(1, 1, labels.size()[1]);
+        let mean = |mask: &Tensor| (&log_probs * mask).sum(Kind::Float) / mask.sum(Kind::Float);
+        Vec::try_from(Tensor::stack(&[mean(&good), mean(&bad)], 0)).unwrap()
+    };
+    let (best, worst) = (log_probs(Condition::Best), log_probs(Condition::Worst));
+    f64::from((best[0] - best[1]) - (worst[0] - worst[1]))
 }
 
 #[test]
 fn a_reward_without_spread_teaches_no_control() {
     let _alone = alone();
-    let (quark, _) = trained(config(), 0.0, 90);
-    let (best, worst) = (asked_for(&quark, Condition::Best), asked_for(&quark, Condition::Worst));
-    assert!((best - worst).abs() < 0.2, "best {best}, worst {worst}");
+    // One round: in later ones equal scores keep the order of age, which is something to learn, too.
+    let once = QuarkConfig { sample_interval: 1000, ..config() };
+    let many = QuarkConfig { sampling: SamplingConfig { passes: 8, ..once.sampling.clone() }, ..once };
+    let taught = |scale| preference(&trained(many.clone(), scale, 150).0);
+    let (some, none) = (taught(1.0), taught(0.0));
+    assert!(some > 0.4 && none.abs() < 0.25 * some, "with spread {some}, without {none}");
 }
 
 #[test]
@@ -75,7 +103,9 @@ fn only_the_policy_moves_and_its_control_tokens_with_it() {
     let _alone = alone();
     let (quark, _) = trained(config(), 1.0, 5);
     let (_, before) = parts(&config().control, 1);
-    let rows = |t5: &T5, first, count| t5.parameters().get("shared.weight").unwrap().detach().narrow(0, first, count);
+    let rows = |t5: &T5, first, count| {
+        t5.parameters().get("shared.weight").unwrap().detach().narrow(0, first, count)
+    };
     let moved = |first, count| {
         let difference = rows(quark.policy(), first, count) - rows(&before, first, count);
         difference.abs().max().double_value(&[])
