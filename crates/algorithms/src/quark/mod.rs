@@ -13,6 +13,7 @@
 
 mod config;
 mod control;
+mod evaluation;
 mod loss;
 mod pool;
 mod rounds;
@@ -20,7 +21,6 @@ mod scorer;
 mod stages;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write;
 use std::ops::Range;
 use std::path::Path;
 
@@ -29,22 +29,20 @@ use ruminate_models::{Example, Generate, Labels, Policy, TokenId, Tokenizer, der
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use crate::ppo::{KlPenalty, Prompt, Response};
+use crate::ppo::{KlPenalty, Prompt};
 use crate::trainer::{Algorithm, Evaluation, Sums, Term};
 use crate::{Error, Metrics, Observer, Phases, Result};
+use evaluation::{shown_sample, summarize};
 
 pub use config::{ExpertConfig, Lengths, QuarkConfig, SamplingConfig, Source};
 pub use control::{
     Buckets, CORRECT, Condition, ControlConfig, ControlTokens, RewardSpec, Ties, TrainOption, WRONG,
 };
 pub use loss::{Predictions, TokenTerms, quark_loss};
-pub use pool::{DataPool, PoolSample, Ranked};
+pub use pool::{DataPool, POOL, PoolSample, Ranked};
 pub use rounds::{Admission, Expert, Tokens, admit};
 pub use scorer::{Judged, Scorer, Single};
 pub use stages::{AddTo, StageSchedule};
-
-/// The file of the data pool in a checkpoint: one [`Ranked`] sample per line.
-pub const POOL: &str = "pool.jsonl";
 
 const LM: &str = "loss/lm";
 const KL: &str = "loss/kl";
@@ -271,11 +269,12 @@ where
     fn adapt(&mut self) -> Result<()> {
         let adaptive = |rule| matches!(rule, KlPenalty::Adaptive { .. });
         let samples = self.update.samples;
-        if adaptive(self.config.kl) || adaptive(self.config.entropy) {
-            if let Some([kl, nll]) = self.update.take()? {
-                self.kl_coef = self.config.kl.next(self.kl_coef, kl, samples);
-                self.entropy_coef = self.config.entropy.next_bonus(self.entropy_coef, nll, samples);
-            }
+        // Taking waits for the device.
+        if (adaptive(self.config.kl) || adaptive(self.config.entropy))
+            && let Some([kl, nll]) = self.update.take()?
+        {
+            self.kl_coef = self.config.kl.next(self.kl_coef, kl, samples);
+            self.entropy_coef = self.config.entropy.next_bonus(self.entropy_coef, nll, samples);
         }
         Ok(())
     }
@@ -496,27 +495,11 @@ where
 
     fn save_extras(&self, folder: &Path) -> Result<()> {
         self.tokenizer.save(folder)?;
-        let path = folder.join(POOL);
-        let io = |error| Error::io("write", &path)(error);
-        let mut file = std::io::BufWriter::new(std::fs::File::create(&path).map_err(io)?);
-        for sample in self.pool.samples() {
-            serde_json::to_writer(&mut file, sample).map_err(|error| io(error.into()))?;
-            file.write_all(b"\n").map_err(io)?;
-        }
-        file.flush().map_err(io)
+        self.pool.save(folder)
     }
 
     fn load_extras(&mut self, folder: &Path) -> Result<()> {
-        let path = folder.join(POOL);
-        let text = std::fs::read_to_string(&path).map_err(Error::io("read", &path))?;
-        let parse = |(i, line): (usize, &str)| {
-            serde_json::from_str(line).map_err(|error| Error::Checkpoint {
-                path: path.clone(),
-                reason: format!("line {} is no sample: {error}", i + 1),
-            })
-        };
-        let samples = text.lines().enumerate().map(parse).collect::<Result<Vec<Ranked<Tokens>>>>()?;
-        self.pool.restore(samples).map_err(|error| Error::config("control.rewards", error.to_string()))
+        self.pool.load(folder)
     }
 }
 
@@ -530,51 +513,4 @@ struct State {
     expert_taken: usize,
     kl_coef: f64,
     entropy_coef: f64,
-}
-
-/// Means of the rewards, and the score that they give.
-fn summarize(config: &QuarkConfig, judged: &[Judged]) -> Result<Evaluation> {
-    let share = |count: usize| count as f64 / judged.len().max(1) as f64;
-    let mut metrics: Metrics = vec![
-        ("eval/correct".into(), share(judged.iter().filter(|judged| judged.correct).count())),
-        ("eval/valid".into(), share(judged.iter().filter(|judged| judged.valid).count())),
-    ];
-    let mut deciding = vec![];
-    for (i, reward) in config.control.rewards.iter().enumerate() {
-        let scores = judged.iter().filter_map(|judged| judged.scores[i]).filter(|score| score.is_finite());
-        let (sum, count) = scores.fold((0.0, 0), |(sum, count), score| (sum + score, count + 1));
-        if count == 0 {
-            continue;
-        }
-        let mean = sum / f64::from(count);
-        metrics.push((format!("eval/{}", reward.name), mean));
-        if config.best_by.is_empty() || config.best_by == reward.name {
-            deciding.push(mean);
-        }
-    }
-    if deciding.is_empty() {
-        let what = if config.best_by.is_empty() { "any reward" } else { &config.best_by };
-        let reason =
-            format!("no held-out response has a score for {what}, so that no best checkpoint can be chosen");
-        return Err(Error::Pool { reason });
-    }
-    let score = deciding.iter().sum::<f64>() / deciding.len() as f64;
-    Ok(Evaluation { metrics, score })
-}
-
-fn shown_sample<'a, Q>(
-    step: u64,
-    prompt: &Prompt<Q>,
-    response: &Response,
-    judged: &Judged,
-    names: impl Iterator<Item = &'a str>,
-) -> serde_json::Value {
-    let mut sample = serde_json::json!({
-        "step": step, "task": prompt.task, "prompt": prompt.text, "response": response.text,
-        "correct": judged.correct,
-    });
-    for (name, score) in names.zip(&judged.scores) {
-        sample[name] = (*score).into();
-    }
-    sample
 }

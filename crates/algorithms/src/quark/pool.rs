@@ -1,12 +1,19 @@
 //! The data pool: all samples so far, ranked by every reward.
 
 use std::collections::HashMap;
+use std::fs::File;
+use std::io::{BufWriter, Write};
 use std::ops::Range;
+use std::path::Path;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::control::{Buckets, ControlConfig, RewardSpec, Ties};
 use crate::{Error, Result};
+
+/// The file of the data pool in a checkpoint: one [`Ranked`] sample per line.
+pub const POOL: &str = "pool.jsonl";
 
 /// A response that was judged.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -61,7 +68,7 @@ pub struct DataPool<T> {
     samples: Vec<Ranked<T>>,
 }
 
-/// Bucket and score of one prompt and response for each ranking.
+/// Bucket and score in one ranking, for each pair of prompt and response.
 type Places = Vec<Option<(usize, f64)>>;
 
 impl<T: Clone> DataPool<T> {
@@ -126,26 +133,26 @@ impl<T: Clone> DataPool<T> {
             let next = keys.len();
             key_of.push(*keys.entry((&sample.prompt, &sample.response)).or_insert(next));
         }
-        let mut places: Vec<Places> = vec![vec![None; self.rankings()]; keys.len()];
+        let mut places: Vec<Places> = vec![vec![None; keys.len()]; self.rankings()];
         let filters = self.config.stages.training(step, rewards);
         let mut order = vec![];
-        for ranking in 0..self.rankings() {
+        for (ranking, places) in places.iter_mut().enumerate() {
             order = self.rank(&all, ranking, &filters);
             let buckets = self.buckets(&order, ranking)?;
             for (&(i, score), bucket) in order.iter().zip(buckets) {
-                places[key_of[i]][ranking] = Some((bucket, score));
+                places[key_of[i]] = Some((bucket, score));
             }
         }
         let mut last = vec![0; keys.len()];
         order.iter().for_each(|&(i, _)| last[key_of[i]] = i);
-        let survives = |i: usize| places[key_of[i]].iter().all(Option::is_some);
-        let ranked = order.iter().filter(|&&(i, _)| survives(i)).map(|&(i, _)| {
-            let (places, twin) = (&places[key_of[i]], all[last[key_of[i]]]);
-            let mut sample = twin.clone();
+        let ranked = order.iter().filter_map(|&(i, _)| {
+            let key = key_of[i];
+            let places: Vec<(usize, f64)> = places.iter().map(|places| places[key]).collect::<Option<_>>()?;
+            let mut sample = all[last[key]].clone();
             if !self.config.as_product {
-                sample.scores = places.iter().map(|place| place.map(|(_, score)| score)).collect();
+                sample.scores = places.iter().map(|&(_, score)| Some(score)).collect();
             }
-            Ranked { sample, buckets: places.iter().flatten().map(|&(bucket, _)| bucket).collect() }
+            Some(Ranked { sample, buckets: places.iter().map(|&(bucket, _)| bucket).collect() })
         });
         let samples: Vec<Ranked<T>> = ranked.collect();
         if samples.is_empty() {
@@ -153,6 +160,44 @@ impl<T: Clone> DataPool<T> {
         }
         self.samples = samples;
         Ok(())
+    }
+
+    /// Writes [`POOL`] into a folder.
+    ///
+    /// # Errors
+    /// When the folder is not writable or the disk is full.
+    pub fn save(&self, folder: &Path) -> Result<()>
+    where
+        T: Serialize,
+    {
+        let path = folder.join(POOL);
+        let io = |error| Error::io("write", &path)(error);
+        let mut file = BufWriter::new(File::create(&path).map_err(io)?);
+        for sample in &self.samples {
+            serde_json::to_writer(&mut file, sample).map_err(|error| io(error.into()))?;
+            file.write_all(b"\n").map_err(io)?;
+        }
+        file.flush().map_err(io)
+    }
+
+    /// Takes up what [`save`](Self::save) wrote.
+    ///
+    /// # Errors
+    /// When the file cannot be read, a line is no sample, or the samples have other rewards.
+    pub fn load(&mut self, folder: &Path) -> Result<()>
+    where
+        T: DeserializeOwned,
+    {
+        let path = folder.join(POOL);
+        let text = std::fs::read_to_string(&path).map_err(Error::io("read", &path))?;
+        let parse = |(i, line): (usize, &str)| {
+            serde_json::from_str(line).map_err(|error| Error::Checkpoint {
+                path: path.clone(),
+                reason: format!("line {} is no sample: {error}", i + 1),
+            })
+        };
+        let samples = text.lines().enumerate().map(parse).collect::<Result<Vec<Ranked<T>>>>()?;
+        self.restore(samples).map_err(|error| Error::config("control.rewards", error.to_string()))
     }
 
     /// Rankings: one for each reward, or that of the product.

@@ -7,6 +7,7 @@ use ruminate_models::{Generate, Policy, TokenId, Tokenizer, derive_seed};
 use ruminate_rewards::RewardError;
 use serde::{Deserialize, Serialize};
 
+use super::evaluation::total;
 use super::{Buckets, Condition, Judged, PoolSample, Quark, Scorer, Source};
 use crate::ppo::{Prompt, Response, respond};
 use crate::{Error, Phases, Result};
@@ -256,9 +257,7 @@ where
         let names: Vec<String> =
             self.config.control.rewards.iter().map(|reward| reward.name.clone()).collect();
         for (i, name) in names.iter().enumerate() {
-            let scores =
-                judged.iter().filter_map(|judged| judged.scores[i]).filter(|score| score.is_finite());
-            let (sum, count) = scores.fold((0.0, 0), |(sum, count), score| (sum + score, count + 1));
+            let (sum, count) = total(judged, i);
             self.note(&format!("reward/{name}"), sum, count);
         }
     }

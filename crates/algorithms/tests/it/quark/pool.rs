@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 use ruminate_algorithms::quark::{
-    AddTo, Buckets, ControlConfig, DataPool, PoolSample, Ranked, RewardSpec, StageSchedule, Ties, TrainOption,
+    AddTo, Buckets, ControlConfig, DataPool, POOL, PoolSample, Ranked, RewardSpec, StageSchedule, Ties,
+    TrainOption,
 };
 
 /// Two rewards, coarse so that there are ties, some missing, some responses twice.
@@ -130,10 +131,10 @@ proptest! {
         let control = || control([4, 3], Ties::Split);
         let (mut straight, mut stored) = (DataPool::new(control()).unwrap(), DataPool::new(control()).unwrap());
         for round in rounds {
-            let line = |ranked: &Ranked<u32>| serde_json::to_string(ranked).unwrap();
-            let lines: Vec<String> = stored.samples().iter().map(line).collect();
+            let folder = tempfile::tempdir().unwrap();
+            stored.save(folder.path()).unwrap();
             stored = DataPool::new(control()).unwrap();
-            stored.restore(lines.iter().map(|line| serde_json::from_str(line).unwrap()).collect()).unwrap();
+            stored.load(folder.path()).unwrap();
             prop_assert_eq!(straight.add(round.clone(), 0).is_ok(), stored.add(round, 0).is_ok());
             prop_assert_eq!(&straight, &stored);
         }
@@ -170,6 +171,12 @@ fn samples_of_other_rewards_are_refused() {
     let ranked = Ranked { sample: sample(vec![Some(1.0); 2]), buckets: vec![0] };
     let error = pool.restore(vec![ranked]).unwrap_err().to_string();
     assert!(error.contains("other rewards"), "{error}");
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join(POOL), "\n").unwrap();
+    let error = pool.load(folder.path()).unwrap_err().to_string();
+    assert!(error.contains("pool.jsonl") && error.contains("line 1 is no sample"), "{error}");
+    std::fs::remove_file(folder.path().join(POOL)).unwrap();
+    assert!(pool.load(folder.path()).unwrap_err().to_string().contains("cannot read"));
     let mut values = control([2, 2], Ties::Split);
     values.rewards[0].buckets = Buckets::Values(vec![1.0, 0.0, -1.0]);
     let mut pool = DataPool::new(values).unwrap();
