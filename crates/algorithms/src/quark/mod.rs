@@ -244,7 +244,7 @@ where
 
     /// Batches of the pool in an order of this round: reshuffled in every pass, without what does not fill a batch.
     fn loader(&self) -> Result<TrainBatches> {
-        // One seed less than those of sampling, which also have a pass.
+        // Sampling's seeds have one part more, the pass.
         let order = Order::reshuffled(self.pool.len(), derive_seed(self.config.seed, &[self.round]));
         Ok(TrainBatches::new(order, self.config.batch_size.min(self.pool.len()), Shard::SINGLE)?)
     }
