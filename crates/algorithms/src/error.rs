@@ -30,6 +30,12 @@ pub enum Error {
         /// The step at which it was noticed.
         step: u64,
     },
+    /// Samples do not make a data pool.
+    #[error("the data pool: {reason}")]
+    Pool {
+        /// What is wrong, and what to do.
+        reason: String,
+    },
     /// A checkpoint cannot be read or written.
     #[error("checkpoint {}: {reason}", path.display())]
     Checkpoint {

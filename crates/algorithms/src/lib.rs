@@ -6,6 +6,7 @@ mod loss;
 mod observer;
 pub mod plan;
 pub mod ppo;
+pub mod quark;
 mod schedule;
 mod sft;
 pub mod trainer;

@@ -155,6 +155,11 @@ impl TrainBatches {
         Ok(Self { order, batch_size, shard, cursor: Cursor::default(), indices })
     }
 
+    /// Instances of a batch.
+    pub fn batch_size(&self) -> usize {
+        self.batch_size
+    }
+
     /// Steps of one epoch.
     pub fn steps_per_epoch(&self) -> usize {
         self.order.len() / self.per_step()

@@ -21,7 +21,7 @@ pub use generation::{
 pub use parameters::Parameters;
 pub use policy::{Example, Policy, TokenScores, Want};
 pub use scoring::ScoreChoices;
-pub use t5::{BatchShape, Decoding, Encoded, FeedForward, T5, T5Config};
+pub use t5::{BatchShape, Decoding, Encoded, FeedForward, T5, T5Config, embedding_statistics};
 pub use tokenizer::{Tokenizer, Truncate, clean_up_spaces};
 pub use value::{ActorCritic, VALUE_WEIGHTS};
 pub use vera::{Plausibility, Vera};

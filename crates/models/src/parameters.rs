@@ -32,6 +32,13 @@ impl Parameters {
         self.entries.iter().find(|(n, _)| n == name).map(|(_, t)| t)
     }
 
+    /// Puts another tensor in the place of the parameter of that name.
+    pub(crate) fn replace(&mut self, name: &str, tensor: &Tensor) {
+        if let Some((_, old)) = self.entries.iter_mut().find(|(n, _)| n == name) {
+            *old = tensor.shallow_clone();
+        }
+    }
+
     /// The list an optimizer takes; the tensors are shared, not copied.
     #[must_use]
     pub fn named(&self) -> Vec<(String, Tensor)> {

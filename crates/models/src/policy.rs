@@ -123,6 +123,17 @@ pub trait Policy {
         1.0
     }
 
+    /// The matrix `[vocab, hidden]` that makes logits of the states, where the model has one: `output_scale * states` times
+    /// its transpose.
+    fn output_weight(&self) -> Option<&Tensor> {
+        None
+    }
+
+    /// The token that ends a response, where the model has one.
+    fn end_token_id(&self) -> Option<TokenId> {
+        None
+    }
+
     /// Training mode switches dropout on.
     fn set_training(&mut self, training: bool);
 
@@ -188,6 +199,14 @@ impl Policy for T5 {
         self.output_projection().1
     }
 
+    fn output_weight(&self) -> Option<&Tensor> {
+        Some(self.output_projection().0)
+    }
+
+    fn end_token_id(&self) -> Option<TokenId> {
+        Some(self.config().eos_token_id)
+    }
+
     fn set_training(&mut self, training: bool) {
         self.set_training(training);
     }
@@ -198,15 +217,14 @@ impl Policy for T5 {
     }
 
     fn score(&self, examples: &[Example], want: Want) -> Result<TokenScores> {
-        let prompts: Vec<&[TokenId]> = examples.iter().map(|e| e.prompt.as_slice()).collect();
-        let targets: Vec<&[TokenId]> = examples.iter().map(|e| e.target.as_slice()).collect();
-        self.check_targets(&targets)?;
-        let source = self.batch(&prompts)?;
-        let labels = Labels::new(&targets, self.device())?;
-        let states = self.decode(&self.encode(&source)?, &self.shift_right(&labels.ids)?)?;
+        let (states, labels, source) = self.target_states(examples)?;
         let (log_probs, entropy) = self.label_scores(&states, &labels, want.entropy)?;
-        let tokens = source.tokens + labels.count;
+        let tokens = source + labels.count;
         Ok(TokenScores { log_probs, entropy, states: want.states.then_some(states), labels, tokens })
+    }
+
+    fn states(&self, examples: &[Example]) -> Result<Option<Tensor>> {
+        Ok(Some(self.target_states(examples)?.0))
     }
 
     fn save(&self, folder: &Path) -> Result<()> {
@@ -215,6 +233,17 @@ impl Policy for T5 {
 }
 
 impl T5 {
+    /// The decoder's states `[batch, time, d_model]`, the targets, and the real tokens of the prompts.
+    fn target_states(&self, examples: &[Example]) -> Result<(Tensor, Labels, u64)> {
+        let prompts: Vec<&[TokenId]> = examples.iter().map(|e| e.prompt.as_slice()).collect();
+        let targets: Vec<&[TokenId]> = examples.iter().map(|e| e.target.as_slice()).collect();
+        self.check_targets(&targets)?;
+        let source = self.batch(&prompts)?;
+        let labels = Labels::new(&targets, self.device())?;
+        let states = self.decode(&self.encode(&source)?, &self.shift_right(&labels.ids)?)?;
+        Ok((states, labels, source.tokens))
+    }
+
     /// Log-probabilities (and entropies) of the labels, `[batch, time]`. Only positions with a label are projected to
     /// the vocabulary, some at a time.
     pub(crate) fn label_scores(

@@ -1,10 +1,11 @@
 //! Text to token ids and back, with the tokenizer files of Hugging Face.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde::Deserialize;
 use serde_json::Value;
-use tokenizers::{PostProcessor, TruncationDirection};
+use tokenizers::{AddedToken, PostProcessor, TruncationDirection};
 
 use crate::checkpoint::write_text;
 use crate::{Error, Result, TokenId};
@@ -62,6 +63,24 @@ impl Tokenizer {
     #[must_use]
     pub fn token_id(&self, token: &str) -> Option<TokenId> {
         self.inner.token_to_id(token).map(TokenId::from)
+    }
+
+    /// Adds tokens that are cut from a text wherever they stand in it, and returns their ids: those behind the largest one so
+    /// far. They are not special, so that decoding shows them.
+    ///
+    /// # Errors
+    /// When the tokenizer has one of them already, or two are the same.
+    pub fn add_tokens(&mut self, tokens: &[String]) -> Result<Vec<TokenId>> {
+        let mut seen = BTreeSet::new();
+        let known = |token: &String| token.is_empty() || self.token_id(token).is_some();
+        if let Some(token) = tokens.iter().find(|token| known(token) || !seen.insert(*token)) {
+            let reason =
+                format!("`{token}` cannot be added: it is empty, twice in the list, or there already");
+            return Err(Error::Tokenizer { reason, source: None });
+        }
+        let added: Vec<_> = tokens.iter().map(|token| AddedToken::from(token.clone(), false)).collect();
+        self.inner.add_tokens(added).map_err(library("adding tokens"))?;
+        Ok(tokens.iter().filter_map(|token| self.token_id(token)).collect())
     }
 
     /// Refuses a tokenizer that can give ids for which the model has no embedding.

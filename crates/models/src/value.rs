@@ -156,6 +156,14 @@ impl<P: Policy> Policy for ActorCritic<P> {
         self.actor.output_scale()
     }
 
+    fn output_weight(&self) -> Option<&Tensor> {
+        self.actor.output_weight()
+    }
+
+    fn end_token_id(&self) -> Option<TokenId> {
+        self.actor.end_token_id()
+    }
+
     fn set_training(&mut self, training: bool) {
         self.actor.set_training(training);
         if let Some(network) = &mut self.network {

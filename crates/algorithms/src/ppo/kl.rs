@@ -53,7 +53,13 @@ impl KlPenalty {
         }
     }
 
-    pub(super) fn validate(self) -> Result<()> {
+    /// The coefficient of a bonus that follows the same rule the other way: it falls where more is observed than aimed at.
+    #[must_use]
+    pub fn next_bonus(self, coef: f64, observed: f64, samples: usize) -> f64 {
+        2.0 * coef - self.next(coef, observed, samples)
+    }
+
+    pub(crate) fn validate(self) -> Result<()> {
         let positive = match self {
             Self::Fixed { .. } => [("target", 1.0), ("horizon", 1.0)],
             Self::Adaptive { target, horizon, .. } => [("target", target), ("horizon", horizon)],

@@ -32,8 +32,9 @@ pub use estimate::{
 pub use kl::KlPenalty;
 pub use loss::{Drift, clamp, drift, policy_loss, value_loss};
 use records::{Records, Rolled};
-pub use rollout::Prompt;
-use rollout::{Response, Rollout, Scored, example, mask, respond};
+pub(crate) use rollout::respond;
+pub use rollout::{Prompt, Response};
+use rollout::{Rollout, Scored, example, mask};
 
 /// Prompts of a run.
 #[derive(Debug, Clone)]

@@ -25,20 +25,22 @@ pub struct Prompt<Q> {
 
 /// A response to a prompt.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Response {
-    pub(super) ids: Vec<TokenId>,
-    pub(super) text: String,
+pub struct Response {
+    /// The tokens that were drawn, end token included.
+    pub ids: Vec<TokenId>,
+    /// The same as text.
+    pub text: String,
 }
 
 impl Response {
-    pub(super) fn sample<'a, Q>(&'a self, prompt: &'a Prompt<Q>) -> Sample<'a, Q> {
+    pub(crate) fn sample<'a, Q>(&'a self, prompt: &'a Prompt<Q>) -> Sample<'a, Q> {
         Sample { task: &prompt.task, item: &prompt.item, response: &self.ids, text: &self.text }
     }
 }
 
 /// Writes one response to every prompt. The response to prompt `i` depends on the prompt, the policy and
 /// `derive_seed(seed, [i])` alone.
-pub(super) fn respond<P: Generate, Q>(
+pub(crate) fn respond<P: Generate, Q>(
     policy: &P,
     tokenizer: &Tokenizer,
     prompts: &[&Prompt<Q>],

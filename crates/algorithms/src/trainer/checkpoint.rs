@@ -169,7 +169,9 @@ impl Checkpoints {
         if let (Device::Cuda(_), Some(saved)) = (device, tensors.get(RNG_CUDA)) {
             rng::set_state(device, saved)?;
         }
-        algorithm.load_state(state.algorithm.clone()).map_err(|e| match e {
+        let loaded =
+            algorithm.load_extras(&folder).and_then(|()| algorithm.load_state(state.algorithm.clone()));
+        loaded.map_err(|e| match e {
             // The run has other settings or data.
             e if e.is_configuration() => e,
             e => Error::Checkpoint { path: folder.join(STATE), reason: e.to_string() },

@@ -243,6 +243,16 @@ pub trait Algorithm {
     /// # Errors
     /// When the folder is not writable.
     fn save_extras(&self, folder: &Path) -> Result<()>;
+
+    /// Takes up what [`save_extras`](Self::save_extras) wrote and must survive a restart. Called before
+    /// [`load_state`](Self::load_state).
+    ///
+    /// # Errors
+    /// When a file cannot be read or belongs to other data.
+    fn load_extras(&mut self, folder: &Path) -> Result<()> {
+        let _ = folder;
+        Ok(())
+    }
 }
 
 /// How a run ended.

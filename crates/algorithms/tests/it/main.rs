@@ -9,5 +9,6 @@ mod learning;
 mod observing;
 mod phases;
 mod ppo;
+mod quark;
 mod resume;
 mod support;

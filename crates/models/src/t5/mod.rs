@@ -2,6 +2,7 @@
 
 mod config;
 mod layers;
+mod resize;
 mod sizes;
 
 use std::path::Path;
@@ -15,6 +16,7 @@ use crate::parameters::{Init, Parameters};
 use crate::{Batch, Error, Result, Side, TokenId, Tokenizer};
 
 pub use config::{FeedForward, T5Config};
+pub use resize::embedding_statistics;
 pub use sizes::BatchShape;
 
 use layers::{DecoderCache, Masks, Stack, causal_mask, padding_mask};

@@ -9,6 +9,7 @@ mod decoding;
 mod generation;
 mod malformed;
 mod padding;
+mod resize;
 mod scoring;
 mod stop_strings;
 mod support;

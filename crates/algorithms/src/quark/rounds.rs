@@ -1,0 +1,285 @@
+//! Rounds: new samples are written and judged, and the pool is ranked anew.
+
+use std::collections::BTreeMap;
+
+use ruminate_datasets::Order;
+use ruminate_models::{Generate, Policy, TokenId, Tokenizer, derive_seed};
+use ruminate_rewards::RewardError;
+use serde::{Deserialize, Serialize};
+
+use super::evaluation::total;
+use super::{Buckets, Condition, Judged, PoolSample, Quark, Scorer, Source};
+use crate::ppo::{Prompt, Response, respond};
+use crate::{Error, Phases, Result};
+
+/// A response that somebody else wrote.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Expert<Q> {
+    /// What it answers.
+    pub prompt: Prompt<Q>,
+    /// The response, end token included.
+    pub ids: Vec<TokenId>,
+    /// The response as text.
+    pub text: String,
+}
+
+impl<Q> Expert<Q> {
+    /// A response given as text.
+    ///
+    /// # Errors
+    /// When the tokenizer fails.
+    pub fn new(prompt: Prompt<Q>, text: &str, tokenizer: &Tokenizer) -> Result<Self> {
+        Ok(Self { prompt, ids: tokenizer.encode(text)?, text: text.into() })
+    }
+}
+
+/// What a sample of the pool is trained with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tokens {
+    /// What the model is given.
+    pub prompt: Vec<TokenId>,
+    /// What it should answer, end token included.
+    pub response: Vec<TokenId>,
+}
+
+/// What decides whether a response comes into the pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Admission {
+    /// Whether there is an answer in it.
+    pub valid: bool,
+    /// Whether the answer is right.
+    pub correct: bool,
+}
+
+impl Admission {
+    /// Experts are always right.
+    pub const EXPERT: Self = Self { valid: true, correct: true };
+}
+
+/// Whether a response comes into the pool.
+#[must_use]
+pub fn admit(response: Admission, only_correct: bool) -> bool {
+    response.valid && (response.correct || !only_correct)
+}
+
+impl<P, Q, S> Quark<P, Q, S>
+where
+    P: Policy + Generate,
+    S: Scorer<P, Q>,
+{
+    /// Writes a greedy response to every prompt, given the tokens that are in use before step `step`. The response to
+    /// prompt `i` has, if it is random, the code of `derive_seed(seed, [i])`.
+    ///
+    /// # Errors
+    /// When the model fails.
+    pub fn respond(
+        &self,
+        prompts: &[&Prompt<Q>],
+        condition: Condition,
+        step: u64,
+        progress: impl FnMut(u64) -> Result<()>,
+    ) -> Result<Vec<Response>> {
+        let active = self.config.control.stages.sampling(step, self.tokens.code_len());
+        let code = |i: usize| {
+            let code = self.tokens.condition(condition, derive_seed(self.config.seed, &[i as u64]));
+            code[active.clone()].to_vec()
+        };
+        let codes: Vec<Vec<TokenId>> = (0..prompts.len()).map(code).collect();
+        self.write(&self.policy, prompts, &codes, true, 0, progress)
+    }
+
+    /// Judges responses to prompts.
+    ///
+    /// # Errors
+    /// When a reward fails.
+    pub fn judge(&self, prompts: &[&Prompt<Q>], responses: &[Response]) -> Result<Vec<Judged>> {
+        let samples: Vec<_> = responses.iter().zip(prompts).map(|(r, p)| r.sample(p)).collect();
+        let judged = tch::no_grad(|| self.scorer.judge(&self.policy, &samples))?;
+        if judged.len() != samples.len() {
+            return Err(RewardError::Count { samples: samples.len(), rewards: judged.len() }.into());
+        }
+        let rewards = self.config.control.rewards.len();
+        match judged.iter().position(|judged| judged.scores.len() != rewards) {
+            Some(i) => {
+                let scores = judged[i].scores.len();
+                Err(Error::Pool {
+                    reason: format!("sample {i} has {scores} scores, but there are {rewards} rewards"),
+                })
+            }
+            None => Ok(judged),
+        }
+    }
+
+    /// Greedy responses of the reference, without control tokens.
+    pub(super) fn respond_as_reference(
+        &self,
+        prompts: &[&Prompt<Q>],
+        progress: impl FnMut(u64) -> Result<()>,
+    ) -> Result<Vec<Response>> {
+        self.write(&self.reference, prompts, &vec![vec![]; prompts.len()], true, 0, progress)
+    }
+
+    /// Writes a response to every prompt behind its code.
+    fn write(
+        &self,
+        model: &P,
+        prompts: &[&Prompt<Q>],
+        codes: &[Vec<TokenId>],
+        greedy: bool,
+        seed: u64,
+        mut progress: impl FnMut(u64) -> Result<()>,
+    ) -> Result<Vec<Response>> {
+        // Control tokens come last in the vocabulary; what lies behind them has no token.
+        let vocab = model.output_weight().map_or(0, |weight| weight.size()[0]);
+        let forbidden: Vec<TokenId> =
+            std::iter::once(model.pad_token_id()).chain(self.tokens.id_range().start..vocab).collect();
+        let batch_size = if greedy { self.config.eval_batch_size } else { self.config.sampling.batch_size };
+        let mut groups: BTreeMap<&[TokenId], Vec<usize>> = BTreeMap::new();
+        for (i, code) in codes.iter().enumerate() {
+            groups.entry(code).or_default().push(i);
+        }
+        let mut responses: Vec<(usize, Response)> = vec![];
+        for (code, rows) in groups {
+            let generation = self.config.generation(code, forbidden.clone(), greedy)?;
+            let prompts: Vec<&Prompt<Q>> = rows.iter().map(|&i| prompts[i]).collect();
+            let before = responses.len() as u64;
+            let progress = |done| progress(before + done);
+            let written = respond(model, &self.tokenizer, &prompts, &generation, batch_size, seed, progress)?;
+            responses.extend(rows.into_iter().zip(written));
+        }
+        responses.sort_by_key(|(i, _)| *i);
+        Ok(responses.into_iter().map(|(_, response)| response).collect())
+    }
+
+    /// New samples, and a new ranking of all.
+    pub(super) fn round(&mut self, step: u64) -> Result<()> {
+        let mut phases = Phases::default();
+        let mut new = vec![];
+        if let Some(source) = self.config.samples_from(step) {
+            for pass in 0..self.config.sampling.passes {
+                new.extend(self.sampled(step, pass, source, &mut phases)?);
+            }
+        }
+        let written = new.len();
+        new.retain(|sample| sample.1);
+        self.note("pool/valid", new.len() as f64, written);
+        let mut new: Vec<PoolSample<Tokens>> = new.into_iter().map(|(sample, _)| sample).collect();
+        new.extend(self.experts(&mut phases)?);
+        let expert = self.data.expert.len();
+        if new.is_empty() && self.pool.is_empty() {
+            let reason = format!(
+                "there is nothing to train on at step {step}: {written} responses were written, none of which may be \
+                 trained on, and there are {expert} rows of expert data; look at what counts as valid, \
+                 `sample_at_start`, `start_sampling_at` and `sampling.drop_last`"
+            );
+            return Err(Error::Pool { reason });
+        }
+        phases.time("ranking", || self.pool.add(new, step))?;
+        self.round = step;
+        self.loader = Some(self.loader()?);
+        self.phases.merge(phases);
+        Ok(())
+    }
+
+    /// The responses of a pass, and whether each comes into the pool.
+    fn sampled(
+        &mut self,
+        step: u64,
+        pass: u64,
+        source: Source,
+        phases: &mut Phases,
+    ) -> Result<Vec<(PoolSample<Tokens>, bool)>> {
+        let seed = derive_seed(self.config.seed, &[step, pass]);
+        let mut order = Order::shuffled(self.data.train.len(), seed).indices(0);
+        if self.config.sampling.drop_last {
+            order.truncate(order.len() - order.len() % self.config.sampling.batch_size);
+        }
+        let prompts: Vec<&Prompt<Q>> = order.iter().map(|&i| &self.data.train[i]).collect();
+        let code = match source {
+            Source::Reference => vec![],
+            Source::Policy => {
+                let active = self.config.control.stages.sampling(step, self.tokens.code_len());
+                self.tokens.condition(Condition::Best, 0)[active].to_vec()
+            }
+        };
+        let model = if source == Source::Reference { &self.reference } else { &self.policy };
+        let codes = vec![code; prompts.len()];
+        let responses =
+            phases.time("rollout", || self.write(model, &prompts, &codes, false, seed, |_| Ok(())))?;
+        let judged = phases.time("reward", || self.judge(&prompts, &responses))?;
+        let end = model.end_token_id();
+        let mut samples = vec![];
+        for ((prompt, response), judged) in prompts.iter().zip(responses).zip(&judged) {
+            let tokens = if self.config.retokenize {
+                self.tokenizer.encode(&response.text)?
+            } else {
+                ended(response.ids, end)
+            };
+            let Judged { scores, valid, correct } = judged.clone();
+            let sample = pool_sample(prompt, response.text, tokens, scores, correct);
+            samples.push((sample, admit(Admission { valid, correct }, self.config.only_correct)));
+        }
+        self.note_judged(&judged);
+        Ok(samples)
+    }
+
+    /// The expert rows of a round. They count as right.
+    fn experts(&mut self, phases: &mut Phases) -> Result<Vec<PoolSample<Tokens>>> {
+        let config = self.config.expert;
+        let order = &self.expert_order[self.expert_taken..];
+        let count = if config.all_at_first { None } else { config.per_round };
+        let rows = order[..count.unwrap_or(order.len()).min(order.len())].to_vec();
+        if rows.is_empty() {
+            return Ok(vec![]);
+        }
+        let prompts: Vec<&Prompt<Q>> = rows.iter().map(|&i| &self.data.expert[i].prompt).collect();
+        let response = |&i: &usize| {
+            let Expert { ids, text, .. } = &self.data.expert[i];
+            Response { ids: ids.clone(), text: text.clone() }
+        };
+        let responses: Vec<Response> = rows.iter().map(response).collect();
+        let judged = phases.time("reward", || self.judge(&prompts, &responses))?;
+        let right = |(reward, score): (&super::RewardSpec, &Option<f64>)| match reward.buckets {
+            Buckets::Correctness => Some(1.0),
+            _ => *score,
+        };
+        let samples = prompts.iter().zip(responses).zip(judged).map(|((prompt, response), judged)| {
+            let scores = self.config.control.rewards.iter().zip(&judged.scores).map(right).collect();
+            pool_sample(prompt, response.text, response.ids, scores, true)
+        });
+        let samples = samples.collect();
+        self.expert_taken += rows.len();
+        Ok(samples)
+    }
+
+    /// Means of the scores of newly written responses.
+    fn note_judged(&mut self, judged: &[Judged]) {
+        let names: Vec<String> =
+            self.config.control.rewards.iter().map(|reward| reward.name.clone()).collect();
+        for (i, name) in names.iter().enumerate() {
+            let (sum, count) = total(judged, i);
+            self.note(&format!("reward/{name}"), sum, count);
+        }
+    }
+}
+
+fn pool_sample<Q>(
+    prompt: &Prompt<Q>,
+    text: String,
+    response: Vec<TokenId>,
+    scores: Vec<Option<f64>>,
+    correct: bool,
+) -> PoolSample<Tokens> {
+    let item = Tokens { prompt: prompt.ids.clone(), response };
+    PoolSample { prompt: prompt.text.clone(), response: text, scores, correct, item }
+}
+
+/// With the end token, also where writing was cut off.
+fn ended(mut ids: Vec<TokenId>, end: Option<TokenId>) -> Vec<TokenId> {
+    if let Some(end) = end
+        && ids.last() != Some(&end)
+    {
+        ids.push(end);
+    }
+    ids
+}
