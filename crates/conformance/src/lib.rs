@@ -3,6 +3,7 @@
 pub mod compare;
 pub mod crystal;
 pub mod file;
+pub mod mario;
 pub mod models;
 pub mod references;
 pub mod runner;
@@ -58,7 +59,7 @@ pub struct Topic {
 pub const TOPICS: [Topic; 6] = [
     Topic { name: "models", folders: true, find: models::find },
     Topic { name: "crystal", folders: false, find: crystal::find },
-    Topic { name: "mario", folders: false, find: |_, _| None },
+    Topic { name: "mario", folders: false, find: mario::find },
     Topic { name: "rise", folders: false, find: |_, _| None },
     Topic { name: "tinythinker", folders: false, find: |_, _| None },
     Topic { name: "dpo", folders: false, find: |_, _| None },
