@@ -28,10 +28,10 @@ impl Finished {
     }
 }
 
-/// The binary in the project's folder, on one thread, so that tests beside each other do not slow each other down.
+/// The binary in the project's folder, on one thread each, so that tests beside each other do not slow each other down.
 pub(crate) fn mario(args: &[&str]) -> Finished {
     let mut command = Command::new(cargo_bin!("mario"));
-    let output = command.current_dir(root()).args(args).args(["--threads", "1"]).output().unwrap();
+    let output = command.current_dir(root()).args(args).env("OMP_NUM_THREADS", "1").output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     let finished =
         Finished { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) };
@@ -46,13 +46,21 @@ pub(crate) fn succeed(args: &[&str]) -> Finished {
     finished
 }
 
+/// Names that the bundled world's tokenizer knows.
+const NAMES: [&str; 36] = [
+    "Ada", "Adam", "Agnes", "Alan", "Alba", "Albert", "Alice", "Alma", "Amos", "Amy", "Andrew", "Anna",
+    "Anton", "Arthur", "Astrid", "Barbara", "Basil", "Beatrice", "Ben", "Bertha", "Bianca", "Boris", "Brian",
+    "Bruno", "Carl", "Carmen", "Caspar", "Cecil", "Celia", "Charles", "Clara", "Claude", "Cora", "Cyril",
+    "Daisy", "Daniel",
+];
+
 /// A folder for one test.
 pub(crate) struct Workplace {
     folder: TempDir,
 }
 
 impl Workplace {
-    /// With a data set of questions about numbers of our own and a configuration that trains a very small model on it.
+    /// With a data set of our own in the words of the bundled world and a configuration that trains a very small model on it.
     pub(crate) fn new() -> Self {
         let place = Self { folder: tempfile::tempdir().unwrap() };
         let model: Value =
@@ -64,13 +72,13 @@ impl Workplace {
         });
         model.as_object_mut().unwrap().extend(small.as_object().unwrap().clone());
         place.write("t5.json", &model.to_string());
-        for (split, questions) in [("train", 24), ("dev", 6), ("test", 6)] {
-            place.write(&format!("data/strategyqa/raw/{split}.jsonl"), &rows(split, questions));
+        for (split, names) in [("train", &NAMES[..24]), ("dev", &NAMES[24..30]), ("test", &NAMES[30..])] {
+            place.write(&format!("data/quarel/raw/{split}.jsonl"), &rows(names));
         }
         let model = format!("config = \"{}\"\ntokenizer = \"fixtures/world/t5\"\n", place.path("t5.json"));
         let trainer = "lr = 3e-3\nwarmup_steps = 0\nlog_every = 1\neval_every = 4\nsave_every = 0\n";
         let mut config = format!(
-            "[data]\ndataset = \"strategyqa\"\npath = \"{}\"\n",
+            "[data]\ndataset = \"quarel\"\npath = \"{}\"\n",
             place.path("data/{dataset}/raw/{split}.jsonl")
         );
         for stage in ["sft", "i2o", "ir2o"] {
@@ -95,17 +103,16 @@ impl Workplace {
     }
 }
 
-/// Two rows for each question, keyed by row number.
-fn rows(split: &str, questions: usize) -> String {
-    let rows = (0..2 * questions).map(|row| {
-        let number = row / 2;
-        let (word, answer) = if number % 2 == 0 { ("even", "yes") } else { ("odd", "no") };
-        let row_value = json!({
-            "question": format!("Is the {split} number {number} even?"),
-            "rationale": format!("The number {number} is {word}"),
+/// Two rows for each question, keyed by row number. The weather of a city is told by the rationale alone.
+fn rows(names: &[&str]) -> String {
+    let rows = (0..2 * names.len()).map(|row| {
+        let (weather, answer) = if row / 2 % 2 == 0 { ("sunny", "(A)") } else { ("rainy", "(B)") };
+        let content = json!({
+            "question": format!("What is the weather where {} lives? (A) sunny (B) rainy", names[row / 2]),
+            "rationale": format!("the city has {weather} weather"),
             "answer": answer,
         });
-        (row.to_string(), row_value)
+        (row.to_string(), content)
     });
     Value::Object(rows.collect()).to_string()
 }
