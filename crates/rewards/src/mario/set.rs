@@ -61,7 +61,7 @@ impl RewardSet {
     /// # Errors
     /// Those of the rewards; [`RewardError::Count`] and [`RewardError::NotFinite`] when one does not keep its promise.
     pub fn scores(&self, responses: &[Response<'_>]) -> Result<Vec<Vec<f64>>, RewardError> {
-        let score = |reward: &Box<dyn TextReward>| {
+        let score = |reward: &dyn TextReward| {
             let scores = reward.scores(responses)?;
             if scores.len() != responses.len() {
                 return Err(RewardError::Count { samples: responses.len(), rewards: scores.len() });
@@ -73,6 +73,6 @@ impl RewardSet {
                 None => Ok(scores),
             }
         };
-        self.rewards.iter().map(score).collect()
+        self.rewards.iter().map(|reward| score(reward.as_ref())).collect()
     }
 }
