@@ -1,9 +1,7 @@
 //! PPO with Crystal's settings: updates on fixed responses, and whole steps.
 
 use anyhow::Result;
-use ruminate_algorithms::ppo::{
-    Estimates, Estimation, Grid, Mask, policy_loss, token_rewards, value_loss,
-};
+use ruminate_algorithms::ppo::{Estimates, Estimation, Grid, Mask, policy_loss, token_rewards, value_loss};
 use ruminate_datasets::Compat;
 use ruminate_models::{ActorCritic, Example, Generate, Policy, T5, TokenId, Want};
 use ruminate_rewards::{RewardError, Shape, first_token_scores};

@@ -3,6 +3,7 @@
 pub mod crystal;
 mod error;
 mod loss;
+pub mod mario;
 mod observer;
 pub mod plan;
 pub mod ppo;

@@ -77,12 +77,13 @@ pub enum Error {
         first: Option<Skipped>,
     },
     /// JSON that is malformed or has another layout.
-    #[error("{}: {}{source}", .path.display(), json_place(*.item, .field))]
+    #[error("{}: {}{source}", .path.display(), json_place(*.place, .field))]
     Json {
         /// The file.
         path: PathBuf,
-        /// The element of the outer array, counted from 0, if the error lies in one.
-        item: Option<usize>,
+        /// The element of the outer array or the line of JSON lines, if the error lies in one; serde counts lines from
+        /// that place.
+        place: Option<Place>,
         /// The path of the field inside the item; empty when a field is missing or the text is no JSON.
         field: String,
         /// What serde said, with line and column.
@@ -217,12 +218,12 @@ fn first_skipped(first: &Option<Skipped>) -> String {
     first.as_ref().map(|s| format!("; the first: {s}")).unwrap_or_default()
 }
 
-fn json_place(item: Option<usize>, field: &str) -> String {
-    match (item, field) {
+fn json_place(place: Option<Place>, field: &str) -> String {
+    match (place, field) {
         (None, "") => String::new(),
         (None, field) => format!("field {field}: "),
-        (Some(n), "") => format!("item {n}: "),
-        (Some(n), field) => format!("item {n}, field {field}: "),
+        (Some(place), "") => format!("{place}: "),
+        (Some(place), field) => format!("{place}, field {field}: "),
     }
 }
 

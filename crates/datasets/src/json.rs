@@ -1,12 +1,14 @@
 //! JSON files as Python's `json.dump(indent=4)` writes them: four blanks, everything outside ASCII escaped, no line
 //! feed at the end.
 
-use crate::{Error, Result};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use crate::{Error, Place, Result};
+use serde::de::{DeserializeOwned, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::ser::{Formatter, PrettyFormatter};
 use serde_path_to_error::Segment;
+use std::fmt;
 use std::io::{self, Write};
+use std::marker::PhantomData;
 use std::path::Path;
 
 /// Reads a value from a JSON file.
@@ -15,13 +17,78 @@ use std::path::Path;
 /// [`Error::Read`], and [`Error::Json`] with item and field when the text does not fit `T`.
 pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let bytes = std::fs::read(path).map_err(|source| Error::Read { path: path.into(), source })?;
-    let mut parser = serde_json::Deserializer::from_slice(&bytes);
+    parse(path, &bytes, None)
+}
+
+/// Reads rows from a JSON file in one of three layouts, in the order of the file: an array, an object whose keys are row
+/// numbers, or JSON lines. Each row comes with its place; empty lines are no rows.
+///
+/// # Errors
+/// [`Error::Read`], [`Error::NotUtf8`], and [`Error::Json`] with row and field when a row is no `T`.
+pub fn read_rows<T: DeserializeOwned>(path: &Path) -> Result<Vec<(Place, T)>> {
+    let bytes = std::fs::read(path).map_err(|source| Error::Read { path: path.into(), source })?;
+    let text = std::str::from_utf8(&bytes).map_err(|source| {
+        let line = 1 + bytes[..source.valid_up_to()].iter().filter(|&&b| b == b'\n').count();
+        Error::NotUtf8 { path: path.into(), line, source }
+    })?;
+    let items = |rows: Vec<T>| rows.into_iter().enumerate().map(|(i, row)| (Place::Item(i), row)).collect();
+    match text.trim_start() {
+        array if array.starts_with('[') => parse(path, &bytes, None).map(items),
+        object if is_numbered(object) => {
+            parse(path, &bytes, None).map(|Numbered(rows): Numbered<T>| items(rows))
+        }
+        _ => (text.lines().enumerate())
+            .filter(|(_, line)| !line.trim().is_empty())
+            .map(|(i, line)| {
+                let place = Place::Line(i + 1);
+                Ok((place, parse(path, line.as_bytes(), Some(place))?))
+            })
+            .collect(),
+    }
+}
+
+/// Is this an object without keys, or one whose first key is a number?
+fn is_numbered(text: &str) -> bool {
+    let Some(inside) = text.strip_prefix('{').map(str::trim_start) else { return false };
+    let key = inside.strip_prefix('"').and_then(|rest| rest.split_once('"')).map(|(key, _)| key);
+    inside.starts_with('}') || key.is_some_and(|key| key.bytes().all(|b| b.is_ascii_digit()))
+}
+
+/// The values of an object in the order of the file.
+struct Numbered<T>(Vec<T>);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Numbered<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct Values<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Values<T> {
+            type Value = Numbered<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of rows")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Numbered<T>, A::Error> {
+                let mut rows = vec![];
+                while map.next_key::<String>()?.is_some() {
+                    rows.push(map.next_value()?);
+                }
+                Ok(Numbered(rows))
+            }
+        }
+        deserializer.deserialize_map(Values(PhantomData))
+    }
+}
+
+fn parse<T: DeserializeOwned>(path: &Path, bytes: &[u8], place: Option<Place>) -> Result<T> {
+    let mut parser = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut parser).map_err(|error| {
         let mut segments = error.path().iter().peekable();
-        let item = segments.next_if(|s| matches!(s, Segment::Seq { .. })).map(|s| match s {
-            Segment::Seq { index } => *index,
-            _ => 0,
-        });
+        let item = |segment: &Segment| match segment {
+            Segment::Seq { index } => Some(Place::Item(*index)),
+            Segment::Map { key } => key.parse().ok().map(Place::Item),
+            _ => None,
+        };
+        let place = place.or_else(|| segments.next_if(|s| item(s).is_some()).and_then(item));
         let mut field = String::new();
         for segment in segments {
             match segment {
@@ -32,10 +99,9 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T> {
                 _ => field.push_str(&format!(".{segment}")),
             }
         }
-        Error::Json { path: path.into(), item, field, source: error.into_inner() }
+        Error::Json { path: path.into(), place, field, source: error.into_inner() }
     })?;
-    let end = |source| Error::Json { path: path.into(), item: None, field: String::new(), source };
-    parser.end().map_err(end)?;
+    parser.end().map_err(|source| Error::Json { path: path.into(), place, field: String::new(), source })?;
     Ok(value)
 }
 

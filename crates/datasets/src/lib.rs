@@ -4,6 +4,7 @@ pub mod error;
 pub mod evaluation_files;
 pub mod json;
 pub mod knowledge;
+pub mod mario;
 pub mod order;
 pub mod prompts;
 pub mod question;

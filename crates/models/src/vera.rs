@@ -29,10 +29,35 @@ const MAX_TOKENS: usize = 128;
 pub struct Vera {
     t5: T5,
     tokenizer: Tokenizer,
+    head: VeraHead,
+}
+
+/// The linear layer of [`Vera`] and its calibration.
+#[derive(Debug)]
+pub struct VeraHead {
     /// `[d_model]`, `f32`.
-    weight: Tensor,
-    bias: f64,
-    temperature: f64,
+    pub weight: Tensor,
+    /// Added to the product.
+    pub bias: f64,
+    /// Logits are divided by this before they become calibrated probabilities; above 0.
+    pub temperature: f64,
+}
+
+impl VeraHead {
+    /// Logits `[rows]` of the last tokens' states, `[rows, d_model]` `f32`.
+    ///
+    /// # Errors
+    /// When the shapes do not fit.
+    pub fn logits(&self, states: &Tensor) -> Result<Tensor> {
+        Ok(states.f_mv(&self.weight)?.f_add_scalar(self.bias)?)
+    }
+
+    /// What a logit says.
+    #[must_use]
+    pub fn plausibility(&self, logit: f64) -> Plausibility {
+        let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+        Plausibility { logit, raw: sigmoid(logit), calibrated: sigmoid(logit / self.temperature) }
+    }
 }
 
 /// What [`Vera`] says of a statement.
@@ -71,7 +96,7 @@ impl Vera {
                 "the temperature in the embedding of <extra_id_2> is {temperature}; is this a checkpoint of Vera?"
             )));
         }
-        Ok(Self { t5, tokenizer, weight, bias, temperature })
+        Ok(Self { t5, tokenizer, head: VeraHead { weight, bias, temperature } })
     }
 
     /// The ids that the encoder reads: at most 128, the end token included.
@@ -97,13 +122,7 @@ impl Vera {
             let scores: Vec<f32> = Vec::try_from(tch::no_grad(|| self.logits(&batch_rows))?)?;
             batch.iter().zip(scores).for_each(|(&i, logit)| logits[i] = f64::from(logit));
         }
-        let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
-        let plausibility = |logit| Plausibility {
-            logit,
-            raw: sigmoid(logit),
-            calibrated: sigmoid(logit / self.temperature),
-        };
-        Ok(logits.into_iter().map(plausibility).collect())
+        Ok(logits.into_iter().map(|logit| self.head.plausibility(logit)).collect())
     }
 
     /// Logits `[rows]`, `f32`, on the CPU.
@@ -113,6 +132,6 @@ impl Vera {
         let last: Vec<i64> = rows.iter().zip(0..).map(|(row, i)| i * time + row.len() as i64 - 1).collect();
         let last = Tensor::f_from_slice(&last)?.f_to_device(self.t5.device())?;
         let pooled = states.f_flatten(0, 1)?.f_index_select(0, &last)?.f_to_kind(Kind::Float)?;
-        Ok(pooled.f_mv(&self.weight)?.f_add_scalar(self.bias)?.f_to_device(Device::Cpu)?)
+        Ok(self.head.logits(&pooled)?.f_to_device(Device::Cpu)?)
     }
 }

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 pub mod choices;
+pub mod mario;
 mod reward;
 mod self_feedback;
 

@@ -74,6 +74,16 @@ pub enum RewardError {
         /// What is wrong with them.
         source: ChoiceError,
     },
+    /// A gold label that the data set does not have.
+    #[error("sample {sample}: the gold label {label:?} is none of {}", known.join(", "))]
+    GoldLabel {
+        /// The sample's index.
+        sample: usize,
+        /// Its gold label.
+        label: String,
+        /// The labels of the data set.
+        known: Vec<String>,
+    },
     /// A reward that is no number.
     #[error(
         "the reward of sample {sample}{} is {value}; the model behind it has diverged or is badly loaded",

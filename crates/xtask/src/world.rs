@@ -104,6 +104,7 @@ fn generate() -> Result<BTreeMap<String, String>> {
         ("twohop", "train", train, &weathers, 1),
         (REINFORCED, "train", reinforced, &weathers, REINFORCED_REPEATS),
         ("twohop", "dev", dev, &weathers, 1),
+        (REINFORCED, "dev", dev, &weathers, 1),
         ("twohop", "test", test, &weathers, 1),
     ];
     let mut files = BTreeMap::new();

@@ -6,6 +6,7 @@ mod config;
 mod crystal;
 mod failures;
 mod learning;
+mod mario;
 mod observing;
 mod phases;
 mod ppo;

@@ -1,3 +1,7 @@
+use ruminate_datasets::mario::{
+    MarioDataset, MarioRow, ResponseFormat, read_few_shot, read_gold, read_masked_tsv, read_responses,
+    read_teacher,
+};
 use ruminate_datasets::unifiedqa::BadRows;
 use ruminate_datasets::{InferenceItem, Origin, ReadOptions, Split, json, knowledge, unifiedqa};
 
@@ -58,4 +62,53 @@ fn evaluation_files() {
         }
         Ok(())
     });
+}
+
+#[test]
+fn rows_with_rationales() {
+    let row =
+        r#"{"question": "Which sinks? (A) lead (B) cork", "rationale": "Lead is dense.", "answer": "(A)"}"#;
+    let seeds = [format!(r#"{{"0": {row}, "1": {row}}}"#), format!("[{row}]"), format!("{row}\n{row}\n")];
+    Fuzz::new("gold.jsonl", seeds.map(String::into_bytes).to_vec(), 1000).run(folder(), |path| {
+        for row in read_gold(path, MarioDataset::QuaRel)? {
+            assert!(MarioDataset::QuaRel.label_index(&row.answer).is_some());
+        }
+        Ok(())
+    });
+    let prompts = r#"[{"dataset": "quarel", "variant": "i2ro", "used_by": ["x"], "prefix": "Q: ", "suffix": "A: ",
+        "n_demonstrations": 0}]"#;
+    Fuzz::new("prompts.json", vec![prompts.into()], 500)
+        .run(folder(), |path| read_few_shot(path).map(drop).map_err(Into::into));
+    Fuzz::new("masked.tsv", vec![b"Birds have <mask> wings.\ttwo\n\"Ice\" is <mask>.\tone\n".to_vec()], 1000)
+        .run(folder(), |path| read_masked_tsv(path).map(drop).map_err(Into::into));
+}
+
+#[test]
+fn responses_of_models() {
+    let question = "Which sinks? (A) lead (B) cork";
+    let teacher = format!(
+        r#"{{"0": {{"question": "{question}", "gold_label": "(a)", "predicted_label": "(b)", "predicted_rationale": "x"}}}}"#
+    );
+    let llama =
+        format!(r#"{{"question": "{question}", "trunc_output": "It is dense. So the answer is: (A)."}}"#);
+    let columns = format!(r#"{{"question": ["{question}"], "model_response": ["So the answer is (A)."]}}"#);
+    let table = format!("question,model_response\n{question},\"Well, so the answer is (A)\"\n");
+    let dump = format!(r#"[{{"question": "{question}", "gpt_answer": "So the answer is: (a)"}}]"#);
+    let gold =
+        [MarioRow { question: question.into(), rationale: "Lead is dense.".into(), answer: "(A)".into() }];
+    for (format, seed) in [
+        (ResponseFormat::Jsonl, &teacher),
+        (ResponseFormat::LlamaJson, &llama),
+        (ResponseFormat::QuarkJson, &columns),
+        (ResponseFormat::Csv, &table),
+        (ResponseFormat::Json, &dump),
+    ] {
+        Fuzz::new("responses", vec![seed.clone().into_bytes()], 400).run(folder(), |path| {
+            let read = read_responses(path, format, MarioDataset::QuaRel, &gold)?;
+            assert!(read.responses.iter().all(|response| response.question == question));
+            Ok(())
+        });
+    }
+    Fuzz::new("teacher.jsonl", vec![teacher.into_bytes()], 400)
+        .run(folder(), |path| read_teacher(path, MarioDataset::QuaRel).map(drop).map_err(Into::into));
 }

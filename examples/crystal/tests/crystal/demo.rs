@@ -39,7 +39,9 @@ fn the_demo_compares_three_models_and_goes_on_from_what_is_there() {
         assert_eq!(result["by_seed"][model], serde_json::json!([result["metrics"][model]]));
     }
     let page = std::fs::read_to_string(result["report"].as_str().unwrap()).unwrap();
-    for shown in ["<svg", "KL to Stage I", "answers that knowledge has fixed", "noisy-stage2-seed-1/report.html"] {
+    for shown in
+        ["<svg", "KL to Stage I", "answers that knowledge has fixed", "noisy-stage2-seed-1/report.html"]
+    {
         assert!(page.contains(shown), "{shown}");
     }
     let trained = |place: &Workplace| {

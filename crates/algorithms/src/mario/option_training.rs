@@ -1,0 +1,224 @@
+//! The models behind the consistency reward: question, with or without a rationale, in, label out.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use ruminate_datasets::Order;
+use ruminate_datasets::mario::{MarioDataset, MarioRow, i2o_input, ir2o_input, with_period};
+use ruminate_models::{Example, Policy, ScoreChoices, TokenId, Tokenizer};
+use ruminate_rewards::choices::argmax;
+use ruminate_rewards::mario::{Summary, option_scores};
+use serde::{Deserialize, Serialize};
+
+use super::rows::{TrainingRows, append, at_least_one};
+use crate::plan::Pass;
+use crate::trainer::Evaluation;
+use crate::{Curriculum, Error, Observer, Result, TrainerConfig};
+
+/// What such a model reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OptionMode {
+    /// The question alone.
+    I2o,
+    /// The question and a rationale.
+    Ir2o,
+}
+
+/// Settings of the training of such a model; the defaults are those of the published commands.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct OptionTrainingConfig {
+    /// Passes over the training rows; 0 takes the trainer's `steps`.
+    pub epochs: u64,
+    /// Rows per micro-batch.
+    pub batch_size: usize,
+    /// Questions per batch in validation.
+    pub eval_batch_size: usize,
+    /// Training questions that are kept for validation where rationales are needed and the development rows have none.
+    pub held_out_questions: usize,
+    /// Seed of the order of the rows, and of the choice of questions that are held out.
+    pub shuffle_seed: u64,
+}
+
+impl Default for OptionTrainingConfig {
+    fn default() -> Self {
+        Self { epochs: 10, batch_size: 4, eval_batch_size: 20, held_out_questions: 200, shuffle_seed: 1 }
+    }
+}
+
+impl OptionTrainingConfig {
+    /// The published settings of a mode: 10 epochs without rationales, 5 with.
+    #[must_use]
+    pub fn published(mode: OptionMode) -> Self {
+        let epochs = if mode == OptionMode::I2o { 10 } else { 5 };
+        Self { epochs, ..Self::default() }
+    }
+
+    /// The published optimizer of a mode: Adam at a constant 3e-5.
+    #[must_use]
+    pub fn trainer(mode: OptionMode) -> TrainerConfig {
+        TrainerConfig {
+            lr: 3e-5,
+            betas: [0.9, 0.99],
+            max_grad_norm: 0.5,
+            eval_every: if mode == OptionMode::I2o { 1000 } else { 7000 },
+            save_every: 1000,
+            ..TrainerConfig::default()
+        }
+    }
+
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// Names the setting that is wrong.
+    pub fn validate(&self) -> Result<()> {
+        at_least_one([
+            ("batch_size", self.batch_size),
+            ("eval_batch_size", self.eval_batch_size),
+            ("held_out_questions", self.held_out_questions),
+        ])
+    }
+}
+
+/// The training of such a model as a [`Curriculum`]: train it with [`Sft`](crate::Sft). Validation takes the most probable
+/// label; the best checkpoint has the highest accuracy.
+///
+/// # Reference behaviour
+/// The published code validates models that read rationales on development rows whose rationale is the word `dummy` (all
+/// data sets but StrategyQA), which says nothing. Here, silver rows of some questions are held out of training for it.
+#[derive(Debug)]
+pub struct OptionTraining {
+    config: OptionTrainingConfig,
+    train: TrainingRows,
+    /// Prompts and gold options.
+    dev: Vec<(Vec<TokenId>, usize)>,
+    options: Vec<Vec<TokenId>>,
+    held_out: usize,
+    log: Option<PathBuf>,
+}
+
+impl OptionTraining {
+    /// Encodes the rows. Inputs go in whole: nothing is cut.
+    ///
+    /// # Errors
+    /// When a setting is wrong, there is no complete batch, nothing to validate on, a label that the data set does not have,
+    /// or the tokenizer fails.
+    pub fn new(
+        mode: OptionMode,
+        config: OptionTrainingConfig,
+        tokenizer: &Tokenizer,
+        dataset: MarioDataset,
+        train: Vec<MarioRow>,
+        dev: Vec<MarioRow>,
+    ) -> Result<Self> {
+        config.validate()?;
+        let mute = mode == OptionMode::Ir2o && dev.iter().all(|row| row.rationale == "dummy");
+        let (train, dev, held_out) = if mute {
+            let (train, dev) = hold_out(train, config.held_out_questions, config.shuffle_seed);
+            let rows = dev.len();
+            (train, dev, rows)
+        } else {
+            (train, dev, 0)
+        };
+        if dev.is_empty() {
+            return Err(Error::config("data", "there are no rows to validate on"));
+        }
+        let input = |row: &MarioRow| -> Result<Vec<TokenId>> {
+            Ok(tokenizer.encode(&match mode {
+                OptionMode::I2o => i2o_input(dataset, &row.question),
+                OptionMode::Ir2o => ir2o_input(dataset, &row.question, &with_period(&row.rationale)),
+            })?)
+        };
+        let labels = dataset.labels();
+        let options = labels.iter().map(|label| Ok(tokenizer.encode(label)?)).collect::<Result<Vec<_>>>()?;
+        let gold = |row: &MarioRow| {
+            let unknown = || {
+                Error::config("data", format!("the label {:?} is none of {}", row.answer, labels.join(", ")))
+            };
+            dataset.label_index(&row.answer).ok_or_else(unknown)
+        };
+        let example = |row: &MarioRow| -> Result<Example> {
+            Ok(Example { prompt: input(row)?, target: options[gold(row)?].clone() })
+        };
+        let examples = train.iter().map(example).collect::<Result<_>>()?;
+        let train = TrainingRows::new(examples, config.batch_size, config.shuffle_seed)?;
+        let dev = dev.iter().map(|row| Ok((input(row)?, gold(row)?))).collect::<Result<_>>()?;
+        Ok(Self { config, train, dev, options, held_out, log: None })
+    }
+
+    /// Appends the published code's line about each validation to a file.
+    #[must_use]
+    pub fn log_to(self, path: PathBuf) -> Self {
+        Self { log: Some(path), ..self }
+    }
+
+    /// Updates of the configured epochs, if any are configured.
+    #[must_use]
+    pub fn steps(&self, trainer: &TrainerConfig) -> u64 {
+        match self.config.epochs {
+            0 => trainer.steps,
+            epochs => self.train.steps(epochs, trainer.accumulate),
+        }
+    }
+
+    /// Training rows.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.train.len()
+    }
+
+    /// Silver rows that are validated on instead of trained on.
+    #[must_use]
+    pub fn held_out(&self) -> usize {
+        self.held_out
+    }
+
+    /// The micro-batches of a step, for a [`Plan`](crate::Plan).
+    #[must_use]
+    pub fn passes(&self, trainer: &TrainerConfig) -> Vec<Pass> {
+        vec![self.train.pass(trainer)]
+    }
+}
+
+/// Takes the rows of some questions out, but leaves at least half of the questions.
+fn hold_out(rows: Vec<MarioRow>, questions: usize, seed: u64) -> (Vec<MarioRow>, Vec<MarioRow>) {
+    let distinct: Vec<&str> =
+        rows.iter().map(|row| row.question.as_str()).collect::<BTreeSet<_>>().into_iter().collect();
+    let chosen = Order::shuffled(distinct.len(), seed).indices(0);
+    let chosen: BTreeSet<String> =
+        chosen.iter().take(questions.min(distinct.len() / 2)).map(|&ix| distinct[ix].to_string()).collect();
+    rows.into_iter().partition(|row| !chosen.contains(&row.question))
+}
+
+impl<P: Policy + ScoreChoices> Curriculum<P> for OptionTraining {
+    fn next(&mut self, _: u64) -> Result<Vec<crate::Objective>> {
+        Ok(self.train.next())
+    }
+
+    fn evaluate(&mut self, policy: &P, step: u64, observer: &mut dyn Observer) -> Result<Evaluation> {
+        let mut correct = vec![];
+        // Portions only make progress visible; batches of similar length are made inside.
+        for portion in self.dev.chunks(10 * self.config.eval_batch_size) {
+            let prompts: Vec<_> = portion.iter().map(|(prompt, _)| prompt.clone()).collect();
+            let scores = option_scores(policy, &prompts, &self.options, self.config.eval_batch_size)?;
+            correct.extend(scores.iter().zip(portion).map(|(scores, (_, gold))| argmax(scores) == *gold));
+            observer
+                .progress("validation", correct.len() as u64, self.dev.len() as u64)
+                .map_err(Error::Observer)?;
+        }
+        let summary = Summary::of(&[], correct.iter().map(|&correct| (correct, &[][..])));
+        if let Some(log) = &self.log {
+            append(log, &summary.line(&format!("Step {step}"), None))?;
+        }
+        Ok(Evaluation { metrics: vec![("eval/accuracy".into(), summary.accuracy)], score: summary.accuracy })
+    }
+
+    fn state(&self) -> serde_json::Value {
+        self.train.state()
+    }
+
+    fn load_state(&mut self, state: serde_json::Value) -> Result<()> {
+        self.train.load_state(state)
+    }
+}

@@ -1,0 +1,94 @@
+//! Examples in batches, and the line that is written about each validation.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::Path;
+
+use ruminate_datasets::{Cursor, Order, Shard, TrainBatches};
+use ruminate_models::Example;
+use serde::Deserialize;
+
+use crate::plan::{Pass, Work};
+use crate::{Error, Objective, Result, TrainerConfig};
+
+/// Examples in an order that is new in each epoch; the incomplete last batch of an epoch is dropped.
+#[derive(Debug)]
+pub(super) struct TrainingRows {
+    examples: Vec<Example>,
+    batches: TrainBatches,
+    batch_size: usize,
+}
+
+impl TrainingRows {
+    pub(super) fn new(examples: Vec<Example>, batch_size: usize, seed: u64) -> Result<Self> {
+        let order = Order::reshuffled(examples.len(), seed);
+        let batches = TrainBatches::new(order, batch_size, Shard::SINGLE)?;
+        Ok(Self { examples, batches, batch_size })
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.examples.len()
+    }
+
+    /// The next micro-batch: the mean cross-entropy of all target tokens.
+    pub(super) fn next(&mut self) -> Vec<Objective> {
+        let indices = self.batches.next().unwrap_or_default();
+        let examples = indices.into_iter().filter_map(|ix| self.examples.get(ix).cloned()).collect();
+        vec![Objective { name: "lm_loss", weight: 1.0, examples }]
+    }
+
+    /// Updates in that many passes over the rows.
+    pub(super) fn steps(&self, epochs: u64, accumulate: usize) -> u64 {
+        (epochs * (self.examples.len() / self.batch_size) as u64 / accumulate.max(1) as u64).max(1)
+    }
+
+    /// The micro-batches of a step, for a plan.
+    pub(super) fn pass(&self, trainer: &TrainerConfig) -> Pass {
+        let lengths = |length: &dyn Fn(&Example) -> usize| {
+            let all = || self.examples.iter().map(length);
+            [all().sum::<usize>() as f64 / self.len().max(1) as f64, all().max().unwrap_or(0) as f64]
+        };
+        let source = lengths(&|example| example.prompt.len());
+        let target = lengths(&|example| example.target.len());
+        let times = trainer.accumulate as f64;
+        Pass { work: Work::Training, times, networks: 1, rows: self.batch_size, source, target }
+    }
+
+    pub(super) fn state(&self) -> serde_json::Value {
+        serde_json::json!({ "cursor": self.batches.cursor(), "rows": self.len() })
+    }
+
+    pub(super) fn load_state(&mut self, state: serde_json::Value) -> Result<()> {
+        #[derive(Deserialize)]
+        struct State {
+            cursor: Cursor,
+            rows: usize,
+        }
+        let State { cursor, rows } = serde_json::from_value(state)
+            .map_err(|e| Error::config("checkpoint", format!("its data position cannot be read: {e}")))?;
+        if rows != self.len() {
+            let reason = format!("it was trained on {rows} rows, but the data now has {}", self.len());
+            return Err(Error::config("checkpoint", reason));
+        }
+        Ok(self.batches.resume(cursor)?)
+    }
+}
+
+/// Appends a line to a result file, and makes its folder.
+pub(super) fn append(path: &Path, line: &str) -> Result<()> {
+    let write = || -> std::io::Result<()> {
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder)?;
+        }
+        OpenOptions::new().create(true).append(true).open(path)?.write_all(line.as_bytes())
+    };
+    write().map_err(|source| Error::Io { action: "write", path: path.into(), source })
+}
+
+/// Refuses zero.
+pub(super) fn at_least_one<const N: usize>(settings: [(&str, usize); N]) -> Result<()> {
+    match settings.into_iter().find(|(_, value)| *value == 0) {
+        Some((key, _)) => Err(Error::config(key, "is 0, but must be at least 1")),
+        None => Ok(()),
+    }
+}

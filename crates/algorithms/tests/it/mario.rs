@@ -1,0 +1,175 @@
+//! MaRio's supervised stage, its reward models, and the judgement of responses, on words of the bundled world.
+
+use ruminate_algorithms::mario::{
+    JudgingConfig, OptionMode, OptionTraining, OptionTrainingConfig, Rationales, RationalesConfig, judge,
+};
+use ruminate_algorithms::{Curriculum, Silent, TrainerConfig};
+use ruminate_datasets::mario::{GivenResponse, MarioDataset, MarioRow, i2o_input, response, target};
+use ruminate_models::T5;
+use ruminate_rewards::RewardError;
+use ruminate_rewards::mario::{Accuracy, Diversity, NumWords, Response, RewardSet, TextReward};
+
+use crate::support::{alone, model, tokenizer};
+
+const SET: MarioDataset = MarioDataset::QuaRel;
+
+/// Rows about some people, two for each.
+fn rows(people: &[&str], rationale: &str) -> Vec<MarioRow> {
+    let row = |(ix, person): (usize, &&str)| MarioRow {
+        question: format!("What is the weather where {person} lives? (A) sunny (B) rainy"),
+        rationale: rationale.to_string(),
+        answer: if ix % 2 == 0 { "(A)" } else { "(B)" }.to_string(),
+    };
+    people.iter().enumerate().map(row).flat_map(|row| [row.clone(), row]).collect()
+}
+
+const TRAIN: [&str; 6] = ["Ada", "Adam", "Agnes", "Alan", "Alba", "Albert"];
+
+fn train() -> Vec<MarioRow> {
+    rows(&TRAIN, "the city has sunny weather")
+}
+
+#[test]
+fn the_supervised_stage_learns_targets_and_counts_its_steps() {
+    let _alone = alone();
+    let config =
+        RationalesConfig { batch_size: 5, max_length: 8, min_length: 4, ..RationalesConfig::default() };
+    let dev = rows(&["Amy"], "dummy");
+    let mut lesson = Rationales::new(config.clone(), tokenizer(), &train(), dev.clone()).unwrap();
+    // 12 rows are two whole batches.
+    let trainer = TrainerConfig { steps: 7, ..TrainerConfig::default() };
+    assert_eq!((lesson.rows(), lesson.steps(&trainer)), (12, 50));
+    let encode = |text: &str| tokenizer().encode(text).unwrap();
+    let expected: Vec<_> = train().iter().map(|row| (encode(&row.question), encode(&target(row)))).collect();
+    let objective = Curriculum::<T5>::next(&mut lesson, 0).unwrap().remove(0);
+    assert_eq!((objective.name, objective.examples.len()), ("lm_loss", 5));
+    assert!(objective.examples.iter().all(|e| expected.contains(&(e.prompt.clone(), e.target.clone()))));
+
+    let log = tempfile::tempdir().unwrap();
+    let path = log.path().join("new/op_scores_val_greedy.txt");
+    let mut lesson = lesson.log_to(path.clone());
+    let evaluation = lesson.evaluate(&model(0.0, 1), 3, &mut Silent).unwrap();
+    let (accuracy, metrics) = (evaluation.score, evaluation.metrics);
+    assert_eq!(metrics[0], ("eval/accuracy".to_string(), accuracy));
+    let number = |name: &str| metrics.iter().find(|(key, _)| key == name).unwrap().1;
+    let expected = format!(
+        "Step 3 - num_sents: {:?} num_words: {:?}  Accuracy: {accuracy:?}\n",
+        number("eval/num_sents"),
+        number("eval/num_words")
+    );
+    assert_eq!(std::fs::read_to_string(path).unwrap(), expected);
+
+    // Another amount of data is not what the position belongs to.
+    let state = Curriculum::<T5>::state(&lesson);
+    let mut other = Rationales::new(config, tokenizer(), &train()[..10], dev).unwrap();
+    let error = Curriculum::<T5>::load_state(&mut other, state).unwrap_err().to_string();
+    assert!(error.contains("12 rows"), "{error}");
+}
+
+#[test]
+fn models_that_read_rationales_are_validated_on_rows_that_have_some() {
+    let _alone = alone();
+    let config = OptionTrainingConfig { held_out_questions: 2, ..OptionTrainingConfig::default() };
+    let new = |mode, dev| OptionTraining::new(mode, config.clone(), &tokenizer(), SET, train(), dev).unwrap();
+    let dummy = || rows(&["Amy"], "dummy");
+    let mut ir2o = new(OptionMode::Ir2o, dummy());
+    // Two questions with two rows each.
+    assert_eq!((ir2o.rows(), ir2o.held_out()), (8, 4));
+    let held_out_is_not_trained = |lesson: &mut OptionTraining| {
+        let batches = (0..4).map(|step| Curriculum::<T5>::next(lesson, step).unwrap().remove(0).examples);
+        batches.flatten().map(|e| e.prompt).collect::<std::collections::BTreeSet<_>>().len()
+    };
+    assert_eq!(held_out_is_not_trained(&mut ir2o), 4);
+    assert_eq!(new(OptionMode::I2o, dummy()).rows(), 12);
+    assert_eq!(new(OptionMode::Ir2o, rows(&["Amy"], "a city")).held_out(), 0);
+    let evaluation = ir2o.evaluate(&model(0.0, 1), 0, &mut Silent).unwrap();
+    assert!([0.0, 50.0, 100.0].contains(&evaluation.score), "{evaluation:?}");
+
+    let example =
+        Curriculum::<T5>::next(&mut new(OptionMode::I2o, dummy()), 0).unwrap().remove(0).examples.remove(0);
+    let prompts: Vec<_> =
+        train().iter().map(|row| tokenizer().encode(&i2o_input(SET, &row.question)).unwrap()).collect();
+    assert!(prompts.contains(&example.prompt));
+
+    let mut wrong = train();
+    wrong[3].answer = "(C)".into();
+    let error =
+        OptionTraining::new(OptionMode::I2o, config.clone(), &tokenizer(), SET, wrong, dummy()).unwrap_err();
+    assert!(error.to_string().contains("\"(C)\" is none of (A), (B)"), "{error}");
+}
+
+fn given(question: &str, label: &str, rationale: &str) -> GivenResponse {
+    GivenResponse {
+        question: question.into(),
+        gold: "(A)".into(),
+        gold_response: response("dummy", "(A)"),
+        rationale: rationale.into(),
+        label: label.into(),
+        text: response(rationale, label),
+    }
+}
+
+#[test]
+fn judgements_are_made_by_question() {
+    let responses = [
+        given("q", "(B)", "a a a a a a"),
+        given("q", "(A)", "the city has weather"),
+        given("q", "(A)", "the city has sunny weather"),
+        given("r", "(B)", "the city"),
+    ];
+    let rewards = RewardSet::new().add(Accuracy).add(Diversity::Rationale).add(NumWords);
+    let judged = judge(&responses, &rewards, &JudgingConfig::default()).unwrap();
+    assert_eq!(judged.summary.accuracy, 50.0);
+    let columns: Vec<(&str, Option<f64>)> =
+        judged.summary.scores.iter().map(|(n, s)| (n.as_str(), *s)).collect();
+    // Of the majority's responses to `q`, 9 and 10 words, and of the one to `r`, 7.
+    let words = Some((9.5 + 7.0) / 2.0);
+    assert_eq!(
+        columns,
+        [
+            ("accuracy", Some(0.5)),
+            ("diversity", Some(1.0)),
+            ("num_words", words),
+            ("num_sents", Some(1.0)),
+            ("num_words", words),
+        ]
+    );
+    // Accuracy counts once; what has no bounds does not count.
+    assert_eq!(judged.normalised.unwrap().0, 75.0);
+    let interval = judged.accuracy_interval.unwrap();
+    assert_eq!((interval.low, interval.high), (0.0, 100.0));
+    assert_eq!(judged, judge(&responses, &rewards, &JudgingConfig::default()).unwrap());
+
+    let folder = tempfile::tempdir().unwrap();
+    for _ in 0..2 {
+        judged.write(folder.path(), "mine").unwrap();
+    }
+    let lines = std::fs::read_to_string(folder.path().join("eval_reward_scores_other_outputs.txt")).unwrap();
+    assert!(lines.starts_with("Name mine - accuracy: 0.5 diversity: 1.0 num_words: "), "{lines}");
+    assert_eq!(lines.lines().count(), 2);
+}
+
+/// A model that has diverged.
+struct Broken;
+
+impl TextReward for Broken {
+    fn name(&self) -> String {
+        "broken".into()
+    }
+
+    fn bounds(&self) -> Option<(f64, f64)> {
+        None
+    }
+
+    fn scores(&self, responses: &[Response<'_>]) -> Result<Vec<f64>, RewardError> {
+        Ok((0..responses.len()).map(|ix| if ix == 1 { f64::NAN } else { 0.0 }).collect())
+    }
+}
+
+#[test]
+fn a_reward_that_is_no_number_names_the_response() {
+    let responses = [given("q", "(A)", "x"), given("q", "(A)", "y")];
+    let error =
+        judge(&responses, &RewardSet::new().add(Broken), &JudgingConfig::default()).unwrap_err().to_string();
+    assert!(error.contains("sample 1") && error.contains("broken"), "{error}");
+}

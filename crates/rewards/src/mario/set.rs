@@ -1,0 +1,78 @@
+//! Several rewards together.
+
+use std::fmt;
+
+use super::{Response, TextReward};
+use crate::RewardError;
+
+/// Rewards in order. Their scores stay apart: each has a name and bounds of its own.
+///
+/// # Example
+/// ```
+/// use ruminate_rewards::mario::{Accuracy, Diversity, Response, RewardSet};
+///
+/// let rewards = RewardSet::new().add(Accuracy).add(Diversity::Rationale);
+/// let text = "Ice is frozen water. So the answer is yes.";
+/// let scores = rewards.scores(&[Response { question: "Is ice cold?", gold: "yes", text }])?;
+/// assert_eq!(rewards.names(), ["accuracy", "diversity"]);
+/// assert_eq!(scores, [[1.0], [1.0]]);
+/// # Ok::<(), ruminate_rewards::RewardError>(())
+/// ```
+#[derive(Default)]
+pub struct RewardSet {
+    rewards: Vec<Box<dyn TextReward>>,
+}
+
+impl fmt::Debug for RewardSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("RewardSet").field(&self.names()).finish()
+    }
+}
+
+impl RewardSet {
+    /// No rewards.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a reward behind the others.
+    #[must_use]
+    #[expect(clippy::should_implement_trait, reason = "rewards are added to a set, not to each other")]
+    pub fn add(mut self, reward: impl TextReward + 'static) -> Self {
+        self.rewards.push(Box::new(reward));
+        self
+    }
+
+    /// Their names, in order.
+    #[must_use]
+    pub fn names(&self) -> Vec<String> {
+        self.rewards.iter().map(|reward| reward.name()).collect()
+    }
+
+    /// Their bounds, in order.
+    #[must_use]
+    pub fn bounds(&self) -> Vec<Option<(f64, f64)>> {
+        self.rewards.iter().map(|reward| reward.bounds()).collect()
+    }
+
+    /// `[reward][response]` scores, all finite.
+    ///
+    /// # Errors
+    /// Those of the rewards; [`RewardError::Count`] and [`RewardError::NotFinite`] when one does not keep its promise.
+    pub fn scores(&self, responses: &[Response<'_>]) -> Result<Vec<Vec<f64>>, RewardError> {
+        let score = |reward: &dyn TextReward| {
+            let scores = reward.scores(responses)?;
+            if scores.len() != responses.len() {
+                return Err(RewardError::Count { samples: responses.len(), rewards: scores.len() });
+            }
+            match scores.iter().position(|score| !score.is_finite()) {
+                Some(sample) => {
+                    Err(RewardError::NotFinite { sample, task: reward.name(), value: scores[sample] })
+                }
+                None => Ok(scores),
+            }
+        };
+        self.rewards.iter().map(|reward| score(reward.as_ref())).collect()
+    }
+}

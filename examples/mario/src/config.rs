@@ -1,0 +1,297 @@
+//! The configuration file.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use ruminate::algorithms::TrainerConfig;
+use ruminate::algorithms::mario::{
+    JudgingConfig, MarioData, OptionMode, OptionTrainingConfig, RationalesConfig,
+};
+use ruminate::algorithms::trainer::verify;
+use ruminate::models::{T5, T5Config, Tokenizer};
+use ruminate::run::{ConfigError, FlagKeys};
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind};
+
+/// The keys that `--seed` and `--precision` stand for.
+pub(crate) const FLAGS: FlagKeys = FlagKeys {
+    seed: &[
+        "seed",
+        "sft.training.shuffle_seed",
+        "i2o.training.shuffle_seed",
+        "ir2o.training.shuffle_seed",
+        "evaluation.seed",
+    ],
+    precision: &["sft.trainer.precision", "i2o.trainer.precision", "ir2o.trainer.precision"],
+};
+
+/// What a run trains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Stage {
+    /// The supervised stage.
+    Sft,
+    /// The reward model without rationales.
+    I2o,
+    /// The reward model with rationales.
+    Ir2o,
+}
+
+impl From<OptionMode> for Stage {
+    fn from(mode: OptionMode) -> Self {
+        match mode {
+            OptionMode::I2o => Self::I2o,
+            OptionMode::Ir2o => Self::Ir2o,
+        }
+    }
+}
+
+/// Everything that a run depends on. `configs/published.toml` explains each key.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct MarioConfig {
+    /// What the run trains; written by the command.
+    pub(crate) stage: Option<Stage>,
+    /// Seed of a new model's parameters and of dropout.
+    pub(crate) seed: u64,
+    pub(crate) data: MarioData,
+    pub(crate) sft: Training<RationalesConfig>,
+    pub(crate) i2o: Training<OptionTrainingConfig>,
+    pub(crate) ir2o: Training<OptionTrainingConfig>,
+    pub(crate) rewards: RewardModels,
+    pub(crate) evaluation: JudgingConfig,
+}
+
+/// A model, what it is trained on, and how.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Training<T> {
+    pub(crate) model: ModelConfig,
+    pub(crate) training: T,
+    pub(crate) trainer: TrainerConfig,
+}
+
+/// The models behind the rewards of an evaluation. Rewards without their model are left out.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct RewardModels {
+    /// Folder of Vera, for plausibility.
+    pub(crate) vera: Option<PathBuf>,
+    /// Checkpoint of the model without rationales, for consistency.
+    pub(crate) i2o: Option<PathBuf>,
+    /// Checkpoint of the model with rationales, for consistency.
+    pub(crate) ir2o: Option<PathBuf>,
+    /// How the two become a reward.
+    pub(crate) consistency: ruminate::rewards::mario::ConsistencyMode,
+}
+
+impl Default for MarioConfig {
+    fn default() -> Self {
+        let reward_model = |mode| Training {
+            model: ModelConfig::default(),
+            training: OptionTrainingConfig::published(mode),
+            trainer: OptionTrainingConfig::trainer(mode),
+        };
+        Self {
+            stage: None,
+            seed: 1,
+            data: MarioData::default(),
+            sft: Training {
+                model: ModelConfig::default(),
+                training: RationalesConfig::default(),
+                trainer: RationalesConfig::trainer(),
+            },
+            i2o: reward_model(OptionMode::I2o),
+            ir2o: reward_model(OptionMode::Ir2o),
+            rewards: RewardModels::default(),
+            evaluation: JudgingConfig::default(),
+        }
+    }
+}
+
+impl MarioConfig {
+    /// Checks what can be checked before any file is read.
+    pub(crate) fn validate(&self) -> Result<(), ConfigError> {
+        let check = || -> ruminate::algorithms::Result<()> {
+            self.sft.training.validate()?;
+            self.i2o.training.validate()?;
+            self.ir2o.training.validate()?;
+            [&self.sft.trainer, &self.i2o.trainer, &self.ir2o.trainer]
+                .into_iter()
+                .try_for_each(TrainerConfig::validate)?;
+            self.evaluation.validate()
+        };
+        check().map_err(ConfigError::invalid)?;
+        for (stage, model) in [("sft", &self.sft.model), ("i2o", &self.i2o.model), ("ir2o", &self.ir2o.model)]
+        {
+            if !(0.0..1.0).contains(&model.dropout) {
+                let reason = format!("{stage}.model.dropout is {}, but must be in [0, 1)", model.dropout);
+                return Err(ConfigError::invalid(reason));
+            }
+        }
+        if self.rewards.i2o.is_some() != self.rewards.ir2o.is_some() {
+            let reason =
+                "consistency compares two models: name both rewards.i2o and rewards.ir2o, or neither";
+            return Err(ConfigError::invalid(reason));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn option_training(&self, mode: OptionMode) -> &Training<OptionTrainingConfig> {
+        match mode {
+            OptionMode::I2o => &self.i2o,
+            OptionMode::Ir2o => &self.ir2o,
+        }
+    }
+
+    pub(crate) fn option_training_mut(&mut self, mode: OptionMode) -> &mut Training<OptionTrainingConfig> {
+        match mode {
+            OptionMode::I2o => &mut self.i2o,
+            OptionMode::Ir2o => &mut self.ir2o,
+        }
+    }
+
+    /// Says what the run trains, and refuses to go on with a run of another stage.
+    pub(crate) fn enter(&mut self, stage: Stage) -> Result<(), ConfigError> {
+        match self.stage.replace(stage) {
+            Some(other) if other != stage => {
+                let command = match other {
+                    Stage::Sft => "sft",
+                    Stage::I2o => "reward-model --mode i2o",
+                    Stage::Ir2o => "reward-model --mode ir2o",
+                };
+                Err(ConfigError::invalid(format!("this is the configuration of a run of `mario {command}`")))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Which model.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct ModelConfig {
+    /// A Hugging Face folder to start from.
+    pub(crate) pretrained: Option<PathBuf>,
+    /// Or the `config.json` of a new model.
+    pub(crate) config: Option<PathBuf>,
+    /// `tokenizer.json` or its folder; by default that of the model's folder.
+    pub(crate) tokenizer: Option<PathBuf>,
+    /// Dropout rate in training. The reference trains without.
+    pub(crate) dropout: f64,
+}
+
+impl ModelConfig {
+    /// Loads the model to start from, or makes a new one.
+    pub(crate) fn build(&self, seed: u64, device: Device) -> anyhow::Result<T5> {
+        let shape = self.shape()?;
+        let t5 = match &self.pretrained {
+            Some(folder) => T5::load_with(shape, folder, Kind::Float, device)?,
+            None => T5::new(shape, Kind::Float, device, seed as i64)?,
+        };
+        tch::manual_seed(seed as i64);
+        Ok(t5)
+    }
+
+    /// The tokenizer that belongs to the model.
+    pub(crate) fn tokenizer(&self, shape: &T5Config) -> anyhow::Result<Tokenizer> {
+        let beside = self.config.as_ref().and_then(|path| path.parent().map(PathBuf::from));
+        let path = self.tokenizer.clone().or_else(|| self.pretrained.clone()).or(beside).unwrap_or_default();
+        let open = || -> anyhow::Result<Tokenizer> {
+            let tokenizer = Tokenizer::open(&path)?;
+            tokenizer.check_fits(shape.vocab_size)?;
+            Ok(tokenizer)
+        };
+        open().with_context(|| format!("cannot use the tokenizer {}", path.display()))
+    }
+
+    /// The shape of the model to train.
+    pub(crate) fn shape(&self) -> anyhow::Result<T5Config> {
+        let path = match (&self.pretrained, &self.config) {
+            (Some(folder), None) if !folder.is_dir() => {
+                let reason = format!(
+                    "pretrained: there is no folder {}; name one with config.json, model.safetensors and tokenizer.json, \
+                     as Hugging Face's hub has them",
+                    folder.display()
+                );
+                return Err(ConfigError::invalid(reason).into());
+            }
+            (Some(folder), None) => {
+                verify(folder)?;
+                folder
+            }
+            (None, Some(path)) => path,
+            _ => {
+                let reason = "name exactly one of model.pretrained (a Hugging Face folder to start from) and \
+                              model.config (the config.json of a new model), below [sft], [i2o] or [ir2o]";
+                return Err(ConfigError::invalid(reason).into());
+            }
+        };
+        Ok(T5Config { dropout_rate: self.dropout, ..T5Config::open(path)? })
+    }
+
+    /// The shape, and what is missing for a real run. A published model need not be there.
+    pub(crate) fn planned(&self) -> anyhow::Result<(T5Config, Option<anyhow::Error>)> {
+        let name = self.pretrained.as_deref().and_then(Path::file_name).and_then(|name| name.to_str());
+        match self.shape() {
+            Ok(shape) => Ok((shape, None)),
+            Err(error) => match name.and_then(T5Config::published) {
+                Some(shape) => Ok((shape, Some(error))),
+                None => Err(error),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ruminate::run::config;
+
+    use super::*;
+
+    const PUBLISHED: &str = include_str!("../configs/published.toml");
+
+    #[test]
+    fn the_published_settings_are_the_defaults() {
+        let mut config: MarioConfig = config::load_text("configs/published.toml", PUBLISHED, &[]).unwrap();
+        config.validate().unwrap();
+        // Which model is the user's choice.
+        for model in [&mut config.sft.model, &mut config.i2o.model, &mut config.ir2o.model] {
+            assert!(model.pretrained.take().is_some());
+        }
+        assert_eq!(config, MarioConfig::default());
+    }
+
+    #[test]
+    fn the_published_settings_name_and_explain_every_key() {
+        let mut section = String::new();
+        let mut explained = std::collections::BTreeSet::new();
+        let mut above = "";
+        for line in PUBLISHED.lines() {
+            if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
+                section = format!("{name}.");
+            } else if let Some((key, _)) = line.trim_start_matches("# ").split_once(" = ")
+                && !key.contains(' ')
+            {
+                assert!(above.starts_with("# "), "{section}{key} is not explained");
+                explained.insert(format!("{section}{key}"));
+            }
+            above = line;
+        }
+        let defaults = config::to_toml(&MarioConfig::default()).unwrap();
+        let mut keys = 0;
+        let mut table = String::new();
+        for line in defaults.lines() {
+            if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
+                table = format!("{name}.");
+            } else if let Some((key, _)) = line.split_once(" = ") {
+                assert!(
+                    explained.contains(&format!("{table}{key}")),
+                    "configs/published.toml lacks {table}{key}"
+                );
+                keys += 1;
+            }
+        }
+        assert!(keys > 60, "{keys}");
+    }
+}

@@ -1,0 +1,5 @@
+//! The binary as its users run it.
+
+mod real_data;
+mod support;
+mod training;

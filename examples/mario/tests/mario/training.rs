@@ -1,0 +1,132 @@
+//! Training on a data set of our own, and what the trained reward models say.
+
+use std::path::Path;
+
+use crate::support::{Workplace, lines, mario, succeed};
+
+#[test]
+fn the_supervised_stage_trains_validates_and_resumes() {
+    let place = Workplace::new();
+    let (config, out) = (place.path("config.toml"), place.path("runs/sft"));
+    let set = "sft.training.max_length=24";
+    let args = ["sft", "--config", &config, "--out", &out, "--set", set];
+    let plan = succeed(&[&args[..], &["--dry-run", "--json"]].concat()).json();
+    assert!(!Path::new(&out).exists(), "{plan}");
+
+    let result = succeed(&[&args[..], &["--json", "-q"]].concat()).json();
+    // 48 rows in batches of 4, twice.
+    assert_eq!(result["steps"], 24);
+    let log = lines(&format!("{out}/op_scores_val_greedy.txt"));
+    assert!(log.len() >= 6, "{log:?}");
+    for line in &log {
+        let (step, rest) = line.strip_prefix("Step ").unwrap().split_once(" - num_sents: ").unwrap();
+        assert!(step.parse::<u64>().unwrap() <= 24 && rest.contains(" num_words: "), "{line}");
+        let accuracy: f64 = rest.split_once("  Accuracy: ").unwrap().1.parse().unwrap();
+        assert!((0.0..=100.0).contains(&accuracy), "{line}");
+    }
+    let best = result["best"]["path"].as_str().unwrap();
+    assert!(Path::new(best).join("tokenizer.json").is_file());
+    succeed(&["report", "--out", &out]);
+
+    succeed(&["sft", "--out", &out, "--resume", "-q"]);
+    let wrong = mario(&["reward-model", "--mode", "i2o", "--out", &out, "--resume"]);
+    assert_eq!(wrong.code, Some(2), "{}", wrong.stderr);
+    assert!(wrong.stderr.contains("mario sft"), "{}", wrong.stderr);
+}
+
+#[test]
+fn reward_models_learn_and_judge() {
+    let place = Workplace::new();
+    let config = place.path("config.toml");
+    let mut folders = vec![];
+    for mode in ["i2o", "ir2o"] {
+        let out = place.path(&format!("runs/{mode}"));
+        let epochs = format!("{mode}.training.epochs=20");
+        let args = [
+            "reward-model",
+            "--mode",
+            mode,
+            "--config",
+            &config,
+            "--out",
+            &out,
+            "--set",
+            &epochs,
+            "--json",
+            "-q",
+        ];
+        let result = succeed(&args).json();
+        assert_eq!((&result["stage"], &result["steps"]), (&mode.into(), &240.into()));
+        let log = lines(&format!("{out}/op_scores_val.txt"));
+        assert!(log.iter().all(|line| line.contains(" -  Accuracy: ")), "{log:?}");
+        // Only the rationale tells the weather.
+        if mode == "ir2o" {
+            assert_eq!(result["best"]["score"], 100.0, "{log:?}");
+        }
+        // The best checkpoint is the first with that accuracy; the last is surest.
+        folders.push(result["last"].as_str().unwrap().to_string());
+    }
+    let out = place.path("results");
+    let models = [format!("rewards.i2o={}", folders[0]), format!("rewards.ir2o={}", folders[1])];
+    let args = [
+        "evaluate",
+        "--gold-data",
+        "--config",
+        &config,
+        "--out",
+        &out,
+        "--name",
+        "gold",
+        "--set",
+        &models[0],
+        "--set",
+        &models[1],
+        "--json",
+    ];
+    let result = succeed(&args).json();
+    assert_eq!(result["accuracy"]["mean"], 100.0);
+    let consistency = result["scores"]["quarel-rationale-quality-continuous"]["mean"].as_f64().unwrap();
+    assert!(consistency > 0.25 && consistency <= 1.0, "{result}");
+    // Of accuracy (100), consistency and diversity (no repetition in so short a text).
+    let expected = (200.0 + 50.0 * (consistency + 1.0)) / 3.0;
+    assert!((result["normalised_average"]["mean"].as_f64().unwrap() - expected).abs() < 1e-9, "{result}");
+    let table = lines(&format!("{out}/eval_output_othergold.csv"));
+    assert_eq!(
+        table[0],
+        "question,model_response,correctness,num_sents,num_words,quarel-rationale-quality-continuous,diversity"
+    );
+    assert_eq!(table.len(), 1 + 12);
+}
+
+#[test]
+fn wrong_input_is_explained() {
+    let place = Workplace::new();
+    let (config, out) = (place.path("config.toml"), place.path("out"));
+    let responses =
+        place.write("r.jsonl", r#"{"0": {"question": "Q", "predicted_label": "no", "gold_label": "(A)"}}"#);
+    let evaluate = ["evaluate", "--responses", &responses, "--config", &config, "--out", &out];
+    for (args, code, reason) in [
+        (evaluate.to_vec(), 1, "item 0: missing field `predicted_rationale`"),
+        ([&evaluate[..], &["--format", "yaml"]].concat(), 2, "unknown format `yaml`"),
+        ([&evaluate[..], &["--dataset", "csqa"]].concat(), 2, "unknown data set `csqa`"),
+        ([&evaluate[..], &["--set", "rewards.i2o=x"]].concat(), 2, "name both rewards.i2o and rewards.ir2o"),
+        ([&evaluate[..], &["--gold", "nowhere.jsonl"]].concat(), 1, "cannot read nowhere.jsonl"),
+        (vec!["sft", "--config", &config], 2, "--out"),
+        (vec!["sft", "--out", &out], 2, "name exactly one of model.pretrained"),
+        (
+            vec!["sft", "--config", &config, "--out", &out, "--set", "sft.training.batch_size=0"],
+            2,
+            "batch_size",
+        ),
+        (
+            vec!["sft", "--config", &config, "--out", &out, "--set", "data.dataset=qasc"],
+            1,
+            "qasc/raw/train.jsonl",
+        ),
+    ] {
+        let finished = mario(&args);
+        assert_eq!(finished.code, Some(code), "{args:?}: {}", finished.stderr);
+        assert!(finished.stderr.contains(reason), "{args:?}: {}", finished.stderr);
+    }
+    assert!(!Path::new(&out).exists());
+}
