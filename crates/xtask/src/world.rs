@@ -13,6 +13,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 use serde_json::Value;
 
+mod mario;
 mod model;
 #[cfg(test)]
 mod tests;
@@ -131,6 +132,7 @@ fn generate() -> Result<BTreeMap<String, String>> {
         counts.push(format!("| {task} | {split} | {} | {} |", asked.len(), rows.len()));
     }
     let vocabulary = model::vocabulary();
+    files.extend(mario::files(&facts)?);
     files.insert("t5/tokenizer.json".into(), pretty(&model::tokenizer(&vocabulary))?);
     files.insert("t5/tokenizer_config.json".into(), pretty(&model::tokenizer_config())?);
     files.insert("t5/config.json".into(), pretty(&model::model_config(vocabulary.len()))?);

@@ -4,9 +4,12 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use super::{CITIES, LETTERS, PEOPLE, WEATHERS, WORDS, words};
+use super::{CITIES, LETTERS, PEOPLE, WEATHERS, WORDS, mario, words};
 
 const SPECIAL: [&str; 3] = ["<pad>", "</s>", "<unk>"];
+
+/// The tokens whose embeddings hold a verifier's last layer.
+const VERIFIER: [&str; 3] = ["<extra_id_0>", "<extra_id_1>", "<extra_id_2>"];
 
 /// All tokens, in the order of their ids. The separator is the two characters backslash and n.
 pub(super) fn vocabulary() -> Vec<String> {
@@ -15,6 +18,10 @@ pub(super) fn vocabulary() -> Vec<String> {
     tokens.extend(words(LETTERS).map(|letter| format!("({letter})")));
     let lists = [LETTERS, ". ?", WORDS, PEOPLE, CITIES, WEATHERS];
     tokens.extend(lists.into_iter().flat_map(words).map(String::from));
+    // Later ones come last, so that the ids of the others stay.
+    let later: Vec<String> = words(mario::WORDS).map(String::from).filter(|word| !tokens.contains(word)).collect();
+    tokens.extend(later);
+    tokens.extend(VERIFIER.map(String::from));
     tokens
 }
 
