@@ -44,6 +44,9 @@ pub struct VeraHead {
 }
 
 impl VeraHead {
+    /// The tokens whose rows of the embedding hold weight, bias and temperature.
+    pub const TOKENS: [&str; 3] = ["<extra_id_0>", "<extra_id_1>", "<extra_id_2>"];
+
     /// Logits `[rows]` of the last tokens' states, `[rows, d_model]` `f32`.
     ///
     /// # Errors
@@ -89,8 +92,8 @@ impl Vera {
             Ok(t5.embedding(id)?.f_to_kind(Kind::Float)?)
         };
         let first = |token: &str| Ok::<_, Error>(row(token)?.f_double_value(&[0])?);
-        let (weight, bias) = (row("<extra_id_0>")?, first("<extra_id_1>")?);
-        let temperature = first("<extra_id_2>")?;
+        let [weight, bias, temperature] = VeraHead::TOKENS;
+        let (weight, bias, temperature) = (row(weight)?, first(bias)?, first(temperature)?);
         if !(temperature > 0.0 && temperature.is_finite()) {
             return Err(refuse(format!(
                 "the temperature in the embedding of <extra_id_2> is {temperature}; is this a checkpoint of Vera?"
@@ -127,11 +130,20 @@ impl Vera {
 
     /// Logits `[rows]`, `f32`, on the CPU.
     fn logits(&self, rows: &[&[TokenId]]) -> Result<Tensor> {
-        let states = self.t5.encode_with(&self.t5.batch(rows)?, 0.0, None)?.states;
-        let (_, time, _) = states.size3()?;
-        let last: Vec<i64> = rows.iter().zip(0..).map(|(row, i)| i * time + row.len() as i64 - 1).collect();
-        let last = Tensor::f_from_slice(&last)?.f_to_device(self.t5.device())?;
-        let pooled = states.f_flatten(0, 1)?.f_index_select(0, &last)?.f_to_kind(Kind::Float)?;
+        let pooled = last_states(&self.t5, rows)?;
         Ok(self.head.logits(&pooled)?.f_to_device(Device::Cpu)?)
     }
+}
+
+/// The encoder's states of the rows' last tokens, `[rows, d_model]` `f32`: what [`VeraHead::logits`] reads.
+///
+/// # Errors
+/// When a row is empty, a token is outside the vocabulary, or libtorch fails.
+pub fn last_states<R: AsRef<[TokenId]>>(t5: &T5, rows: &[R]) -> Result<Tensor> {
+    let states = t5.encode_with(&t5.batch(rows)?, 0.0, None)?.states;
+    let (_, time, _) = states.size3()?;
+    let last: Vec<i64> =
+        rows.iter().zip(0..).map(|(row, i)| i * time + row.as_ref().len() as i64 - 1).collect();
+    let last = Tensor::f_from_slice(&last)?.f_to_device(t5.device())?;
+    Ok(states.f_flatten(0, 1)?.f_index_select(0, &last)?.f_to_kind(Kind::Float)?)
 }

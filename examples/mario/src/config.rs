@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use ruminate::algorithms::TrainerConfig;
 use ruminate::algorithms::mario::{
-    JudgingConfig, MarioData, OptionMode, OptionTrainingConfig, RationalesConfig,
+    JudgingConfig, MarioData, OptionMode, OptionTrainingConfig, RationalesConfig, VerifierConfig,
+    for_dataset, published_quark, published_quark_trainer,
 };
+use ruminate::algorithms::quark::QuarkConfig;
 use ruminate::algorithms::trainer::verify;
 use ruminate::models::{T5, T5Config, Tokenizer};
 use ruminate::run::{ConfigError, FlagKeys};
@@ -20,9 +22,17 @@ pub(crate) const FLAGS: FlagKeys = FlagKeys {
         "sft.training.shuffle_seed",
         "i2o.training.shuffle_seed",
         "ir2o.training.shuffle_seed",
+        "vera.training.shuffle_seed",
+        "quark.training.seed",
         "evaluation.seed",
     ],
-    precision: &["sft.trainer.precision", "i2o.trainer.precision", "ir2o.trainer.precision"],
+    precision: &[
+        "sft.trainer.precision",
+        "i2o.trainer.precision",
+        "ir2o.trainer.precision",
+        "vera.trainer.precision",
+        "quark.trainer.precision",
+    ],
 };
 
 /// What a run trains.
@@ -35,13 +45,21 @@ pub(crate) enum Stage {
     I2o,
     /// The reward model with rationales.
     Ir2o,
+    /// The verifier.
+    Vera,
+    /// Quark with several rewards.
+    Quark,
 }
 
-impl From<OptionMode> for Stage {
-    fn from(mode: OptionMode) -> Self {
-        match mode {
-            OptionMode::I2o => Self::I2o,
-            OptionMode::Ir2o => Self::Ir2o,
+impl Stage {
+    /// What begins such a run.
+    fn command(self) -> &'static str {
+        match self {
+            Self::Sft => "sft",
+            Self::I2o => "reward-model --mode i2o",
+            Self::Ir2o => "reward-model --mode ir2o",
+            Self::Vera => "reward-model --mode vera",
+            Self::Quark => "train",
         }
     }
 }
@@ -58,6 +76,8 @@ pub(crate) struct MarioConfig {
     pub(crate) sft: Training<RationalesConfig>,
     pub(crate) i2o: Training<OptionTrainingConfig>,
     pub(crate) ir2o: Training<OptionTrainingConfig>,
+    pub(crate) vera: Training<VerifierConfig>,
+    pub(crate) quark: QuarkStage,
     pub(crate) rewards: RewardModels,
     pub(crate) evaluation: JudgingConfig,
 }
@@ -71,7 +91,30 @@ pub(crate) struct Training<T> {
     pub(crate) trainer: TrainerConfig,
 }
 
-/// The models behind the rewards of an evaluation. Rewards without their model are left out.
+/// The training with several rewards.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct QuarkStage {
+    /// The frozen model that is not to be left, and that writes the first samples: a checkpoint of the supervised stage.
+    pub(crate) reference: Option<PathBuf>,
+    /// Where the policy starts.
+    pub(crate) model: ModelConfig,
+    pub(crate) training: QuarkConfig,
+    pub(crate) trainer: TrainerConfig,
+}
+
+impl Default for QuarkStage {
+    fn default() -> Self {
+        Self {
+            reference: None,
+            model: ModelConfig::default(),
+            training: published_quark(),
+            trainer: published_quark_trainer(),
+        }
+    }
+}
+
+/// The models behind the rewards. In evaluations, rewards without their model are left out.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct RewardModels {
@@ -103,6 +146,12 @@ impl Default for MarioConfig {
             },
             i2o: reward_model(OptionMode::I2o),
             ir2o: reward_model(OptionMode::Ir2o),
+            vera: Training {
+                model: ModelConfig::default(),
+                training: VerifierConfig::default(),
+                trainer: TrainerConfig::default(),
+            },
+            quark: QuarkStage::default(),
             rewards: RewardModels::default(),
             evaluation: JudgingConfig::default(),
         }
@@ -116,14 +165,21 @@ impl MarioConfig {
             self.sft.training.validate()?;
             self.i2o.training.validate()?;
             self.ir2o.training.validate()?;
-            [&self.sft.trainer, &self.i2o.trainer, &self.ir2o.trainer]
-                .into_iter()
-                .try_for_each(TrainerConfig::validate)?;
+            self.vera.training.validate()?;
+            for_dataset(self.quark.training.clone(), self.data.dataset).validate()?;
+            let trainers = [&self.sft.trainer, &self.i2o.trainer, &self.ir2o.trainer];
+            trainers.into_iter().try_for_each(TrainerConfig::validate)?;
+            [&self.vera.trainer, &self.quark.trainer].into_iter().try_for_each(TrainerConfig::validate)?;
             self.evaluation.validate()
         };
         check().map_err(ConfigError::invalid)?;
-        for (stage, model) in [("sft", &self.sft.model), ("i2o", &self.i2o.model), ("ir2o", &self.ir2o.model)]
-        {
+        for (stage, model) in [
+            ("sft", &self.sft.model),
+            ("i2o", &self.i2o.model),
+            ("ir2o", &self.ir2o.model),
+            ("vera", &self.vera.model),
+            ("quark", &self.quark.model),
+        ] {
             if !(0.0..1.0).contains(&model.dropout) {
                 let reason = format!("{stage}.model.dropout is {}, but must be in [0, 1)", model.dropout);
                 return Err(ConfigError::invalid(reason));
@@ -155,11 +211,7 @@ impl MarioConfig {
     pub(crate) fn enter(&mut self, stage: Stage) -> Result<(), ConfigError> {
         match self.stage.replace(stage) {
             Some(other) if other != stage => {
-                let command = match other {
-                    Stage::Sft => "sft",
-                    Stage::I2o => "reward-model --mode i2o",
-                    Stage::Ir2o => "reward-model --mode ir2o",
-                };
+                let command = other.command();
                 Err(ConfigError::invalid(format!("this is the configuration of a run of `mario {command}`")))
             }
             _ => Ok(()),
@@ -182,15 +234,24 @@ pub(crate) struct ModelConfig {
 }
 
 impl ModelConfig {
-    /// Loads the model to start from, or makes a new one.
-    pub(crate) fn build(&self, seed: u64, device: Device) -> anyhow::Result<T5> {
-        let shape = self.shape()?;
+    /// Loads the model to start from, or makes a new one, and its tokenizer.
+    pub(crate) fn open(&self, seed: u64, device: Device) -> anyhow::Result<(T5, Tokenizer)> {
+        self.build(self.shape()?, seed, device)
+    }
+
+    /// The encoder of the model alone.
+    pub(crate) fn open_encoder(&self, seed: u64, device: Device) -> anyhow::Result<(T5, Tokenizer)> {
+        self.build(T5Config { is_encoder_decoder: false, ..self.shape()? }, seed, device)
+    }
+
+    fn build(&self, shape: T5Config, seed: u64, device: Device) -> anyhow::Result<(T5, Tokenizer)> {
+        let tokenizer = self.tokenizer(&shape)?;
         let t5 = match &self.pretrained {
             Some(folder) => T5::load_with(shape, folder, Kind::Float, device)?,
             None => T5::new(shape, Kind::Float, device, seed as i64)?,
         };
         tch::manual_seed(seed as i64);
-        Ok(t5)
+        Ok((t5, tokenizer))
     }
 
     /// The tokenizer that belongs to the model.
@@ -223,7 +284,7 @@ impl ModelConfig {
             (None, Some(path)) => path,
             _ => {
                 let reason = "name exactly one of model.pretrained (a Hugging Face folder to start from) and \
-                              model.config (the config.json of a new model), below [sft], [i2o] or [ir2o]";
+                              model.config (the config.json of a new model), below [sft], [i2o], [ir2o], [vera] or [quark]";
                 return Err(ConfigError::invalid(reason).into());
             }
         };

@@ -1,18 +1,16 @@
 //! Responses that were made elsewhere.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use ruminate::algorithms::mario::{Judged, judge};
-use ruminate::algorithms::trainer::verify;
 use ruminate::datasets::Split;
 use ruminate::datasets::mario::{MarioDataset, ResponseFormat, Responses, read_gold, read_responses};
-use ruminate::models::{T5, Tokenizer, Vera};
-use ruminate::rewards::mario::{Consistency, Diversity, Interval, OptionModel, Plausibility, RewardSet};
+use ruminate::rewards::mario::Interval;
 use ruminate::run::{ConfigError, FlagKeys, Outcome, RunArgs, RunDirError, Table, print_json, print_tables};
 use serde_json::json;
-use tch::{Device, Kind};
 
 use crate::config::{FLAGS, MarioConfig};
+use crate::rewards;
 
 #[derive(clap::Args)]
 pub(crate) struct EvaluateArgs {
@@ -62,30 +60,11 @@ pub(crate) fn run(args: &EvaluateArgs) -> anyhow::Result<Outcome> {
             ConfigError::invalid("--name becomes a part of a file name; give one without slashes").into()
         );
     }
-    let rewards = rewards(&config, device)?;
+    let rewards = rewards::available(&config, device)?;
     let judged = judge(&given.responses, &rewards, &config.evaluation)?;
     let written = judged.write(out, &name)?;
     print(&judged, &given, &name, dataset, &written, args.run.json)?;
     Ok(Outcome::Done)
-}
-
-/// Diversity, and the rewards whose models are configured, in the paper's order.
-fn rewards(config: &MarioConfig, device: Device) -> anyhow::Result<RewardSet> {
-    let dataset = config.data.dataset;
-    let mut rewards = RewardSet::new();
-    let models = &config.rewards;
-    if let (Some(i2o), Some(ir2o)) = (&models.i2o, &models.ir2o) {
-        let load = |folder: &Path| -> anyhow::Result<OptionModel<T5>> {
-            verify(folder)?;
-            let t5 = T5::load(folder, Kind::Float, device)?;
-            Ok(OptionModel::new(t5, Tokenizer::open(folder)?, dataset)?)
-        };
-        rewards = rewards.add(Consistency::new(dataset, load(i2o)?, load(ir2o)?, models.consistency));
-    }
-    if let Some(vera) = &models.vera {
-        rewards = rewards.add(Plausibility::new(Vera::load(vera, Kind::Float, device)?));
-    }
-    Ok(rewards.add(Diversity::Rationale))
 }
 
 fn print(

@@ -2,13 +2,16 @@
 
 mod config;
 mod evaluate;
+mod plan;
+mod rewards;
 mod train;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
-use ruminate::algorithms::mario::OptionMode;
 use ruminate::run::{RunArgs, SharedCommand, exit_code};
+
+use crate::config::Stage;
 
 /// MaRio: write a rationale, then the answer, and learn from several rewards at once.
 #[derive(Parser)]
@@ -25,8 +28,13 @@ enum Command {
     /// Writes checkpoints, metrics and the resolved configuration to --out; the best checkpoint has the highest accuracy on
     /// the development questions.
     Sft(RunArgs),
-    /// Train one of the two models behind the consistency reward
+    /// Train one of the models behind the rewards
     RewardModel(RewardModelArgs),
+    /// Quark with several rewards: learn from one's own samples, behind control tokens that say how good they are
+    ///
+    /// Starts from quark.model, and stays near quark.reference, a checkpoint of `mario sft`. Needs the models behind the rewards:
+    /// rewards.i2o, rewards.ir2o and rewards.vera. Result files go to --out/reward.
+    Train(RunArgs),
     /// Judge responses that were made elsewhere
     ///
     /// Joins a file of responses with the gold rows, lets several responses to a question vote, and writes the published
@@ -45,7 +53,8 @@ enum Command {
 
 #[derive(clap::Args)]
 struct RewardModelArgs {
-    /// What the model reads: the question (i2o), or question and rationale (ir2o)
+    /// What the model is for: labels from the question (i2o) or from question and rationale (ir2o), for consistency; or the
+    /// truth of statements (vera), for plausibility
     #[arg(long)]
     mode: Mode,
     #[command(flatten)]
@@ -56,21 +65,24 @@ struct RewardModelArgs {
 enum Mode {
     I2o,
     Ir2o,
+    Vera,
 }
 
-impl From<Mode> for OptionMode {
+impl From<Mode> for Stage {
     fn from(mode: Mode) -> Self {
         match mode {
             Mode::I2o => Self::I2o,
             Mode::Ir2o => Self::Ir2o,
+            Mode::Vera => Self::Vera,
         }
     }
 }
 
 fn main() -> ExitCode {
     exit_code(match Cli::parse().command {
-        Command::Sft(args) => train::sft(&args),
-        Command::RewardModel(args) => train::reward_model(&args.run, args.mode.into()),
+        Command::Sft(args) => train::run(&args, Stage::Sft),
+        Command::RewardModel(args) => train::run(&args.run, args.mode.into()),
+        Command::Train(args) => train::run(&args, Stage::Quark),
         Command::Evaluate(args) => evaluate::run(&args),
         Command::Shared(command) => command.run().map_err(Into::into),
     })

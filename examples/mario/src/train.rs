@@ -1,70 +1,41 @@
-//! The supervised stage and the reward models.
+//! Everything that is trained.
 
 use std::path::{Path, PathBuf};
 
-use ruminate::algorithms::mario::{OptionMode, OptionTraining, Rationales};
-use ruminate::algorithms::{Curriculum, Fitted, Networks, Pass, Plan, Sft, Trainer, TrainerConfig};
+use ruminate::algorithms::mario::{
+    Distillation, OptionMode, OptionTraining, Rationales, TextScorer, VerifierTraining, for_dataset, prompt,
+    quark_data,
+};
+use ruminate::algorithms::quark::{ControlTokens, Quark};
+use ruminate::algorithms::{Fitted, Sft, Trainer, TrainerConfig};
 use ruminate::datasets::Split;
-use ruminate::models::{T5, T5Config, Tokenizer};
-use ruminate::run::{DryRun, Outcome, RunArgs, RunDirError, RunObserver, StopFlag, Table, print_json};
+use ruminate::models::{T5, Tokenizer};
+use ruminate::run::{
+    ConfigError, Outcome, RunArgs, RunDir, RunDirError, RunObserver, StopFlag, Table, print_json,
+};
 use serde_json::json;
+use tch::{Device, Kind};
 
-use crate::config::{FLAGS, MarioConfig, ModelConfig, Stage, Training};
+use crate::config::{FLAGS, MarioConfig, Stage, Training};
+use crate::{plan, rewards};
 
-/// What is trained, and how much of it.
-struct Lesson<C> {
-    curriculum: C,
-    /// Rows to train on.
-    rows: usize,
-    steps: u64,
-    passes: Vec<Pass>,
-}
-
-pub(crate) fn sft(args: &RunArgs) -> anyhow::Result<Outcome> {
-    let config = load(args, Stage::Sft)?;
-    let Training { model, training, trainer } = config.sft.clone();
-    train(
-        config,
-        args,
-        &model,
-        |config| &mut config.sft.trainer,
-        |config, tokenizer| {
-            let (train, dev) = (config.data.read(Split::Train)?, config.data.read(Split::Dev)?);
-            let rationales = Rationales::new(training, tokenizer, &train, dev)?;
-            Ok(Lesson {
-                rows: rationales.rows(),
-                steps: rationales.steps(&trainer),
-                passes: rationales.passes(&trainer),
-                curriculum: rationales.log_to(log(args, "op_scores_val_greedy.txt")),
-            })
-        },
-    )
-}
-
-pub(crate) fn reward_model(args: &RunArgs, mode: OptionMode) -> anyhow::Result<Outcome> {
-    let config = load(args, mode.into())?;
-    let Training { model, training, trainer } = config.option_training(mode).clone();
-    train(
-        config,
-        args,
-        &model,
-        |config| &mut config.option_training_mut(mode).trainer,
-        |config, tokenizer| {
-            let (train, dev) = (config.data.read(Split::Train)?, config.data.read(Split::Dev)?);
-            let options = OptionTraining::new(mode, training, &tokenizer, config.data.dataset, train, dev)?;
-            Ok(Lesson {
-                rows: options.rows(),
-                steps: options.steps(&trainer),
-                passes: options.passes(&trainer),
-                curriculum: options.log_to(log(args, "op_scores_val.txt")),
-            })
-        },
-    )
-}
-
-/// Where the published code's lines about validations go.
-fn log(args: &RunArgs, name: &str) -> PathBuf {
-    args.out.as_deref().unwrap_or(Path::new("")).join(name)
+/// Trains to the end, or goes on where the run folder's last checkpoint stands.
+pub(crate) fn run(args: &RunArgs, stage: Stage) -> anyhow::Result<Outcome> {
+    let mut config = load(args, stage)?;
+    if args.dry_run {
+        return plan::run(&mut config, args, stage);
+    }
+    let device = args.setup()?;
+    let stop = StopFlag::on_ctrl_c()?;
+    let out = args.out.as_deref().ok_or(RunDirError::NoFolder)?;
+    let open = |config: &MarioConfig| {
+        let dir = args.open(config)?;
+        let observer = RunObserver::new(&dir, args.verbosity(), stop)?;
+        Ok((dir, observer))
+    };
+    let fitted = fit(&mut config, stage, device, out, open)?;
+    print_fitted(&fitted, config.stage, args.json)?;
+    Ok(fitted.ending.into())
 }
 
 fn load(args: &RunArgs, stage: Stage) -> anyhow::Result<MarioConfig> {
@@ -77,59 +48,109 @@ fn load(args: &RunArgs, stage: Stage) -> anyhow::Result<MarioConfig> {
     Ok(config)
 }
 
-/// Trains to the end, or goes on where the run folder's last checkpoint stands.
-fn train<C: Curriculum<T5>>(
-    mut config: MarioConfig,
-    args: &RunArgs,
-    model: &ModelConfig,
-    trainer: impl Fn(&mut MarioConfig) -> &mut TrainerConfig,
-    lesson: impl FnOnce(&MarioConfig, Tokenizer) -> anyhow::Result<Lesson<C>>,
-) -> anyhow::Result<Outcome> {
-    if args.dry_run {
-        let (shape, missing) = model.planned()?;
-        let measured = model.tokenizer(&shape).and_then(|tokenizer| lesson(&config, tokenizer));
-        return plan(&mut config, args, &shape, missing, trainer, measured);
+/// Trains a stage; result files go below `out`. Everything that can be wrong with the data or the models shows before the run
+/// folder is opened.
+pub(crate) fn fit(
+    config: &mut MarioConfig,
+    stage: Stage,
+    device: Device,
+    out: &Path,
+    open: impl FnOnce(&MarioConfig) -> Result<(RunDir, RunObserver), RunDirError>,
+) -> anyhow::Result<Fitted> {
+    let seed = config.seed;
+    let finish = |algorithm: &mut dyn FnMut(&Trainer, &mut RunObserver) -> ruminate::algorithms::Result<Fitted>,
+                  config: &MarioConfig,
+                  trainer: &TrainerConfig| {
+        let (dir, mut observer) = open(config)?;
+        Ok(algorithm(&Trainer::new(trainer.clone(), &dir.checkpoints())?, &mut observer)?)
+    };
+    match stage {
+        Stage::Sft => {
+            let (t5, tokenizer) = config.sft.model.open(seed, device)?;
+            let rationales = rationales(config, tokenizer.clone())?;
+            config.sft.trainer.steps = rationales.steps(&config.sft.trainer);
+            let mut sft =
+                Sft::new(t5, rationales.log_to(out.join("op_scores_val_greedy.txt")), tokenizer);
+            finish(&mut |trainer, observer| trainer.fit(&mut sft, observer), config, &config.sft.trainer)
+        }
+        Stage::I2o | Stage::Ir2o => {
+            let mode = if stage == Stage::I2o { OptionMode::I2o } else { OptionMode::Ir2o };
+            let (t5, tokenizer) = config.option_training(mode).model.open(seed, device)?;
+            let options = options(config, mode, &tokenizer)?;
+            let trainer = &mut config.option_training_mut(mode).trainer;
+            trainer.steps = options.steps(trainer);
+            let trainer = trainer.clone();
+            let mut sft = Sft::new(t5, options.log_to(out.join("op_scores_val.txt")), tokenizer);
+            finish(&mut |trainer, observer| trainer.fit(&mut sft, observer), config, &trainer)
+        }
+        Stage::Vera => {
+            let Training { model, training, trainer } = &config.vera;
+            let (encoder, tokenizer) = model.open_encoder(seed, device)?;
+            let (train, dev) = (training.read(Split::Train)?, training.read(Split::Dev)?);
+            let mut verifier = VerifierTraining::new(training, encoder, tokenizer, &train, &dev)?;
+            finish(&mut |trainer, observer| trainer.fit(&mut verifier, observer), config, trainer)
+        }
+        Stage::Quark => {
+            let mut distillation = distillation(config, device, out)?;
+            finish(
+                &mut |trainer, observer| trainer.fit(&mut distillation, observer),
+                config,
+                &config.quark.trainer,
+            )
+        }
     }
-    let device = args.setup()?;
-    let stop = StopFlag::on_ctrl_c()?;
-    // Everything that can be wrong with the data or the model shows before the run folder is touched.
-    let t5 = model.build(config.seed, device)?;
-    let tokenizer = model.tokenizer(t5.config())?;
-    let lesson = lesson(&config, tokenizer.clone())?;
-    trainer(&mut config).steps = lesson.steps;
-    let settings = trainer(&mut config).clone();
-    let dir = args.open(&config)?;
-    let mut observer = RunObserver::new(&dir, args.verbosity(), stop)?;
-    let mut sft = Sft::new(t5, lesson.curriculum, tokenizer);
-    let fitted = Trainer::new(settings, &dir.checkpoints())?.fit(&mut sft, &mut observer)?;
-    drop(observer);
-    print_fitted(&fitted, config.stage, args.json)?;
-    Ok(fitted.ending.into())
 }
 
-/// Prints what a run would take, without loading weights or writing anything.
-fn plan<C: Curriculum<T5>>(
-    config: &mut MarioConfig,
-    args: &RunArgs,
-    shape: &T5Config,
-    missing: Option<anyhow::Error>,
-    trainer: impl Fn(&mut MarioConfig) -> &mut TrainerConfig,
-    measured: anyhow::Result<Lesson<C>>,
-) -> anyhow::Result<Outcome> {
-    let device = args.setup()?;
-    let name = config.data.dataset.to_string();
-    let settings = trainer(config);
-    let (passes, data, problem) = match measured {
-        Ok(lesson) => {
-            settings.steps = lesson.steps;
-            (lesson.passes, vec![(name, "train".into(), lesson.rows, lesson.rows)], missing)
-        }
-        Err(error) => (vec![], vec![], Some(missing.unwrap_or(error))),
+/// The supervised stage.
+pub(crate) fn rationales(config: &MarioConfig, tokenizer: Tokenizer) -> anyhow::Result<Rationales> {
+    let (train, dev) = (config.data.read(Split::Train)?, config.data.read(Split::Dev)?);
+    Ok(Rationales::new(config.sft.training.clone(), tokenizer, &train, dev)?)
+}
+
+/// A reward model that chooses among labels.
+pub(crate) fn options(
+    config: &MarioConfig,
+    mode: OptionMode,
+    tokenizer: &Tokenizer,
+) -> anyhow::Result<OptionTraining> {
+    let (train, dev) = (config.data.read(Split::Train)?, config.data.read(Split::Dev)?);
+    let training = config.option_training(mode).training.clone();
+    Ok(OptionTraining::new(mode, training, tokenizer, config.data.dataset, train, dev)?)
+}
+
+/// Quark with several rewards.
+fn distillation(config: &mut MarioConfig, device: Device, out: &Path) -> anyhow::Result<Distillation<T5>> {
+    let Some(reference) = config.quark.reference.as_deref().map(settled) else {
+        let reason = "name a checkpoint of `mario sft` with quark.reference: the policy is not to leave it";
+        return Err(ConfigError::invalid(reason).into());
     };
-    let plan = Plan::new(settings, Networks::single(shape), &passes, 1.0);
-    let problems = problem.iter().map(|error| format!("{error:#}")).collect();
-    DryRun { plan, data, problems, device, out: args.out.as_deref() }.print(args.json)?;
-    problem.map_or(Ok(Outcome::Done), Err)
+    config.quark.reference = Some(reference.clone());
+    for model in [&mut config.rewards.i2o, &mut config.rewards.ir2o, &mut config.rewards.vera] {
+        *model = model.as_deref().map(settled);
+    }
+    let quark = for_dataset(config.quark.training.clone(), config.data.dataset);
+    let read = |split| config.data.read(split);
+    let (train, dev, test) = (read(Split::Train)?, read(Split::Dev)?, read(Split::Test)?);
+    let (mut policy, mut tokenizer) = config.quark.model.open(config.seed, device)?;
+    let reference = T5::load(&reference, Kind::Float, device)?;
+    let rewards = rewards::trained_on(config, &quark, device)?;
+    let data = quark_data(&train, &dev, &tokenizer)?;
+    let test = test.iter().map(|row| prompt(row, &tokenizer)).collect::<Result<_, _>>()?;
+    let tokens = ControlTokens::add_to(&mut tokenizer, &quark.control)?;
+    policy.add_tokens(tokens.id_range(), quark.seed)?;
+    let folder = out.join("reward");
+    let scorer = TextScorer::new(rewards).log_to(folder.clone());
+    let quark = Quark::new(quark, policy, reference, tokenizer, scorer, data)?;
+    Ok(Distillation::new(quark, test, folder))
+}
+
+/// The checkpoint itself where `best` or `last` was named: those move on, but a run keeps the models it began with.
+fn settled(model: &Path) -> PathBuf {
+    let model: PathBuf = model.components().collect();
+    match (model.read_link(), model.parent()) {
+        (Ok(target), Some(folder)) => folder.join(target),
+        _ => model,
+    }
 }
 
 /// Says where the checkpoints of a run are.

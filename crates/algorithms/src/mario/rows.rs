@@ -85,6 +85,23 @@ pub(super) fn append(path: &Path, line: &str) -> Result<()> {
     write().map_err(|source| Error::Io { action: "write", path: path.into(), source })
 }
 
+/// Appends the line of a step to a result file. Lines of this and of later steps, which a run has written that was resumed
+/// from before, are replaced.
+pub(super) fn replace_line(path: &Path, step: u64, line: &str) -> Result<()> {
+    let before = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+        Err(source) => return Err(Error::io("read", path)(source)),
+    };
+    let step_of = |line: &str| line.strip_prefix("Step ")?.split(' ').next()?.parse::<u64>().ok();
+    let earlier = |line: &&str| step_of(line).is_none_or(|s| s < step);
+    let kept: String = before.split_inclusive('\n').filter(earlier).collect();
+    if kept != before {
+        std::fs::write(path, kept).map_err(Error::io("write", path))?;
+    }
+    append(path, line)
+}
+
 /// Refuses zero.
 pub(super) fn at_least_one<const N: usize>(settings: [(&str, usize); N]) -> Result<()> {
     match settings.into_iter().find(|(_, value)| *value == 0) {

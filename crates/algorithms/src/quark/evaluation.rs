@@ -12,7 +12,7 @@ pub(super) fn total(judged: &[Judged], reward: usize) -> (f64, usize) {
 }
 
 /// Means of the rewards, and the score that they give.
-pub(super) fn summarize(config: &QuarkConfig, judged: &[Judged]) -> Result<Evaluation> {
+pub(crate) fn summarize(config: &QuarkConfig, judged: &[Judged]) -> Result<Evaluation> {
     let share = |count: usize| count as f64 / judged.len().max(1) as f64;
     let mut metrics: Metrics = vec![
         ("eval/correct".into(), share(judged.iter().filter(|judged| judged.correct).count())),
@@ -40,7 +40,7 @@ pub(super) fn summarize(config: &QuarkConfig, judged: &[Judged]) -> Result<Evalu
     Ok(Evaluation { metrics, score })
 }
 
-pub(super) fn shown_sample<'a, Q>(
+pub(crate) fn shown_sample<'a, Q>(
     step: u64,
     prompt: &Prompt<Q>,
     response: &Response,

@@ -32,7 +32,7 @@ use tch::{Kind, Tensor};
 use crate::ppo::{KlPenalty, Prompt};
 use crate::trainer::{Algorithm, Evaluation, Sums, Term};
 use crate::{Error, Metrics, Observer, Phases, Result};
-use evaluation::{shown_sample, summarize};
+pub(crate) use evaluation::{shown_sample, summarize};
 
 pub use config::{ExpertConfig, Lengths, QuarkConfig, SamplingConfig, Source};
 pub use control::{
@@ -40,7 +40,7 @@ pub use control::{
 };
 pub use loss::{Predictions, TokenTerms, quark_loss};
 pub use pool::{DataPool, POOL, PoolSample, Ranked};
-pub use rounds::{Admission, Expert, Tokens, admit};
+pub use rounds::{Admission, Expert, Tokens, admit, respond};
 pub use scorer::{Judged, Scorer, Single};
 pub use stages::{AddTo, StageSchedule};
 
@@ -235,6 +235,21 @@ where
     /// The control tokens.
     pub fn tokens(&self) -> &ControlTokens {
         &self.tokens
+    }
+
+    /// What judges responses.
+    pub fn scorer(&self) -> &S {
+        &self.scorer
+    }
+
+    /// The settings.
+    pub fn config(&self) -> &QuarkConfig {
+        &self.config
+    }
+
+    /// The prompts and expert data.
+    pub fn data(&self) -> &QuarkData<Q> {
+        &self.data
     }
 
     /// All samples so far.

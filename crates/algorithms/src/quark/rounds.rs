@@ -8,8 +8,8 @@ use ruminate_rewards::RewardError;
 use serde::{Deserialize, Serialize};
 
 use super::evaluation::total;
-use super::{Buckets, Condition, Judged, PoolSample, Quark, Scorer, Source};
-use crate::ppo::{Prompt, Response, respond};
+use super::{Buckets, Condition, ControlTokens, Judged, PoolSample, Quark, QuarkConfig, Scorer, Source};
+use crate::ppo::{Prompt, Response};
 use crate::{Error, Phases, Result};
 
 /// A response that somebody else wrote.
@@ -62,6 +62,91 @@ pub fn admit(response: Admission, only_correct: bool) -> bool {
     response.valid && (response.correct || !only_correct)
 }
 
+/// Writes a greedy response to every prompt, as [`Quark::respond`] does, with a model that was trained before. `tokens` are the
+/// control tokens of its tokenizer, and what to ask for; a model that has none writes without.
+///
+/// # Errors
+/// When the model fails.
+pub fn respond<P: Policy + Generate, Q>(
+    config: &QuarkConfig,
+    model: &P,
+    tokenizer: &Tokenizer,
+    tokens: Option<(&ControlTokens, Condition)>,
+    prompts: &[&Prompt<Q>],
+    step: u64,
+    progress: impl FnMut(u64) -> Result<()>,
+) -> Result<Vec<Response>> {
+    let writer = |known| Writer { config, model, tokenizer, known };
+    match tokens {
+        Some((tokens, condition)) => {
+            writer(tokens.id_range().start).respond(tokens, prompts, condition, step, progress)
+        }
+        None => {
+            let known = i64::try_from(tokenizer.vocab_size()).unwrap_or(i64::MAX);
+            writer(known).write(prompts, &vec![vec![]; prompts.len()], true, 0, progress)
+        }
+    }
+}
+
+/// A model that writes.
+struct Writer<'a, P> {
+    config: &'a QuarkConfig,
+    model: &'a P,
+    tokenizer: &'a Tokenizer,
+    /// Tokens that may be written: control tokens come last in the vocabulary, and what lies behind them has no token.
+    known: TokenId,
+}
+
+impl<P: Policy + Generate> Writer<'_, P> {
+    fn respond<Q>(
+        &self,
+        tokens: &ControlTokens,
+        prompts: &[&Prompt<Q>],
+        condition: Condition,
+        step: u64,
+        progress: impl FnMut(u64) -> Result<()>,
+    ) -> Result<Vec<Response>> {
+        let active = self.config.control.stages.sampling(step, tokens.code_len());
+        let code = |i: usize| {
+            let code = tokens.condition(condition, derive_seed(self.config.seed, &[i as u64]));
+            code[active.clone()].to_vec()
+        };
+        let codes: Vec<Vec<TokenId>> = (0..prompts.len()).map(code).collect();
+        self.write(prompts, &codes, true, 0, progress)
+    }
+
+    /// Writes a response to every prompt behind its code.
+    fn write<Q>(
+        &self,
+        prompts: &[&Prompt<Q>],
+        codes: &[Vec<TokenId>],
+        greedy: bool,
+        seed: u64,
+        mut progress: impl FnMut(u64) -> Result<()>,
+    ) -> Result<Vec<Response>> {
+        let Self { config, model, tokenizer, known } = *self;
+        let vocab = model.output_weight().map_or(0, |weight| weight.size()[0]);
+        let forbidden: Vec<TokenId> = std::iter::once(model.pad_token_id()).chain(known..vocab).collect();
+        let batch_size = if greedy { config.eval_batch_size } else { config.sampling.batch_size };
+        let mut groups: BTreeMap<&[TokenId], Vec<usize>> = BTreeMap::new();
+        for (i, code) in codes.iter().enumerate() {
+            groups.entry(code).or_default().push(i);
+        }
+        let mut responses: Vec<(usize, Response)> = vec![];
+        for (code, rows) in groups {
+            let generation = config.generation(code, forbidden.clone(), greedy)?;
+            let prompts: Vec<&Prompt<Q>> = rows.iter().map(|&i| prompts[i]).collect();
+            let before = responses.len() as u64;
+            let progress = |done| progress(before + done);
+            let written =
+                crate::ppo::respond(model, tokenizer, &prompts, &generation, batch_size, seed, progress)?;
+            responses.extend(rows.into_iter().zip(written));
+        }
+        responses.sort_by_key(|(i, _)| *i);
+        Ok(responses.into_iter().map(|(_, response)| response).collect())
+    }
+}
+
 impl<P, Q, S> Quark<P, Q, S>
 where
     P: Policy + Generate,
@@ -79,13 +164,7 @@ where
         step: u64,
         progress: impl FnMut(u64) -> Result<()>,
     ) -> Result<Vec<Response>> {
-        let active = self.config.control.stages.sampling(step, self.tokens.code_len());
-        let code = |i: usize| {
-            let code = self.tokens.condition(condition, derive_seed(self.config.seed, &[i as u64]));
-            code[active.clone()].to_vec()
-        };
-        let codes: Vec<Vec<TokenId>> = (0..prompts.len()).map(code).collect();
-        self.write(&self.policy, prompts, &codes, true, 0, progress)
+        self.writer(&self.policy).respond(&self.tokens, prompts, condition, step, progress)
     }
 
     /// Judges responses to prompts.
@@ -111,44 +190,20 @@ where
     }
 
     /// Greedy responses of the reference, without control tokens.
-    pub(super) fn respond_as_reference(
+    ///
+    /// # Errors
+    /// When the model fails.
+    pub fn respond_as_reference(
         &self,
         prompts: &[&Prompt<Q>],
         progress: impl FnMut(u64) -> Result<()>,
     ) -> Result<Vec<Response>> {
-        self.write(&self.reference, prompts, &vec![vec![]; prompts.len()], true, 0, progress)
+        self.writer(&self.reference).write(prompts, &vec![vec![]; prompts.len()], true, 0, progress)
     }
 
-    /// Writes a response to every prompt behind its code.
-    fn write(
-        &self,
-        model: &P,
-        prompts: &[&Prompt<Q>],
-        codes: &[Vec<TokenId>],
-        greedy: bool,
-        seed: u64,
-        mut progress: impl FnMut(u64) -> Result<()>,
-    ) -> Result<Vec<Response>> {
-        // Control tokens come last in the vocabulary; what lies behind them has no token.
-        let vocab = model.output_weight().map_or(0, |weight| weight.size()[0]);
-        let forbidden: Vec<TokenId> =
-            std::iter::once(model.pad_token_id()).chain(self.tokens.id_range().start..vocab).collect();
-        let batch_size = if greedy { self.config.eval_batch_size } else { self.config.sampling.batch_size };
-        let mut groups: BTreeMap<&[TokenId], Vec<usize>> = BTreeMap::new();
-        for (i, code) in codes.iter().enumerate() {
-            groups.entry(code).or_default().push(i);
-        }
-        let mut responses: Vec<(usize, Response)> = vec![];
-        for (code, rows) in groups {
-            let generation = self.config.generation(code, forbidden.clone(), greedy)?;
-            let prompts: Vec<&Prompt<Q>> = rows.iter().map(|&i| prompts[i]).collect();
-            let before = responses.len() as u64;
-            let progress = |done| progress(before + done);
-            let written = respond(model, &self.tokenizer, &prompts, &generation, batch_size, seed, progress)?;
-            responses.extend(rows.into_iter().zip(written));
-        }
-        responses.sort_by_key(|(i, _)| *i);
-        Ok(responses.into_iter().map(|(_, response)| response).collect())
+    fn writer<'a>(&'a self, model: &'a P) -> Writer<'a, P> {
+        let (config, tokenizer) = (&self.config, &self.tokenizer);
+        Writer { config, model, tokenizer, known: self.tokens.id_range().start }
     }
 
     /// New samples, and a new ranking of all.
@@ -205,7 +260,7 @@ where
         let model = if source == Source::Reference { &self.reference } else { &self.policy };
         let codes = vec![code; prompts.len()];
         let responses =
-            phases.time("rollout", || self.write(model, &prompts, &codes, false, seed, |_| Ok(())))?;
+            phases.time("rollout", || self.writer(model).write(&prompts, &codes, false, seed, |_| Ok(())))?;
         let judged = phases.time("reward", || self.judge(&prompts, &responses))?;
         let end = model.end_token_id();
         let mut samples = vec![];

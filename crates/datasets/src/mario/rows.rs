@@ -68,6 +68,23 @@ pub fn read_gold(path: &Path, dataset: MarioDataset) -> Result<Vec<MarioRow>> {
     not_empty(path, json::read_rows(path)?.into_iter().map(check).collect::<Result<_>>()?)
 }
 
+/// A statement for a verifier.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Statement {
+    /// The statement.
+    pub statement: String,
+    /// Whether it is true.
+    pub plausible: bool,
+}
+
+/// Reads statements, in any layout of [`json::read_rows`].
+///
+/// # Errors
+/// As [`json::read_rows`], and [`Error::EmptySplit`].
+pub fn read_statements(path: &Path) -> Result<Vec<Statement>> {
+    not_empty(path, json::read_rows(path)?.into_iter().map(|(_, row)| row).collect())
+}
+
 /// Reads a teacher's responses (`gpt3/*.jsonl`, `flant5/*.jsonl`), in any layout of [`json::read_rows`].
 ///
 /// # Errors

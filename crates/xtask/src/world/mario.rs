@@ -87,10 +87,10 @@ pub(super) fn files(facts: &Facts) -> Result<BTreeMap<String, String>> {
     let (more, rest) = rest.split_at(REINFORCED_PEOPLE);
     let (dev, test) = rest.split_at(DEV_PEOPLE);
     let mut rows = one_hop(facts);
-    rows.extend(silver(facts, train, 0, &mut rng));
+    rows.extend(teacher(facts, train, 0, false, &mut rng));
     rows.shuffle(&mut rng);
     files.insert("mario/qasc/raw/train.jsonl".into(), lines(&rows)?);
-    let mut rows = silver(facts, more, TRAIN_PEOPLE, &mut rng);
+    let mut rows = teacher(facts, more, TRAIN_PEOPLE, true, &mut rng);
     rows.shuffle(&mut rng);
     files.insert("mario/qasc/more/train.jsonl".into(), lines(&rows)?);
     for (split, asked) in [("dev", dev), ("test", test)] {
@@ -113,22 +113,25 @@ fn one_hop(facts: &Facts) -> Vec<Row> {
     lives.chain(weather.map(|fact| row(&fact.question, fact.statement.clone(), fact.answer, &weathers))).collect()
 }
 
-/// What the teacher writes about people, the first of whom is number `first`. Answers are always right: of a teacher's
-/// responses, those with the right answer are kept.
-fn silver(facts: &Facts, people: &[Fact], first: usize, rng: &mut ChaCha8Rng) -> Vec<Row> {
+/// What the teacher answers about people, the first of whom is number `first`. Its answer follows from its rationale, or is a
+/// guess; of the responses that are `kept`, all answers are right.
+fn teacher(facts: &Facts, people: &[Fact], first: usize, kept: bool, rng: &mut ChaCha8Rng) -> Vec<Row> {
     let weathers: Vec<&str> = words(WEATHERS).collect();
     let mut rows = vec![];
     for (number, fact) in (first..).zip(people) {
         let (wording, habit) = WORDINGS[number % WORDINGS.len()];
         let question = wording.replace("{}", fact.person());
         let mut elsewhere = facts.elsewhere(fact);
+        elsewhere.retain(|city| (city.answer == fact.answer) == kept);
         elsewhere.shuffle(rng);
-        let mut elsewhere = elsewhere.into_iter();
+        let mut elsewhere = elsewhere.into_iter().cycle();
         for kind in Kind::ALL {
             for _ in 0..if kind == habit { HABIT } else { 1 } {
                 let city = if kind == Kind::Implausible { elsewhere.next() } else { None };
-                let rationale = kind.say(fact.person(), city.unwrap_or(facts.home(fact)));
-                rows.push(row(&question, rationale, fact.answer, &weathers));
+                let city = city.unwrap_or(facts.home(fact));
+                let guess = weathers[rng.random_range(0..weathers.len())];
+                let answer = if kind == Kind::Empty && !kept { guess } else { city.answer };
+                rows.push(row(&question, kind.say(fact.person(), city), answer, &weathers));
             }
         }
     }
@@ -194,9 +197,10 @@ impl Facts {
         self.weather.iter().find(home).unwrap_or(&self.weather[0])
     }
 
-    /// The weathers of cities where it is otherwise than at home.
+    /// The weathers of all other cities.
     fn elsewhere(&self, fact: &Fact) -> Vec<&Fact> {
-        self.weather.iter().filter(|city| city.answer != fact.answer).collect()
+        let home = self.home(fact);
+        self.weather.iter().filter(|city| city.statement != home.statement).collect()
     }
 }
 

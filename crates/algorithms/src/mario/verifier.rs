@@ -1,0 +1,204 @@
+//! A plausibility model of one's own: an encoder that tells true statements from false ones, in Vera's form.
+
+use std::path::Path;
+
+use ruminate_datasets::mario::{Statement, read_statements};
+use ruminate_datasets::{Cursor, Order, Shard, Split, TrainBatches};
+use ruminate_models::{Policy, T5, TokenId, Tokenizer, VeraHead, last_states};
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Reduction, Tensor};
+
+use super::rows::at_least_one;
+use crate::trainer::{Algorithm, Evaluation, Sums, Term};
+use crate::{Error, Observer, Result};
+
+/// Settings of [`VerifierTraining`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct VerifierConfig {
+    /// True and false statements, JSON lines of `statement` and `plausible`; `{split}` is filled in.
+    pub path: String,
+    /// Statements per micro-batch.
+    pub batch_size: usize,
+    /// Statements per batch in validation.
+    pub eval_batch_size: usize,
+    /// Seed of the order of the statements.
+    pub shuffle_seed: u64,
+}
+
+impl Default for VerifierConfig {
+    fn default() -> Self {
+        Self {
+            path: "data/statements/{split}.jsonl".into(),
+            batch_size: 64,
+            eval_batch_size: 64,
+            shuffle_seed: 1,
+        }
+    }
+}
+
+impl VerifierConfig {
+    /// Reads a split.
+    ///
+    /// # Errors
+    /// As [`read_statements`].
+    pub fn read(&self, split: Split) -> Result<Vec<Statement>> {
+        let path = self.path.replace("{split}", &split.to_string());
+        Ok(read_statements(path.as_ref())?)
+    }
+
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// Names the setting that is wrong.
+    pub fn validate(&self) -> Result<()> {
+        at_least_one([("batch_size", self.batch_size), ("eval_batch_size", self.eval_batch_size)])
+    }
+}
+
+/// Trains a T5 encoder as a binary classifier, with the binary cross-entropy of its one logit. The layer behind the encoder
+/// lies where [`Vera`](ruminate_models::Vera) has it, so that a checkpoint is one of Vera; its temperature is 1. Validation
+/// tells how many statements it judges right.
+#[derive(Debug)]
+pub struct VerifierTraining {
+    encoder: T5,
+    tokenizer: Tokenizer,
+    /// Ids of weight, bias and temperature.
+    head: [i64; 3],
+    train: Encoded,
+    dev: Encoded,
+    batches: TrainBatches,
+    eval_batch_size: usize,
+}
+
+/// Statements as ids, and whether they are true.
+#[derive(Debug)]
+struct Encoded(Vec<(Vec<TokenId>, bool)>);
+
+impl Encoded {
+    fn new(statements: &[Statement], tokenizer: &Tokenizer) -> Result<Self> {
+        let encode = |s: &Statement| Ok((tokenizer.encode(&s.statement)?, s.plausible));
+        statements.iter().map(encode).collect::<Result<_>>().map(Self)
+    }
+}
+
+impl VerifierTraining {
+    /// Joins the parts; sets the temperature to 1.
+    ///
+    /// # Errors
+    /// When a setting is wrong, the tokenizer lacks one of [`VeraHead::TOKENS`], or there is no complete batch or nothing to
+    /// validate on.
+    pub fn new(
+        config: &VerifierConfig,
+        encoder: T5,
+        tokenizer: Tokenizer,
+        train: &[Statement],
+        dev: &[Statement],
+    ) -> Result<Self> {
+        config.validate()?;
+        let mut head = [0; 3];
+        for (id, token) in head.iter_mut().zip(VeraHead::TOKENS) {
+            let missing = || Error::config("tokenizer", format!("has no {token}, whose embedding holds the scorer"));
+            *id = tokenizer.token_id(token).ok_or_else(missing)?;
+        }
+        if dev.is_empty() {
+            return Err(Error::config("path", "there are no statements to validate on"));
+        }
+        let order = Order::reshuffled(train.len(), config.shuffle_seed);
+        let training = Self {
+            train: Encoded::new(train, &tokenizer)?,
+            dev: Encoded::new(dev, &tokenizer)?,
+            batches: TrainBatches::new(order, config.batch_size, Shard::SINGLE)?,
+            eval_batch_size: config.eval_batch_size,
+            encoder,
+            tokenizer,
+            head,
+        };
+        let mut temperature = training.row(2)?.f_detach()?.f_narrow(0, 0, 1)?;
+        let _ = temperature.f_fill_(1.0)?;
+        Ok(training)
+    }
+
+    /// A part of the head: a row of the embedding.
+    fn row(&self, part: usize) -> Result<Tensor> {
+        let missing = || Error::config("model", "has no shared embedding");
+        let embedding = self.encoder.parameters().get("shared.weight").ok_or_else(missing)?;
+        Ok(embedding.f_select(0, self.head[part])?)
+    }
+
+    /// Logits `[rows]`.
+    fn logits(&self, rows: &[&[TokenId]]) -> Result<Tensor> {
+        let product = last_states(&self.encoder, rows)?.f_mv(&self.row(0)?)?;
+        Ok(product.f_add(&self.row(1)?.f_select(0, 0)?)?)
+    }
+}
+
+impl Algorithm for VerifierTraining {
+    type Batch = Vec<usize>;
+
+    fn policy(&self) -> &dyn Policy {
+        &self.encoder
+    }
+
+    fn policy_mut(&mut self) -> &mut dyn Policy {
+        &mut self.encoder
+    }
+
+    fn batches(&mut self, _: u64, update: usize, accumulate: usize) -> Result<Option<Vec<Self::Batch>>> {
+        Ok((update == 0).then(|| self.batches.by_ref().take(accumulate).collect()))
+    }
+
+    fn terms(&self, batch: &Self::Batch) -> Vec<Term> {
+        vec![Term { name: "bce_loss", weight: 1.0, count: batch.len() as u64 }]
+    }
+
+    fn sums(&mut self, batch: &Self::Batch) -> Result<Sums> {
+        let rows: Vec<&[TokenId]> = batch.iter().map(|&i| self.train.0[i].0.as_slice()).collect();
+        let truth: Vec<f32> = batch.iter().map(|&i| f32::from(u8::from(self.train.0[i].1))).collect();
+        let truth = Tensor::f_from_slice(&truth)?.f_to_device(self.encoder.device())?;
+        let none = None::<Tensor>;
+        let sum = self.logits(&rows)?.f_binary_cross_entropy_with_logits(
+            &truth,
+            none.as_ref(),
+            none.as_ref(),
+            Reduction::Sum,
+        )?;
+        Ok(Sums { sums: vec![sum], tokens: rows.iter().map(|row| row.len() as u64).sum() })
+    }
+
+    fn evaluate(&mut self, _: u64, observer: &mut dyn Observer) -> Result<Evaluation> {
+        let (mut right, mut done) = (0, 0);
+        for batch in self.dev.0.chunks(self.eval_batch_size) {
+            let rows: Vec<&[TokenId]> = batch.iter().map(|(row, _)| row.as_slice()).collect();
+            let logits: Vec<f32> = Vec::try_from(tch::no_grad(|| self.logits(&rows))?.f_to_kind(Kind::Float)?)?;
+            right += batch.iter().zip(logits).filter(|((_, truth), logit)| (*logit > 0.0) == *truth).count();
+            done += batch.len() as u64;
+            observer.progress("validation", done, self.dev.0.len() as u64).map_err(Error::Observer)?;
+        }
+        let score = 100.0 * right as f64 / self.dev.0.len() as f64;
+        Ok(Evaluation { metrics: vec![("eval/accuracy".into(), score)], score })
+    }
+
+    fn state(&self) -> serde_json::Value {
+        serde_json::json!({ "cursor": self.batches.cursor(), "rows": self.train.0.len() })
+    }
+
+    fn load_state(&mut self, state: serde_json::Value) -> Result<()> {
+        #[derive(Deserialize)]
+        struct State {
+            cursor: Cursor,
+            rows: usize,
+        }
+        let State { cursor, rows } = serde_json::from_value(state)
+            .map_err(|e| Error::config("checkpoint", format!("its data position cannot be read: {e}")))?;
+        if rows != self.train.0.len() {
+            let reason = format!("it was trained on {rows} statements, but there are {} now", self.train.0.len());
+            return Err(Error::config("checkpoint", reason));
+        }
+        Ok(self.batches.resume(cursor)?)
+    }
+
+    fn save_extras(&self, folder: &Path) -> Result<()> {
+        Ok(self.tokenizer.save(folder)?)
+    }
+}

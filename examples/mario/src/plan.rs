@@ -1,0 +1,114 @@
+//! `--dry-run`: what a stage would take.
+
+use ruminate::algorithms::mario::{OptionMode, quark_data};
+use ruminate::algorithms::{Networks, Pass, Plan, TrainerConfig, Work};
+use ruminate::datasets::Split;
+use ruminate::models::{T5Config, Tokenizer};
+use ruminate::run::{DryRun, Outcome, RunArgs};
+
+use crate::config::{MarioConfig, ModelConfig, Stage};
+use crate::train::{options, rationales};
+
+/// How much there is to do.
+struct Measured {
+    rows: usize,
+    steps: u64,
+    passes: Vec<Pass>,
+}
+
+/// Prints what a run would take, without loading weights or writing anything.
+pub(crate) fn run(config: &mut MarioConfig, args: &RunArgs, stage: Stage) -> anyhow::Result<Outcome> {
+    let (shape, missing) = model(config, stage).planned()?;
+    let measured =
+        model(config, stage).tokenizer(&shape).and_then(|tokenizer| measure(config, stage, tokenizer));
+    let device = args.setup()?;
+    let name = config.data.dataset.to_string();
+    let settings = trainer(config, stage);
+    let (passes, data, problem) = match measured {
+        Ok(Measured { rows, steps, passes }) => {
+            settings.steps = steps;
+            (passes, vec![(name, "train".into(), rows, rows)], missing)
+        }
+        Err(error) => (vec![], vec![], Some(missing.unwrap_or(error))),
+    };
+    let plan = Plan::new(settings, networks(&shape, stage), &passes, 1.0);
+    let problems = problem.iter().map(|error| format!("{error:#}")).collect();
+    DryRun { plan, data, problems, device, out: args.out.as_deref() }.print(args.json)?;
+    problem.map_or(Ok(Outcome::Done), Err)
+}
+
+fn model(config: &MarioConfig, stage: Stage) -> &ModelConfig {
+    match stage {
+        Stage::Sft => &config.sft.model,
+        Stage::I2o => &config.i2o.model,
+        Stage::Ir2o => &config.ir2o.model,
+        Stage::Vera => &config.vera.model,
+        Stage::Quark => &config.quark.model,
+    }
+}
+
+fn trainer(config: &mut MarioConfig, stage: Stage) -> &mut TrainerConfig {
+    match stage {
+        Stage::Sft => &mut config.sft.trainer,
+        Stage::I2o => &mut config.i2o.trainer,
+        Stage::Ir2o => &mut config.ir2o.trainer,
+        Stage::Vera => &mut config.vera.trainer,
+        Stage::Quark => &mut config.quark.trainer,
+    }
+}
+
+/// The models behind the rewards have shapes of their own, and are not counted.
+fn networks(shape: &T5Config, stage: Stage) -> Networks<'_> {
+    let frozen = usize::from(stage == Stage::Quark);
+    Networks { frozen, ..Networks::single(shape) }
+}
+
+fn measure(config: &MarioConfig, stage: Stage, tokenizer: Tokenizer) -> anyhow::Result<Measured> {
+    Ok(match stage {
+        Stage::Sft => {
+            let trainer = &config.sft.trainer;
+            let rationales = rationales(config, tokenizer)?;
+            let (steps, passes) = (rationales.steps(trainer), rationales.passes(trainer));
+            Measured { rows: rationales.rows(), steps, passes }
+        }
+        Stage::I2o | Stage::Ir2o => {
+            let mode = if stage == Stage::I2o { OptionMode::I2o } else { OptionMode::Ir2o };
+            let trainer = &config.option_training(mode).trainer;
+            let options = options(config, mode, &tokenizer)?;
+            Measured { rows: options.rows(), steps: options.steps(trainer), passes: options.passes(trainer) }
+        }
+        Stage::Vera => {
+            let (training, trainer) = (&config.vera.training, &config.vera.trainer);
+            let statements = training.read(Split::Train)?;
+            let ids = statements.iter().map(|s| Ok(tokenizer.encode(&s.statement)?.len()));
+            let source = lengths(ids.collect::<anyhow::Result<Vec<_>>>()?.into_iter());
+            let (times, rows) = (trainer.accumulate as f64, training.batch_size);
+            let pass = Pass { work: Work::Training, times, networks: 1, rows, source, target: [0.0; 2] };
+            Measured { rows: statements.len(), steps: trainer.steps, passes: vec![pass] }
+        }
+        Stage::Quark => {
+            let (quark, trainer) = (&config.quark.training, &config.quark.trainer);
+            let data =
+                quark_data(&config.data.read(Split::Train)?, &config.data.read(Split::Dev)?, &tokenizer)?;
+            let source = lengths(data.expert.iter().map(|row| row.prompt.ids.len()));
+            let target = lengths(data.expert.iter().map(|row| row.ids.len() + quark.control.code_len()));
+            let rows = quark.batch_size.div_ceil(trainer.accumulate);
+            let pass = |work, times, rows| Pass { work, times, networks: 1, rows, source, target };
+            let accumulate = trainer.accumulate as f64;
+            let batches = data.train.len().div_ceil(quark.sampling.batch_size) as u64;
+            let written = (batches * quark.sampling.passes) as f64 / quark.sample_interval as f64;
+            let passes = vec![
+                pass(Work::Training, accumulate, rows),
+                pass(Work::Forward, accumulate, rows),
+                pass(Work::Forward, written, quark.sampling.batch_size),
+            ];
+            Measured { rows: data.expert.len(), steps: trainer.steps, passes }
+        }
+    })
+}
+
+/// Mean and maximum.
+fn lengths(of: impl Iterator<Item = usize> + Clone) -> [f64; 2] {
+    let (sum, count) = of.clone().fold((0, 0), |(sum, count), length| (sum + length, count + 1));
+    [sum as f64 / f64::from(count.max(1)), of.max().unwrap_or(0) as f64]
+}
