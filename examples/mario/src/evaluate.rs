@@ -1,25 +1,40 @@
 //! Responses that were made elsewhere.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use ruminate::algorithms::mario::{Judged, judge};
+use ruminate::algorithms::Observer;
+use ruminate::algorithms::mario::{Judged, answers, for_dataset, judge};
+use ruminate::algorithms::quark::{Condition, ControlTokens};
+use ruminate::algorithms::trainer::verify;
 use ruminate::datasets::Split;
-use ruminate::datasets::mario::{MarioDataset, ResponseFormat, Responses, read_gold, read_responses};
+use ruminate::datasets::mario::{MarioDataset, MarioRow, ResponseFormat, read_gold, read_responses};
+use ruminate::models::{T5, Tokenizer};
 use ruminate::rewards::mario::Interval;
-use ruminate::run::{ConfigError, FlagKeys, Outcome, RunArgs, RunDirError, Table, print_json, print_tables};
+use ruminate::run::{ConfigError, ConsoleObserver, FlagKeys, Outcome, RunArgs, RunDirError, Table, print_json, print_tables};
 use serde_json::json;
 
 use crate::config::{FLAGS, MarioConfig};
 use crate::rewards;
+use crate::train::settled;
+use tch::{Device, Kind};
 
 #[derive(clap::Args)]
 pub(crate) struct EvaluateArgs {
     /// File with responses
-    #[arg(long, value_name = "FILE", required_unless_present = "gold_data")]
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["gold_data", "model"])]
     responses: Option<PathBuf>,
     /// Judge the gold rows themselves
     #[arg(long, conflicts_with = "responses")]
     gold_data: bool,
+    /// Checkpoint that answers the gold rows' questions, greedily
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["responses", "gold_data", "format"])]
+    model: Option<PathBuf>,
+    /// What its control tokens ask for. Default: the best, if it has control tokens
+    #[arg(long, requires = "model")]
+    condition: Option<Asked>,
+    /// Split of the configuration's gold rows
+    #[arg(long, default_value = "test", value_parser = ["dev", "test"])]
+    split: String,
     /// Format of the file: jsonl (GPT-3, Flan-T5), llama_json, quark_json, csv or json
     #[arg(long, default_value = "jsonl")]
     format: ResponseFormat,
@@ -36,6 +51,26 @@ pub(crate) struct EvaluateArgs {
     run: RunArgs,
 }
 
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Asked {
+    /// The best of every reward
+    Best,
+    /// The worst of every reward
+    Worst,
+    /// Any, drawn for each response
+    Random,
+}
+
+impl From<Asked> for Condition {
+    fn from(asked: Asked) -> Self {
+        match asked {
+            Asked::Best => Self::Best,
+            Asked::Worst => Self::Worst,
+            Asked::Random => Self::Random,
+        }
+    }
+}
+
 pub(crate) fn run(args: &EvaluateArgs) -> anyhow::Result<Outcome> {
     for (flag, given) in [("--resume", args.run.resume), ("--dry-run", args.run.dry_run)] {
         if given {
@@ -48,8 +83,19 @@ pub(crate) fn run(args: &EvaluateArgs) -> anyhow::Result<Outcome> {
     let dataset = config.data.dataset;
     let out = args.run.out.as_deref().ok_or(RunDirError::NoFolder)?;
     let device = args.run.setup()?;
-    let gold_file = args.gold.clone().unwrap_or_else(|| config.data.file(Split::Test));
+    let split = if args.split == "dev" { Split::Dev } else { Split::Test };
+    let gold_file = args.gold.clone().unwrap_or_else(|| config.data.file(split));
     let gold = read_gold(&gold_file, dataset)?;
+    if let Some(folder) = &args.model {
+        let condition = args.condition.map(Condition::from);
+        let verbosity = args.run.verbosity();
+        let mut observer = ConsoleObserver::new(verbosity);
+        let own = own(&config, folder, condition, &gold, device, &mut observer)?;
+        let name = if split == Split::Dev { "val" } else { "test" };
+        let written = own.judged.write_own(out, name, own.condition, &own.checkpoint)?;
+        print(&own.judged, (gold.len(), 0), &own.checkpoint, dataset, &written, args.run.json)?;
+        return Ok(Outcome::Done);
+    }
     let format = if args.gold_data { ResponseFormat::GoldData } else { args.format };
     let file = args.responses.as_deref().unwrap_or(&gold_file);
     let given = read_responses(file, format, dataset, &gold)?;
@@ -63,19 +109,54 @@ pub(crate) fn run(args: &EvaluateArgs) -> anyhow::Result<Outcome> {
     let rewards = rewards::available(&config, device)?;
     let judged = judge(&given.responses, &rewards, &config.evaluation)?;
     let written = judged.write(out, &name)?;
-    print(&judged, &given, &name, dataset, &written, args.run.json)?;
+    print(&judged, (given.responses.len(), given.skipped), &name, dataset, &written, args.run.json)?;
     Ok(Outcome::Done)
+}
+
+/// A checkpoint's own responses.
+pub(crate) struct Own {
+    pub(crate) judged: Judged,
+    pub(crate) condition: Option<Condition>,
+    /// Its step, or the name of its folder.
+    pub(crate) checkpoint: String,
+}
+
+/// Lets a checkpoint answer the questions of some rows, and judges the responses. A model without control tokens writes
+/// without them.
+pub(crate) fn own(
+    config: &MarioConfig,
+    folder: &Path,
+    condition: Option<Condition>,
+    rows: &[MarioRow],
+    device: Device,
+    observer: &mut dyn Observer,
+) -> anyhow::Result<Own> {
+    let folder = settled(folder);
+    verify(&folder)?;
+    let model = T5::load(&folder, Kind::Float, device)?;
+    let tokenizer = Tokenizer::open(&folder)?;
+    let dataset = config.data.dataset;
+    let quark = for_dataset(config.quark.training.clone(), dataset);
+    let controlled = ControlTokens::find_in(&tokenizer, &quark.control).is_ok();
+    let condition = condition.or(controlled.then_some(Condition::Best));
+    let name = folder.file_name().unwrap_or_default().to_string_lossy();
+    let checkpoint = name.strip_prefix("step-").unwrap_or(&name).to_string();
+    let step = checkpoint.parse().unwrap_or(u64::MAX);
+    let responses =
+        answers(&quark, &model, &tokenizer, (condition, step), (rows, dataset), observer)?;
+    let judged = judge(&responses, &rewards::available(config, device)?, &config.evaluation)?;
+    Ok(Own { judged, condition, checkpoint })
 }
 
 fn print(
     judged: &Judged,
-    given: &Responses,
+    (responses, skipped): (usize, usize),
     name: &str,
     dataset: MarioDataset,
     written: &[PathBuf],
     as_json: bool,
 ) -> std::io::Result<()> {
-    let (responses, questions) = (given.responses.len(), judged.questions.len());
+    let questions = judged.questions.len();
     let columns = || judged.summary.scores.iter().zip(&judged.intervals);
     if as_json {
         let scores: serde_json::Map<String, serde_json::Value> = columns()
@@ -84,7 +165,7 @@ fn print(
         let correlations: serde_json::Map<String, serde_json::Value> =
             judged.table.rewards.iter().cloned().zip(judged.correlations.iter().map(|&c| json!(c))).collect();
         return print_json(&json!({
-            "system": "mario", "name": name, "dataset": dataset, "responses": responses, "skipped": given.skipped,
+            "system": "mario", "name": name, "dataset": dataset, "responses": responses, "skipped": skipped,
             "questions": questions, "accuracy": { "mean": judged.summary.accuracy, "interval": judged.accuracy_interval },
             "scores": scores, "correlation_with_accuracy": correlations,
             "normalised_average":
@@ -104,7 +185,7 @@ fn print(
         row("normalised average", Some(mean), interval);
     }
     let mut counts = Table::new(["responses", "questions", "left out"]);
-    counts.row([responses.to_string(), questions.to_string(), given.skipped.to_string()]);
+    counts.row([responses.to_string(), questions.to_string(), skipped.to_string()]);
     let mut files = Table::new(["written"]);
     for path in written {
         files.row([path.display().to_string()]);

@@ -145,7 +145,7 @@ fn distillation(config: &mut MarioConfig, device: Device, out: &Path) -> anyhow:
 }
 
 /// The checkpoint itself where `best` or `last` was named: those move on, but a run keeps the models it began with.
-fn settled(model: &Path) -> PathBuf {
+pub(crate) fn settled(model: &Path) -> PathBuf {
     let model: PathBuf = model.components().collect();
     match (model.read_link(), model.parent()) {
         (Ok(target), Some(folder)) => folder.join(target),

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use ruminate_datasets::Split;
 use ruminate_datasets::mario::{
-    MarioDataset, MarioRow, OutputRow, OutputTable, num_sents, num_words, quark_rows, target,
-    training_rows_file, training_summary_file,
+    GivenResponse, MarioDataset, MarioRow, OutputRow, OutputTable, label, num_sents, num_words, quark_rows,
+    rationale, target, training_rows_file, training_summary_file,
 };
 use ruminate_models::{Generate, Policy, Tokenizer};
 use ruminate_rewards::mario::{MarioItem, Summary};
@@ -14,8 +14,8 @@ use super::TextScorer;
 use super::rows::replace_line;
 use crate::ppo::{KlPenalty, Prompt, Response};
 use crate::quark::{
-    Batch, Buckets, Condition, ControlConfig, Expert, Judged, Quark, QuarkConfig, QuarkData, RewardSpec,
-    shown_sample, summarize,
+    Batch, Buckets, Condition, ControlConfig, ControlTokens, Expert, Judged, Quark, QuarkConfig, QuarkData, RewardSpec,
+    respond, shown_sample, summarize,
 };
 use crate::trainer::{Algorithm, Evaluation, Sums, Term};
 use crate::{Error, Metrics, Observer, Phases, Result, Schedule, TrainerConfig};
@@ -85,6 +85,42 @@ pub fn quark_data(train: &[MarioRow], dev: &[MarioRow], tokenizer: &Tokenizer) -
         expert: quark_rows(train, false).iter().map(expert).collect::<Result<_>>()?,
         held_out: prompts(dev)?,
     })
+}
+
+/// Greedy responses of a trained model to questions: behind control tokens that ask for `condition`, or without any, as a model
+/// of the supervised stage writes. `step` tells which tokens are in use, where they come one after another.
+///
+/// # Errors
+/// When the tokenizer lacks the control tokens, or the model or the observer fails.
+pub fn answers<P: Policy + Generate>(
+    config: &QuarkConfig,
+    model: &P,
+    tokenizer: &Tokenizer,
+    (condition, step): (Option<Condition>, u64),
+    (rows, dataset): (&[MarioRow], MarioDataset),
+    observer: &mut dyn Observer,
+) -> Result<Vec<GivenResponse>> {
+    let tokens = condition.map(|_| ControlTokens::find_in(tokenizer, &config.control)).transpose()?;
+    let prompts = rows.iter().map(|row| prompt(row, tokenizer)).collect::<Result<Vec<_>>>()?;
+    let total = prompts.len() as u64;
+    let responses = respond(
+        config,
+        model,
+        tokenizer,
+        tokens.as_ref().zip(condition),
+        &prompts.iter().collect::<Vec<_>>(),
+        step,
+        |done| observer.progress("writing", done, total).map_err(Error::Observer),
+    )?;
+    let given = |(row, response): (&MarioRow, Response)| GivenResponse {
+        question: row.question.clone(),
+        gold: row.answer.clone(),
+        gold_response: target(row),
+        rationale: rationale(&response.text).to_string(),
+        label: dataset.normalise_label(&label(&response.text)),
+        text: response.text,
+    };
+    Ok(rows.iter().zip(responses).map(given).collect())
 }
 
 /// [`Quark`] on rationales, with the published code's result files. Validation asks for the best of every reward, greedily,

@@ -10,6 +10,7 @@ use ruminate_rewards::mario::{
 use serde::{Deserialize, Serialize};
 
 use super::rows::{append, at_least_one};
+use crate::quark::Condition;
 use crate::{Error, Result};
 
 /// Settings of [`judge`].
@@ -143,6 +144,32 @@ impl Judged {
         self.table.write_csv(&table)?;
         let lines = folder.join("eval_reward_scores_other_outputs.txt");
         append(&lines, &self.summary.line(&format!("Name {name}"), Some(2)))?;
+        Ok(vec![lines, table])
+    }
+
+    /// Writes the published code's files about a checkpoint's own responses to a split, `val` or `test`: appends a line to
+    /// `eval_reward_scores_{split}_greedy.txt`, and replaces `eval_output{split}_greedy_{checkpoint}.csv`. The names of both
+    /// begin with what was asked for, unless it is the best. Returns their paths.
+    ///
+    /// # Errors
+    /// When the folder is not writable.
+    pub fn write_own(
+        &self,
+        folder: &Path,
+        split: &str,
+        condition: Option<Condition>,
+        checkpoint: &str,
+    ) -> Result<Vec<PathBuf>> {
+        std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+        let prefix = match condition {
+            None | Some(Condition::Best) => "",
+            Some(Condition::Worst) => "worst_",
+            Some(Condition::Random) => "random_",
+        };
+        let table = folder.join(format!("{prefix}eval_output{split}_greedy_{checkpoint}.csv"));
+        self.table.write_csv(&table)?;
+        let lines = folder.join(format!("{prefix}eval_reward_scores_{split}_greedy.txt"));
+        append(&lines, &self.summary.line(&format!("Step {checkpoint}"), Some(3)))?;
         Ok(vec![lines, table])
     }
 }

@@ -14,7 +14,7 @@ mod verifier;
 
 pub use data::MarioData;
 pub use distillation::{
-    Distillation, for_dataset, prompt, published_quark, published_quark_trainer, quark_data,
+    Distillation, answers, for_dataset, prompt, published_quark, published_quark_trainer, quark_data,
 };
 pub use judging::{Judged, JudgingConfig, judge};
 pub use option_training::{OptionMode, OptionTraining, OptionTrainingConfig};

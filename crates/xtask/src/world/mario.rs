@@ -90,12 +90,14 @@ pub(super) fn files(facts: &Facts) -> Result<BTreeMap<String, String>> {
     rows.extend(teacher(facts, train, 0, false, &mut rng));
     rows.shuffle(&mut rng);
     files.insert("mario/qasc/raw/train.jsonl".into(), lines(&rows)?);
-    let mut rows = teacher(facts, more, TRAIN_PEOPLE, true, &mut rng);
+    // One of the two wordings, so that most questions have two hops.
+    let mut rows: Vec<Row> = one_hop(facts).into_iter().step_by(2).collect();
+    rows.extend(teacher(facts, &[train, more].concat(), 0, true, &mut rng));
     rows.shuffle(&mut rng);
-    files.insert("mario/qasc/more/train.jsonl".into(), lines(&rows)?);
+    files.insert("mario/qasc/kept/train.jsonl".into(), lines(&rows)?);
     for (split, asked) in [("dev", dev), ("test", test)] {
         let held_out = lines(&gold(asked))?;
-        for folder in ["raw", "more"] {
+        for folder in ["raw", "kept"] {
             files.insert(format!("mario/qasc/{folder}/{split}.jsonl"), held_out.clone());
         }
     }
@@ -154,10 +156,16 @@ fn statements(facts: &Facts, rng: &mut ChaCha8Rng) -> (Vec<Statement>, Vec<State
     let kinds = [Kind::Good, Kind::Repetitive, Kind::Implausible];
     let (mut train, mut dev) = (vec![], vec![]);
     for fact in &facts.twohop {
-        for kind in kinds {
-            train.push(said(kind.say(fact.person(), facts.home(fact)), true));
-            let elsewhere = facts.elsewhere(fact);
-            train.extend(elsewhere.choose(rng).map(|city| said(kind.say(fact.person(), city), false)));
+        let mut forms: Vec<Box<dyn Fn(&Fact) -> String>> =
+            vec![Box::new(|city| format!("Our {} lives in {}.", fact.person(), city.name()))];
+        forms.extend(kinds.map(|kind| -> Box<dyn Fn(&Fact) -> String> {
+            Box::new(move |city| kind.say(fact.person(), city))
+        }));
+        for form in forms {
+            for city in facts.elsewhere(fact).choose_multiple(rng, OPPOSITES) {
+                train.push(said(form(facts.home(fact)), true));
+                train.push(said(form(city), false));
+            }
         }
     }
     for city in &facts.weather {
@@ -175,6 +183,8 @@ fn statements(facts: &Facts, rng: &mut ChaCha8Rng) -> (Vec<Statement>, Vec<State
     (train, dev)
 }
 
+/// False statements about a person in the same words as a true one.
+const OPPOSITES: usize = 2;
 /// As many true statements about the weather of a city as there are false ones.
 const WEATHERS_ASKED: usize = 3;
 
