@@ -52,6 +52,17 @@ pub(crate) enum Stage {
 }
 
 impl Stage {
+    /// In configurations and in names of folders.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Sft => "sft",
+            Self::I2o => "i2o",
+            Self::Ir2o => "ir2o",
+            Self::Vera => "vera",
+            Self::Quark => "quark",
+        }
+    }
+
     /// What begins such a run.
     fn command(self) -> &'static str {
         match self {

@@ -1,6 +1,7 @@
 //! MaRio: a T5 that writes a rationale before its answer, and learns from several rewards.
 
 mod config;
+mod demo;
 mod evaluate;
 mod plan;
 mod rewards;
@@ -35,9 +36,9 @@ enum Command {
     /// Starts from quark.model, and stays near quark.reference, a checkpoint of `mario sft`. Needs the models behind the rewards:
     /// rewards.i2o, rewards.ir2o and rewards.vera. Result files go to --out/reward.
     Train(RunArgs),
-    /// Judge responses that were made elsewhere
+    /// Judge a checkpoint's own responses, or some that were made elsewhere
     ///
-    /// Joins a file of responses with the gold rows, lets several responses to a question vote, and writes the published
+    /// Lets --model answer the gold questions, or joins a file of responses with the gold rows, lets several responses to a question vote, and writes the published
     /// code's result files to --out. Plausibility needs rewards.vera, consistency rewards.i2o and rewards.ir2o.
     #[command(
         mut_arg("out", |arg| arg.help("Folder for the result files; lines are appended, tables of the same name replaced")),
@@ -47,6 +48,10 @@ enum Command {
         mut_arg("precision", |arg| arg.hide(true))
     )]
     Evaluate(evaluate::EvaluateArgs),
+    /// Train and compare everything on the bundled world
+    ///
+    /// Some minutes on two cores. Ends with a table and a report, or with --json a line of JSON.
+    Demo(demo::DemoArgs),
     #[command(flatten)]
     Shared(SharedCommand),
 }
@@ -84,6 +89,7 @@ fn main() -> ExitCode {
         Command::RewardModel(args) => train::run(&args.run, args.mode.into()),
         Command::Train(args) => train::run(&args, Stage::Quark),
         Command::Evaluate(args) => evaluate::run(&args),
+        Command::Demo(args) => demo::run(&args),
         Command::Shared(command) => command.run().map_err(Into::into),
     })
 }
