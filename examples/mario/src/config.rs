@@ -328,7 +328,13 @@ mod tests {
         let mut config: MarioConfig = config::load_text("configs/published.toml", PUBLISHED, &[]).unwrap();
         config.validate().unwrap();
         // Which model is the user's choice.
-        for model in [&mut config.sft.model, &mut config.i2o.model, &mut config.ir2o.model] {
+        for model in [
+            &mut config.sft.model,
+            &mut config.i2o.model,
+            &mut config.ir2o.model,
+            &mut config.vera.model,
+            &mut config.quark.model,
+        ] {
             assert!(model.pretrained.take().is_some());
         }
         assert_eq!(config, MarioConfig::default());
@@ -364,6 +370,6 @@ mod tests {
                 keys += 1;
             }
         }
-        assert!(keys > 60, "{keys}");
+        assert!(keys > 120, "{keys}");
     }
 }

@@ -10,7 +10,9 @@ use ruminate::datasets::Split;
 use ruminate::datasets::mario::{MarioDataset, MarioRow, ResponseFormat, read_gold, read_responses};
 use ruminate::models::{T5, Tokenizer};
 use ruminate::rewards::mario::Interval;
-use ruminate::run::{ConfigError, ConsoleObserver, FlagKeys, Outcome, RunArgs, RunDirError, Table, print_json, print_tables};
+use ruminate::run::{
+    ConfigError, ConsoleObserver, FlagKeys, Outcome, RunArgs, RunDirError, Table, print_json, print_tables,
+};
 use serde_json::json;
 
 use crate::config::{FLAGS, MarioConfig};
@@ -142,8 +144,7 @@ pub(crate) fn own(
     let name = folder.file_name().unwrap_or_default().to_string_lossy();
     let checkpoint = name.strip_prefix("step-").unwrap_or(&name).to_string();
     let step = checkpoint.parse().unwrap_or(u64::MAX);
-    let responses =
-        answers(&quark, &model, &tokenizer, (condition, step), (rows, dataset), observer)?;
+    let responses = answers(&quark, &model, &tokenizer, (condition, step), (rows, dataset), observer)?;
     let judged = judge(&responses, &rewards::available(config, device)?, &config.evaluation)?;
     Ok(Own { judged, condition, checkpoint })
 }

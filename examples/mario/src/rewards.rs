@@ -27,7 +27,11 @@ pub(crate) fn available(config: &MarioConfig, device: Device) -> anyhow::Result<
 }
 
 /// The rewards that the training is configured with, under the published code's names.
-pub(crate) fn trained_on(config: &MarioConfig, quark: &QuarkConfig, device: Device) -> anyhow::Result<RewardSet> {
+pub(crate) fn trained_on(
+    config: &MarioConfig,
+    quark: &QuarkConfig,
+    device: Device,
+) -> anyhow::Result<RewardSet> {
     let of_dataset = format!("{}-rationale-quality-", config.data.dataset);
     let mut rewards = RewardSet::new();
     for reward in &quark.control.rewards {

@@ -58,19 +58,19 @@ pub(crate) fn fit(
     open: impl FnOnce(&MarioConfig) -> Result<(RunDir, RunObserver), RunDirError>,
 ) -> anyhow::Result<Fitted> {
     let seed = config.seed;
-    let finish = |algorithm: &mut dyn FnMut(&Trainer, &mut RunObserver) -> ruminate::algorithms::Result<Fitted>,
-                  config: &MarioConfig,
-                  trainer: &TrainerConfig| {
-        let (dir, mut observer) = open(config)?;
-        Ok(algorithm(&Trainer::new(trainer.clone(), &dir.checkpoints())?, &mut observer)?)
-    };
+    let finish =
+        |algorithm: &mut dyn FnMut(&Trainer, &mut RunObserver) -> ruminate::algorithms::Result<Fitted>,
+         config: &MarioConfig,
+         trainer: &TrainerConfig| {
+            let (dir, mut observer) = open(config)?;
+            Ok(algorithm(&Trainer::new(trainer.clone(), &dir.checkpoints())?, &mut observer)?)
+        };
     match stage {
         Stage::Sft => {
             let (t5, tokenizer) = config.sft.model.open(seed, device)?;
             let rationales = rationales(config, tokenizer.clone())?;
             config.sft.trainer.steps = rationales.steps(&config.sft.trainer);
-            let mut sft =
-                Sft::new(t5, rationales.log_to(out.join("op_scores_val_greedy.txt")), tokenizer);
+            let mut sft = Sft::new(t5, rationales.log_to(out.join("op_scores_val_greedy.txt")), tokenizer);
             finish(&mut |trainer, observer| trainer.fit(&mut sft, observer), config, &config.sft.trainer)
         }
         Stage::I2o | Stage::Ir2o => {
@@ -125,7 +125,8 @@ fn distillation(config: &mut MarioConfig, device: Device, out: &Path) -> anyhow:
         return Err(ConfigError::invalid(reason).into());
     };
     config.quark.reference = Some(reference.clone());
-    for model in [&mut config.rewards.i2o, &mut config.rewards.ir2o, &mut config.rewards.vera] {
+    let MarioConfig { quark, rewards, .. } = config;
+    for model in [&mut quark.model.pretrained, &mut rewards.i2o, &mut rewards.ir2o, &mut rewards.vera] {
         *model = model.as_deref().map(settled);
     }
     let quark = for_dataset(config.quark.training.clone(), config.data.dataset);

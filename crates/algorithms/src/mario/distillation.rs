@@ -14,8 +14,8 @@ use super::TextScorer;
 use super::rows::replace_line;
 use crate::ppo::{KlPenalty, Prompt, Response};
 use crate::quark::{
-    Batch, Buckets, Condition, ControlConfig, ControlTokens, Expert, Judged, Quark, QuarkConfig, QuarkData, RewardSpec,
-    respond, shown_sample, summarize,
+    Batch, Buckets, Condition, ControlConfig, ControlTokens, Expert, Judged, Quark, QuarkConfig, QuarkData,
+    RewardSpec, respond, shown_sample, summarize,
 };
 use crate::trainer::{Algorithm, Evaluation, Sums, Term};
 use crate::{Error, Metrics, Observer, Phases, Result, Schedule, TrainerConfig};
@@ -77,7 +77,11 @@ pub fn prompt(row: &MarioRow, tokenizer: &Tokenizer) -> Result<Prompt<MarioItem>
 ///
 /// # Errors
 /// When the tokenizer fails.
-pub fn quark_data(train: &[MarioRow], dev: &[MarioRow], tokenizer: &Tokenizer) -> Result<QuarkData<MarioItem>> {
+pub fn quark_data(
+    train: &[MarioRow],
+    dev: &[MarioRow],
+    tokenizer: &Tokenizer,
+) -> Result<QuarkData<MarioItem>> {
     let prompts = |rows: &[MarioRow]| rows.iter().map(|row| prompt(row, tokenizer)).collect::<Result<_>>();
     let expert = |row: &MarioRow| Expert::new(prompt(row, tokenizer)?, &target(row), tokenizer);
     Ok(QuarkData {
@@ -138,7 +142,11 @@ pub struct Distillation<P> {
 
 impl<P: Policy + Generate> Distillation<P> {
     /// Adds the files, which go into `folder`, and test questions, of which there may be none.
-    pub fn new(quark: Quark<P, MarioItem, TextScorer>, test: Vec<Prompt<MarioItem>>, folder: PathBuf) -> Self {
+    pub fn new(
+        quark: Quark<P, MarioItem, TextScorer>,
+        test: Vec<Prompt<MarioItem>>,
+        folder: PathBuf,
+    ) -> Self {
         Self { quark, test, folder }
     }
 
@@ -183,7 +191,8 @@ impl<P: Policy + Generate> Distillation<P> {
         let names = self.quark.scorer().rewards().names();
         // Accuracy has columns of its own.
         let kept = |i: &usize| names[*i] != "accuracy";
-        let of = |judged: &Judged| (0..names.len()).filter(kept).map(|i| judged.scores[i]).collect::<Vec<_>>();
+        let of =
+            |judged: &Judged| (0..names.len()).filter(kept).map(|i| judged.scores[i]).collect::<Vec<_>>();
         let rewards: Vec<String> = (0..names.len()).filter(kept).map(|i| names[i].clone()).collect();
         let row = |((prompt, response), judged): ((&&Prompt<MarioItem>, &Response), &Judged)| OutputRow {
             question: prompt.item.question.clone(),

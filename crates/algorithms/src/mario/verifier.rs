@@ -98,7 +98,8 @@ impl VerifierTraining {
         config.validate()?;
         let mut head = [0; 3];
         for (id, token) in head.iter_mut().zip(VeraHead::TOKENS) {
-            let missing = || Error::config("tokenizer", format!("has no {token}, whose embedding holds the scorer"));
+            let missing =
+                || Error::config("tokenizer", format!("has no {token}, whose embedding holds the scorer"));
             *id = tokenizer.token_id(token).ok_or_else(missing)?;
         }
         if dev.is_empty() {
@@ -170,7 +171,8 @@ impl Algorithm for VerifierTraining {
         let (mut right, mut done) = (0, 0);
         for batch in self.dev.0.chunks(self.eval_batch_size) {
             let rows: Vec<&[TokenId]> = batch.iter().map(|(row, _)| row.as_slice()).collect();
-            let logits: Vec<f32> = Vec::try_from(tch::no_grad(|| self.logits(&rows))?.f_to_kind(Kind::Float)?)?;
+            let logits: Vec<f32> =
+                Vec::try_from(tch::no_grad(|| self.logits(&rows))?.f_to_kind(Kind::Float)?)?;
             right += batch.iter().zip(logits).filter(|((_, truth), logit)| (*logit > 0.0) == *truth).count();
             done += batch.len() as u64;
             observer.progress("validation", done, self.dev.0.len() as u64).map_err(Error::Observer)?;
@@ -192,7 +194,8 @@ impl Algorithm for VerifierTraining {
         let State { cursor, rows } = serde_json::from_value(state)
             .map_err(|e| Error::config("checkpoint", format!("its data position cannot be read: {e}")))?;
         if rows != self.train.0.len() {
-            let reason = format!("it was trained on {rows} statements, but there are {} now", self.train.0.len());
+            let reason =
+                format!("it was trained on {rows} statements, but there are {} now", self.train.0.len());
             return Err(Error::config("checkpoint", reason));
         }
         Ok(self.batches.resume(cursor)?)

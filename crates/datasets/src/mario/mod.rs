@@ -18,9 +18,7 @@ pub use prompts::{
     Target, i2o_input, i2o_target, ir2o_input, label_sentence, quark_rows, target, with_period,
 };
 pub use responses::{GivenResponse, ResponseFormat, Responses, UnknownFormat, read_responses};
-pub use rows::{
-    MarioRow, Statement, TeacherRow, read_gold, read_masked_tsv, read_statements, read_teacher,
-};
+pub use rows::{MarioRow, Statement, TeacherRow, read_gold, read_masked_tsv, read_statements, read_teacher};
 pub use silver::{Silver, silver_filter};
 
 use crate::question::letters;

@@ -110,9 +110,12 @@ pub(super) fn files(facts: &Facts) -> Result<BTreeMap<String, String>> {
 /// The facts, with themselves as rationales.
 fn one_hop(facts: &Facts) -> Vec<Row> {
     let (cities, weathers): (Vec<&str>, Vec<&str>) = (words(CITIES).collect(), words(WEATHERS).collect());
-    let lives = facts.lives.iter().map(|fact| row(&fact.question, fact.statement.clone(), fact.answer, &cities));
+    let lives =
+        facts.lives.iter().map(|fact| row(&fact.question, fact.statement.clone(), fact.answer, &cities));
     let weather = facts.weather.iter().flat_map(|fact| std::iter::repeat_n(fact, WEATHER_REPEATS));
-    lives.chain(weather.map(|fact| row(&fact.question, fact.statement.clone(), fact.answer, &weathers))).collect()
+    lives
+        .chain(weather.map(|fact| row(&fact.question, fact.statement.clone(), fact.answer, &weathers)))
+        .collect()
 }
 
 /// What the teacher answers about people, the first of whom is number `first`. Its answer follows from its rationale, or is a

@@ -19,7 +19,8 @@ pub(super) fn vocabulary() -> Vec<String> {
     let lists = [LETTERS, ". ?", WORDS, PEOPLE, CITIES, WEATHERS];
     tokens.extend(lists.into_iter().flat_map(words).map(String::from));
     // Later ones come last, so that the ids of the others stay.
-    let later: Vec<String> = words(mario::WORDS).map(String::from).filter(|word| !tokens.contains(word)).collect();
+    let later: Vec<String> =
+        words(mario::WORDS).map(String::from).filter(|word| !tokens.contains(word)).collect();
     tokens.extend(later);
     tokens.extend(VERIFIER.map(String::from));
     tokens

@@ -10,8 +10,7 @@ use super::{DemoArgs, Model, run_name};
 use crate::config::Stage;
 
 /// What the numbers are of.
-pub(super) const RESULT: &str =
-    "means and 95 % bootstrap intervals over two-hop questions about people whom training never asked them about";
+pub(super) const RESULT: &str = "means and 95 % bootstrap intervals over two-hop questions about people whom training never asked them about";
 /// Rows of the table of responses.
 const SHOWN: usize = 9;
 /// Curves of the training.
