@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::support::{Workplace, lines, root, succeed};
 
 #[expect(clippy::print_stderr, reason = "a skipped test says so")]
-fn data() -> Option<PathBuf> {
+pub(crate) fn data() -> Option<PathBuf> {
     let data = root().join("../shared/data/mario");
     if !data.is_dir() {
         eprintln!("skipped: ../shared/data/mario is not there");
@@ -115,12 +115,9 @@ fn responses_of_other_models_give_what_their_rows_say() {
     );
 }
 
-#[test]
-fn a_small_model_trains_on_real_rows() {
-    let Some(_) = data() else { return };
-    let place = Workplace::new();
+/// Gives the workplace's model the vocabulary of the tokenizer that lies beside the data.
+pub(crate) fn tiny_model(place: &Workplace) {
     let model = place.path("t5.json");
-    // The vocabulary of the tokenizer that lies beside the data.
     let tiny = std::fs::read_to_string(root().join("examples/crystal/configs/tiny-t5.json")).unwrap();
     let mut tiny: Value = serde_json::from_str(&tiny).unwrap();
     let small: Value = serde_json::from_str(&std::fs::read_to_string(&model).unwrap()).unwrap();
@@ -128,6 +125,14 @@ fn a_small_model_trains_on_real_rows() {
         tiny[key] = small[key].clone();
     }
     place.write("t5.json", &tiny.to_string());
+}
+
+#[test]
+fn a_small_model_trains_on_real_rows() {
+    let Some(_) = data() else { return };
+    let place = Workplace::new();
+    tiny_model(&place);
+    let model = place.path("t5.json");
     for (command, stage) in [(vec!["sft"], "sft"), (vec!["reward-model", "--mode", "ir2o"], "ir2o")] {
         let out = place.path(stage);
         let sets = [
