@@ -51,8 +51,9 @@ impl TextScorer {
         &self.rewards
     }
 
-    /// Begins new files.
+    /// Begins new files. A restarted run could begin here, so nothing is remembered from before.
     pub(super) fn begin(&self, tag: String) {
+        self.rewards.forget();
         let mut log = self.log.borrow_mut();
         log.tag = tag;
         log.begun.clear();

@@ -98,7 +98,13 @@ impl<M: ScoreChoices> OptionModel<M> {
         Ok(Self { model, tokenizer, options, known: RefCell::default() })
     }
 
-    /// Scores of the labels for each input, in their order; no input is scored twice.
+    /// Drops the scores of earlier calls.
+    pub fn forget(&self) {
+        self.known.borrow_mut().clear();
+    }
+
+    /// Scores of the labels for each input, in their order; no input is scored twice, until the model is told to
+    /// [`forget`](Self::forget).
     ///
     /// # Errors
     /// When the tokenizer or the model fails.
@@ -196,6 +202,11 @@ impl<M: ScoreChoices> TextReward for Consistency<M> {
             self.mode.reward(&without[sample], &with[sample], gold[sample]).map_err(refuse)
         };
         (0..responses.len()).map(score).collect()
+    }
+
+    fn forget(&self) {
+        self.i2o.forget();
+        self.ir2o.forget();
     }
 }
 

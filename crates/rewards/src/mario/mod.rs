@@ -55,6 +55,10 @@ pub trait TextReward {
     /// # Errors
     /// Whatever prevents a judgement; it names the response by its number.
     fn scores(&self, responses: &[Response<'_>]) -> Result<Vec<f64>, RewardError>;
+
+    /// Drops what it remembers of earlier calls. A score that is remembered may differ in its last bits from one that is
+    /// made among other responses; a run that must be the same after a restart forgets where it could have been restarted.
+    fn forget(&self) {}
 }
 
 impl<P: ?Sized, R: TextReward> Reward<P, MarioItem> for R {

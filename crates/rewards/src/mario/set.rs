@@ -56,6 +56,11 @@ impl RewardSet {
         self.rewards.iter().map(|reward| reward.bounds()).collect()
     }
 
+    /// Drops what the rewards remember of earlier calls; see [`TextReward::forget`].
+    pub fn forget(&self) {
+        self.rewards.iter().for_each(|reward| reward.forget());
+    }
+
     /// `[reward][response]` scores, all finite.
     ///
     /// # Errors
