@@ -1,5 +1,6 @@
 //! The binary as its users run it.
 
+mod guide;
 mod quark;
 mod real_data;
 mod support;
