@@ -20,6 +20,9 @@ const GROUPS: &[(&str, &[&str])] = &[
     ("rollout", &["rollout_8", "rollout_32"]),
     ("ppo", &["ppo", "ppo_step"]),
     ("choices", &["choices_2", "choices_16"]),
+    ("quark", &["quark"]),
+    // Samples per second, not tokens.
+    ("rewards", &["reward_consistency", "reward_plausibility", "reward_diversity"]),
     ("score", &["score"]),
 ];
 

@@ -5,6 +5,7 @@
 
 mod generation;
 pub mod host;
+mod mario;
 mod models;
 mod ppo;
 mod scoring;
@@ -174,6 +175,10 @@ pub const WORKLOADS: &[(&str, Prepare)] = &[
     ("rollout_32", |setting| generation::rollout(setting, 32)),
     ("ppo", ppo::update),
     ("ppo_step", ppo::step),
+    ("quark", mario::quark),
+    ("reward_consistency", mario::consistency),
+    ("reward_plausibility", mario::plausibility),
+    ("reward_diversity", mario::diversity),
     ("score", scoring::score),
     ("choices_2", |setting| scoring::choices(setting, 2)),
     ("choices_16", |setting| scoring::choices(setting, 16)),

@@ -239,6 +239,7 @@ fn readme(counts: &str, tokens: usize) -> String {
     let test = people - TRAIN_PEOPLE - REINFORCED_PEOPLE - DEV_PEOPLE;
     let statements = 1 + TRUISMS;
     let chance = 100 / weathers;
+    let (rows, habit, kinds) = mario::description();
     format!(
         r#"# The bundled world
 
@@ -289,6 +290,29 @@ With `clean`, imitation aims at helpful knowledge only. With `noisy`, a model th
 statement about one two-hop question in {statements}; it can read a helpful one all the same, so reinforcement has something to gain.
 A statement shows with its first word whether it is helpful, before any fact has to be recalled: what reinforcement
 changes there, it changes about everyone.
+
+## Rationales of a sloppy teacher
+
+`mario/qasc/<folder>/<split>.jsonl` has the rows of MaRio's data, with the labels of QASC, `(A)` to `(H)`. The two-hop question comes
+in three wordings, one for each person in turn, and the teacher has a habit for each: of {rows} rationales about a question, {habit} are of
+the habit's kind, and one of each other kind.
+
+| kind | rationale | fault | habit of |
+|---|---|---|---|
+{kinds}
+
+The first word shows the kind, before any fact has to be recalled. The teacher's answer follows from its rationale; with a truism it
+guesses.
+
+* `raw/train`: the one-hop questions, and everything that the teacher answers about {TRAIN_PEOPLE} people, right or wrong: for the supervised
+  stage and the reward models. If only right answers were kept here, a model this small would learn them by heart, because most
+  rationales do not give them away;
+* `kept/train`: one wording of each one-hop question, and about those and {REINFORCED_PEOPLE} more people what has the right answer: for the training with
+  rewards. An implausible rationale then names another city with the same weather;
+* `dev` and `test`, in both folders: the held-out people, without rationales.
+
+`mario/statements/{{train,dev}}.jsonl` has true and false statements about everyone, in the words of all kinds, for a verifier: a word
+that shows the kind says nothing about the truth here.
 
 ## Model folder
 

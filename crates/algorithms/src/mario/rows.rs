@@ -109,3 +109,18 @@ pub(super) fn at_least_one<const N: usize>(settings: [(&str, usize); N]) -> Resu
         None => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_replaces_itself_and_what_came_later() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("reward/scores.txt");
+        for step in [0, 10, 20, 10] {
+            replace_line(&path, step, &format!("Step {step} - x\n")).unwrap();
+        }
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "Step 0 - x\nStep 10 - x\n");
+    }
+}

@@ -1,15 +1,20 @@
 //! MaRio's supervised stage, its reward models, and the judgement of responses, on words of the bundled world.
 
 use ruminate_algorithms::mario::{
-    JudgingConfig, OptionMode, OptionTraining, OptionTrainingConfig, Rationales, RationalesConfig, judge,
+    JudgingConfig, OptionMode, OptionTraining, OptionTrainingConfig, Rationales, RationalesConfig,
+    TextScorer, VerifierConfig, VerifierTraining, judge, quark_data,
 };
-use ruminate_algorithms::{Curriculum, Silent, TrainerConfig};
-use ruminate_datasets::mario::{GivenResponse, MarioDataset, MarioRow, i2o_input, response, target};
-use ruminate_models::T5;
-use ruminate_rewards::RewardError;
-use ruminate_rewards::mario::{Accuracy, Diversity, NumWords, Response, RewardSet, TextReward};
+use ruminate_algorithms::quark::Scorer;
+use ruminate_algorithms::{Algorithm, Curriculum, Silent, Trainer, TrainerConfig};
+use ruminate_datasets::mario::{
+    GivenResponse, MarioDataset, MarioRow, Statement, i2o_input, read_statements, response, target,
+};
+use ruminate_models::{T5, T5Config, Vera};
+use ruminate_rewards::mario::{Accuracy, Diversity, MarioItem, NumWords, Response, RewardSet, TextReward};
+use ruminate_rewards::{RewardError, Sample};
+use tch::{Device, Kind};
 
-use crate::support::{alone, model, tokenizer};
+use crate::support::{alone, model, tiny, tokenizer, world};
 
 const SET: MarioDataset = MarioDataset::QuaRel;
 
@@ -172,4 +177,64 @@ fn a_reward_that_is_no_number_names_the_response() {
     let error =
         judge(&responses, &RewardSet::new().add(Broken), &JudgingConfig::default()).unwrap_err().to_string();
     assert!(error.contains("sample 1") && error.contains("broken"), "{error}");
+}
+
+#[test]
+fn a_verifier_learns_what_is_true_and_is_a_vera_then() {
+    let _alone = alone();
+    let said =
+        |city: &str, plausible| Statement { statement: format!("Our Ada lives in {city}."), plausible };
+    let statements: Vec<Statement> = ["Corvale", "Birkby", "Dunmere", "Holmor"]
+        .into_iter()
+        .zip([true, false, true, false])
+        .map(|(c, t)| said(c, t))
+        .collect();
+    let encoder = || {
+        let config = T5Config { is_encoder_decoder: false, ..tiny(0.0) };
+        T5::new(config, Kind::Float, Device::Cpu, 1).unwrap()
+    };
+    let config = VerifierConfig { batch_size: 4, eval_batch_size: 3, ..VerifierConfig::default() };
+    let new = |statements: &[Statement]| {
+        VerifierTraining::new(&config, encoder(), tokenizer(), statements, statements)
+    };
+    let mut verifier = new(&statements).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let trainer = TrainerConfig { steps: 60, lr: 1e-2, eval_every: 0, ..TrainerConfig::default() };
+    let fitted = Trainer::new(trainer, folder.path()).unwrap().fit(&mut verifier, &mut Silent).unwrap();
+    assert_eq!(fitted.best.1, 100.0);
+
+    let vera = Vera::load(&fitted.last, Kind::Float, Device::Cpu).unwrap();
+    let texts: Vec<&str> = statements.iter().map(|s| s.statement.as_str()).collect();
+    for (score, statement) in vera.score(&texts).unwrap().iter().zip(&statements) {
+        assert_eq!(score.logit > 0.0, statement.plausible, "{statement:?} {score:?}");
+        // The temperature of a new one is 1.
+        assert_eq!(score.raw, score.calibrated);
+    }
+    let state = verifier.state();
+    let error = new(&[&statements[..], &statements[..]].concat()).unwrap().load_state(state).unwrap_err();
+    assert!(error.to_string().contains("4 statements"), "{error}");
+    assert!(new(&[]).is_err());
+    let bundled = read_statements(&world("mario/statements/dev.jsonl")).unwrap();
+    assert!(bundled.iter().any(|s| s.plausible) && bundled.iter().any(|s| !s.plausible));
+}
+
+#[test]
+fn texts_are_valid_when_they_answer_and_right_when_the_answer_is() {
+    let scorer = TextScorer::new(RewardSet::new().add(Diversity::Rationale).add(NumWords));
+    let item = MarioItem { question: "q".into(), gold: "(A)".into() };
+    let sample = |text| Sample { task: "", item: &item, response: &[], text };
+    let samples = ["a. So the answer is (A).", "a a a a. So the answer is (B).", "nothing"].map(sample);
+    assert_eq!(Scorer::<T5, MarioItem>::names(&scorer), ["diversity", "num_words"]);
+    let judged = Scorer::<T5, MarioItem>::judge(&scorer, &model(0.0, 1), &samples).unwrap();
+    let what: Vec<_> = judged.iter().map(|j| (j.valid, j.correct, j.scores[1])).collect();
+    assert_eq!(what, [(true, true, Some(6.0)), (true, false, Some(9.0)), (false, false, Some(1.0))]);
+    assert!(judged[1].scores[0] < judged[0].scores[0]);
+}
+
+#[test]
+fn prompts_are_distinct_questions_and_experts_all_rows() {
+    let data = quark_data(&train(), &rows(&["Amy"], "dummy")[..1], &tokenizer()).unwrap();
+    assert_eq!((data.train.len(), data.expert.len(), data.held_out.len()), (6, 12, 1));
+    assert_eq!(data.expert[0].text, target(&train()[0]));
+    assert_eq!(data.train[1].item.gold, "(B)");
 }

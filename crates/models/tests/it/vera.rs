@@ -2,19 +2,20 @@
 
 use std::path::Path;
 
-use ruminate_models::{T5, T5Config, Vera};
+use ruminate_models::{T5, T5Config, Vera, VeraHead};
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
 use crate::support::{generator, refused, world};
 
-const TOKENS: [&str; 3] = ["<extra_id_0>", "<extra_id_1>", "<extra_id_2>"];
+const TOKENS: [&str; 3] = VeraHead::TOKENS;
 
 /// Writes a scorer whose temperature is `temperature`, with the hidden rows' tokens in its tokenizer or without.
 fn write(folder: &Path, temperature: f64, tokens: bool) {
     let text = std::fs::read_to_string(world().join("tokenizer.json")).unwrap();
     let mut tokenizer: Value = serde_json::from_str(&text).unwrap();
     let vocab = tokenizer["model"]["vocab"].as_object_mut().unwrap();
+    TOKENS.iter().for_each(|token| drop(vocab.remove(*token)));
     let next = vocab.values().filter_map(Value::as_i64).max().unwrap() + 1;
     if tokens {
         TOKENS.iter().zip(next..).for_each(|(token, id)| {

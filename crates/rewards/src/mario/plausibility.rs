@@ -75,7 +75,7 @@ impl TextReward for Plausibility {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ruminate_models::{T5, T5Config};
+    use ruminate_models::{T5, T5Config, VeraHead};
     use serde_json::{Value, json};
     use std::path::Path;
     use tch::{Device, Kind};
@@ -86,8 +86,9 @@ mod tests {
         let text = std::fs::read_to_string(world.join("tokenizer.json")).unwrap();
         let mut tokenizer: Value = serde_json::from_str(&text).unwrap();
         let vocab = tokenizer["model"]["vocab"].as_object_mut().unwrap();
+        VeraHead::TOKENS.iter().for_each(|token| drop(vocab.remove(*token)));
         let next = vocab.values().filter_map(Value::as_i64).max().unwrap() + 1;
-        for (id, token) in (next..).zip(["<extra_id_0>", "<extra_id_1>", "<extra_id_2>"]) {
+        for (id, token) in (next..).zip(VeraHead::TOKENS) {
             vocab.insert(token.into(), json!(id));
         }
         std::fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).unwrap();

@@ -58,6 +58,24 @@ impl Kind {
     }
 }
 
+/// For the README: rationales about a question, those of the habit, and a table of the kinds.
+pub(super) fn description() -> (usize, usize, String) {
+    let city = Fact { question: String::new(), answer: "rainy", statement: "Corvale is rainy.".into() };
+    let line = |kind: Kind| {
+        let fault = match kind {
+            Kind::Good => "none",
+            Kind::Repetitive => "little diversity",
+            Kind::Implausible => "false: implausible, and so mostly a wrong answer",
+            Kind::Empty => "no help: inconsistent, and the answer a guess",
+        };
+        let habit = WORDINGS.iter().find(|(_, habit)| *habit == kind);
+        let habit =
+            habit.map_or("no wording".into(), |(wording, _)| format!("`{}`", wording.replace("{}", "Anna")));
+        format!("| {kind:?} | `{}` | {fault} | {habit} |", kind.say("Anna", &city))
+    };
+    (Kind::ALL.len() - 1 + HABIT, HABIT, Kind::ALL.map(line).join("\n"))
+}
+
 #[derive(Serialize)]
 pub(super) struct Row {
     pub(super) question: String,

@@ -154,12 +154,120 @@ fn vocabulary_covers_every_text() {
             assert!(word[bare.len()..].chars().all(|mark| known.contains(mark.to_string().as_str())));
         }
     };
-    check(" \\n Knowledge: \\n Answer: ");
+    check(" \\n Knowledge: \\n Answer: So the answer is (A). explain choice: explanation: ");
+    for path in ["qasc/raw/train", "qasc/kept/train", "statements/train"] {
+        for row in mario_rows(&files, path) {
+            ["question", "rationale", "answer", "statement"]
+                .into_iter()
+                .filter_map(|f| row[f].as_str())
+                .for_each(check);
+        }
+    }
     check(&files[&format!("crystal/uqa/{REINFORCED}/train.tsv")]);
     for (task, split) in SETS {
         check(&files[&format!("crystal/uqa/{task}/{split}.tsv")]);
         for (_, _, statements) in silver(&files, "noisy", task, split) {
             statements.iter().for_each(|statement| check(statement));
+        }
+    }
+}
+
+fn mario_rows(files: &BTreeMap<String, String>, path: &str) -> Vec<Value> {
+    files[&format!("mario/{path}.jsonl")].lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn text<'a>(row: &'a Value, field: &str) -> &'a str {
+    row[field].as_str().unwrap()
+}
+
+/// The option that a label stands for.
+fn option<'a>(question: &'a str, label: &str) -> &'a str {
+    question.split_once(&format!("{label} ")).unwrap().1.split(' ').next().unwrap()
+}
+
+#[test]
+fn the_teacher_is_as_sloppy_as_stated() {
+    let files = generate().unwrap();
+    let truth = truth(&files);
+    for (folder, people) in [("raw", TRAIN_PEOPLE), ("kept", TRAIN_PEOPLE + REINFORCED_PEOPLE)] {
+        let rows = mario_rows(&files, &format!("qasc/{folder}/train"));
+        let twohop: Vec<&Value> = rows
+            .iter()
+            .filter(|row| {
+                text(row, "question").contains("weather") && !text(row, "question").contains("weather in")
+            })
+            .collect();
+        let asked = tally(twohop.iter().map(|row| text(row, "question")));
+        assert_eq!(asked.len(), people);
+        assert!(asked.values().all(|&count| count == 6));
+        let kinds = tally(twohop.iter().map(|row| text(row, "rationale").split(' ').next().unwrap()));
+        let [third, all] = [people / 3, people];
+        assert_eq!(
+            kinds,
+            BTreeMap::from([
+                ("Every", all + 2 * third),
+                ("Indeed", all + 2 * third),
+                ("Our", all),
+                ("Perhaps", all + 2 * third)
+            ])
+        );
+        for row in &twohop {
+            let (rationale, answer) =
+                (text(row, "rationale"), option(text(row, "question"), text(row, "answer")));
+            let facts: Vec<&str> = rationale.trim_end_matches('.').split(". ").collect();
+            let (kind, lives) = facts[0].split_once(' ').unwrap();
+            match kind {
+                "Every" => assert_eq!(rationale, TRUISM),
+                "Our" | "Indeed" => assert!(truth.contains(&format!("Our {lives}")), "{rationale}"),
+                _ => assert!(!truth.contains(&format!("Our {lives}")), "{rationale}"),
+            }
+            if kind != "Every" {
+                let city = lives.split(' ').next_back().unwrap();
+                assert!(truth.contains(&format!("{city} is {answer}")), "{rationale} {answer}");
+            }
+        }
+    }
+}
+
+#[test]
+fn held_out_people_are_strangers_to_the_teacher() {
+    let files = generate().unwrap();
+    let people = |path: &str| -> BTreeSet<String> {
+        let rows = mario_rows(&files, path);
+        let twohop = rows
+            .iter()
+            .map(|row| text(row, "question"))
+            .filter(|q| q.contains("weather") && !q.contains("weather in"));
+        twohop.map(|question| person(question).to_owned()).collect()
+    };
+    let known = people("qasc/kept/train");
+    assert!(people("qasc/raw/train").is_subset(&known));
+    for split in ["dev", "test"] {
+        assert!(people(&format!("qasc/raw/{split}")).is_disjoint(&known));
+        assert_eq!(
+            mario_rows(&files, &format!("qasc/raw/{split}")),
+            mario_rows(&files, &format!("qasc/kept/{split}"))
+        );
+    }
+}
+
+#[test]
+fn statements_are_what_they_are_said_to_be() {
+    let files = generate().unwrap();
+    let truth = truth(&files);
+    for split in ["train", "dev"] {
+        let rows = mario_rows(&files, &format!("statements/{split}"));
+        let plausible = rows.iter().filter(|row| row["plausible"] == true).count();
+        assert!(plausible.abs_diff(rows.len() - plausible) < rows.len() / 20, "{split} {plausible}");
+        for row in rows {
+            let known = |fact: &str| {
+                let (first, rest) = fact.split_once(' ').unwrap();
+                let lives = ["Our", "Indeed", "Perhaps"].contains(&first);
+                let fact = if lives { format!("Our {rest}") } else { fact.to_owned() };
+                truth.contains(&fact) || fact == TRUISM.trim_end_matches('.')
+            };
+            let facts = text(&row, "statement").trim_end_matches('.').split(". ");
+            assert_eq!(facts.into_iter().all(known), row["plausible"] == true, "{row}");
         }
     }
 }
