@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 pub mod crystal;
+pub mod dpo;
 mod error;
 mod loss;
 mod observer;

@@ -2,6 +2,7 @@
 
 pub mod compare;
 pub mod crystal;
+pub mod dpo;
 pub mod file;
 pub mod models;
 pub mod references;
@@ -61,5 +62,5 @@ pub const TOPICS: [Topic; 6] = [
     Topic { name: "mario", folders: false, find: |_, _| None },
     Topic { name: "rise", folders: false, find: |_, _| None },
     Topic { name: "tinythinker", folders: false, find: |_, _| None },
-    Topic { name: "dpo", folders: false, find: |_, _| None },
+    Topic { name: "dpo", folders: false, find: dpo::find },
 ];
