@@ -9,6 +9,7 @@ pub mod plan;
 pub mod ppo;
 mod schedule;
 mod sft;
+pub mod tinythinker;
 pub mod trainer;
 
 pub use error::{Error, Result};
