@@ -174,6 +174,7 @@ impl Checkpoints {
             e if e.is_configuration() => e,
             e => Error::Checkpoint { path: folder.join(STATE), reason: e.to_string() },
         })?;
+        algorithm.load_extras(&folder)?;
         // The process may have died before or after it had replaced `last`.
         self.link("last", state.step)?;
         self.settle(&state)?;

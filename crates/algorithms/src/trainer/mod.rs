@@ -243,6 +243,15 @@ pub trait Algorithm {
     /// # Errors
     /// When the folder is not writable.
     fn save_extras(&self, folder: &Path) -> Result<()>;
+
+    /// Reads back what [`save_extras`](Self::save_extras) wrote and a resumed run needs.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    fn load_extras(&mut self, folder: &Path) -> Result<()> {
+        let _ = folder;
+        Ok(())
+    }
 }
 
 /// How a run ended.
