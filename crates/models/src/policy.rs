@@ -292,8 +292,11 @@ impl Policy for T5 {
     }
 }
 
-/// How many targets each prompt has.
+/// How many targets each prompt has. That there is nothing at all is found out by whoever makes a batch of it.
 fn targets_of_each(prompts: usize, targets: usize) -> Result<usize> {
+    if prompts == targets {
+        return Ok(1);
+    }
     if prompts > 0 && targets > 0 && targets.is_multiple_of(prompts) {
         return Ok(targets / prompts);
     }

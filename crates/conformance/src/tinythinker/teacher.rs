@@ -13,11 +13,12 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// Few-shot examples are real and lie beside the golden vectors, in the data of the same root.
+/// Few-shot examples are real and lie beside the golden vectors, or else beside the repository.
 fn shared_data(path: &Path, file: &str) -> Option<PathBuf> {
-    let root = path.parent()?.parent()?.parent()?;
-    let file = root.join("data/tinythinker").join(file);
-    file.is_file().then_some(file)
+    let beside = path.ancestors().nth(3).map(|root| root.join("data"));
+    let usual = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data");
+    let files = beside.into_iter().chain([usual]).map(|data| data.join("tinythinker").join(file));
+    files.into_iter().find(|file| file.is_file())
 }
 
 pub(super) fn teacher_prompts(path: &Path) -> Result<Outcome, GoldenError> {
