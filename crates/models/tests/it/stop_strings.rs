@@ -9,16 +9,19 @@ use crate::support::{generator, refused, world};
 
 const TIME: usize = 14;
 
-fn model() -> T5 {
-    let _generator = generator();
-    let config = T5Config {
+fn config() -> T5Config {
+    T5Config {
         d_model: 16,
         d_kv: 8,
         d_ff: 24,
         num_heads: 2,
         ..T5Config::open(&world().join("config.json")).unwrap()
-    };
-    let mut t5 = T5::new(config, Kind::Float, Device::Cpu, 5).unwrap();
+    }
+}
+
+fn model() -> T5 {
+    let _generator = generator();
+    let mut t5 = T5::new(config(), Kind::Float, Device::Cpu, 5).unwrap();
     t5.set_tokenizer(tokenizer());
     t5
 }
@@ -34,6 +37,8 @@ fn settings(stop_strings: &[&str]) -> GenerationConfig {
         max_new_tokens: TIME,
         samples_per_prompt: 3,
         stop_strings: stop_strings.iter().map(|s| s.to_string()).collect(),
+        // Embeddings without a token have no text.
+        forbidden_ids: (tokenizer().vocab_size() as TokenId..config().vocab_size).collect(),
         ..GenerationConfig::default()
     }
 }
