@@ -88,8 +88,9 @@ fn parts_that_do_not_fit_are_refused() {
     let (with_tokens, policy) = parts(&config().control, 1);
     assert!(new(policy, tokenizer()).contains("`_TOKEN0_00000`, which the tokenizer lacks"));
     let mut small = model(0.0, 1);
-    small.add_tokens(212..215, 1).unwrap();
-    assert!(new(small, with_tokens).contains("need rows up to 218 in the policy, which has 215"));
+    small.add_tokens(common..common + 3, 1).unwrap();
+    let reason = format!("need rows up to {} in the policy, which has {}", common + 6, common + 3);
+    assert!(new(small, with_tokens).contains(&reason));
     let error = ControlTokens::add_to(&mut parts(&config().control, 1).0, &config().control).unwrap_err();
     assert!(error.to_string().contains("there already"), "{error}");
 }
