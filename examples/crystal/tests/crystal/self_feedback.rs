@@ -48,5 +48,4 @@ fn without_self_feedback_there_is_no_gain() {
     let seen = format!("Stage I {before}, self-feedback {with}, constant {constant}, flipped {flipped}");
     assert!(with >= before + 0.15, "{seen}");
     assert!(constant <= before + 0.08 && flipped <= before + 0.04, "{seen}");
-    println!("{seen}");
 }
