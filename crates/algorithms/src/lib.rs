@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 pub mod crystal;
+pub mod dpo;
 mod error;
 mod loss;
 pub mod mario;
@@ -10,6 +11,7 @@ pub mod ppo;
 pub mod quark;
 mod schedule;
 mod sft;
+pub mod tinythinker;
 pub mod trainer;
 
 pub use error::{Error, Result};

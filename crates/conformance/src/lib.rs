@@ -2,11 +2,13 @@
 
 pub mod compare;
 pub mod crystal;
+pub mod dpo;
 pub mod file;
 pub mod mario;
 pub mod models;
 pub mod references;
 pub mod runner;
+pub mod tinythinker;
 
 use std::path::Path;
 
@@ -61,6 +63,6 @@ pub const TOPICS: [Topic; 6] = [
     Topic { name: "crystal", folders: false, find: crystal::find },
     Topic { name: "mario", folders: false, find: mario::find },
     Topic { name: "rise", folders: false, find: |_, _| None },
-    Topic { name: "tinythinker", folders: false, find: |_, _| None },
-    Topic { name: "dpo", folders: false, find: |_, _| None },
+    Topic { name: "tinythinker", folders: false, find: tinythinker::find },
+    Topic { name: "dpo", folders: false, find: dpo::find },
 ];

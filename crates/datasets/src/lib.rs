@@ -6,15 +6,18 @@ pub mod json;
 pub mod knowledge;
 pub mod mario;
 pub mod order;
+pub mod preference;
 pub mod prompts;
 pub mod question;
 pub mod tasks;
+pub mod tinythinker;
 pub mod unifiedqa;
 
 pub use error::{Error, Place, Result};
 pub use evaluation_files::{InferenceItem, KnowledgeItem};
 pub use knowledge::{Annotated, Instances, SilverItem};
 pub use order::{Cursor, Order, Shard, TrainBatches};
+pub use preference::{PreferenceExample, Preferences};
 pub use prompts::{Compat, Prompts};
 pub use question::{Origin, Question, SkipReason, Split};
 pub use tasks::{TaskEntry, TaskRegistry};

@@ -1,6 +1,8 @@
 //! The readers on slices of real data, which lie beside the repository on some machines.
 
+use ruminate_datasets::BadRows;
 use ruminate_datasets::tasks::KNOWLEDGE_PATH;
+use ruminate_datasets::tinythinker::{Draft, FewShot, Source, StageText, read_instruction, system_message};
 use ruminate_datasets::{
     Instances, Origin, ReadOptions, SilverItem, Split, TaskEntry, TaskRegistry, json, knowledge, unifiedqa,
 };
@@ -43,5 +45,38 @@ fn reads_real_slices() {
         assert!(json::read::<Vec<SilverItem>>(copy.path()).unwrap() == silver);
         let text = std::fs::read_to_string(copy.path()).unwrap();
         assert!(text.is_ascii());
+    }
+}
+
+#[test]
+#[allow(clippy::print_stderr)]
+fn reads_real_multiple_choice_questions() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data/tinythinker");
+    if !root.is_dir() {
+        eprintln!("skipped: {} is not there", root.display());
+        return;
+    }
+    for (source, file, rows) in [
+        (Source::Csqa, "csqa/original/train_rand_split.jsonl", 300),
+        (Source::Csqa, "csqa/original/dev_rand_split.jsonl", 150),
+        (Source::Obqa, "obqa/original/train.jsonl", 300),
+        (Source::Obqa, "obqa/original/dev.jsonl", 150),
+        (Source::Obqa, "obqa/original/test.jsonl", 150),
+    ] {
+        let (questions, skipped) = source.read(&root.join(file), BadRows::Refuse).unwrap();
+        assert_eq!((questions.len(), skipped.len()), (rows, 0), "{file}");
+        for question in &questions {
+            // Plain comparisons, so that a failure prints no real text.
+            let draft = Draft::new(question);
+            let read = Draft::of(&StageText::parse(&draft.recall_prompt()).unwrap()).unwrap();
+            assert!(read == draft, "{}", question.id);
+        }
+    }
+    let instruction = read_instruction(&root.join("request.json")).unwrap();
+    for (data_set, count) in [("csqa", 8), ("obqa", 7), ("strategyqa", 8)] {
+        let examples: Vec<FewShot> =
+            json::read(&root.join(format!("{data_set}/prompt/{data_set}_cot.json"))).unwrap();
+        assert_eq!(examples.len(), count);
+        assert_eq!(system_message(&instruction, &examples).matches("\n###").count(), 2 * count);
     }
 }

@@ -19,7 +19,7 @@ pub use generation::{
     Strategy, derive_seed, filter_logits, forbid,
 };
 pub use parameters::Parameters;
-pub use policy::{Example, Policy, TokenScores, Want};
+pub use policy::{Example, LogitStatistics, Policy, TokenScores, Want};
 pub use scoring::ScoreChoices;
 pub use t5::{BatchShape, Decoding, Encoded, FeedForward, T5, T5Config, embedding_statistics};
 pub use tokenizer::{Tokenizer, Truncate, clean_up_spaces};

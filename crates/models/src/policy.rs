@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::{Labels, Parameters, Result, T5, TokenId};
 
@@ -39,6 +39,20 @@ pub struct TokenScores {
     pub labels: Labels,
     /// Real tokens that went through the model, prompts and targets together.
     pub tokens: u64,
+}
+
+/// What a model's logits at the target positions are like, without gradients; all `[batch, time]` `f32`, 0 where there is no
+/// loss. See [`Policy::logit_statistics`].
+#[derive(Debug)]
+pub struct LogitStatistics {
+    /// Mean logit over the vocabulary.
+    pub mean_logit: Tensor,
+    /// Entropy of the distribution in nats.
+    pub entropy: Tensor,
+    /// Logarithm of the sum of the squared probabilities.
+    pub collision: Tensor,
+    /// 1 where the target has the largest logit.
+    pub correct: Tensor,
 }
 
 /// A model that gives probabilities to target tokens: all that losses, rewards and references need.
@@ -155,6 +169,34 @@ pub trait Policy {
     /// When there is no example, a prompt is empty, or an id is outside the vocabulary.
     fn score(&self, examples: &[Example], want: Want) -> Result<TokenScores>;
 
+    /// As [`score`](Self::score), for several targets of each prompt: `targets` holds equally many for each, those of the first
+    /// prompt first, and the scores have their order. A model with an encoder runs it once per prompt.
+    ///
+    /// # Errors
+    /// As [`score`](Self::score), and when the targets cannot be shared evenly.
+    fn score_alternatives(
+        &self,
+        prompts: &[&[TokenId]],
+        targets: &[&[TokenId]],
+        want: Want,
+    ) -> Result<TokenScores> {
+        let each = targets_of_each(prompts.len(), targets.len())?;
+        let example = |(i, target): (usize, &&[TokenId])| Example {
+            prompt: prompts[i / each].to_vec(),
+            target: target.to_vec(),
+        };
+        self.score(&targets.iter().enumerate().map(example).collect::<Vec<_>>(), want)
+    }
+
+    /// Statistics of the logits that follow from states of [`Want::states`], without gradients.
+    ///
+    /// # Errors
+    /// When the model does not support it.
+    fn logit_statistics(&self, states: &Tensor, labels: &Labels) -> Result<LogitStatistics> {
+        let _ = (states, labels);
+        Err(crate::Error::invalid("logit_statistics", "this model does not support it"))
+    }
+
     /// The states of [`Want::states`] alone, without the work of scoring.
     ///
     /// # Errors
@@ -217,14 +259,54 @@ impl Policy for T5 {
     }
 
     fn score(&self, examples: &[Example], want: Want) -> Result<TokenScores> {
-        let (states, labels, source) = self.target_states(examples)?;
+        let prompts: Vec<&[TokenId]> = examples.iter().map(|e| e.prompt.as_slice()).collect();
+        let targets: Vec<&[TokenId]> = examples.iter().map(|e| e.target.as_slice()).collect();
+        self.score_alternatives(&prompts, &targets, want)
+    }
+
+    fn score_alternatives(
+        &self,
+        prompts: &[&[TokenId]],
+        targets: &[&[TokenId]],
+        want: Want,
+    ) -> Result<TokenScores> {
+        targets_of_each(prompts.len(), targets.len())?;
+        let (states, labels, source) = self.target_states(prompts, targets)?;
         let (log_probs, entropy) = self.label_scores(&states, &labels, want.entropy)?;
         let tokens = source + labels.count;
         Ok(TokenScores { log_probs, entropy, states: want.states.then_some(states), labels, tokens })
     }
 
     fn states(&self, examples: &[Example]) -> Result<Option<Tensor>> {
-        Ok(Some(self.target_states(examples)?.0))
+        let prompts: Vec<&[TokenId]> = examples.iter().map(|e| e.prompt.as_slice()).collect();
+        let targets: Vec<&[TokenId]> = examples.iter().map(|e| e.target.as_slice()).collect();
+        Ok(Some(self.target_states(&prompts, &targets)?.0))
+    }
+
+    fn logit_statistics(&self, states: &Tensor, labels: &Labels) -> Result<LogitStatistics> {
+        tch::no_grad(|| {
+            let states = states.f_flatten(0, 1)?.f_index_select(0, &labels.positions)?;
+            let mut columns: [Vec<Tensor>; 4] = Default::default();
+            // Logits of some rows at a time, as for the log-probabilities.
+            let rows = ((10 << 20) / self.config().vocab_size.max(1)).max(1);
+            for (states, targets) in states.f_split(rows, 0)?.iter().zip(labels.targets.f_split(rows, 0)?) {
+                let logits = self.logits(states)?;
+                let total = logits.f_logsumexp(-1i64, true)?;
+                let log_probs = logits.f_sub(&total)?;
+                columns[0].push(logits.f_mean_dim(-1i64, false, None::<Kind>)?);
+                let expected = log_probs.f_exp()?.f_mul(&log_probs)?;
+                columns[1].push(expected.f_sum_dim_intlist(-1i64, false, None::<Kind>)?.f_neg()?);
+                columns[2].push(log_probs.f_mul_scalar(2.0)?.f_logsumexp(-1i64, false)?);
+                columns[3].push(logits.f_argmax(-1, false)?.f_eq_tensor(&targets)?.f_to_kind(Kind::Float)?);
+            }
+            let whole = |rows: &[Tensor]| labels.scatter(&Tensor::f_cat(rows, 0)?);
+            Ok(LogitStatistics {
+                mean_logit: whole(&columns[0])?,
+                entropy: whole(&columns[1])?,
+                collision: whole(&columns[2])?,
+                correct: whole(&columns[3])?,
+            })
+        })
     }
 
     fn save(&self, folder: &Path) -> Result<()> {
@@ -232,14 +314,24 @@ impl Policy for T5 {
     }
 }
 
+/// How many targets each prompt has. That there is nothing at all is found out by whoever makes a batch of it.
+fn targets_of_each(prompts: usize, targets: usize) -> Result<usize> {
+    if prompts == targets {
+        return Ok(1);
+    }
+    if prompts > 0 && targets > 0 && targets.is_multiple_of(prompts) {
+        return Ok(targets / prompts);
+    }
+    let reason = format!("{targets} cannot be shared evenly by {prompts} prompts");
+    Err(crate::Error::invalid("targets", reason))
+}
+
 impl T5 {
     /// The decoder's states `[batch, time, d_model]`, the targets, and the real tokens of the prompts.
-    fn target_states(&self, examples: &[Example]) -> Result<(Tensor, Labels, u64)> {
-        let prompts: Vec<&[TokenId]> = examples.iter().map(|e| e.prompt.as_slice()).collect();
-        let targets: Vec<&[TokenId]> = examples.iter().map(|e| e.target.as_slice()).collect();
-        self.check_targets(&targets)?;
-        let source = self.batch(&prompts)?;
-        let labels = Labels::new(&targets, self.device())?;
+    fn target_states(&self, prompts: &[&[TokenId]], targets: &[&[TokenId]]) -> Result<(Tensor, Labels, u64)> {
+        self.check_targets(targets)?;
+        let source = self.batch(prompts)?;
+        let labels = Labels::new(targets, self.device())?;
         let states = self.decode(&self.encode(&source)?, &self.shift_right(&labels.ids)?)?;
         Ok((states, labels, source.tokens))
     }

@@ -7,7 +7,9 @@ use rand_chacha::ChaCha8Rng;
 use tch::{Device, Kind, Tensor};
 
 use crate::checkpoint::{read_tensors, write_tensors};
-use crate::{Error, Example, Parameters, Policy, Result, TokenId, TokenScores, Want};
+use crate::{
+    Error, Example, Labels, LogitStatistics, Parameters, Policy, Result, TokenId, TokenScores, Want,
+};
 
 /// The file of the parameters that predict values, beside the policy's weights.
 pub const VALUE_WEIGHTS: &str = "value.safetensors";
@@ -178,6 +180,19 @@ impl<P: Policy> Policy for ActorCritic<P> {
 
     fn score(&self, examples: &[Example], want: Want) -> Result<TokenScores> {
         self.actor.score(examples, want)
+    }
+
+    fn score_alternatives(
+        &self,
+        prompts: &[&[TokenId]],
+        targets: &[&[TokenId]],
+        want: Want,
+    ) -> Result<TokenScores> {
+        self.actor.score_alternatives(prompts, targets, want)
+    }
+
+    fn logit_statistics(&self, states: &Tensor, labels: &Labels) -> Result<LogitStatistics> {
+        self.actor.logit_statistics(states, labels)
     }
 
     fn states(&self, examples: &[Example]) -> Result<Option<Tensor>> {

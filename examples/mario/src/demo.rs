@@ -142,7 +142,8 @@ fn train_and_compare(args: &DemoArgs, stop: &StopFlag) -> anyhow::Result<Option<
     Ok(Some(results))
 }
 
-/// The checkpoint at the end of a stage's training.
+/// The checkpoint of a stage: the last one. The training with rewards goes on losing facts of people whom it does not ask
+/// about, so it is stopped where the development questions say so.
 fn train(
     args: &DemoArgs,
     mut config: MarioConfig,
@@ -163,7 +164,8 @@ fn train(
         Ok((dir, observer))
     };
     let fitted = fit(&mut config, stage, Device::Cpu, &out, open)?;
-    Ok((fitted.ending == Ending::Finished).then_some(fitted.last))
+    let checkpoint = if stage == Stage::Quark { fitted.best.2 } else { fitted.last };
+    Ok((fitted.ending == Ending::Finished).then_some(checkpoint))
 }
 
 /// What the models write about the held-out questions, and what it is worth.

@@ -4,6 +4,7 @@ mod accumulation;
 mod checkpoints;
 mod config;
 mod crystal;
+mod dpo;
 mod failures;
 mod learning;
 mod mario;

@@ -2,8 +2,9 @@ use ruminate_datasets::mario::{
     MarioDataset, MarioRow, ResponseFormat, read_few_shot, read_gold, read_masked_tsv, read_responses,
     read_teacher,
 };
+use ruminate_datasets::tinythinker::{Source, read_items};
 use ruminate_datasets::unifiedqa::BadRows;
-use ruminate_datasets::{InferenceItem, Origin, ReadOptions, Split, json, knowledge, unifiedqa};
+use ruminate_datasets::{InferenceItem, Origin, ReadOptions, Split, json, knowledge, preference, unifiedqa};
 
 use crate::{Fuzz, folder, world};
 
@@ -111,4 +112,52 @@ fn responses_of_models() {
     }
     Fuzz::new("teacher.jsonl", vec![teacher.into_bytes()], 400)
         .run(folder(), |path| read_teacher(path, MarioDataset::QuaRel).map(drop).map_err(Into::into));
+}
+
+#[test]
+fn multiple_choice_questions() {
+    let row = |id: &str, answer: &str| {
+        let choices: Vec<String> =
+            ('A'..='D').map(|label| format!(r#"{{"label": "{label}", "text": "x, {label}"}}"#)).collect();
+        let choices = choices.join(", ");
+        format!(
+            r#"{{"id": "{id}", "answerKey": "{answer}", "question": {{"stem": "Why?", "choices": [{choices}]}}}}"#
+        )
+    };
+    let lines = format!("{}\n{}\n", row("1", "A"), row("2", "D")).into_bytes();
+    Fuzz::new("train.jsonl", vec![lines], 1000).run(folder(), |path| {
+        let skipped = Source::Obqa.read(path, BadRows::Skip);
+        for question in Source::Obqa.read(path, BadRows::Refuse)?.0 {
+            assert!(question.labels().contains(&question.gold));
+        }
+        skipped.map(drop).map_err(Into::into)
+    });
+    let array =
+        br#"[{"qid": "1", "question": "Is it?", "answer": true}, {"question": "Was it?", "answer": false}]"#;
+    Fuzz::new("strategyqa.json", vec![array.to_vec()], 1000).run(folder(), |path| {
+        Source::StrategyQa.read(path, BadRows::Skip)?;
+        Source::StrategyQa.read(path, BadRows::Refuse)?;
+        Ok(())
+    });
+}
+
+#[test]
+fn items_and_pairs() {
+    let item = r#"{"input": "Why?\nOptions: A. x, B. y, z", "GT": "B", "general_knowledge": "k.",
+        "specific_knowledge": ["For option B, so.", "For option A, not so."]}"#;
+    let items = format!("[{item}, {item}]").into_bytes();
+    Fuzz::new("items.json", vec![items], 1000).run(folder(), |path| {
+        for item in read_items(path)? {
+            assert_eq!(item.reasons.len(), item.question.options.len());
+        }
+        Ok(())
+    });
+    let pair = r#"{"prompt": "p", "chosen": "a", "rejected": "b", "weight": 0.5, "source": "s"}"#;
+    let seeds = [format!("[{pair}, {pair}]"), format!("{pair}\n{pair}\n")].map(String::into_bytes);
+    Fuzz::new("pairs.json", seeds.to_vec(), 1000).run(folder(), |path| {
+        for example in preference::read(path)?.examples {
+            assert!(example.problem().is_none());
+        }
+        Ok(())
+    });
 }

@@ -11,7 +11,7 @@ use super::{DemoArgs, Model, SeedResult, accuracies, mean, run_name};
 pub(super) const RESULT: &str =
     "accuracy on two-hop questions about people whom training never asked them about";
 /// Rows of the table of questions, for each kind of change.
-const SHOWN: usize = 12;
+const SHOWN: usize = 8;
 /// Curves of Stage II.
 const CURVES: [(&str, &str); 4] = [
     ("train/reward/raw", "reward"),
@@ -45,8 +45,8 @@ pub(super) fn write(
     let mut page = ReportPage::new("Crystal on the bundled world", &subtitle);
     page.heading("Does it help to write knowledge first, and to reinforce it?")
         .note(&format!(
-            "Shown is the {RESULT}. `direct` answers the bare question, `stage1` imitates silver knowledge and answers with \
-             its own, `stage2` is stage1 after reinforcement by its own confidence in the right answer."
+            "Shown is the {RESULT}. The model \"direct\" answers the bare question, \"stage1\" imitates silver knowledge and \
+             answers with its own, \"stage2\" is stage1 after reinforcement by its own confidence in the right answer."
         ))
         .table(accuracies);
     let runs =
@@ -95,8 +95,14 @@ fn change_table(results: &[SeedResult]) -> Table {
 
 /// The questions of Stage II with one kind of change.
 fn question_table(results: &[SeedResult], change: i8) -> Option<Table> {
-    let mut table =
-        Table::new(["seed", "question", "statement that decided", "without", "with", "right answer"]);
+    let mut table = Table::new([
+        "seed",
+        "question",
+        "statement that decided",
+        "answer without",
+        "answer with",
+        "right answer",
+    ]);
     let mut any = false;
     for result in results {
         let items = result.reports[Model::Stage2 as usize].inference.iter();
@@ -110,11 +116,15 @@ fn question_table(results: &[SeedResult], change: i8) -> Option<Table> {
 
 fn question_row(seed: u64, item: &InferenceItem) -> [String; 6] {
     let asked = &item.knowledge;
-    let question = asked.query.split(" \\n ").next().unwrap_or_default();
+    let (question, choices) = asked.query.split_once(" \\n ").unwrap_or((&asked.query, ""));
     let statement = item.selected_knowledge_ix.and_then(|ix| asked.knowledges.get(usize::try_from(ix).ok()?));
-    let label = |choice: usize| asked.cands.get(choice).cloned().unwrap_or_default();
     let statement = statement.cloned().unwrap_or_else(|| "(none)".to_owned());
-    let answers = [item.pred_knowless, item.pred, asked.answer_ix].map(label);
-    let [without, with, right] = answers;
+    let label = |choice: usize| asked.cands.get(choice).cloned().unwrap_or_default();
+    // `(A) sunny (B) rainy`: from the label to the next one.
+    let text = |label: String| {
+        let after = choices.split_once(&format!("({label}) ")).map(|(_, after)| after);
+        after.map_or(label, |after| after.split(" (").next().unwrap_or(after).to_owned())
+    };
+    let [without, with, right] = [item.pred_knowless, item.pred, asked.answer_ix].map(label).map(text);
     [seed.to_string(), question.to_owned(), statement, without, with, right]
 }

@@ -8,4 +8,5 @@ mod interruption;
 mod output;
 mod real_data;
 mod reinforcement;
+mod self_feedback;
 mod support;

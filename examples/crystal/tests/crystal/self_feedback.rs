@@ -10,7 +10,8 @@ const WORLD: [&str; 4] = ["--config", "examples/crystal/configs/world.toml", "--
 
 fn accuracy(place: &Workplace, model: &str) -> f64 {
     let (model, out) = (place.path(&format!("{model}/checkpoints/last")), place.path("eval"));
-    let args = ["evaluate", "--model", &model, "--split", "test", "--out", &out, "--no-baseline", "--json", "-q"];
+    let args =
+        ["evaluate", "--model", &model, "--split", "test", "--out", &out, "--no-baseline", "--json", "-q"];
     let data = ["--set", "data.eval_tasks=[\"twohop\"]"];
     succeed(&[&args[..], &data].concat()).json()["acc_weighted"].as_f64().unwrap()
 }
@@ -25,13 +26,19 @@ fn without_self_feedback_there_is_no_gain() {
     let reinforced = |name: &str, gain: Option<&str>| {
         let (model, out) = (format!("{stage1}/checkpoints/last"), place.path(name));
         let mut args = vec!["reinforce", "-q", "--model", &model, "--out", &out];
-        args.extend(["--set", "data.train_tasks=[\"twohop_more\"]", "--set", "reinforcement.trainer.steps=STEPS"]);
+        args.extend([
+            "--set",
+            "data.train_tasks=[\"twohop_more\"]",
+            "--set",
+            "reinforcement.trainer.steps=20",
+        ]);
         let gain = gain.map(|gain| format!("reinforcement.gain={gain}"));
         if let Some(gain) = &gain {
             args.extend(["--set", gain, "--set", "reinforcement.bias=0.0"]);
         }
         succeed(&args);
-        let normalization = std::fs::read(place.path(&format!("{name}/reward/reward_normalization.json"))).unwrap();
+        let normalization =
+            std::fs::read(place.path(&format!("{name}/reward/reward_normalization.json"))).unwrap();
         let normalization: Value = serde_json::from_slice(&normalization).unwrap();
         (accuracy(&place, name), normalization["gain"].as_f64().unwrap())
     };
@@ -41,5 +48,4 @@ fn without_self_feedback_there_is_no_gain() {
     let seen = format!("Stage I {before}, self-feedback {with}, constant {constant}, flipped {flipped}");
     assert!(with >= before + 0.15, "{seen}");
     assert!(constant <= before + 0.08 && flipped <= before + 0.04, "{seen}");
-    println!("{seen}");
 }

@@ -76,6 +76,11 @@ fn config() -> QuarkConfig {
 }
 
 /// Tokenizer and model of `seed` with the control tokens.
+/// The id of the first token that is added to the world's.
+fn first_control_token() -> TokenId {
+    tokenizer().vocab_size() as TokenId
+}
+
 fn parts(control: &ControlConfig, seed: i64) -> (Tokenizer, T5) {
     let (mut tokenizer, mut policy) = (tokenizer(), model(0.0, seed));
     let tokens = ControlTokens::add_to(&mut tokenizer, control).unwrap();

@@ -74,8 +74,10 @@ fn parts_that_do_not_fit_are_refused() {
     let mut dropping = config();
     dropping.sampling = SamplingConfig { batch_size: 41, drop_last: true, ..dropping.sampling };
     assert!(refused(dropping, data()).contains("leaves out all of 40 prompts"));
-    let error = refused(QuarkConfig { kl_vocab: Some(213), ..config() }, data());
-    assert!(error.contains("is 213, but reference and policy have only 212 tokens in common"), "{error}");
+    let common = super::first_control_token();
+    let error = refused(QuarkConfig { kl_vocab: Some(common as usize + 1), ..config() }, data());
+    let reason = format!("is {}, but reference and policy have only {common} tokens in common", common + 1);
+    assert!(error.contains(&reason), "{error}");
     let error = refused(QuarkConfig { control: ControlConfig::single("other", 4), ..config() }, data());
     assert!(error.contains("are [\"other\"], but those that score are [\"share\"]"), "{error}");
 
@@ -86,8 +88,9 @@ fn parts_that_do_not_fit_are_refused() {
     let (with_tokens, policy) = parts(&config().control, 1);
     assert!(new(policy, tokenizer()).contains("`_TOKEN0_00000`, which the tokenizer lacks"));
     let mut small = model(0.0, 1);
-    small.add_tokens(212..215, 1).unwrap();
-    assert!(new(small, with_tokens).contains("need rows up to 218 in the policy, which has 215"));
+    small.add_tokens(common..common + 3, 1).unwrap();
+    let reason = format!("need rows up to {} in the policy, which has {}", common + 6, common + 3);
+    assert!(new(small, with_tokens).contains(&reason));
     let error = ControlTokens::add_to(&mut parts(&config().control, 1).0, &config().control).unwrap_err();
     assert!(error.to_string().contains("there already"), "{error}");
 }
@@ -160,8 +163,9 @@ fn lengths_count_the_code() {
 fn random_codes_come_from_every_bucket() {
     let (tokenizer, _) = (parts(&config().control, 1).0, ());
     let tokens = ControlTokens::find_in(&tokenizer, &config().control).unwrap();
-    assert_eq!(tokens.condition(Condition::Best, 0), [212]);
-    assert_eq!(tokens.condition(Condition::Worst, 0), [215]);
+    let first = super::first_control_token();
+    assert_eq!(tokens.condition(Condition::Best, 0), [first]);
+    assert_eq!(tokens.condition(Condition::Worst, 0), [first + 3]);
     let drawn: std::collections::BTreeSet<_> =
         (0..100).map(|seed| tokens.condition(Condition::Random, seed)).collect();
     assert_eq!(drawn.len(), 4);

@@ -1,0 +1,256 @@
+//! Files of the original data sets, and their division into training, validation and test.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::items::Item;
+use super::question::{Problem, Question};
+use super::records::Reasoned;
+use crate::{BadRows, Error, Place, Result};
+
+/// The data sets of the paper.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Source {
+    /// CommonsenseQA: lines with five options.
+    Csqa,
+    /// OpenBookQA: lines with four options.
+    Obqa,
+    /// StrategyQA: an array of yes-or-no questions.
+    StrategyQa,
+}
+
+impl Source {
+    /// Options of each question.
+    #[must_use]
+    pub fn num_options(self) -> usize {
+        match self {
+            Self::Csqa => 5,
+            Self::Obqa => 4,
+            Self::StrategyQa => 2,
+        }
+    }
+
+    /// Candidates that the teacher is asked for, and items that are kept of a question.
+    #[must_use]
+    pub fn candidates(self) -> usize {
+        if self == Self::Csqa { 8 } else { 4 }
+    }
+
+    /// Times that the teacher is asked, the first one included.
+    #[must_use]
+    pub fn rounds(self) -> usize {
+        if self == Self::StrategyQa { 2 } else { 3 }
+    }
+
+    /// One row as it stands in the file; `index` numbers rows without an id.
+    ///
+    /// # Errors
+    /// The field and what is wrong with it.
+    pub fn parse(self, index: usize, row: &Value) -> std::result::Result<Question, (&'static str, String)> {
+        match self {
+            Self::StrategyQa => Question::parse_strategyqa(index, row),
+            Self::Csqa | Self::Obqa => {
+                let question = Question::parse(row)?;
+                let (got, want) = (question.options.len(), self.num_options());
+                if got == want {
+                    return Ok(question);
+                }
+                Err(("choices", format!("are {got}, but this data set has {want}")))
+            }
+        }
+    }
+
+    /// Reads a file. Bad rows are refused, or left out and returned beside the questions.
+    ///
+    /// # Errors
+    /// [`Error::Read`], [`Error::Json`], and [`Error::BadField`] with line or item, field and reason.
+    pub fn read(self, path: &Path, bad: BadRows) -> Result<(Vec<Question>, Vec<Error>)> {
+        let mut questions = vec![];
+        let mut skipped = vec![];
+        let mut put = |place: Place, parsed: std::result::Result<Question, Problem>| {
+            match parsed.map_err(|(field, reason)| Error::BadField {
+                path: path.into(),
+                place,
+                field,
+                reason,
+            }) {
+                Ok(question) => questions.push(question),
+                Err(error) if bad == BadRows::Skip => skipped.push(error),
+                Err(error) => return Err(error),
+            }
+            Ok(())
+        };
+        if self == Self::StrategyQa {
+            let rows: Vec<Value> = crate::json::read(path)?;
+            for (i, row) in rows.iter().enumerate() {
+                put(Place::Item(i), self.parse(i, row))?;
+            }
+        } else {
+            let bytes = std::fs::read(path).map_err(|source| Error::Read { path: path.into(), source })?;
+            for (i, line) in bytes.split(|&byte| byte == b'\n').enumerate() {
+                if line.trim_ascii().is_empty() {
+                    continue;
+                }
+                let row = serde_json::from_slice(line).map_err(|error| ("row", error.to_string()));
+                put(Place::Line(i + 1), row.and_then(|row| self.parse(i, &row)))?;
+            }
+        }
+        Ok((questions, skipped))
+    }
+}
+
+/// The parts of a data set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Splits {
+    /// What is trained on.
+    pub train: Vec<Question>,
+    /// What checkpoints are chosen by.
+    pub valid: Vec<Question>,
+    /// What is reported.
+    pub test: Vec<Question>,
+}
+
+/// Which question is in which part, to be written beside a run and read back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SplitIds {
+    /// Ids of the training questions.
+    pub train: Vec<String>,
+    /// Ids of the validation questions.
+    pub valid: Vec<String>,
+    /// Ids of the test questions.
+    pub test: Vec<String>,
+}
+
+impl Splits {
+    /// As StrategyQA is divided: after a shuffle, eight tenths, one tenth and the rest.
+    #[must_use]
+    pub fn divide(mut questions: Vec<Question>, seed: u64) -> Self {
+        questions.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
+        let n = questions.len();
+        let test = questions.split_off(n * 8 / 10 + n / 10);
+        let valid = questions.split_off(n * 8 / 10);
+        Self { train: questions, valid, test }
+    }
+
+    /// As CommonsenseQA is divided: `count` questions of the training file are drawn for validation, and the development file
+    /// is the test. What stays keeps its order.
+    #[must_use]
+    pub fn hold_out(train: Vec<Question>, test: Vec<Question>, count: usize, seed: u64) -> Self {
+        let mut order: Vec<usize> = (0..train.len()).collect();
+        order.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
+        order.truncate(count);
+        order.sort_unstable();
+        let (mut kept, mut valid) = (vec![], vec![]);
+        for (i, question) in train.into_iter().enumerate() {
+            if order.binary_search(&i).is_ok() { &mut valid } else { &mut kept }.push(question);
+        }
+        Self { train: kept, valid, test }
+    }
+
+    /// The manifest.
+    #[must_use]
+    pub fn ids(&self) -> SplitIds {
+        let ids = |part: &[Question]| part.iter().map(|question| question.id.clone()).collect();
+        SplitIds { train: ids(&self.train), valid: ids(&self.valid), test: ids(&self.test) }
+    }
+
+    /// The parts that a manifest read from `path` names.
+    ///
+    /// # Errors
+    /// [`Error::BadField`] for an id that no question has.
+    pub fn from_ids(questions: &[Question], ids: &SplitIds, path: &Path) -> Result<Self> {
+        let by_id: BTreeMap<&str, &Question> = questions.iter().map(|q| (q.id.as_str(), q)).collect();
+        let part = |field: &'static str, ids: &[String]| {
+            let find = |(i, id): (usize, &String)| {
+                by_id.get(id.as_str()).map(|&question| question.clone()).ok_or_else(|| Error::BadField {
+                    path: path.into(),
+                    place: Place::Item(i),
+                    field,
+                    reason: format!("no question has the id `{id}`"),
+                })
+            };
+            ids.iter().enumerate().map(find).collect::<Result<Vec<_>>>()
+        };
+        Ok(Self {
+            train: part("train", &ids.train)?,
+            valid: part("valid", &ids.valid)?,
+            test: part("test", &ids.test)?,
+        })
+    }
+}
+
+/// Reads a JSON array of teacher items and takes them apart.
+///
+/// # Errors
+/// [`Error::Read`], [`Error::Json`], and [`Error::BadField`] with item, field and reason.
+pub fn read_items(path: &Path) -> Result<Vec<Reasoned>> {
+    let items: Vec<Item> = crate::json::read(path)?;
+    let parse = |(i, item): (usize, &Item)| {
+        Reasoned::parse(&i.to_string(), item).map_err(|(field, reason)| Error::BadField {
+            path: path.into(),
+            place: Place::Item(i),
+            field,
+            reason,
+        })
+    };
+    items.iter().enumerate().map(parse).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn questions(n: usize) -> Vec<Question> {
+        let question = |i: usize| {
+            Question::new(i.to_string(), format!("q {i}?"), vec!["x".into(), "y".into()], 'A').unwrap()
+        };
+        (0..n).map(question).collect()
+    }
+
+    #[test]
+    fn parts_have_their_sizes_and_share_nothing() {
+        let all = questions(2290);
+        let splits = Splits::divide(all.clone(), 1);
+        assert_eq!([&splits.train, &splits.valid, &splits.test].map(Vec::len), [1832, 229, 229]);
+        assert_eq!(Splits::divide(all.clone(), 1), splits);
+        assert_ne!(Splits::divide(all.clone(), 2), splits);
+        let mut ids = [splits.ids().train, splits.ids().valid, splits.ids().test].concat();
+        ids.sort();
+        ids.dedup();
+        assert_eq!(ids.len(), 2290);
+        let held = Splits::hold_out(all.clone(), questions(3), 100, 5);
+        assert_eq!((held.train.len(), held.valid.len(), held.test.len()), (2190, 100, 3));
+        assert_eq!(Splits::from_ids(&all, &splits.ids(), Path::new("s")).unwrap(), splits);
+        let mut wrong = splits.ids();
+        wrong.valid[2] = "nobody".into();
+        let error = Splits::from_ids(&all, &wrong, Path::new("splits.json")).unwrap_err().to_string();
+        assert!(error.contains("splits.json") && error.contains("item 2, field valid"), "{error}");
+    }
+
+    #[test]
+    fn bad_rows_are_named_or_skipped() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("train.jsonl");
+        let good = r#"{"id": "1", "answerKey": "A", "question": {"stem": "s?", "choices": [{"label": "A", "text": "a"},
+            {"label": "B", "text": "b"}, {"label": "C", "text": "c"}, {"label": "D", "text": "d"}]}}"#
+            .replace('\n', " ");
+        std::fs::write(&path, format!("{good}\n\n{{\"id\": 3}}\n{good}")).unwrap();
+        let error = Source::Obqa.read(&path, BadRows::Refuse).unwrap_err().to_string();
+        assert!(error.contains("line 3, field row"), "{error}");
+        let (questions, skipped) = Source::Obqa.read(&path, BadRows::Skip).unwrap();
+        assert_eq!((questions.len(), skipped.len()), (2, 1));
+        let error = Source::Csqa.read(&path, BadRows::Refuse).unwrap_err().to_string();
+        assert!(error.contains("line 1, field choices"), "{error}");
+        std::fs::write(&path, r#"[{"question": "q?", "answer": true}, {"question": "q?"}]"#).unwrap();
+        let error = Source::StrategyQa.read(&path, BadRows::Refuse).unwrap_err().to_string();
+        assert!(error.contains("item 1, field row") && error.contains("answer"), "{error}");
+    }
+}
