@@ -29,7 +29,7 @@ pub(crate) fn consistency(setting: &Setting) -> Result<Workload> {
     let forward = setting.clone();
     Ok(Workload::new(setting, sizes, move || {
         for (model, prompts) in models.iter().zip(&prompts) {
-            tch::no_grad(|| forward.forward(|| Ok(model.choice_log_probs(prompts, &options)?)))?;
+            let _ = tch::no_grad(|| forward.forward(|| Ok(model.choice_log_probs(prompts, &options)?)))?;
         }
         Ok(())
     }))
@@ -44,7 +44,7 @@ pub(crate) fn plausibility(setting: &Setting) -> Result<Workload> {
     let sizes = (rows, rows, encoder.parameters().count());
     let forward = setting.clone();
     Ok(Workload::new(setting, sizes, move || {
-        tch::no_grad(|| forward.forward(|| Ok(last_states(&encoder, &rationales)?)))?;
+        let _ = tch::no_grad(|| forward.forward(|| Ok(last_states(&encoder, &rationales)?)))?;
         Ok(())
     }))
 }

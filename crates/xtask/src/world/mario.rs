@@ -177,15 +177,14 @@ fn statements(facts: &Facts, rng: &mut ChaCha8Rng) -> (Vec<Statement>, Vec<State
     let kinds = [Kind::Good, Kind::Repetitive, Kind::Implausible];
     let (mut train, mut dev) = (vec![], vec![]);
     for fact in &facts.twohop {
-        let mut forms: Vec<Box<dyn Fn(&Fact) -> String>> =
-            vec![Box::new(|city| format!("Our {} lives in {}.", fact.person(), city.name()))];
-        forms.extend(kinds.map(|kind| -> Box<dyn Fn(&Fact) -> String> {
-            Box::new(move |city| kind.say(fact.person(), city))
-        }));
-        for form in forms {
+        let say = |kind: Option<Kind>, city: &Fact| match kind {
+            Some(kind) => kind.say(fact.person(), city),
+            None => format!("Our {} lives in {}.", fact.person(), city.name()),
+        };
+        for kind in std::iter::once(None).chain(kinds.map(Some)) {
             for city in facts.elsewhere(fact).choose_multiple(rng, OPPOSITES) {
-                train.push(said(form(facts.home(fact)), true));
-                train.push(said(form(city), false));
+                train.push(said(say(kind, facts.home(fact)), true));
+                train.push(said(say(kind, city), false));
             }
         }
     }
