@@ -172,6 +172,10 @@ impl Teacher {
                     let _stop = StopOnDrop(&queue);
                     while let Some(job) = queue.next() {
                         let (job, result) = self.send(job, requests);
+                        if matches!(result, Err(Failure::Fatal(_))) {
+                            // At once, before another thread takes the next one.
+                            queue.stop();
+                        }
                         if sender.send((job, result)).is_err() {
                             return;
                         }

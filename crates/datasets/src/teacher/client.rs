@@ -4,9 +4,12 @@ use std::time::{Duration, SystemTime};
 
 use ureq::Agent;
 use ureq::http::{HeaderMap, HeaderValue, Uri};
+use ureq::unversioned::resolver::DefaultResolver;
+use ureq::unversioned::transport::{Connector, DefaultConnector};
 
 use super::request::Body;
 use super::secret::ApiKey;
+use super::wire::Keyed;
 use super::{Answer, KeySource, Result, TeacherConfig, TeacherError};
 
 /// Longer replies are refused, so that no server can fill the memory.
@@ -54,8 +57,10 @@ impl Client {
             headers.insert(named(name)?, value);
         }
         let header = named(&config.key_header)?;
-        if let Some(value) = key.header(header == ureq::http::header::AUTHORIZATION) {
+        let mut stand_in = None;
+        if let Some((value, word)) = key.header(header == ureq::http::header::AUTHORIZATION) {
             headers.insert(header, value);
+            stand_in = word;
         }
         let mut builder = Agent::config_builder()
             .http_status_as_error(false)
@@ -77,7 +82,8 @@ impl Client {
         if is_this_machine(&config.base_url) {
             builder = builder.proxy(None);
         }
-        let agent = builder.build().new_agent();
+        let connector = DefaultConnector::new().chain(Keyed(stand_in));
+        let agent = Agent::with_parts(builder.build(), connector, DefaultResolver::default());
         Ok(Self { agent, url: config.url(), key, source: config.key.clone(), headers })
     }
 

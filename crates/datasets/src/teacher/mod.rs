@@ -12,6 +12,7 @@ mod observer;
 mod queue;
 mod request;
 mod secret;
+mod wire;
 
 pub use ask::{Outcome, Teacher};
 pub use config::{KeySource, TeacherConfig};

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use ureq::http::HeaderValue;
 
+use super::wire::StandIn;
 use super::{Answer, KeySource, Result, TeacherError};
 
 const HIDDEN: &str = "<key>";
@@ -40,13 +41,15 @@ impl ApiKey {
         Ok(Self(Some(key.into())))
     }
 
-    /// The value of the header that carries it; nothing without a key.
-    pub(super) fn header(&self, bearer: bool) -> Option<HeaderValue> {
+    /// The value of the header that carries it, and what goes into its place when it is sent; nothing without a key.
+    pub(super) fn header(&self, bearer: bool) -> Option<(HeaderValue, Option<StandIn>)> {
         let key = self.0.as_deref()?;
+        let stand_in = (key.len() >= SHORTEST_SECRET).then(|| StandIn::new(key));
+        let key = stand_in.as_ref().map_or(key, StandIn::word);
         let text = if bearer { format!("Bearer {key}") } else { key.to_string() };
         let mut value = HeaderValue::from_str(&text).ok()?;
         value.set_sensitive(true);
-        Some(value)
+        Some((value, stand_in))
     }
 
     /// A text for people, without the key.
