@@ -9,7 +9,7 @@ use ruminate_datasets::tinythinker::{
 };
 
 /// Asks about each question, and again for candidates that were not in order. One file of answers for each round.
-pub fn items(
+pub(crate) fn items(
     teacher: &Teacher,
     source: Source,
     system: &str,

@@ -24,7 +24,7 @@ const TICK: Duration = Duration::from_millis(200);
 ///
 /// # Example
 /// ```no_run
-/// use ruminate_datasets::teacher::{KeySource, Message, Request, Silent, Teacher, TeacherConfig};
+/// use ruminate_datasets::teacher::{Answer, KeySource, Message, Request, Silent, Teacher, TeacherConfig};
 /// let config = TeacherConfig {
 ///     base_url: "http://localhost:8000/v1".into(),
 ///     model: "llama".into(),
@@ -32,7 +32,7 @@ const TICK: Duration = Duration::from_millis(200);
 ///     ..TeacherConfig::default()
 /// };
 /// let requests = vec![Request::new("ice", vec![Message::new("user", "Is ice cold? Answer with yes or no.")])];
-/// let valid = |_: &Request, answer: &_| match ruminate_datasets::teacher::Answer::text(answer) {
+/// let valid = |_: &Request, answer: &Answer| match answer.text() {
 ///     "yes" | "no" => Ok(()),
 ///     other => Err(format!("`{other}` is neither yes nor no")),
 /// };

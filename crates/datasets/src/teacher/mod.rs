@@ -23,3 +23,8 @@ pub use request::{Answer, Completion, Message, Prices, Request, Sampling, Usage}
 
 /// The result of asking a teacher.
 pub type Result<T> = std::result::Result<T, TeacherError>;
+
+/// The guide's programs compile.
+#[cfg(doctest)]
+#[doc = include_str!("../../../../docs/guide/teacher.md")]
+struct Guide;

@@ -273,7 +273,7 @@ fn what_is_sent_is_what_was_asked() {
     let request = Request { id: "a".into(), messages, sampling };
     let headers = [("x-project".to_string(), "ruminate".to_string())].into();
     let config = TeacherConfig { headers, ..stub.config() };
-    ask(config, &[request.clone()], &folder.path().join("answers.jsonl")).unwrap();
+    ask(config, std::slice::from_ref(&request), &folder.path().join("answers.jsonl")).unwrap();
     let seen = &stub.seen()[0];
     let expected = serde_json::json!({
         "model": "stub",
