@@ -199,12 +199,10 @@ impl Teacher {
                 }
             }
         });
-        if !asking.broken_file {
-            asking.file.sync()?;
-        }
+        let synced = asking.file.sync();
         match asking.error {
             Some(error) => Err(error),
-            None => Ok(asking.outcome),
+            None => synced.map(|()| asking.outcome),
         }
     }
 

@@ -73,3 +73,17 @@ pub trait TeacherObserver {
 pub struct Silent;
 
 impl TeacherObserver for Silent {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_left_goes_by_what_was_done_since_the_start() {
+        let elapsed = Duration::from_secs(10);
+        let progress = Progress { requests: 100, stored: 40, elapsed, ..Progress::default() };
+        assert_eq!((progress.open(), progress.time_left()), (60, None));
+        let progress = Progress { answered: 15, failed: 5, ..progress };
+        assert_eq!((progress.open(), progress.time_left()), (40, Some(Duration::from_secs(20))));
+    }
+}

@@ -74,7 +74,7 @@ fn output(command: &mut Command) -> String {
 
 #[test]
 fn killed_in_the_middle_and_resumed_it_asks_only_for_what_is_missing() {
-    let stub = Stub::start(|seen| Act::slow(5, echo(seen)));
+    let stub = Stub::start(|seen| Act::slow(20, echo(seen)));
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("answers.jsonl");
     let mut process = child(&stub, &path).stdout(Stdio::null()).spawn().unwrap();
