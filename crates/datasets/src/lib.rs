@@ -10,6 +10,7 @@ pub mod preference;
 pub mod prompts;
 pub mod question;
 pub mod tasks;
+pub mod teacher;
 pub mod tinythinker;
 pub mod unifiedqa;
 

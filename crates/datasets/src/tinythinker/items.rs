@@ -7,15 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::question::Question;
 use super::stages::with_full_stop;
-
-/// A completion of the teacher.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct Completion {
-    /// The text.
-    pub content: String,
-    /// Why it ended.
-    pub finish_reason: String,
-}
+use crate::teacher::Completion;
 
 /// A completion that is in order, in the order of the teacher's lines.
 #[derive(Debug, Clone, PartialEq, Eq)]

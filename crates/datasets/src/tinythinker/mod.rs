@@ -10,14 +10,15 @@ mod sources;
 mod stages;
 mod teacher;
 
+pub use crate::teacher::{Completion, Message};
 pub use answers::{NoAnswer, accuracy_percent, answer, answer_of, vote};
 pub use items::{
-    Candidate, Checked, Completion, Extraction, Item, LabelPolicy, Rejected, Retry, check_all,
-    check_candidate, diverse, edit_distance, extract, far_from_all, items_of, vote_on,
+    Candidate, Checked, Extraction, Item, LabelPolicy, Rejected, Retry, check_all, check_candidate, diverse,
+    edit_distance, extract, far_from_all, items_of, vote_on,
 };
 pub use pairs::{AnalyzeRun, Backup, PairCounts, PairOptions, RecallPairs, Run, analyze_pairs, recall_pairs};
 pub use question::{Choice, Question};
 pub use records::{AnalysisOrder, Reasoned, Record, StageRecords, Variant};
 pub use sources::{Source, SplitIds, Splits, read_items};
 pub use stages::{Draft, Stage, StageText, with_full_stop};
-pub use teacher::{FewShot, Message, TeacherRequest, read_instruction, system_message, user_message};
+pub use teacher::{FewShot, TeacherRequest, read_instruction, system_message, user_message};

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::question::Question;
 use super::sources::Source;
+use crate::teacher::{Message, Request, Sampling};
 use crate::{Error, Place, Result};
 
 /// A worked example for the teacher.
@@ -30,15 +31,6 @@ pub struct FewShot {
     pub reference: String,
 }
 
-/// A message of a conversation.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Message {
-    /// `system`, `user` or `assistant`.
-    pub role: String,
-    /// The text.
-    pub content: String,
-}
-
 /// A request, in the form and field order of the published files.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TeacherRequest {
@@ -58,14 +50,25 @@ impl TeacherRequest {
     /// The first request about a question, with the paper's settings.
     #[must_use]
     pub fn new(source: Source, system: &str, question: &Question) -> Self {
-        let message = |role: &str, content: String| Message { role: role.into(), content };
         Self {
             model: "gpt-4o-2024-05-13".into(),
-            messages: vec![message("system", system.into()), message("user", user_message(question))],
+            messages: vec![Message::new("system", system), Message::new("user", user_message(question))],
             max_tokens: 256,
             n: source.candidates(),
             temperature: 0.8,
         }
+    }
+
+    /// The request in the form that a [`Teacher`](crate::teacher::Teacher) takes; the model is the teacher's own.
+    #[must_use]
+    pub fn named(self, id: impl Into<String>) -> Request {
+        let sampling = Sampling {
+            max_tokens: Some(self.max_tokens),
+            n: Some(u32::try_from(self.n).unwrap_or(u32::MAX)),
+            temperature: Some(self.temperature),
+            ..Sampling::default()
+        };
+        Request { id: id.into(), messages: self.messages, sampling }
     }
 }
 

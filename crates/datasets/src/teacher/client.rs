@@ -1,0 +1,197 @@
+//! One attempt at one request.
+
+use std::time::{Duration, SystemTime};
+
+use ureq::Agent;
+use ureq::http::{HeaderMap, HeaderValue, Uri};
+use ureq::unversioned::resolver::DefaultResolver;
+use ureq::unversioned::transport::{Connector, DefaultConnector};
+
+use super::request::Body;
+use super::secret::ApiKey;
+use super::wire::Keyed;
+use super::{Answer, KeySource, Result, TeacherConfig, TeacherError};
+
+/// Longer replies are refused, so that no server can fill the memory.
+const LONGEST_REPLY: u64 = 64 << 20;
+/// A server that asks for more patience than this is asked again after it.
+const LONGEST_WAIT: Duration = Duration::from_secs(3600);
+const LONGEST_MESSAGE: usize = 300;
+
+/// Why an attempt gave no answer.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// It may succeed later.
+    Transient { reason: String, wait: Option<Duration> },
+    /// This request will not succeed.
+    Rejected(String),
+    /// No request will.
+    Fatal(TeacherError),
+}
+
+#[derive(Debug)]
+pub(super) struct Client {
+    agent: Agent,
+    url: String,
+    key: ApiKey,
+    source: KeySource,
+    headers: HeaderMap,
+}
+
+impl Client {
+    pub(super) fn new(config: &TeacherConfig) -> Result<Self> {
+        config.validate()?;
+        let key = ApiKey::load(&config.key)?;
+        let mut headers = HeaderMap::new();
+        let named = |name: &str| {
+            name.parse::<ureq::http::HeaderName>().map_err(|_| TeacherError::Config {
+                field: "headers",
+                reason: "is no name of a header".into(),
+            })
+        };
+        for (name, value) in &config.headers {
+            let value = HeaderValue::from_str(value).map_err(|_| TeacherError::Config {
+                field: "headers",
+                reason: "is no value of a header".into(),
+            })?;
+            headers.insert(named(name)?, value);
+        }
+        let header = named(&config.key_header)?;
+        let mut stand_in = None;
+        if let Some((value, word)) = key.header(header == ureq::http::header::AUTHORIZATION) {
+            headers.insert(header, value);
+            stand_in = word;
+        }
+        let mut builder = Agent::config_builder()
+            .http_status_as_error(false)
+            // A redirected request loses its key or its body, so the address has to be right.
+            .max_redirects(0)
+            .max_idle_connections(config.concurrency)
+            .max_idle_connections_per_host(config.concurrency)
+            .user_agent(concat!("ruminate/", env!("CARGO_PKG_VERSION")))
+            .timeout_global(Some(Duration::from_secs_f64(config.timeout_secs)));
+        #[cfg(feature = "https")]
+        {
+            use ureq::tls::{RootCerts, TlsConfig, TlsProvider};
+            let tls = TlsConfig::builder()
+                .provider(TlsProvider::NativeTls)
+                .root_certs(RootCerts::PlatformVerifier)
+                .build();
+            builder = builder.tls_config(tls);
+        }
+        if is_this_machine(&config.base_url) {
+            builder = builder.proxy(None);
+        }
+        let connector = DefaultConnector::new().chain(Keyed(stand_in));
+        let agent = Agent::with_parts(builder.build(), connector, DefaultResolver::default());
+        Ok(Self { agent, url: config.url(), key, source: config.key.clone(), headers })
+    }
+
+    pub(super) fn send(&self, body: &Body) -> std::result::Result<Answer, Failure> {
+        let transient = |reason: String| Failure::Transient { reason: self.shorten(&reason), wait: None };
+        let text = serde_json::to_vec(body).map_err(|error| Failure::Rejected(error.to_string()))?;
+        let mut request = self.agent.post(&self.url).content_type("application/json");
+        if let Some(headers) = request.headers_mut() {
+            headers.extend(self.headers.clone());
+        }
+        let mut response = request.send(&text).map_err(|error| transient(error.to_string()))?;
+        let status = response.status().as_u16();
+        let wait = response.headers().get("retry-after").and_then(|value| value.to_str().ok());
+        let wait = wait.and_then(|value| retry_after(value, SystemTime::now()));
+        let reply = response.body_mut().with_config().limit(LONGEST_REPLY).read_to_vec();
+        if (200..300).contains(&status) {
+            let reply = reply.map_err(|error| transient(format!("the reply broke off: {error}")))?;
+            let mut answer: Answer = serde_json::from_slice(&reply).map_err(|error| {
+                transient(format!("the reply is no chat completion ({error}): {}", said(&reply)))
+            })?;
+            self.key.hide_in(&mut answer);
+            return Ok(answer);
+        }
+        let reply = reply.unwrap_or_default();
+        let message = self.shorten(&said(&reply));
+        Err(match status {
+            401 | 403 => {
+                Failure::Fatal(TeacherError::Unauthorized { status, key: self.source.clone(), message })
+            }
+            // Money that is used up does not come back by waiting.
+            429 if code(&reply).as_deref() == Some("insufficient_quota") => self.refused(status, message),
+            408 | 409 | 425 | 429 | 500.. => {
+                Failure::Transient { reason: format!("status {status}: {message}"), wait }
+            }
+            402 | 404 | 405 => self.refused(status, message),
+            status if status < 400 => self.refused(status, message),
+            _ => Failure::Rejected(format!("status {status}: {message}")),
+        })
+    }
+
+    fn refused(&self, status: u16, message: String) -> Failure {
+        Failure::Fatal(TeacherError::Refused { status, url: self.url.clone(), message })
+    }
+
+    /// A message without the key, and not without end. The key goes first, so that no part of it remains.
+    fn shorten(&self, text: &str) -> String {
+        let text = self.key.hide(text);
+        let mut chars = text.chars();
+        let mut short: String = chars.by_ref().take(LONGEST_MESSAGE).collect();
+        if chars.next().is_some() {
+            short.push('…');
+        }
+        short
+    }
+}
+
+/// The error of a reply in OpenAI's form; otherwise the whole reply.
+fn said(reply: &[u8]) -> String {
+    let value: serde_json::Value = serde_json::from_slice(reply).unwrap_or_default();
+    let error = &value["error"];
+    match error["message"].as_str().or(error.as_str()) {
+        Some(message) => message.to_string(),
+        None if reply.is_empty() => "(nothing)".into(),
+        None => String::from_utf8_lossy(reply).split_whitespace().collect::<Vec<_>>().join(" "),
+    }
+}
+
+fn code(reply: &[u8]) -> Option<String> {
+    let value: serde_json::Value = serde_json::from_slice(reply).ok()?;
+    value["error"]["code"].as_str().map(String::from)
+}
+
+/// Seconds, or a date.
+fn retry_after(value: &str, now: SystemTime) -> Option<Duration> {
+    let value = value.trim();
+    let wait = match value.parse::<f64>() {
+        Ok(secs) if secs.is_finite() => {
+            Duration::try_from_secs_f64(secs.min(LONGEST_WAIT.as_secs_f64())).ok()?
+        }
+        _ => httpdate::parse_http_date(value).ok()?.duration_since(now).unwrap_or_default(),
+    };
+    Some(wait.min(LONGEST_WAIT))
+}
+
+/// Proxies do not lead to this machine.
+fn is_this_machine(url: &str) -> bool {
+    let uri: Option<Uri> = url.parse().ok();
+    uri.and_then(|uri| uri.host().map(|h| ["localhost", "127.0.0.1", "[::1]"].contains(&h))).unwrap_or(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_are_seconds_or_dates() {
+        let now = httpdate::parse_http_date("Sun, 06 Nov 1994 08:49:37 GMT").unwrap();
+        for (value, secs) in [
+            ("3", Some(3.0)),
+            (" 0.5 ", Some(0.5)),
+            ("99999999999999999999999", Some(3600.0)),
+            ("Sun, 06 Nov 1994 08:49:42 GMT", Some(5.0)),
+            ("Sun, 06 Nov 1994 08:00:00 GMT", Some(0.0)),
+            ("-1", None),
+            ("NaN", None),
+            ("soon", None),
+        ] {
+            assert_eq!(retry_after(value, now).map(|wait| wait.as_secs_f64()), secs, "{value}");
+        }
+    }
+}

@@ -1,0 +1,30 @@
+//! The teacher: answers of a large model, from any server with OpenAI's chat completions or from files.
+//!
+//! [`Teacher::ask`] takes [`Request`]s, sends many at a time, and appends each answer to a file of JSON lines. What is in the file
+//! already is not asked for again. [`read_answers`] reads such files, and files of `[request, response]` that others made.
+
+mod ask;
+mod client;
+mod config;
+mod error;
+mod file;
+mod observer;
+mod queue;
+mod request;
+mod secret;
+mod wire;
+
+pub use ask::{Outcome, Teacher};
+pub use config::{KeySource, TeacherConfig};
+pub use error::TeacherError;
+pub use file::{Exchange, match_answers, read_answers};
+pub use observer::{Plan, Progress, Silent, TeacherObserver};
+pub use request::{Answer, Completion, Message, Prices, Request, Sampling, Usage};
+
+/// The result of asking a teacher.
+pub type Result<T> = std::result::Result<T, TeacherError>;
+
+/// The guide's programs compile.
+#[cfg(doctest)]
+#[doc = include_str!("../../../../docs/guide/teacher.md")]
+struct Guide;
