@@ -245,7 +245,7 @@ fn mistakes_are_told() {
     reinforce("reinforcement.qka_coef=0", 2, &["`qka_coef`", "would train nothing"]);
     reinforce("reinforcement.reward_shape=8", 2, &["no reward shape 8", "0 to 7"]);
     reinforce("reinforcement.ppo.best_by=accuracy", 2, &["best_by", "accuracy", "acc"]);
-    reinforce("reinforcement.ppo.batch_size=1000", 1, &["1000", "256"]);
+    reinforce("reinforcement.ppo.batch_size=1000", 1, &["instances do not fill one step of 1 ranks x 1000"]);
     reinforce("reinforcement.ppo.epohs=1", 2, &["did you mean `reinforcement.ppo.epochs`?"]);
 
     // Questions with too many choices, and with one choice only, whose reward is always 0.
