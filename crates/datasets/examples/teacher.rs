@@ -4,9 +4,7 @@ use std::path::Path;
 
 use ruminate_datasets::BadRows;
 use ruminate_datasets::teacher::{Silent, Teacher, TeacherConfig, TeacherError};
-use ruminate_datasets::tinythinker::{
-    Candidate, Item, Question, Retry, Source, TeacherRequest, check_all, items_of,
-};
+use ruminate_datasets::tinythinker::{Item, Question, Source, Teaching, TeachingConfig};
 
 /// Asks about each question, and again for candidates that were not in order. One file of answers for each round.
 pub(crate) fn items(
@@ -16,42 +14,17 @@ pub(crate) fn items(
     questions: &[Question],
     folder: &Path,
 ) -> Result<Vec<Item>, TeacherError> {
-    let mut accepted: Vec<Vec<Candidate>> = vec![vec![]; questions.len()];
-    let all = Retry { n: source.candidates(), max_tokens: 256 };
-    let mut round: Vec<(usize, Retry)> = (0..questions.len()).map(|i| (i, all)).collect();
-    for number in 0..source.rounds() {
-        let requests: Vec<_> = round
-            .iter()
-            .map(|&(i, Retry { n, max_tokens })| {
-                let request =
-                    TeacherRequest { n, max_tokens, ..TeacherRequest::new(source, system, &questions[i]) };
-                request.named(format!("{}/{number}", questions[i].id))
-            })
-            .collect();
-        let path = folder.join(format!("answers_{number}.jsonl"));
+    let mut teaching = Teaching::new(source, system, questions, TeachingConfig::default());
+    loop {
+        let requests = teaching.requests();
+        if requests.is_empty() {
+            return Ok(teaching.items().0);
+        }
+        let path = folder.join(format!("answers_{}.jsonl", teaching.round()));
         // Whatever is wrong with single candidates is for the next round.
         let outcome = teacher.ask(&requests, &path, |_, _| Ok(()), &mut Silent)?;
-        let mut next = vec![];
-        for (&(i, asked), answer) in round.iter().zip(&outcome.answers) {
-            let Some(answer) = answer else {
-                next.push((i, asked));
-                continue;
-            };
-            let checked = check_all(&answer.choices, &questions[i].labels());
-            let max_tokens = if checked.cut_off() { 2 * asked.max_tokens } else { asked.max_tokens };
-            if !checked.rejected.is_empty() {
-                next.push((i, Retry { n: checked.rejected.len(), max_tokens }));
-            }
-            accepted[i].extend(checked.accepted);
-        }
-        round = next;
+        teaching.take(&outcome.answers);
     }
-    let items = questions.iter().zip(&accepted).filter(|(_, accepted)| !accepted.is_empty());
-    Ok(items
-        .flat_map(|(question, accepted)| {
-            items_of(question, accepted, Default::default(), source.candidates(), 1).0
-        })
-        .collect())
 }
 
 #[allow(dead_code, clippy::print_stdout, reason = "the result is for whoever runs the example")]

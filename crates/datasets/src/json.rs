@@ -111,10 +111,29 @@ fn parse<T: DeserializeOwned>(path: &Path, bytes: &[u8], place: Option<Place>) -
 /// # Errors
 /// [`Error::Write`].
 pub fn write<T: Serialize + ?Sized>(path: &Path, value: &T) -> Result<()> {
-    write_atomically(path, value).map_err(|source| Error::Write { path: path.into(), source })
+    let fill = |out: &mut dyn Write| {
+        value.serialize(&mut serde_json::Serializer::with_formatter(out, PythonFormatter::new()))?;
+        Ok(())
+    };
+    write_atomically(path, fill).map_err(|source| Error::Write { path: path.into(), source })
 }
 
-fn write_atomically<T: Serialize + ?Sized>(path: &Path, value: &T) -> io::Result<()> {
+/// As [`write`], but a line of JSON for each value.
+///
+/// # Errors
+/// [`Error::Write`].
+pub fn write_lines<T: Serialize>(path: &Path, values: &[T]) -> Result<()> {
+    let fill = |out: &mut dyn Write| {
+        for value in values {
+            serde_json::to_writer(&mut *out, value)?;
+            out.write_all(b"\n")?;
+        }
+        Ok(())
+    };
+    write_atomically(path, fill).map_err(|source| Error::Write { path: path.into(), source })
+}
+
+fn write_atomically(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
     let dir = match path.parent() {
         Some(dir) if dir != Path::new("") => dir,
         _ => Path::new("."),
@@ -129,7 +148,7 @@ fn write_atomically<T: Serialize + ?Sized>(path: &Path, value: &T) -> io::Result
     }
     let mut file = builder.prefix(".writing-").tempfile_in(dir)?;
     let mut out = io::BufWriter::new(file.as_file_mut());
-    value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, PythonFormatter::new()))?;
+    fill(&mut out)?;
     out.flush()?;
     drop(out);
     file.as_file().sync_all()?;

@@ -8,7 +8,9 @@ use ruminate::algorithms::crystal::{
 use ruminate::algorithms::{Fitted, Observer, Trainer};
 use ruminate::datasets::{Part, Split};
 use ruminate::models::{T5, VALUE_WEIGHTS};
-use ruminate::run::{ConfigError, Outcome, RunArgs, RunDir, RunDirError, RunObserver, StopFlag};
+use ruminate::run::{
+    ConfigError, Outcome, RunArgs, RunDir, RunDirError, RunObserver, StopFlag, settled,
+};
 use tch::Device;
 
 use crate::config::{CrystalConfig, FLAGS};
@@ -56,15 +58,6 @@ pub(crate) fn run(args: &ReinforceArgs) -> anyhow::Result<Outcome> {
     drop(observer);
     crate::print_fitted(&fitted, "reinforcement", run.json)?;
     Ok(fitted.ending.into())
-}
-
-/// The checkpoint itself where `best` or `last` was named: those move on, but a run keeps the reference it began with.
-fn settled(model: &Path) -> PathBuf {
-    let model: PathBuf = model.components().collect();
-    match (model.read_link(), model.parent()) {
-        (Ok(target), Some(folder)) => folder.join(target),
-        _ => model,
-    }
 }
 
 /// A run is resumed by the command that began it. Only checkpoints of Stage II predict values.

@@ -1,19 +1,15 @@
 //! The configuration file.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::Context;
 use ruminate::algorithms::TrainerConfig;
 use ruminate::algorithms::mario::{
     JudgingConfig, MarioData, OptionMode, OptionTrainingConfig, RationalesConfig, VerifierConfig,
     for_dataset, published_quark, published_quark_trainer,
 };
 use ruminate::algorithms::quark::QuarkConfig;
-use ruminate::algorithms::trainer::verify;
-use ruminate::models::{T5, T5Config, Tokenizer};
-use ruminate::run::{ConfigError, FlagKeys};
+use ruminate::run::{ConfigError, FlagKeys, ModelConfig};
 use serde::{Deserialize, Serialize};
-use tch::{Device, Kind};
 
 /// The keys that `--seed` and `--precision` stand for.
 pub(crate) const FLAGS: FlagKeys = FlagKeys {
@@ -191,10 +187,7 @@ impl MarioConfig {
             ("vera", &self.vera.model),
             ("quark", &self.quark.model),
         ] {
-            if !(0.0..1.0).contains(&model.dropout) {
-                let reason = format!("{stage}.model.dropout is {}, but must be in [0, 1)", model.dropout);
-                return Err(ConfigError::invalid(reason));
-            }
+            model.validate(&format!("{stage}.model"))?;
         }
         if self.rewards.i2o.is_some() != self.rewards.ir2o.is_some() {
             let reason =
@@ -226,91 +219,6 @@ impl MarioConfig {
                 Err(ConfigError::invalid(format!("this is the configuration of a run of `mario {command}`")))
             }
             _ => Ok(()),
-        }
-    }
-}
-
-/// Which model.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(crate) struct ModelConfig {
-    /// A Hugging Face folder to start from.
-    pub(crate) pretrained: Option<PathBuf>,
-    /// Or the `config.json` of a new model.
-    pub(crate) config: Option<PathBuf>,
-    /// `tokenizer.json` or its folder; by default that of the model's folder.
-    pub(crate) tokenizer: Option<PathBuf>,
-    /// Dropout rate in training. The reference trains without.
-    pub(crate) dropout: f64,
-}
-
-impl ModelConfig {
-    /// Loads the model to start from, or makes a new one, and its tokenizer.
-    pub(crate) fn open(&self, seed: u64, device: Device) -> anyhow::Result<(T5, Tokenizer)> {
-        self.build(self.shape()?, seed, device)
-    }
-
-    /// The encoder of the model alone.
-    pub(crate) fn open_encoder(&self, seed: u64, device: Device) -> anyhow::Result<(T5, Tokenizer)> {
-        self.build(T5Config { is_encoder_decoder: false, ..self.shape()? }, seed, device)
-    }
-
-    fn build(&self, shape: T5Config, seed: u64, device: Device) -> anyhow::Result<(T5, Tokenizer)> {
-        let tokenizer = self.tokenizer(&shape)?;
-        let t5 = match &self.pretrained {
-            Some(folder) => T5::load_with(shape, folder, Kind::Float, device)?,
-            None => T5::new(shape, Kind::Float, device, seed as i64)?,
-        };
-        tch::manual_seed(seed as i64);
-        Ok((t5, tokenizer))
-    }
-
-    /// The tokenizer that belongs to the model.
-    pub(crate) fn tokenizer(&self, shape: &T5Config) -> anyhow::Result<Tokenizer> {
-        let beside = self.config.as_ref().and_then(|path| path.parent().map(PathBuf::from));
-        let path = self.tokenizer.clone().or_else(|| self.pretrained.clone()).or(beside).unwrap_or_default();
-        let open = || -> anyhow::Result<Tokenizer> {
-            let tokenizer = Tokenizer::open(&path)?;
-            tokenizer.check_fits(shape.vocab_size)?;
-            Ok(tokenizer)
-        };
-        open().with_context(|| format!("cannot use the tokenizer {}", path.display()))
-    }
-
-    /// The shape of the model to train.
-    pub(crate) fn shape(&self) -> anyhow::Result<T5Config> {
-        let path = match (&self.pretrained, &self.config) {
-            (Some(folder), None) if !folder.is_dir() => {
-                let reason = format!(
-                    "pretrained: there is no folder {}; name one with config.json, model.safetensors and tokenizer.json, \
-                     as Hugging Face's hub has them",
-                    folder.display()
-                );
-                return Err(ConfigError::invalid(reason).into());
-            }
-            (Some(folder), None) => {
-                verify(folder)?;
-                folder
-            }
-            (None, Some(path)) => path,
-            _ => {
-                let reason = "name exactly one of model.pretrained (a Hugging Face folder to start from) and \
-                              model.config (the config.json of a new model), below [sft], [i2o], [ir2o], [vera] or [quark]";
-                return Err(ConfigError::invalid(reason).into());
-            }
-        };
-        Ok(T5Config { dropout_rate: self.dropout, ..T5Config::open(path)? })
-    }
-
-    /// The shape, and what is missing for a real run. A published model need not be there.
-    pub(crate) fn planned(&self) -> anyhow::Result<(T5Config, Option<anyhow::Error>)> {
-        let name = self.pretrained.as_deref().and_then(Path::file_name).and_then(|name| name.to_str());
-        match self.shape() {
-            Ok(shape) => Ok((shape, None)),
-            Err(error) => match name.and_then(T5Config::published) {
-                Some(shape) => Ok((shape, Some(error))),
-                None => Err(error),
-            },
         }
     }
 }

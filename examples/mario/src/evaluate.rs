@@ -11,13 +11,12 @@ use ruminate::datasets::mario::{MarioDataset, MarioRow, ResponseFormat, read_gol
 use ruminate::models::{T5, Tokenizer};
 use ruminate::rewards::mario::Interval;
 use ruminate::run::{
-    ConfigError, ConsoleObserver, FlagKeys, Outcome, RunArgs, RunDirError, Table, print_json, print_tables,
+    ConfigError, ConsoleObserver, FlagKeys, Outcome, RunArgs, RunDirError, Table, print_json, print_tables, settled,
 };
 use serde_json::json;
 
 use crate::config::{FLAGS, MarioConfig};
 use crate::rewards;
-use crate::train::settled;
 use tch::{Device, Kind};
 
 #[derive(clap::Args)]

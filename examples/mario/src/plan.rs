@@ -4,9 +4,9 @@ use ruminate::algorithms::mario::{OptionMode, quark_data};
 use ruminate::algorithms::{Networks, Pass, Plan, TrainerConfig, Work};
 use ruminate::datasets::Split;
 use ruminate::models::{T5Config, Tokenizer};
-use ruminate::run::{DryRun, Outcome, RunArgs};
+use ruminate::run::{DryRun, ModelConfig, Outcome, RunArgs};
 
-use crate::config::{MarioConfig, ModelConfig, Stage};
+use crate::config::{MarioConfig, Stage};
 use crate::train::{options, rationales};
 
 /// How much there is to do.
@@ -19,8 +19,9 @@ struct Measured {
 /// Prints what a run would take, without loading weights or writing anything.
 pub(crate) fn run(config: &mut MarioConfig, args: &RunArgs, stage: Stage) -> anyhow::Result<Outcome> {
     let (shape, missing) = model(config, stage).planned()?;
-    let measured =
-        model(config, stage).tokenizer(&shape).and_then(|tokenizer| measure(config, stage, tokenizer));
+    let missing = missing.map(anyhow::Error::from);
+    let tokenizer = model(config, stage).tokenizer(&shape);
+    let measured = tokenizer.map_err(Into::into).and_then(|tokenizer| measure(config, stage, tokenizer));
     let device = args.setup()?;
     let name = config.data.dataset.to_string();
     let settings = trainer(config, stage);

@@ -1,6 +1,6 @@
 //! Everything that is trained.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use ruminate::algorithms::mario::{
     Distillation, OptionMode, OptionTraining, Rationales, TextScorer, VerifierTraining, for_dataset, prompt,
@@ -11,7 +11,7 @@ use ruminate::algorithms::{Fitted, Sft, Trainer, TrainerConfig};
 use ruminate::datasets::Split;
 use ruminate::models::{T5, Tokenizer};
 use ruminate::run::{
-    ConfigError, Outcome, RunArgs, RunDir, RunDirError, RunObserver, StopFlag, Table, print_json,
+    ConfigError, Outcome, RunArgs, RunDir, RunDirError, RunObserver, StopFlag, Table, print_json, settled,
 };
 use serde_json::json;
 use tch::{Device, Kind};
@@ -143,15 +143,6 @@ fn distillation(config: &mut MarioConfig, device: Device, out: &Path) -> anyhow:
     let scorer = TextScorer::new(rewards).log_to(folder.clone());
     let quark = Quark::new(quark, policy, reference, tokenizer, scorer, data)?;
     Ok(Distillation::new(quark, test, folder))
-}
-
-/// The checkpoint itself where `best` or `last` was named: those move on, but a run keeps the models it began with.
-pub(crate) fn settled(model: &Path) -> PathBuf {
-    let model: PathBuf = model.components().collect();
-    match (model.read_link(), model.parent()) {
-        (Ok(target), Some(folder)) => folder.join(target),
-        _ => model,
-    }
 }
 
 /// Says where the checkpoints of a run are.

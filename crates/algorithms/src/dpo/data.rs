@@ -81,6 +81,16 @@ pub struct EncodedCounts {
     pub empty: usize,
 }
 
+impl EncodedCounts {
+    /// Adds those of other pairs.
+    pub fn add(&mut self, other: Self) {
+        self.prompts_cut += other.prompts_cut;
+        self.completions_cut += other.completions_cut;
+        self.equal += other.equal;
+        self.empty += other.empty;
+    }
+}
+
 /// Token ids of preferences: prompts and completions, each encoded alone, with the special tokens of the tokenizer.
 ///
 /// # Errors

@@ -67,10 +67,11 @@ impl<P, S> std::fmt::Debug for Dpo<P, S> {
 }
 
 impl<P: Policy, S: PairSource> Dpo<P, S> {
-    /// Joins the parts. `held_out` is what validation looks at.
+    /// Joins the parts. `held_out` is what validation looks at; it may be empty where [`evaluated_by`](Self::evaluated_by) adds
+    /// something else to look at.
     ///
     /// # Errors
-    /// When a setting is wrong, settings and reference contradict each other, or nothing is held out.
+    /// When a setting is wrong, or settings and reference contradict each other.
     pub fn new(
         config: DpoConfig,
         policy: P,
@@ -87,9 +88,6 @@ impl<P: Policy, S: PairSource> Dpo<P, S> {
         if config.sync.is_some() && !matches!(reference, Reference::Model(_)) {
             return refuse("must be a model, so that it can follow the policy (`sync`)");
         }
-        if held_out.is_empty() {
-            return Err(Error::config("held_out", "there is no pair to validate with"));
-        }
         let (state, records, evaluation) = Default::default();
         Ok(Self { config, policy, reference, source, held_out, tokenizer, evaluation, state, records })
     }
@@ -99,6 +97,13 @@ impl<P: Policy, S: PairSource> Dpo<P, S> {
     pub fn evaluated_by(mut self, evaluation: impl PolicyEvaluation<P> + 'static) -> Self {
         self.evaluation = Some(Box::new(evaluation));
         self
+    }
+
+    fn check_validation(&self) -> Result<()> {
+        if self.held_out.is_empty() && self.evaluation.is_none() {
+            return Err(Error::config("held_out", "there is no pair to validate with"));
+        }
+        Ok(())
     }
 
     /// The policy as it is now.
@@ -303,10 +308,12 @@ impl<P: Policy, S: PairSource> Algorithm for Dpo<P, S> {
         if update > 0 {
             return Ok(None);
         }
+        self.check_validation()?;
         if let Some(sync) = self.config.sync.filter(|sync| step > 0 && step.is_multiple_of(sync.every)) {
             self.follow(sync)?;
         }
-        (0..accumulate).map(|_| self.source.next(step)).collect::<Result<_>>().map(Some)
+        let batches = (0..accumulate).map(|_| self.source.next(step)).collect::<Result<Vec<_>>>()?;
+        Ok(Some(batches.into_iter().filter(|batch| !batch.is_empty()).collect()))
     }
 
     fn terms(&self, batch: &Self::Batch) -> Vec<Term> {
@@ -337,6 +344,7 @@ impl<P: Policy, S: PairSource> Algorithm for Dpo<P, S> {
     }
 
     fn evaluate(&mut self, step: u64, observer: &mut dyn Observer) -> Result<Evaluation> {
+        self.check_validation()?;
         let size = 32;
         let total = self.held_out.len() as u64;
         // The running mean belongs to training.
@@ -353,15 +361,16 @@ impl<P: Policy, S: PairSource> Algorithm for Dpo<P, S> {
             let done = (i * size + pairs.len()) as u64;
             observer.progress("validation", done, total).map_err(Error::Observer)?;
         }
-        preference /= total as f64;
-        let mut loss = preference;
         let mut metrics: Metrics = vec![];
+        let mut loss = preference / total.max(1) as f64;
         if tokens > 0 {
             nll /= tokens as f64;
+            metrics.extend([("eval/preference_loss".into(), loss), ("eval/nll_loss".into(), nll)]);
             loss += self.config.nll_weight() * nll;
-            metrics.extend([("eval/preference_loss".into(), preference), ("eval/nll_loss".into(), nll)]);
         }
-        metrics.insert(0, ("eval/loss".into(), loss));
+        if total > 0 {
+            metrics.insert(0, ("eval/loss".into(), loss));
+        }
         metrics.extend(records.take()?.into_iter().map(|(name, value)| (format!("eval/{name}"), value)));
         let mut score = -loss;
         if let Some(evaluation) = &mut self.evaluation {

@@ -1,7 +1,21 @@
-//! TinyThinker (arXiv 2412.08024): which stage trains at which step.
+//! TinyThinker (arXiv 2412.08024): a student that recalls knowledge, analyzes each option and then answers.
+//!
+//! Phase 1, [`Acquisition`], trains its stages in turn on a teacher's texts. Phase 2 repeats: [`Student::make_pairs`] samples runs and pairs
+//! right ones with wrong ones, and [`Reflection`] trains on the pairs. [`Student::respond`] lets it answer.
 
+mod acquisition;
+mod batches;
+mod evaluation;
+mod generation;
 mod interval;
+mod reflection;
+mod sampling;
 
+pub use acquisition::{Acquisition, AcquisitionConfig};
+pub use evaluation::{Accuracy, ResponseLine, write_responses};
+pub use generation::{Asked, Decoding, GenerationSettings, Response, Student};
 pub use interval::{
     Interval, IntervalState, Machine, Turn, preference_limits, steps_in, supervised_limits, warmup_steps,
 };
+pub use reflection::{Reflected, Reflection, ReflectionConfig, StagePairs};
+pub use sampling::{PairSummary, Round, RoundPairs};

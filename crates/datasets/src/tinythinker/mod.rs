@@ -9,6 +9,7 @@ mod records;
 mod sources;
 mod stages;
 mod teacher;
+mod teaching;
 
 pub use crate::teacher::{Completion, Message};
 pub use answers::{NoAnswer, accuracy_percent, answer, answer_of, vote};
@@ -18,7 +19,10 @@ pub use items::{
 };
 pub use pairs::{AnalyzeRun, Backup, PairCounts, PairOptions, RecallPairs, Run, analyze_pairs, recall_pairs};
 pub use question::{Choice, Question};
-pub use records::{AnalysisOrder, Reasoned, Record, StageRecords, Variant};
+pub use records::{
+    AnalysisOrder, Reasoned, Record, StageRecords, Variant, questions_of, teacher_runs,
+};
 pub use sources::{Source, SplitIds, Splits, read_items};
 pub use stages::{Draft, Stage, StageText, with_full_stop};
 pub use teacher::{FewShot, TeacherRequest, read_instruction, system_message, user_message};
+pub use teaching::{TaughtCounts, Teaching, TeachingConfig, read_few_shot};

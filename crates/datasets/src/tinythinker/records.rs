@@ -1,14 +1,15 @@
 //! Training records of the stages, and of students that lack some of them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::items::Item;
+use super::pairs::Run;
 use super::question::{Problem, Question};
-use super::stages::Draft;
-use crate::Result;
+use super::stages::{Draft, StageText};
+use crate::{Error, Place, Result};
 
 /// A question with the teacher's knowledge and reasons; the question's gold label is the one to be trained.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -268,6 +269,49 @@ impl StageRecords {
             test: read("test")?,
         })
     }
+}
+
+/// The questions that records ask, each once. The number of a question's first record is its id.
+///
+/// # Errors
+/// [`Error::BadField`] with `path`, item and field.
+pub fn questions_of(records: &[Record], path: &Path) -> Result<Vec<Question>> {
+    let mut seen = BTreeSet::new();
+    let mut questions = vec![];
+    for (i, record) in records.iter().enumerate() {
+        let question = StageText::parse(&record.input)
+            .and_then(|text| Question::from_block(&i.to_string(), &text.block, &record.gold));
+        let question = question.map_err(|(field, reason)| {
+            Error::BadField { path: path.into(), place: Place::Item(i), field, reason }
+        })?;
+        if seen.insert(question.block()) {
+            questions.push(question);
+        }
+    }
+    Ok(questions)
+}
+
+/// The runs that summarize records tell of, under the ids of `questions`; those of other questions are left out.
+///
+/// # Errors
+/// [`Error::BadField`] with `path`, item and field.
+pub fn teacher_runs(records: &[Record], questions: &[Question], path: &Path) -> Result<Vec<Run>> {
+    let ids: BTreeMap<String, &str> = questions.iter().map(|q| (q.block(), q.id.as_str())).collect();
+    let mut runs = vec![];
+    for (i, record) in records.iter().enumerate() {
+        let read = || {
+            let text = StageText::parse(&record.input)?;
+            let question = Question::from_block("", &text.block, &record.gold)?;
+            Ok((Draft::of(&text)?, question.gold))
+        };
+        let (draft, gold) = read().map_err(|(field, reason): Problem| {
+            Error::BadField { path: path.into(), place: Place::Item(i), field, reason }
+        })?;
+        if let Some(&id) = ids.get(draft.block()) {
+            runs.push(Run { id: id.into(), draft, gold, answer: Some(gold) });
+        }
+    }
+    Ok(runs)
 }
 
 /// Keeps the first of the records that agree in input and key.

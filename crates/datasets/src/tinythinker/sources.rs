@@ -130,6 +130,38 @@ pub struct SplitIds {
 }
 
 impl Splits {
+    /// The parts of a data set from the folder of its original files, under their published names. `valid` questions of CommonsenseQA's
+    /// training file are held out (1221 in the paper), and StrategyQA is divided by `seed`. Bad rows are refused, or left out and returned
+    /// beside the parts.
+    ///
+    /// # Errors
+    /// Those of [`Source::read`].
+    pub fn read(
+        source: Source,
+        folder: &Path,
+        valid: usize,
+        seed: u64,
+        bad: BadRows,
+    ) -> Result<(Self, Vec<Error>)> {
+        let mut skipped = vec![];
+        let mut read = |name: &str| {
+            let (questions, more) = source.read(&folder.join(name), bad)?;
+            skipped.extend(more);
+            Ok(questions)
+        };
+        let splits = match source {
+            Source::Csqa => {
+                let (train, test) = (read("train_rand_split.jsonl")?, read("dev_rand_split.jsonl")?);
+                Self::hold_out(train, test, valid, seed)
+            }
+            Source::Obqa => {
+                Self { train: read("train.jsonl")?, valid: read("dev.jsonl")?, test: read("test.jsonl")? }
+            }
+            Source::StrategyQa => Self::divide(read("strategyqa_train.json")?, seed),
+        };
+        Ok((splits, skipped))
+    }
+
     /// As StrategyQA is divided: after a shuffle, eight tenths, one tenth and the rest.
     #[must_use]
     pub fn divide(mut questions: Vec<Question>, seed: u64) -> Self {

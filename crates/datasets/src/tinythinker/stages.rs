@@ -231,14 +231,15 @@ impl Draft {
 
     /// Takes texts as they stand, without full stops.
     #[must_use]
-    pub(super) fn stating(mut self, recall: Option<&str>, analyses: &[(char, String)]) -> Self {
+    pub fn stating(mut self, recall: Option<&str>, analyses: &[(char, String)]) -> Self {
         self.recall = recall.map(String::from);
         self.analyses = analyses.to_vec();
         self
     }
 
     /// Question and options.
-    pub(super) fn block(&self) -> &str {
+    #[must_use]
+    pub fn block(&self) -> &str {
         &self.block
     }
 

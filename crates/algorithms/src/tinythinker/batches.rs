@@ -1,0 +1,146 @@
+//! Batches of one stage at a time, in the order of an [`Interval`].
+
+use std::collections::VecDeque;
+
+use ruminate_datasets::Order;
+use ruminate_models::derive_seed;
+use serde::{Deserialize, Serialize};
+
+use super::{Interval, IntervalState, Machine};
+use crate::{Error, Result};
+
+/// Which rows a micro-batch has: all of one stage.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct StageRows {
+    pub(super) stage: usize,
+    pub(super) rows: Vec<usize>,
+}
+
+/// The rows of optimizer step after optimizer step. Each epoch has a new order of each stage's rows, and its last batch may be smaller.
+#[derive(Debug)]
+pub(super) struct StageBatches {
+    interval: Interval,
+    orders: Vec<Order>,
+    batch_size: usize,
+    accumulate: usize,
+    /// The rest of the present step.
+    pending: VecDeque<StageRows>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Position {
+    interval: IntervalState,
+    rows: Vec<usize>,
+}
+
+impl StageBatches {
+    /// `rows` of each stage, `batch_size` of them in each optimizer step, which takes `accumulate` micro-batches.
+    pub(super) fn new(
+        rows: &[usize],
+        limits: Vec<u64>,
+        batch_size: usize,
+        accumulate: usize,
+        machine: Machine,
+        seed: u64,
+    ) -> Result<Self> {
+        if batch_size == 0 || accumulate == 0 || accumulate > batch_size {
+            let reason = format!("is {batch_size}, but must be at least 1 and hold {accumulate} micro-batches");
+            return Err(Error::config("batch_size", reason));
+        }
+        let batches = rows.iter().map(|rows| rows.div_ceil(batch_size) as u64).collect();
+        let order = |(stage, &rows)| Order::reshuffled(rows, derive_seed(seed, &[stage as u64]));
+        let orders = rows.iter().enumerate().map(order).collect();
+        let interval = Interval::new(limits, batches, machine)?;
+        Ok(Self { interval, orders, batch_size, accumulate, pending: VecDeque::new() })
+    }
+
+    /// When stages take turns.
+    pub(super) fn interval(&self) -> &Interval {
+        &self.interval
+    }
+
+    /// The next micro-batch. A last batch of few rows may leave none for some.
+    pub(super) fn next(&mut self) -> StageRows {
+        if self.pending.is_empty()
+            && let Some(turn) = self.interval.next()
+        {
+            let order = self.orders[turn.stage].indices(turn.epoch);
+            let batch = order.chunks(self.batch_size).nth(turn.batch as usize).unwrap_or_default();
+            let mut parts = batch.chunks(batch.len().div_ceil(self.accumulate).max(1));
+            self.pending.extend((0..self.accumulate).map(|_| StageRows {
+                stage: turn.stage,
+                rows: parts.next().unwrap_or_default().to_vec(),
+            }));
+        }
+        self.pending.pop_front().unwrap_or(StageRows { stage: 0, rows: vec![] })
+    }
+
+    /// Where the next optimizer step begins.
+    pub(super) fn state(&self) -> serde_json::Value {
+        let rows = self.orders.iter().map(Order::len).collect();
+        serde_json::json!(Position { interval: self.interval.state().clone(), rows })
+    }
+
+    pub(super) fn load_state(&mut self, state: serde_json::Value) -> Result<()> {
+        let Position { interval, rows } = serde_json::from_value(state)
+            .map_err(|e| Error::config("checkpoint", format!("its data position cannot be read: {e}")))?;
+        let now: Vec<usize> = self.orders.iter().map(Order::len).collect();
+        if rows != now {
+            let reason = format!("it was trained on {rows:?} rows of its stages, but the data now has {now:?}");
+            return Err(Error::config("checkpoint", reason));
+        }
+        self.pending.clear();
+        self.interval.resume(interval)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn batches(accumulate: usize) -> StageBatches {
+        StageBatches::new(&[10, 7], vec![2, 1], 4, accumulate, Machine::Reference, 1).unwrap()
+    }
+
+    #[test]
+    fn an_epoch_has_every_row_once_whatever_the_micro_batches() {
+        let epoch = |accumulate: usize, epoch: usize| {
+            let mut batches = batches(accumulate);
+            let steps = batches.interval().epoch_steps() as usize;
+            let mut rows: Vec<(usize, usize)> = vec![];
+            for i in 0..(epoch + 1) * steps * accumulate {
+                let part = batches.next();
+                if i >= epoch * steps * accumulate {
+                    rows.extend(part.rows.iter().map(|&row| (part.stage, row)));
+                }
+            }
+            rows
+        };
+        for of in 0..2 {
+            let whole = epoch(1, of);
+            assert_eq!(epoch(3, of), whole);
+            let mut sorted = whole.clone();
+            sorted.sort_unstable();
+            let all = (0..10).map(|row| (0, row)).chain((0..7).map(|row| (1, row)));
+            assert!(sorted.into_iter().eq(all));
+        }
+        assert_ne!(epoch(1, 0), epoch(1, 1));
+    }
+
+    #[test]
+    fn a_position_resumes_and_belongs_to_its_data() {
+        let mut straight = batches(2);
+        for _ in 0..20 {
+            let mut resumed = batches(2);
+            resumed.load_state(straight.state()).unwrap();
+            for _ in 0..2 {
+                assert_eq!(resumed.next(), straight.next());
+            }
+        }
+        let mut other = StageBatches::new(&[10, 8], vec![2, 1], 4, 1, Machine::Reference, 1).unwrap();
+        let error = other.load_state(straight.state()).unwrap_err().to_string();
+        assert!(error.contains("[10, 7]") && error.contains("[10, 8]"), "{error}");
+        assert!(StageBatches::new(&[3], vec![1], 2, 3, Machine::Clean, 1).is_err());
+    }
+}
