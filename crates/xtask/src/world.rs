@@ -17,6 +17,7 @@ mod mario;
 mod model;
 #[cfg(test)]
 mod tests;
+mod tinythinker;
 
 const SEED: u64 = 20_231_206;
 /// How often training asks about the weather of a city. There are few cities, and without repetition their facts would
@@ -133,6 +134,7 @@ fn generate() -> Result<BTreeMap<String, String>> {
     }
     let vocabulary = model::vocabulary();
     files.extend(mario::files(&facts)?);
+    files.extend(tinythinker::files(&facts)?);
     files.insert("t5/tokenizer.json".into(), pretty(&model::tokenizer(&vocabulary))?);
     files.insert("t5/tokenizer_config.json".into(), pretty(&model::tokenizer_config())?);
     files.insert("t5/config.json".into(), pretty(&model::model_config(vocabulary.len()))?);

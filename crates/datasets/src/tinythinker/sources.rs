@@ -14,7 +14,7 @@ use super::question::{Problem, Question};
 use super::records::Reasoned;
 use crate::{BadRows, Error, Place, Result};
 
-/// The data sets of the paper.
+/// A data set: those of the paper, and any other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Source {
@@ -24,16 +24,19 @@ pub enum Source {
     Obqa,
     /// StrategyQA: an array of yes-or-no questions.
     StrategyQa,
+    /// Any other: lines as those of CommonsenseQA, with 2 to 26 options each.
+    Custom,
 }
 
 impl Source {
-    /// Options of each question.
+    /// Options of each question, where all have as many.
     #[must_use]
-    pub fn num_options(self) -> usize {
+    pub fn num_options(self) -> Option<usize> {
         match self {
-            Self::Csqa => 5,
-            Self::Obqa => 4,
-            Self::StrategyQa => 2,
+            Self::Csqa => Some(5),
+            Self::Obqa => Some(4),
+            Self::StrategyQa => Some(2),
+            Self::Custom => None,
         }
     }
 
@@ -56,13 +59,15 @@ impl Source {
     pub fn parse(self, index: usize, row: &Value) -> std::result::Result<Question, (&'static str, String)> {
         match self {
             Self::StrategyQa => Question::parse_strategyqa(index, row),
-            Self::Csqa | Self::Obqa => {
+            Self::Csqa | Self::Obqa | Self::Custom => {
                 let question = Question::parse(row)?;
-                let (got, want) = (question.options.len(), self.num_options());
-                if got == want {
-                    return Ok(question);
+                let got = question.options.len();
+                match self.num_options() {
+                    Some(want) if got != want => {
+                        Err(("choices", format!("are {got}, but this data set has {want}")))
+                    }
+                    _ => Ok(question),
                 }
-                Err(("choices", format!("are {got}, but this data set has {want}")))
             }
         }
     }
@@ -154,7 +159,7 @@ impl Splits {
                 let (train, test) = (read("train_rand_split.jsonl")?, read("dev_rand_split.jsonl")?);
                 Self::hold_out(train, test, valid, seed)
             }
-            Source::Obqa => {
+            Source::Obqa | Source::Custom => {
                 Self { train: read("train.jsonl")?, valid: read("dev.jsonl")?, test: read("test.jsonl")? }
             }
             Source::StrategyQa => Self::divide(read("strategyqa_train.json")?, seed),

@@ -235,7 +235,7 @@ impl Facts {
 }
 
 /// JSON lines.
-fn lines<T: Serialize>(rows: &[T]) -> Result<String> {
+pub(super) fn lines<T: Serialize>(rows: &[T]) -> Result<String> {
     let mut text = String::new();
     for row in rows {
         text += &serde_json::to_string(row)?;

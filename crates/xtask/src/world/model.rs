@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use super::{CITIES, LETTERS, PEOPLE, WEATHERS, WORDS, mario, words};
+use super::{CITIES, LETTERS, PEOPLE, WEATHERS, WORDS, mario, tinythinker, words};
 
 const SPECIAL: [&str; 3] = ["<pad>", "</s>", "<unk>"];
 
@@ -23,6 +23,7 @@ pub(super) fn vocabulary() -> Vec<String> {
         words(mario::WORDS).map(String::from).filter(|word| !tokens.contains(word)).collect();
     tokens.extend(later);
     tokens.extend(VERIFIER.map(String::from));
+    tokens.extend(words(tinythinker::WORDS).map(String::from));
     tokens
 }
 
@@ -48,7 +49,7 @@ pub(super) fn tokenizer(vocabulary: &[String]) -> Value {
             "type": "Sequence",
             "pretokenizers": [
                 { "type": "WhitespaceSplit" },
-                { "type": "Split", "pattern": { "Regex": "[.?]" }, "behavior": "Isolated", "invert": false },
+                { "type": "Split", "pattern": { "Regex": "[.?,]" }, "behavior": "Isolated", "invert": false },
             ],
         },
         "post_processor": {

@@ -1,0 +1,74 @@
+//! TinyThinker: a T5 that recalls knowledge, analyzes each option and then answers, and that learns from its own right and
+//! wrong answers.
+
+mod acquire;
+mod config;
+mod demo;
+mod infer;
+mod reflect;
+mod teach;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use ruminate::run::{RunArgs, SharedCommand, exit_code};
+
+/// TinyThinker: recall, analyze, summarize, and reflect on one's own answers.
+#[derive(Parser)]
+#[command(version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Ask a teacher about the training questions, and make the students' records of its answers
+    ///
+    /// Writes the answers as they come, then splits.json, items.json and the records of every variant to --out. With --answers or
+    /// --items no server is asked. --dry-run tells how many tokens the first round takes.
+    #[command(
+        mut_arg("resume_from", |arg| arg.hide(true)),
+        mut_arg("precision", |arg| arg.hide(true)),
+        mut_arg("device", |arg| arg.hide(true)),
+        mut_arg("threads", |arg| arg.hide(true))
+    )]
+    Teach(teach::TeachArgs),
+    /// Phase 1: learn the stages, in turns
+    ///
+    /// The best checkpoint has the highest accuracy on the validation questions, which the student answers through all its stages.
+    Acquire(RunArgs),
+    /// Phase 2: rounds of preference training on pairs of one's own right and wrong runs
+    ///
+    /// Starts from reflection.start, a checkpoint of `tinythinker acquire`. Each round samples runs with the best checkpoint of the one
+    /// before, pairs them, and trains; it has a folder of its own, OUT/round-N. --resume goes on wherever the rounds were.
+    #[command(mut_arg("resume_from", |arg| arg.hide(true)), mut_arg("dry_run", |arg| arg.hide(true)))]
+    Reflect(RunArgs),
+    /// Let a checkpoint answer questions, once or several times with a vote
+    #[command(
+        mut_arg("config", |arg| arg.help("Configuration file. Default: the configuration of the model's run")),
+        mut_arg("out", |arg| arg.help("Folder for the results, which replace those of an earlier call")),
+        mut_arg("resume", |arg| arg.hide(true)),
+        mut_arg("resume_from", |arg| arg.hide(true)),
+        mut_arg("dry_run", |arg| arg.hide(true)),
+        mut_arg("precision", |arg| arg.hide(true))
+    )]
+    Infer(infer::InferArgs),
+    /// Train and compare everything on the bundled world
+    ///
+    /// Some minutes on two cores. Ends with a table and a report, or with --json a line of JSON.
+    Demo(demo::DemoArgs),
+    #[command(flatten)]
+    Shared(SharedCommand),
+}
+
+fn main() -> ExitCode {
+    exit_code(match Cli::parse().command {
+        Command::Teach(args) => teach::run(&args),
+        Command::Acquire(args) => acquire::run(&args),
+        Command::Reflect(args) => reflect::run(&args),
+        Command::Infer(args) => infer::run(&args),
+        Command::Demo(args) => demo::run(&args),
+        Command::Shared(command) => command.run().map_err(Into::into),
+    })
+}
