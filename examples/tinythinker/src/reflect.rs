@@ -36,6 +36,8 @@ pub(crate) struct Finished {
     pub(crate) sampled: PairSummary,
     /// Pairs with a prompt that was cut.
     pub(crate) prompts_cut: usize,
+    /// Stages that were not trained, because they had no pairs.
+    pub(crate) without_pairs: Vec<String>,
 }
 
 pub(crate) fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
@@ -157,6 +159,7 @@ fn round(
     let reflection = Reflection::new(training, &tokenizer, &pairs.recall, &pairs.analyze, accumulate)?;
     let trainer = reflection.trainer(&section.trainer);
     let prompts_cut = reflection.counts.prompts_cut;
+    let without_pairs: Vec<String> = reflection.without_pairs.iter().map(|s| s.name().to_string()).collect();
     let cache = folder.join("reference_logps.json");
     let mut dpo = reflection.start(policy, tokenizer, variant, valid, &cache)?;
     let Fitted { ending, best: (step, best, path), .. } =
@@ -167,7 +170,7 @@ fn round(
     let before = Checkpoints::open(&dir.checkpoints())?.last_state()?;
     let before = before.and_then(|state| state.scores.get(&0).copied()).unwrap_or(f64::NAN);
     let sampled = pairs.summary;
-    Ok(Some(Finished { round: number, start, best: path, step, accuracy: [before, best], sampled, prompts_cut }))
+    Ok(Some(Finished { round: number, start, best: path, step, accuracy: [before, best], sampled, prompts_cut, without_pairs }))
 }
 
 /// What tells a checkpoint from others: its manifest, which has hashes of all files, or else its folder.

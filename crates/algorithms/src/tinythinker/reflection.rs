@@ -168,13 +168,15 @@ pub struct Reflection {
     held_out: Vec<Pair>,
     /// What was cut and left out.
     pub counts: EncodedCounts,
+    /// Stages that are not trained in this round, because they have no pairs.
+    pub without_pairs: Vec<Stage>,
 }
 
 impl Reflection {
     /// Encodes the pairs of both stages. A step takes `accumulate` micro-batches.
     ///
     /// # Errors
-    /// When a setting is wrong, a stage that is to be trained has no pairs, or the tokenizer fails.
+    /// When a setting is wrong, no stage that is to be trained has pairs, or the tokenizer fails.
     pub fn new(
         config: ReflectionConfig,
         tokenizer: &Tokenizer,
@@ -184,29 +186,36 @@ impl Reflection {
     ) -> Result<Self> {
         config.validate()?;
         let mut counts = EncodedCounts::default();
-        let (mut stages, mut held_out) = (vec![], vec![]);
-        for (stage, examples) in [(Stage::Recall, recall), (Stage::Analyze, analyze)] {
+        let (mut stages, mut held_out, mut without_pairs) = (vec![], vec![], vec![]);
+        let mut rows = [None; 2];
+        for (place, (stage, examples)) in [(Stage::Recall, recall), (Stage::Analyze, analyze)].into_iter().enumerate() {
             if !config.stages.trains(stage) {
                 continue;
             }
             let (held, trained): (Vec<_>, Vec<_>) =
                 examples.iter().cloned().partition(|pair| is_held_out(&pair.prompt, config.held_out));
-            for (examples, pairs) in [(trained, None), (held, Some(&mut held_out))] {
-                let (encoded, more) = encode_pairs(tokenizer, &examples, config.lengths)?;
-                counts.add(more);
-                match pairs {
-                    Some(held_out) => held_out.extend(encoded),
-                    None => stages.push(encoded),
-                }
+            let (trained, of_trained) = encode_pairs(tokenizer, &trained, config.lengths)?;
+            let (held, of_held) = encode_pairs(tokenizer, &held, config.lengths)?;
+            counts.add(of_trained);
+            counts.add(of_held);
+            if trained.is_empty() {
+                without_pairs.push(stage);
+                continue;
             }
+            rows[place] = Some(trained.len() as u64);
+            stages.push(trained);
+            held_out.extend(held);
         }
+        if stages.is_empty() {
+            let reason = format!(
+                "are none for `{}`: all sampled runs of a question were right, or all were wrong; sample more runs or at a \
+                 higher temperature",
+                config.stages.name()
+            );
+            return Err(Error::config("pairs", reason));
+        }
+        let limits = preference_limits(rows[0], rows[1], config.batch_size as u64)?;
         let rows: Vec<usize> = stages.iter().map(Vec::len).collect();
-        let count = |stage: Stage| {
-            let there = config.stages.trains(stage);
-            let index = usize::from(stage == Stage::Analyze && stages.len() == 2);
-            there.then(|| rows[index] as u64)
-        };
-        let limits = preference_limits(count(Stage::Recall), count(Stage::Analyze), config.batch_size as u64)?;
         let batches = StageBatches::new(
             &rows,
             limits,
@@ -215,7 +224,7 @@ impl Reflection {
             config.machine,
             config.shuffle_seed,
         )?;
-        Ok(Self { source: StagePairs { stages, batches }, config, held_out, counts })
+        Ok(Self { source: StagePairs { stages, batches }, config, held_out, counts, without_pairs })
     }
 
     /// When stages take turns.

@@ -14,8 +14,24 @@ use super::{CITIES, DEV_PEOPLE, Fact, Facts, LETTERS, REINFORCED_PEOPLE, TRAIN_P
 const SEED: u64 = 20_241_211;
 /// Words that only these files have. With them, the vocabulary fills the model's embeddings.
 pub(super) const WORDS: &str = "Recall: Analyze: Summarize: For option , not north south old new";
-/// The teacher says a truism about every so many of its two-hop questions.
-const LAZY: usize = 3;
+const REWORDED_TRUISM: &str = "Every city has weather.";
+
+/// What the teacher writes about a question. The first word tells whether it helps, before any fact has to be recalled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// What is needed.
+    Helpful,
+    /// The same in other words.
+    Reworded,
+    /// Something true and of no use.
+    Truism,
+    /// The same in other words.
+    RewordedTruism,
+}
+
+/// The teacher's items about a two-hop question, for one person and the next: one or the other half of them is of use.
+const HABITS: [[Kind; 3]; 2] =
+    [[Kind::Helpful, Kind::Reworded, Kind::Truism], [Kind::Helpful, Kind::Truism, Kind::RewordedTruism]];
 
 /// A row in the form of CommonsenseQA and OpenBookQA.
 #[derive(Serialize)]
@@ -74,22 +90,23 @@ impl Asked<'_> {
         }
     }
 
-    /// What the teacher writes: what is needed, or something true and of no use.
-    fn item(&self, lazy: bool) -> Item {
+    fn item(&self, kind: Kind) -> Item {
         let Self { person, city, answer, .. } = self;
         let options = || words(LETTERS).zip(&self.options);
-        let reason = |option: &str| match (lazy, option == *answer) {
-            (true, _) => format!("Perhaps {option}."),
-            (false, true) => format!("{city} is {option}."),
-            (false, false) => format!("{city} is not {option}."),
+        let reason = |option: &str| match (kind, option == *answer) {
+            (Kind::Truism | Kind::RewordedTruism, _) => format!("Perhaps {option}."),
+            (_, true) => format!("{city} is {option}."),
+            (_, false) => format!("{city} is not {option}."),
         };
         let line: Vec<String> = options().map(|(letter, option)| format!("{letter}. {option}")).collect();
         Item {
             input: format!("{}\nOptions: {}", self.stem, line.join(", ")),
             gold: self.label(),
-            general_knowledge: match lazy {
-                true => TRUISM.into(),
-                false => format!("Our {person} lives in {city}. {city} is {answer}."),
+            general_knowledge: match kind {
+                Kind::Helpful => format!("Our {person} lives in {city}. {city} is {answer}."),
+                Kind::Reworded => format!("Our {person} lives in {city}. Our {city} is {answer}."),
+                Kind::Truism => TRUISM.into(),
+                Kind::RewordedTruism => REWORDED_TRUISM.into(),
             },
             specific_knowledge: options()
                 .map(|(letter, option)| format!("For option {letter}, {}", reason(option)))
@@ -105,10 +122,11 @@ pub(super) fn files(facts: &Facts) -> Result<BTreeMap<String, String>> {
     let (more, rest) = rest.split_at(REINFORCED_PEOPLE);
     let (dev, test) = rest.split_at(DEV_PEOPLE);
     let mut asked: Vec<Asked<'_>> = facts.lives.iter().step_by(2).flat_map(|fact| traits(facts, fact)).collect();
-    let mut items: Vec<Item> = asked.iter().map(|asked| asked.item(false)).collect();
+    let mut items: Vec<Item> = asked.iter().map(|asked| asked.item(Kind::Helpful)).collect();
     let weather = |people: &[Fact]| people.iter().map(|fact| two_hops(facts, fact)).collect::<Vec<_>>();
     let taught = weather(train);
-    items.extend(taught.iter().enumerate().map(|(i, asked)| asked.item(i % LAZY == 0)));
+    let habits = HABITS.iter().cycle();
+    items.extend(taught.iter().zip(habits).flat_map(|(asked, habit)| habit.map(|kind| asked.item(kind))));
     asked.extend(taught);
     items.shuffle(&mut rng);
     asked.shuffle(&mut rng);
