@@ -19,6 +19,7 @@ const GROUPS: &[(&str, &[&str])] = &[
     ("generate", &["gen_greedy_8", "gen_top_p_8"]),
     ("rollout", &["rollout_8", "rollout_32"]),
     ("ppo", &["ppo", "ppo_step"]),
+    ("dpo", &["score_pairs", "dpo"]),
     ("choices", &["choices_2", "choices_16"]),
     ("quark", &["quark"]),
     // Samples per second, not tokens.

@@ -275,6 +275,54 @@ def ppo_step(setting):
     return repeat, rows, rows * (SOURCE + RESPONSE)
 
 
+def pairs(setting, count):
+    """Prompts, and chosen and rejected completions below each other, as TRL batches them: every prompt is there twice."""
+    ids = setting.ids(count, SOURCE).repeat(2, 1)
+    return ids, torch.ones_like(ids), setting.ids(2 * count, TARGET)
+
+
+def completion_log_probs(model, ids, mask, labels):
+    """Sums over completions. Token by token as TRL's `selective_log_softmax`: no log-softmax of all logits."""
+    inputs = F.pad(labels, (1, 0))[:, :-1]
+    logits = model(input_ids=ids, attention_mask=mask, decoder_input_ids=inputs, use_cache=False).logits.float()
+    chosen = logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+    return (chosen - torch.stack([row.logsumexp(-1) for row in logits])).sum(-1)
+
+
+def score_pairs(setting):
+    count = setting.rows(16)
+    model = setting.build()
+    ids, mask, labels = pairs(setting, count)
+
+    def repeat():
+        with torch.inference_mode(), setting.precision():
+            completion_log_probs(model, ids, mask, labels).tolist()
+
+    return repeat, count, 2 * count * (SOURCE + TARGET)
+
+
+def dpo(setting):
+    """A step as TRL's trainer takes it, without the trainer: dropout off, a copy of the policy as reference."""
+    count = setting.rows(4)
+    model = setting.build()
+    reference = copy.deepcopy(model).requires_grad_(False)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.01)
+    ids, mask, labels = pairs(setting, count)
+
+    def repeat():
+        optimizer.zero_grad(set_to_none=True)
+        with setting.precision():
+            with torch.no_grad():
+                held_at = completion_log_probs(reference, ids, mask, labels)
+            ratios = completion_log_probs(model, ids, mask, labels) - held_at
+            loss = -F.logsigmoid(0.1 * (ratios[:count] - ratios[count:])).mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    return repeat, count, 2 * count * (SOURCE + TARGET)
+
+
 WORKLOADS = {
     "sft": sft,
     "sft_no_dropout": lambda setting: sft(setting, dropout=0.0),
@@ -288,6 +336,8 @@ WORKLOADS = {
     "ppo": ppo,
     "ppo_step": ppo_step,
     "score": score,
+    "score_pairs": score_pairs,
+    "dpo": dpo,
     "choices_2": lambda setting: choices(setting, 2),
     "choices_16": lambda setting: choices(setting, 16),
 }

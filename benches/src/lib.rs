@@ -3,6 +3,7 @@
 //! A new workload is a function `fn(&Setting) -> Result<Workload>` and its line in [`WORKLOADS`]. To time it beside the Python
 //! stack, `python/workload.py` gets a function of the same name.
 
+mod dpo;
 mod generation;
 pub mod host;
 mod mario;
@@ -180,6 +181,8 @@ pub const WORKLOADS: &[(&str, Prepare)] = &[
     ("reward_plausibility", mario::plausibility),
     ("reward_diversity", mario::diversity),
     ("score", scoring::score),
+    ("score_pairs", dpo::score),
+    ("dpo", dpo::step),
     ("choices_2", |setting| scoring::choices(setting, 2)),
     ("choices_16", |setting| scoring::choices(setting, 16)),
 ];

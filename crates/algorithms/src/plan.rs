@@ -32,7 +32,7 @@ pub struct Pass {
     pub target: [f64; 2],
 }
 
-/// Networks on the device, all of one shape.
+/// Networks on the device. Those that are trained have one shape.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Networks<'a> {
     /// Their shape.
@@ -41,15 +41,17 @@ pub struct Networks<'a> {
     pub trained: usize,
     /// Whether a value head is trained too.
     pub value_head: bool,
-    /// How many are frozen, such as a reference policy.
+    /// How many of this shape are frozen, such as a reference policy.
     pub frozen: usize,
+    /// Frozen networks of shapes of their own, such as those behind rewards.
+    pub others: &'a [T5Config],
 }
 
 impl<'a> Networks<'a> {
     /// One network that is trained.
     #[must_use]
     pub fn single(shape: &'a T5Config) -> Self {
-        Self { shape, trained: 1, value_head: false, frozen: 0 }
+        Self { shape, trained: 1, value_head: false, frozen: 0, others: &[] }
     }
 
     /// Shapes of all trained parameters.
@@ -59,6 +61,12 @@ impl<'a> Networks<'a> {
             shapes.extend([vec![1, self.shape.d_model], vec![1]]);
         }
         shapes
+    }
+
+    /// Scalar parameters that are not trained.
+    fn frozen_parameters(&self) -> u64 {
+        let others: u64 = self.others.iter().map(T5Config::parameter_count).sum();
+        self.frozen as u64 * self.shape.parameter_count() + others
     }
 }
 
@@ -73,7 +81,7 @@ pub struct MemoryPlan {
     pub optimizer: u64,
     /// Copies of the weights in bfloat16, which autocast keeps during a step.
     pub bf16_weights: u64,
-    /// Frozen models beside the one that is trained, such as a reference policy.
+    /// Frozen models beside the one that is trained, such as a reference policy and those behind rewards.
     pub reference: u64,
     /// What the backward pass needs of the largest micro-batch, padded to its longest row; see
     /// [`T5Config::activation_bytes`].
@@ -162,7 +170,7 @@ impl Plan {
                 gradients: weights,
                 optimizer,
                 bf16_weights: if bf16 { weights / 2 } else { 0 },
-                reference: F32 * networks.frozen as u64 * networks.shape.parameter_count(),
+                reference: F32 * networks.frozen_parameters(),
                 activations: activations as u64,
             },
             checkpoint_bytes: weights + optimizer,
@@ -229,7 +237,7 @@ mod tests {
             ("t5-11b", 11_307_321_344, 226.0),
         ] {
             let shape = published(name);
-            let networks = Networks { shape: &shape, trained: 1, value_head: true, frozen: 1 };
+            let networks = Networks { trained: 1, value_head: true, frozen: 1, ..Networks::single(&shape) };
             let plan = Plan::new(&config, networks, &[], 1.0);
             // The value head has 1024 weights and a bias. Adam counts the steps of each tensor in 4 bytes: 24 encoder
             // blocks of 8 tensors, 24 decoder blocks of 13, 2 more for each stack, the embedding and the head's 2.
@@ -242,6 +250,17 @@ mod tests {
             // A second network is trained, too, and needs no second reference.
             let separate = Plan::new(&config, Networks { trained: 2, ..networks }, &[], 1.0);
             assert_eq!(separate.memory.total() - plan.memory.total(), 16 * parameters + 4 * (tensors - 2));
+
+            // Models behind rewards have shapes of their own.
+            let others = [published("t5-small"), published("t5-base")];
+            let rewarded = Plan::new(&config, Networks { others: &others, ..networks }, &[], 1.0);
+            let added = 4 * (60_506_624 + 222_903_552);
+            assert_eq!(rewarded.memory.reference, plan.memory.reference + added);
+            assert_eq!(rewarded.memory.total(), plan.memory.total() + added);
+            assert_eq!(
+                (rewarded.parameters, rewarded.checkpoint_bytes),
+                (plan.parameters, plan.checkpoint_bytes)
+            );
 
             // Rows and columns of each matrix instead of its moments.
             let adafactor = OptimizerChoice::Adafactor(AdafactorConfig::default());

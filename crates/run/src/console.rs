@@ -61,6 +61,10 @@ impl Console {
         Self { sink, verbosity, pace: None, metrics: String::new(), phase: None }
     }
 
+    pub(crate) fn verbosity(&self) -> Verbosity {
+        self.verbosity
+    }
+
     pub(crate) fn started(&mut self, first_step: u64, total_steps: u64) {
         self.pace = Some(Pace::new(first_step, total_steps));
         if let Sink::Bars { all, steps, .. } = &mut self.sink {
@@ -128,30 +132,43 @@ impl Console {
         if done >= total {
             self.phase = None;
         }
+        self.work(phase, done, total, &format!("{} left", FormattedDuration(left)));
+    }
+
+    /// How far work other than steps is; a line every now and then, or a bar until all is done or [`end_work`](Self::end_work).
+    pub(crate) fn work(&mut self, unit: &str, done: u64, total: u64, status: &str) {
         match &mut self.sink {
             Sink::Quiet => {}
             Sink::Bars { all, phase: current, .. } => {
-                if current.as_ref().is_none_or(|(name, _)| name != phase) {
-                    let bar = all.add(ProgressBar::new(total).with_style(style(phase)));
-                    if let Some((_, other)) = current.replace((phase.to_owned(), bar)) {
+                if current.as_ref().is_none_or(|(name, _)| name != unit) {
+                    let bar = all.add(ProgressBar::new(total).with_style(style(unit)));
+                    if let Some((_, other)) = current.replace((unit.to_owned(), bar)) {
                         other.finish_and_clear();
                     }
                 }
                 if let Some((_, bar)) = current {
                     bar.set_length(total);
                     bar.set_position(done);
-                    bar.set_message(format!("{} left", FormattedDuration(bar.eta())));
-                    if done >= total {
-                        bar.finish_and_clear();
-                        *current = None;
-                    }
+                    bar.set_message(status.to_owned());
+                }
+                if done >= total {
+                    self.end_work();
                 }
             }
             Sink::Lines { interval, last, .. } => {
                 if last.elapsed() >= *interval {
-                    self.line(&format!("{phase} {done}/{total}  {} left", FormattedDuration(left)));
+                    self.line(&format!("{unit} {done}/{total}  {status}"));
                 }
             }
+        }
+    }
+
+    /// Takes the bar of such work away.
+    pub(crate) fn end_work(&mut self) {
+        if let Sink::Bars { phase, .. } = &mut self.sink
+            && let Some((_, bar)) = phase.take()
+        {
+            bar.finish_and_clear();
         }
     }
 

@@ -3,6 +3,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use ruminate_algorithms::Ending;
+use ruminate_datasets::teacher::TeacherError;
 
 use crate::cli::DeviceError;
 use crate::config::ConfigError;
@@ -77,11 +78,13 @@ fn is_usage(error: &(dyn Error + 'static)) -> bool {
         || error.is::<DeviceError>()
         || error.downcast_ref().is_some_and(ruminate_algorithms::Error::is_configuration)
         || error.downcast_ref::<RunDirError>().is_some_and(RunDirError::is_usage)
+        || matches!(error.downcast_ref(), Some(TeacherError::Config { .. } | TeacherError::MissingKey(_)))
 }
 
 #[cfg(test)]
 mod tests {
     use anyhow::Context;
+    use ruminate_datasets::teacher::KeySource;
 
     use super::*;
 
@@ -116,6 +119,9 @@ mod tests {
         let setting = ruminate_algorithms::Error::Config { key: "lr".into(), reason: "is 0".into() };
         assert_eq!(run(Err(setting.into())).0, 2);
         assert_eq!(run(Err(RunDirError::HoldsRun("out".into()).into())).0, 2);
+        let key = KeySource::Env("NO_SUCH_KEY".into());
+        assert_eq!(run(Err(TeacherError::MissingKey(key).into())).0, 2);
+        assert_eq!(run(Err(TeacherError::Locked("answers.jsonl".into()).into())).0, 1);
         assert_eq!(run(Err(RunDirError::Locked { path: "out".into(), holder: None }.into())).0, 1);
     }
 

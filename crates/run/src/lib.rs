@@ -15,8 +15,11 @@ mod report;
 mod rundir;
 mod shared;
 mod signals;
+mod teacher;
 mod tensorboard;
 
+#[cfg(test)]
+mod captured;
 #[cfg(test)]
 mod process_tests;
 
@@ -32,3 +35,4 @@ pub use report::{Page as ReportPage, write as write_report};
 pub use rundir::{Difference, RunDir, RunDirError};
 pub use shared::SharedCommand;
 pub use signals::{SignalError, StopFlag};
+pub use teacher::TeacherConsole;

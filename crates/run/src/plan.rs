@@ -99,7 +99,7 @@ impl DryRun<'_> {
             ("gradients, f32", memory.gradients),
             ("optimizer, f32", memory.optimizer),
             ("weights, bf16 copies", memory.bf16_weights),
-            ("reference models, f32", memory.reference),
+            ("frozen models, f32", memory.reference),
             ("activations of the largest batch, estimated", memory.activations),
         ] {
             if count > 0 {

@@ -1,6 +1,7 @@
 //! What only a real process shows: signals, exit codes and the end of a lock with its owner. The tests start this test
 //! binary again with [`child`] as the only test.
 
+use std::ffi::OsStr;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -45,16 +46,23 @@ fn run(path: &Path) -> anyhow::Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-const CHILD: [&str; 4] = ["--exact", "process_tests::child", "--ignored", "--nocapture"];
+const CHILD: &str = "process_tests::child";
+
+fn only(test: &str) -> [&str; 4] {
+    ["--exact", test, "--ignored", "--nocapture"]
+}
+
+/// Starts a test of this binary in a process of its own, with its stderr to be read.
+pub(crate) fn spawn(test: &str, environment: &[(&str, &OsStr)]) -> Child {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(only(test)).envs(environment.iter().copied());
+    command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+}
 
 /// Starts the child and waits until it has taken a step.
 fn start(dir: &Path, stuck: bool) -> Child {
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(CHILD).env(DIR, dir);
-    if stuck {
-        command.env(STUCK, "1");
-    }
-    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let environment = [(DIR, dir.as_os_str()), (STUCK, OsStr::new("1"))];
+    let mut child = spawn(CHILD, if stuck { &environment } else { &environment[..1] });
     wait_until("the child takes a step", || {
         assert!(child.try_wait().unwrap().is_none(), "the child ended early");
         std::fs::metadata(dir.join("metrics.jsonl")).is_ok_and(|file| file.len() > 0)
@@ -62,7 +70,7 @@ fn start(dir: &Path, stuck: bool) -> Child {
     child
 }
 
-fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
         assert!(start.elapsed() < Duration::from_secs(60), "timed out: {what}");
@@ -70,12 +78,12 @@ fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-fn signal(child: &Child, name: &str) {
+pub(crate) fn signal(child: &Child, name: &str) {
     let status = Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).status().unwrap();
     assert!(status.success());
 }
 
-fn finish(child: Child) -> (ExitStatus, String) {
+pub(crate) fn finish(child: Child) -> (ExitStatus, String) {
     let output = child.wait_with_output().unwrap();
     (output.status, String::from_utf8(output.stderr).unwrap())
 }
@@ -128,7 +136,7 @@ fn metrics_that_find_no_room_end_the_run_after_a_whole_line() {
     let mut command = Command::new("sh");
     // Room for the first report and some hundred steps. Without the trap the signal would end the process before it sees the error.
     command.args(["-c", "trap '' XFSZ; ulimit -f 40; exec \"$@\"", "sh"]);
-    command.arg(std::env::current_exe().unwrap()).args(CHILD).env(DIR, folder.path());
+    command.arg(std::env::current_exe().unwrap()).args(only(CHILD)).env(DIR, folder.path());
     let output = command.output().unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{stderr}");

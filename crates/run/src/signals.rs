@@ -6,7 +6,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 use signal_hook::iterator::Signals;
 
-/// A request to stop after the current step; clones share it.
+/// A request to stop once what is under way is done and saved; clones share it.
 #[derive(Debug, Clone, Default)]
 pub struct StopFlag(Arc<AtomicBool>);
 
@@ -36,7 +36,7 @@ impl StopFlag {
             if signals.forever().next().is_some() {
                 let _ = writeln!(
                     std::io::stderr(),
-                    "\nfinishing the step, writing a checkpoint; press Ctrl-C again to quit at once"
+                    "\nfinishing and saving what is under way; press Ctrl-C again to quit at once"
                 );
             }
         })?;

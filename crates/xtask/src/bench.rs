@@ -28,7 +28,7 @@ pub(crate) struct Bench {
         long,
         value_delimiter = ',',
         requires = "against_python",
-        default_value = "sft,sft_no_dropout,gen_greedy_8,gen_greedy_32,gen_top_p_8,gen_top_p_32,rollout_8,rollout_32,ppo,ppo_step,score,choices_2,choices_16"
+        default_value = "sft,sft_no_dropout,gen_greedy_8,gen_greedy_32,gen_top_p_8,gen_top_p_32,rollout_8,rollout_32,ppo,ppo_step,score,score_pairs,dpo,choices_2,choices_16"
     )]
     workloads: Vec<String>,
     /// How often the two sides take turns

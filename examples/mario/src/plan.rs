@@ -1,12 +1,13 @@
 //! `--dry-run`: what a stage would take.
 
-use ruminate::algorithms::mario::{OptionMode, quark_data};
+use ruminate::algorithms::mario::{OptionMode, for_dataset, quark_data};
 use ruminate::algorithms::{Networks, Pass, Plan, TrainerConfig, Work};
 use ruminate::datasets::Split;
 use ruminate::models::{T5Config, Tokenizer};
 use ruminate::run::{DryRun, ModelConfig, Outcome, RunArgs};
 
 use crate::config::{MarioConfig, Stage};
+use crate::rewards;
 use crate::train::{options, rationales};
 
 /// How much there is to do.
@@ -19,9 +20,13 @@ struct Measured {
 /// Prints what a run would take, without loading weights or writing anything.
 pub(crate) fn run(config: &mut MarioConfig, args: &RunArgs, stage: Stage) -> anyhow::Result<Outcome> {
     let (shape, missing) = model(config, stage).planned()?;
-    let missing = missing.map(anyhow::Error::from);
     let tokenizer = model(config, stage).tokenizer(&shape);
     let measured = tokenizer.map_err(Into::into).and_then(|tokenizer| measure(config, stage, tokenizer));
+    let (others, unusable) = match stage {
+        Stage::Quark => reward_models(config),
+        Stage::Sft | Stage::I2o | Stage::Ir2o | Stage::Vera => (vec![], None),
+    };
+    let missing = missing.map(anyhow::Error::from).or(unusable);
     let device = args.setup()?;
     let name = config.data.dataset.to_string();
     let settings = trainer(config, stage);
@@ -32,7 +37,9 @@ pub(crate) fn run(config: &mut MarioConfig, args: &RunArgs, stage: Stage) -> any
         }
         Err(error) => (vec![], vec![], Some(missing.unwrap_or(error))),
     };
-    let plan = Plan::new(settings, networks(&shape, stage), &passes, 1.0);
+    let frozen = usize::from(stage == Stage::Quark);
+    let networks = Networks { frozen, others: &others, ..Networks::single(&shape) };
+    let plan = Plan::new(settings, networks, &passes, 1.0);
     let problems = problem.iter().map(|error| format!("{error:#}")).collect();
     DryRun { plan, data, problems, device, out: args.out.as_deref() }.print(args.json)?;
     problem.map_or(Ok(Outcome::Done), Err)
@@ -58,10 +65,27 @@ fn trainer(config: &mut MarioConfig, stage: Stage) -> &mut TrainerConfig {
     }
 }
 
-/// The models behind the rewards have shapes of their own, and are not counted.
-fn networks(shape: &T5Config, stage: Stage) -> Networks<'_> {
-    let frozen = usize::from(stage == Stage::Quark);
-    Networks { frozen, ..Networks::single(shape) }
+/// The shapes of the models behind the rewards, and why the run would not start with them. Their work is not counted.
+fn reward_models(config: &MarioConfig) -> (Vec<T5Config>, Option<anyhow::Error>) {
+    let quark = for_dataset(config.quark.training.clone(), config.data.dataset);
+    let folders = match rewards::folders(config, &quark) {
+        Ok(folders) => folders,
+        Err(error) => return (vec![], Some(error.into())),
+    };
+    let (mut shapes, mut problem) = (vec![], None);
+    for (key, folder) in folders {
+        let model = ModelConfig { pretrained: Some(folder.into()), ..ModelConfig::default() };
+        let missing = match model.planned() {
+            Ok((shape, missing)) => {
+                shapes.push(shape);
+                missing
+            }
+            Err(error) => Some(error),
+        };
+        let context = || format!("cannot use the model of {key}");
+        problem = problem.or(missing.map(|error| anyhow::Error::from(error).context(context())));
+    }
+    (shapes, problem)
 }
 
 fn measure(config: &MarioConfig, stage: Stage, tokenizer: Tokenizer) -> anyhow::Result<Measured> {

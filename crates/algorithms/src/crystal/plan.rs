@@ -88,7 +88,7 @@ impl ReinforcementConfig {
     #[must_use]
     pub fn plan(&self, shape: &T5Config, lengths: &Lengths, question: [f64; 2]) -> Plan {
         let trained = 1 + usize::from(self.separate_value_model);
-        let networks = Networks { shape, trained, value_head: true, frozen: 1 };
+        let networks = Networks { trained, value_head: true, frozen: 1, ..Networks::single(shape) };
         let reinforced = self.ppo.rl_steps as f64 / self.ppo.cycle_steps.max(1) as f64;
         let updates = reinforced * self.updates() as f64 + (1.0 - reinforced);
         Plan::new(&self.trainer, networks, &self.passes(lengths, question, trained), updates)

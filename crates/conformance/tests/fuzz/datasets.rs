@@ -2,6 +2,7 @@ use ruminate_datasets::mario::{
     MarioDataset, MarioRow, ResponseFormat, read_few_shot, read_gold, read_masked_tsv, read_responses,
     read_teacher,
 };
+use ruminate_datasets::teacher::{Request, match_answers, read_answers};
 use ruminate_datasets::tinythinker::{Source, read_items};
 use ruminate_datasets::unifiedqa::BadRows;
 use ruminate_datasets::{InferenceItem, Origin, ReadOptions, Split, json, knowledge, preference, unifiedqa};
@@ -112,6 +113,44 @@ fn responses_of_models() {
     }
     Fuzz::new("teacher.jsonl", vec![teacher.into_bytes()], 400)
         .run(folder(), |path| read_teacher(path, MarioDataset::QuaRel).map(drop).map_err(Into::into));
+}
+
+#[test]
+fn answers_of_a_teacher() {
+    let messages = |i: usize| {
+        format!(
+            r#"[{{"role": "system", "content": "Be brief."}}, {{"role": "user", "content": "Why {i}?"}}]"#
+        )
+    };
+    let response = r#"{"id": "x", "choices": [{"index": 1, "message": {"role": "assistant", "content": "No."},
+        "finish_reason": "length"}, {"index": 0, "message": {"role": "assistant", "content": null, "refusal": "no"},
+        "finish_reason": "stop"}], "usage": {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12}}"#
+        .replace('\n', "");
+    let line = |i: usize, outcome: String| {
+        let sampling = r#""max_tokens": 9, "n": 2, "temperature": 0.8, "top_p": 0.9, "stop": ["a"], "seed": 1, "top_k": 5"#;
+        let request = format!(r#"{{"model": "m", "messages": {}, {sampling}}}"#, messages(i));
+        format!(r#"{{"id": "id-{i}", "request": {request}, {outcome}, "elapsed_ms": 3}}"#)
+    };
+    let ours =
+        [line(0, format!(r#""response": {response}"#)), line(1, r#""error": "status 400: too long""#.into())];
+    let asked = |i| format!(r#"{{"model": "m", "messages": {}, "n": 1}}"#, messages(i));
+    let others =
+        [format!("[{}, {response}]", asked(0)), format!(r#"[{}, [{{"error": "limit"}}]]"#, asked(1))];
+    let request = |i: usize, id: &str| Request::new(id, serde_json::from_str(&messages(i)).unwrap());
+    // The same messages twice.
+    let requests = [request(0, "id-0"), request(1, "id-1"), request(0, "again")];
+    let seeds = [ours.join("\n") + "\n", others.join("\n")].map(String::into_bytes);
+    Fuzz::new("answers.jsonl", seeds.to_vec(), 1500).run(folder(), |path| {
+        let exchanges = read_answers(path)?;
+        let answered = exchanges.iter().filter(|exchange| exchange.outcome.is_ok()).count();
+        for answer in exchanges.iter().flat_map(|exchange| &exchange.outcome) {
+            assert!(!answer.choices.is_empty());
+        }
+        let answers = match_answers(path, exchanges, &requests)?;
+        assert_eq!(answers.len(), requests.len());
+        assert!(answers.iter().flatten().count() <= answered);
+        Ok(())
+    });
 }
 
 #[test]

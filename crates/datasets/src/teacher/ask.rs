@@ -158,7 +158,7 @@ impl Teacher {
         };
         if open.is_empty() {
             asking.report();
-            return Ok(asking.outcome);
+            return Ok(asking.end());
         }
         let threads = self.config.concurrency.min(open.len());
         thread::scope(|scope| {
@@ -200,9 +200,9 @@ impl Teacher {
             }
         });
         let synced = asking.file.sync();
-        match asking.error {
+        match asking.error.take() {
             Some(error) => Err(error),
-            None => synced.map(|()| asking.outcome),
+            None => synced.map(|()| asking.end()),
         }
     }
 
@@ -349,5 +349,9 @@ impl<V: FnMut(&Request, &Answer) -> std::result::Result<(), String>> Asking<'_, 
             self.outcome.stopped = true;
             self.queue.stop();
         }
+    }
+    fn end(self) -> Outcome {
+        self.observer.ended(&self.outcome);
+        self.outcome
     }
 }

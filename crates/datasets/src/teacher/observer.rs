@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::time::Duration;
 
-use super::Usage;
+use super::{Outcome, Usage};
 
 /// How far it is.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -66,6 +66,9 @@ pub trait TeacherObserver {
 
     /// A request is given up for this reason.
     fn failed(&mut self, _id: &str, _reason: &str) {}
+
+    /// All is answered, given up or stopped, and stored. Does not come where asking ends in an error.
+    fn ended(&mut self, _outcome: &Outcome) {}
 }
 
 /// Watches nothing.

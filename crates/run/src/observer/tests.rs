@@ -1,33 +1,15 @@
-use std::io::{self, Write};
-use std::sync::{Arc, Mutex};
+use std::io::Write;
 use std::time::Duration;
 
 use serde_json::Value;
 
 use super::*;
-
-/// A stderr that can be read.
-#[derive(Clone, Default)]
-struct Captured(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Captured {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
+use crate::captured::Captured;
 
 impl Captured {
     fn observer(&self, dir: &RunDir, interval: Duration, verbosity: Verbosity) -> RunObserver {
         let console = Console::lines(Box::new(self.clone()), interval, verbosity);
         RunObserver::with_console(dir, console, StopFlag::default()).unwrap()
-    }
-
-    fn text(&self) -> String {
-        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
     }
 }
 

@@ -76,6 +76,10 @@ fn training_on_real_rows_survives_a_kill_and_writes_the_published_files() {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let plan = succeed(&[&args[..], &["--dry-run"]].concat()).json();
     assert_eq!(plan["plan"]["steps"], 9, "{plan}");
+    // The reference, two models that choose, and a verifier, which is an encoder and therefore smaller.
+    let memory = &plan["plan"]["memory"];
+    let [weights, frozen] = ["weights", "reference"].map(|part| memory[part].as_u64().unwrap());
+    assert!(3 * weights < frozen && frozen < 4 * weights, "{plan}");
     assert_eq!(succeed(&args).json()["steps"], 9);
 
     let mut killed = Command::new(cargo_bin!("mario"));
@@ -175,6 +179,40 @@ fn what_training_lacks_is_explained() {
         assert!(finished.stderr.contains(reason), "{args:?}: {}", finished.stderr);
     }
     assert!(!Path::new(&out).exists());
+}
+
+#[test]
+fn a_dry_run_counts_the_models_behind_the_rewards() {
+    let place = Workplace::new();
+    let (config, t5) = (place.path("config.toml"), place.path("t5.json"));
+    let model = format!("quark.model={{config=\"{t5}\",tokenizer=\"fixtures/world/t5\"}}");
+    let dry_run = |sets: &[&str]| {
+        let mut args = vec!["train", "--config", &config, "--dry-run", "--json", "--set", &model];
+        sets.iter().for_each(|set| args.extend(["--set", set]));
+        mario(&args)
+    };
+    let counted = |sets: &[&str], problem: &str| {
+        let planned = dry_run(sets);
+        assert_eq!(planned.code, Some(2), "{}", planned.stderr);
+        assert!(planned.stderr.contains(problem), "{}", planned.stderr);
+        let plan = planned.json();
+        assert!(plan["problems"][0].as_str().unwrap().contains(problem), "{plan}");
+        let memory = &plan["plan"]["memory"];
+        memory["reference"].as_u64().unwrap() - memory["weights"].as_u64().unwrap()
+    };
+    assert_eq!(counted(&[], "rewards.i2o"), 0);
+    // Published shapes need not be there to be counted: consistency asks two models, plausibility one.
+    let (i2o, ir2o, vera) = ("rewards.i2o=t5-small", "rewards.ir2o=t5-base", "rewards.vera=t5-large");
+    let [small, base, large] = [60_506_624, 222_903_552, 737_668_096_u64].map(|parameters| 4 * parameters);
+    assert_eq!(counted(&[i2o, ir2o, vera], "there is no folder t5-small"), small + base + large);
+    let names = |names: &[&str]| {
+        let rewards: Vec<String> = names.iter().map(|name| format!("{{name=\"{name}\"}}")).collect();
+        format!("quark.training.control.rewards=[{}]", rewards.join(","))
+    };
+    // Each of these loads a verifier of its own.
+    let plausible = names(&["plausibility", "plausibility-w-qn"]);
+    assert_eq!(counted(&[vera, &plausible], "cannot use the model of rewards.vera"), 2 * large);
+    assert_eq!(dry_run(&[&names(&["accuracy", "diversity"])]).code, Some(0));
 }
 
 #[test]

@@ -1,0 +1,105 @@
+use std::ops::ControlFlow;
+use std::time::Duration;
+
+use indicatif::FormattedDuration;
+use ruminate_datasets::teacher::{Outcome, Prices, Progress, TeacherObserver, Usage};
+
+use crate::console::{Console, Verbosity};
+use crate::output::number;
+use crate::signals::StopFlag;
+
+/// Shows on stderr how far a teacher is, with the time left, the tokens so far and what they cost, and stops asking when a [`StopFlag`]
+/// is raised: nothing more is sent, what is under way is stored, and the next run with the same file asks for the rest.
+///
+/// Requests that are given up are named with the reason; those that are sent again from [`Verbosity::AllMetrics`] on.
+///
+/// # Example
+/// ```no_run
+/// use ruminate_datasets::teacher::{Answer, Message, Prices, Request, Teacher, TeacherConfig};
+/// use ruminate_run::{Outcome, StopFlag, TeacherConsole, Verbosity};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let stop = StopFlag::on_ctrl_c()?;
+/// let prices = Prices { prompt: 2.5, completion: 10.0 };
+/// let mut console = TeacherConsole::new(Verbosity::Normal, stop).with_prices(prices);
+/// let requests = [Request::new("ice", vec![Message::new("user", "Is ice cold?")])];
+/// let valid = |_: &Request, _: &Answer| Ok(());
+/// let outcome = Teacher::new(TeacherConfig::default())?.ask(&requests, "answers.jsonl".as_ref(), valid, &mut console)?;
+/// // What `exit_code` takes: 130 after Ctrl-C.
+/// let ending = if outcome.stopped { Outcome::Interrupted } else { Outcome::Done };
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+pub struct TeacherConsole {
+    console: Console,
+    stop: StopFlag,
+    prices: Option<Prices>,
+}
+
+const UNIT: &str = "teacher";
+
+impl TeacherConsole {
+    /// Shows no cost.
+    #[must_use]
+    pub fn new(verbosity: Verbosity, stop: StopFlag) -> Self {
+        Self { console: Console::stderr(verbosity), stop, prices: None }
+    }
+
+    /// Shows what the tokens cost at these prices.
+    #[must_use]
+    pub fn with_prices(self, prices: Prices) -> Self {
+        Self { prices: Some(prices), ..self }
+    }
+
+    fn spent(&self, usage: Usage) -> String {
+        let cost = self.prices.map(|prices| format!(", cost {}", number(usage.cost(prices))));
+        let Usage { prompt_tokens, completion_tokens } = usage;
+        format!("{prompt_tokens} prompt + {completion_tokens} completion tokens{}", cost.unwrap_or_default())
+    }
+}
+
+impl TeacherObserver for TeacherConsole {
+    fn progress(&mut self, progress: &Progress) -> ControlFlow<()> {
+        // What matters least comes last: a narrow terminal cuts it off.
+        let mut status = vec![];
+        status.extend(progress.time_left().map(|left| format!("{} left", FormattedDuration(left))));
+        status.push(self.spent(progress.usage));
+        status.extend((progress.failed > 0).then(|| format!("{} failed", progress.failed)));
+        let done = progress.requests - progress.open();
+        self.console.work(UNIT, done as u64, progress.requests as u64, &status.join("  "));
+        if self.stop.is_requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
+    fn again(&mut self, id: &str, reason: &str, wait: Duration) {
+        if self.console.verbosity() >= Verbosity::AllMetrics {
+            let when =
+                if wait.is_zero() { String::new() } else { format!(" in {:.1} s", wait.as_secs_f64()) };
+            self.console.line(&format!("{UNIT}: `{id}` is asked again{when}: {reason}"));
+        }
+    }
+
+    fn failed(&mut self, id: &str, reason: &str) {
+        self.console.line(&format!("{UNIT}: `{id}` failed: {reason}"));
+    }
+
+    fn ended(&mut self, outcome: &Outcome) {
+        self.console.end_work();
+        let progress = &outcome.progress;
+        let mut counts = vec![format!("{} answered", progress.answered)];
+        for (count, what) in
+            [(progress.stored, "stored before"), (progress.failed, "failed"), (progress.open(), "open")]
+        {
+            counts.extend((count > 0).then(|| format!("{count} {what}")));
+        }
+        let ending = if outcome.stopped { "stopped" } else { "done" };
+        self.console.line(&format!(
+            "{UNIT}: {ending} in {}: {}; {}",
+            FormattedDuration(progress.elapsed),
+            counts.join(", "),
+            self.spent(progress.usage),
+        ));
+    }
+}
+
+#[cfg(test)]
+mod tests;
