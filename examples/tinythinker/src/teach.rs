@@ -5,14 +5,16 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use ruminate::datasets::teacher::{
-    Answer, Exchange, Plan, Request, Silent, Teacher, match_answers, read_answers,
+    Answer, Exchange, Plan, Request, Teacher, match_answers, read_answers,
 };
 use ruminate::datasets::tinythinker::{
     Question, Reasoned, SplitIds, Splits, StageRecords, TaughtCounts, Teaching, Variant, read_few_shot,
     read_instruction, read_items, system_message,
 };
 use ruminate::datasets::{BadRows, json};
-use ruminate::run::{ConfigError, Outcome, RunArgs, Table, print_json, print_tables};
+use ruminate::run::{
+    ConfigError, Outcome, RunArgs, StopFlag, Table, TeacherConsole, print_json, print_tables,
+};
 use serde_json::json;
 
 use crate::acquire::load;
@@ -57,6 +59,10 @@ pub(crate) fn run(args: &TeachArgs) -> anyhow::Result<Outcome> {
     let teacher = if exchanges.is_empty() { Some(Teacher::new(config.teacher.clone())?) } else { None };
     let dir = args.run.open(&config)?;
     let out = dir.path();
+    let mut console = TeacherConsole::new(args.run.verbosity(), StopFlag::on_ctrl_c()?);
+    if let Some(prices) = config.teaching.prices {
+        console = console.with_prices(prices);
+    }
     let mut teaching = Teaching::new(config.data.dataset, &system, train, config.teaching.settings.clone());
     let mut exchanges = args.answers.iter().zip(exchanges);
     loop {
@@ -67,7 +73,7 @@ pub(crate) fn run(args: &TeachArgs) -> anyhow::Result<Outcome> {
         let answers = match &teacher {
             Some(teacher) => {
                 let path = out.join(format!("answers_{}.jsonl", teaching.round()));
-                let outcome = teacher.ask(&requests, &path, |_, _| Ok(()), &mut Silent)?;
+                let outcome = teacher.ask(&requests, &path, |_, _| Ok(()), &mut console)?;
                 if outcome.stopped {
                     return Ok(Outcome::Interrupted);
                 }
