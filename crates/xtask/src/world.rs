@@ -316,6 +316,25 @@ guesses.
 `mario/statements/{{train,dev}}.jsonl` has true and false statements about everyone, in the words of all kinds, for a verifier: a word
 that shows the kind says nothing about the truth here.
 
+## Items of a teacher that is of use half of the time
+
+`tinythinker/` has rows as those of CommonsenseQA and OpenBookQA, and a teacher's items in the published form, for TinyThinker.
+
+* `train` asks about everyone: `Where is the city where Anna lives?` (north or south) and `What is the city where Anna lives?` (old or new).
+  There is one city for each side and weather, and neither trait says anything about the weather. It also asks
+  `What is the weather where Anna lives?` about {TRAIN_PEOPLE} people;
+* `items.json` has one item about each trait, and three about each weather: for one person two of them are helpful, for the next one is;
+* `reflect` has the weather questions about these people, and about {REINFORCED_PEOPLE} more whom the teacher has not explained;
+* `dev` and `test` have those about {DEV_PEOPLE} and {test} others.
+
+| knowledge | analyses |
+|---|---|
+| `Our Anna lives in Corvale. Corvale is rainy.`, or `Our Corvale is rainy.` | `Corvale is not sunny.`, `Corvale is rainy.` and so on |
+| `Every city has a weather.`, or `Every city has weather.` | `Perhaps sunny.`, `Perhaps rainy.` and so on |
+
+The label is right all the same: about the people of `train` a student can learn it by heart, about others it has to guess. Again the first
+word decides.
+
 ## Model folder
 
 `t5/` looks like a Hugging Face model folder without weights: a configuration of about one million parameters, to be

@@ -271,3 +271,69 @@ fn statements_are_what_they_are_said_to_be() {
         }
     }
 }
+
+#[test]
+fn held_out_weathers_follow_from_taught_facts_only() {
+    let files = generate().unwrap();
+    let rows = |name: &str| -> Vec<Value> {
+        let text = &files[&format!("tinythinker/{name}.jsonl")];
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let items: Vec<Value> = serde_json::from_str(&files["tinythinker/items.json"]).unwrap();
+    let vocabulary = model::vocabulary();
+    let known: BTreeSet<&str> = vocabulary.iter().map(String::as_str).collect();
+    let mut helpful = 0;
+    let mut taught = BTreeSet::new();
+    for item in &items {
+        let text = |field: &str| item[field].as_str().unwrap().to_owned();
+        let (input, knowledge) = (text("input"), text("general_knowledge"));
+        let (stem, options) = input.split_once("\nOptions: ").unwrap();
+        let gold = options.split_once(&format!("{}. ", text("GT"))).unwrap().1.split(", ").next().unwrap();
+        if stem.contains("weather") {
+            taught.insert(stem.to_owned());
+            helpful += usize::from(knowledge.starts_with("Our"));
+        }
+        let reasons: Vec<&str> =
+            item["specific_knowledge"].as_array().unwrap().iter().map(|r| r.as_str().unwrap()).collect();
+        assert_eq!(reasons.len(), options.split(", ").count());
+        if knowledge.starts_with("Our") {
+            assert!(knowledge.ends_with(&format!("is {gold}.")), "{knowledge}");
+            let right: Vec<_> = reasons.iter().filter(|reason| !reason.contains("not")).collect();
+            assert!(right.len() == 1 && right[0].ends_with(&format!("is {gold}.")), "{reasons:?}");
+        } else {
+            assert!(reasons.iter().all(|reason| reason.contains("Perhaps")), "{reasons:?}");
+        }
+        let all = [stem, &knowledge, &reasons.join(" ").replace(',', " , ")].join(" ");
+        for word in all.split_whitespace() {
+            assert!(known.contains(word.trim_end_matches(['.', '?'])), "{word}");
+        }
+    }
+    assert_eq!((taught.len(), helpful), (TRAIN_PEOPLE, TRAIN_PEOPLE * 3 / 2));
+    let stems = |name: &str| -> BTreeSet<String> {
+        rows(name).iter().map(|row| row["question"]["stem"].as_str().unwrap().to_owned()).collect()
+    };
+    let held_out = &stems("dev") | &stems("test");
+    assert!(stems("train").is_disjoint(&held_out) && stems("reflect").is_disjoint(&held_out));
+    assert!(taught.is_subset(&stems("reflect")) && held_out.is_disjoint(&taught));
+    // Of the people with one trait, every weather has as many.
+    let mut shares: BTreeMap<(String, String), BTreeMap<String, usize>> = BTreeMap::new();
+    let answer = |row: &Value| {
+        let key = usize::from(row["answerKey"].as_str().unwrap().as_bytes()[0] - b'A');
+        row["question"]["choices"][key]["text"].as_str().unwrap().to_owned()
+    };
+    let weathers: BTreeMap<String, String> = ["reflect", "dev", "test"]
+        .into_iter()
+        .flat_map(rows)
+        .map(|row| (person(row["question"]["stem"].as_str().unwrap()).to_owned(), answer(&row)))
+        .collect();
+    for row in rows("train").iter().filter(|row| !row["id"].as_str().unwrap().starts_with("weather")) {
+        let stem = row["question"]["stem"].as_str().unwrap();
+        let kind = row["id"].as_str().unwrap().split('-').next().unwrap().to_owned();
+        let counts = shares.entry((kind, answer(row))).or_default();
+        *counts.entry(weathers[person(stem)].clone()).or_default() += 1;
+    }
+    assert_eq!(shares.len(), 4);
+    for ((kind, value), counts) in shares {
+        assert!(counts.len() == 4 && counts.values().all(|&n| n == 27), "{kind} {value}: {counts:?}");
+    }
+}
