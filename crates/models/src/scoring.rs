@@ -2,6 +2,7 @@
 
 use tch::Tensor;
 
+use crate::policy::{check_targets, label_scores};
 use crate::{Error, Labels, Result, T5, TokenId};
 
 /// A model that judges given answers.
@@ -37,18 +38,18 @@ impl ScoreChoices for T5 {
                 slots.take(capacity).map(Vec::as_slice)
             })
             .collect();
-        self.check_targets(&targets)?;
+        check_targets(self.config().vocab_size, &targets)?;
         let labels = Labels::new(&targets, self.device())?;
         let encoded = self.encode(&self.batch(prompts)?)?;
         let states = self.decode(&encoded, &self.shift_right(&labels.ids)?)?;
-        let (log_probs, _) = self.label_scores(&states, &labels, false)?;
+        let (log_probs, _) = label_scores(&states, self.output_projection(), &labels, false)?;
         Ok(log_probs.f_view_([prompts.len() as i64, capacity as i64, -1])?)
     }
 
     fn first_token_logits(&self, prompts: &[Vec<TokenId>], tokens: &[Vec<TokenId>]) -> Result<Vec<Vec<f32>>> {
         let capacity = check(prompts, tokens)?;
         let rows: Vec<&[TokenId]> = tokens.iter().map(Vec::as_slice).collect();
-        self.check_targets(&rows)?;
+        check_targets(self.config().vocab_size, &rows)?;
         // Shorter rows are filled with any valid id; the fill is cut off again below.
         let ids: Vec<TokenId> =
             tokens.iter().flat_map(|row| (0..capacity).map(|i| row.get(i).copied().unwrap_or(0))).collect();

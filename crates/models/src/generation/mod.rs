@@ -2,6 +2,7 @@
 
 mod beam;
 mod decode;
+mod decoder;
 mod processor;
 mod stop_strings;
 
@@ -9,6 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result, TokenId};
 
+pub(crate) use decode::generate;
+pub(crate) use decoder::{Decoder, Started, Steps};
 pub use processor::{History, Processor, filter_logits, forbid};
 
 /// The smallest temperature with which logits stay finite.
@@ -111,7 +114,7 @@ pub struct GenerationConfig {
     pub max_new_tokens: usize,
     /// Tokens before which no stop token may come.
     pub min_new_tokens: usize,
-    /// Tokens that every sequence begins with, behind the start token. They do not count as new.
+    /// Tokens that every sequence begins with, behind the start token or the prompt. They do not count as new.
     pub prefix: Vec<TokenId>,
     /// Logits of tokens that have occurred are divided (if positive) or multiplied by this; 1 changes nothing.
     pub repetition_penalty: f64,
@@ -125,7 +128,7 @@ pub struct GenerationConfig {
     pub stop_strings: Vec<String>,
     /// Tokens that are never chosen, e.g. the padding token.
     pub forbidden_ids: Vec<TokenId>,
-    /// Sequences per prompt. They share the prompt's encoder states.
+    /// Sequences per prompt. The prompt is read once for all of them.
     pub samples_per_prompt: usize,
 }
 
