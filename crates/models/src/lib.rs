@@ -4,6 +4,7 @@ mod batch;
 pub mod checkpoint;
 mod error;
 mod generation;
+mod llama;
 mod parameters;
 mod policy;
 mod scoring;
@@ -18,6 +19,7 @@ pub use generation::{
     Beam, EarlyStopping, Finish, Generate, Generated, GenerationConfig, History, Processor, Sampling,
     Strategy, derive_seed, filter_logits, forbid,
 };
+pub use llama::{Llama, LlamaConfig, LlamaFamily, RopeScaling};
 pub use parameters::Parameters;
 pub use policy::{Example, LogitStatistics, Policy, TokenScores, Want};
 pub use scoring::ScoreChoices;

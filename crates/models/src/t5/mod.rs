@@ -12,7 +12,7 @@ use std::path::Path;
 use ruminate_torch::linear;
 use tch::{Device, Kind, Tensor};
 
-use crate::checkpoint::{Builder, Weights, write_model};
+use crate::checkpoint::{Builder, SHARD_BYTES, Weights, write_model};
 use crate::parameters::{Init, Parameters, seeded};
 use crate::{Batch, Error, Result, Side, TokenId, Tokenizer};
 
@@ -22,9 +22,6 @@ pub use resize::embedding_statistics;
 pub use sizes::BatchShape;
 
 use layers::{Masks, Stack, causal_mask, padding_mask};
-
-/// Above this size a saved model is split into several files, as Hugging Face does.
-const SHARD_BYTES: u64 = 5_000_000_000;
 
 /// A T5. Parameters carry their Hugging Face names, so that folders written here load in `transformers` and theirs
 /// load here.
