@@ -27,3 +27,8 @@ pub use t5::{BatchShape, Decoding, Encoded, FeedForward, T5, T5Config, embedding
 pub use tokenizer::{Tokenizer, Truncate, clean_up_spaces};
 pub use value::{ActorCritic, VALUE_WEIGHTS};
 pub use vera::{Plausibility, Vera, VeraHead, last_states};
+
+/// The examples of the guide, so that they keep compiling.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/guide/your-own-model.md")]
+struct Guide;

@@ -5,6 +5,7 @@ mod decoding;
 mod layers;
 mod policy;
 mod rope;
+mod sizes;
 
 use std::path::Path;
 
