@@ -58,7 +58,7 @@ pub struct LogitStatistics {
 
 /// A model that gives probabilities to target tokens: all that losses, rewards and references need.
 ///
-/// [`T5`](crate::T5) reads the prompt in its encoder; a decoder-only model reads prompt and target in one row. Algorithms are
+/// [`T5`](crate::T5) reads the prompt in its encoder; [`Llama`](crate::Llama) reads prompt and target in one row. Algorithms are
 /// generic over this trait and never see the difference.
 ///
 /// # Example

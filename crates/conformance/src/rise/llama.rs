@@ -18,11 +18,9 @@ use crate::references::f64s;
 /// The tolerances that the files state in words.
 const FREQUENCIES: Tolerance = Tolerance { absolute: 0.0, relative: 1e-6 };
 const ANGLES: Tolerance = Tolerance { absolute: 2e-5, relative: 0.0 };
-const INITIAL: Tolerance = Tolerance { absolute: 1e-4, relative: 0.0 };
+/// Of the logits before training; those after it agree as well.
+const LOGITS: Tolerance = Tolerance { absolute: 1e-4, relative: 0.0 };
 const LOSSES: Tolerance = Tolerance { absolute: 0.0, relative: 1e-3 };
-/// Logits after training, which the file gives without a tolerance: they move by up to 0.5, the losses agree to 1e-3.
-const FINAL: Tolerance = Tolerance { absolute: 2e-3, relative: 0.0 };
-
 fn config(keys: &Map<String, Value>) -> Check<LlamaConfig> {
     Ok(LlamaConfig::from_json(keys.clone(), Path::new("config"))?)
 }
@@ -135,7 +133,7 @@ pub(super) fn training(path: &Path) -> Result<Outcome, GoldenError> {
         .first()
         .ok_or_else(|| GoldenError::Unusable { path: path.into(), reason: "there is no example".into() })?;
     let initial = || {
-        INITIAL.close_rows(
+        LOGITS.close_rows(
             "logits",
             &logits(&open(&file, path)?, first)?,
             &file.field::<Vec<_>>("initial_logits_example0")?,
@@ -178,7 +176,7 @@ fn trained(file: &GoldenFile, path: &Path, rows: &[Row], recompute: bool) -> Che
         LOSSES.close(&at("grad_norm"), &[norm], &[step.grad_norm])?;
         optimizer.step(lr)?;
     }
-    FINAL.close_rows(
+    LOGITS.close_rows(
         "final logits",
         &logits(&llama, &rows[0])?,
         &file.field::<Vec<_>>("final_logits_example0")?,

@@ -123,7 +123,7 @@ pub struct GenerationConfig {
     /// Tokens that end a row; empty stands for the model's end token.
     pub stop_ids: Vec<TokenId>,
     /// Strings that end a row once its text, without special tokens, holds one; the model needs its tokenizer for them
-    /// ([`T5::set_tokenizer`](crate::T5::set_tokenizer)). The row's last id is the token that completed the string, whose
+    /// ([`T5::set_tokenizer`](crate::T5::set_tokenizer), [`Llama::set_tokenizer`](crate::Llama::set_tokenizer)). The row's last id is the token that completed the string, whose
     /// text may go on behind it. One that is complete before `min_new_tokens` does not count. Not with beam search.
     pub stop_strings: Vec<String>,
     /// Tokens that are never chosen, e.g. the padding token.

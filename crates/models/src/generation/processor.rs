@@ -316,6 +316,18 @@ mod tests {
     }
 
     #[test]
+    fn padding_repeats_nothing() {
+        // Real are 0 1 0 and 1 0 0 1 0.
+        let tokens = Tensor::from_slice2(&[[0i64, 0, 0, 1, 0], [1, 0, 0, 1, 0]]);
+        let padding = Tensor::from_slice2(&[[2i64], [0]]);
+        let history = History { tokens: &tokens, padding: Some(&padding) };
+        let logits = Tensor::zeros([2, 3], (Kind::Float, Device::Cpu));
+        let rows = |n| Processor::NoRepeatNgram(n).apply(&logits, history).unwrap().isfinite();
+        assert_eq!(Vec::<Vec<bool>>::try_from(rows(2)).unwrap(), [[true, false, true], [false, false, true]]);
+        assert_eq!(Vec::<Vec<bool>>::try_from(rows(3)).unwrap(), [[true; 3], [false, true, true]]);
+    }
+
+    #[test]
     fn a_row_is_filtered_by_itself() {
         let sampling = Sampling { temperature: 0.5, top_k: Some(2), top_p: Some(0.9) };
         let rows = [[0.0f32, 1.0, 2.0], [5.0, 0.0, 4.9]];
