@@ -3,10 +3,10 @@
 use ruminate_torch::Packed;
 use tch::{Device, Kind, Tensor};
 
-use super::Llama;
-use super::layers::{LayerCache, Pass, Place};
+use super::layers::{LayerCache, Place};
 use super::policy::check_prompts;
 use super::rope::Rotation;
+use super::{Llama, padded};
 use crate::generation::{Decoder, Generate, Generated, GenerationConfig, Started, Steps, generate};
 use crate::{Result, Side, TokenId, Tokenizer};
 
@@ -73,15 +73,11 @@ impl Decoder for Llama {
         let batch = self.batch(&rows, Side::Left)?;
         let (count, given) = batch.ids.size2()?;
         let (each, new) = (each as i64, new as i64);
-        let padded = rows.iter().any(|row| (row.len() as i64) < given);
         let spread = |t: &Tensor| match each {
             1 => Ok(t.shallow_clone()),
             _ => t.f_repeat_interleave_self_int(each, 0, count * each),
         };
-        let pass = match padded {
-            true => self.masked_pass(&batch.mask, 0.0)?,
-            false => Pass { dropout: 0.0, ..self.plain_pass(count, given)? },
-        };
+        let pass = self.pass(&batch, 0.0)?;
         let (states, cache) = self.stack.forward_behind(self.embed(&batch.ids)?, &pass, None)?;
         let output = Packed::new(&[self.output()])?;
         let last = states.f_select(1, given - 1)?;
@@ -94,7 +90,7 @@ impl Decoder for Llama {
             .collect::<Result<_>>()?;
         let all = Tensor::f_arange(given + new, (Kind::Int64, self.device))?.f_unsqueeze(0)?;
         let (mut mask, mut positions, mut padding) = (None, None, None);
-        if padded {
+        if padded(&batch) {
             let lengths = batch.mask.f_sum_dim_intlist([1i64].as_slice(), false, Kind::Int64)?;
             let room = batch.mask.f_new_ones([count, new], (Kind::Int64, self.device))?;
             mask = Some(spread(&self.hidden(&Tensor::f_cat(&[&batch.mask, &room], 1)?)?)?);

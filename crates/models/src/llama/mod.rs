@@ -182,7 +182,7 @@ impl Llama {
     /// # Errors
     /// As [`forward`](Self::forward).
     pub fn forward_traced(&self, batch: &Batch, trace: Option<&mut Vec<Tensor>>) -> Result<Tensor> {
-        let pass = self.masked_pass(&batch.mask, self.dropout())?;
+        let pass = self.pass(batch, self.dropout())?;
         self.stack.forward(self.embed(&batch.ids)?, &pass, trace)
     }
 
@@ -218,19 +218,22 @@ impl Llama {
     }
 
     /// A pass over rows whose padding, if any, is on the right, where no real token sees it.
-    fn plain_pass(&self, rows: i64, time: i64) -> Result<Pass> {
+    fn plain_pass(&self, rows: i64, time: i64, dropout: f64) -> Result<Pass> {
         let windowed = self.config.sliding_window.is_some_and(|window| window < time);
         let scores = rows * self.config.num_attention_heads * time * time;
-        let dropout = self.dropout();
         let unmasked = !windowed && dropout == 0.0 && fused(self.device, scores);
         let mask = if unmasked { None } else { Some(self.causal(time, time)?) };
         let positions = Tensor::f_arange(time, (Kind::Int64, self.device))?.f_unsqueeze(0)?;
         Ok(Pass { rotation: Rotation::new(&self.config, &positions, self.kind)?, mask, dropout })
     }
 
-    /// A pass over rows with padding anywhere: `mask` `[rows, time]` is 1 for real tokens.
-    fn masked_pass(&self, mask: &Tensor, dropout: f64) -> Result<Pass> {
-        let time = mask.size()[1];
+    /// A pass over rows with padding anywhere.
+    fn pass(&self, batch: &Batch, dropout: f64) -> Result<Pass> {
+        let (rows, time) = batch.ids.size2()?;
+        if !padded(batch) {
+            return self.plain_pass(rows, time, dropout);
+        }
+        let mask = &batch.mask;
         let positions = mask.f_cumsum(1, Kind::Int64)?.f_sub_scalar(1)?.f_clamp_min(0)?;
         let mask = self.hidden(mask)?.f_add(&self.causal(time, time)?)?;
         let rotation = Rotation::new(&self.config, &positions, self.kind)?;
@@ -247,4 +250,9 @@ impl Llama {
         let hidden = mask.f_eq(0)?.f_to_kind(Kind::Float)?.f_mul_scalar(HIDDEN)?;
         Ok(hidden.f_to_kind(self.kind)?.f_unsqueeze(1)?.f_unsqueeze(1)?)
     }
+}
+
+/// Whether some token of the batch is padding.
+fn padded(batch: &Batch) -> bool {
+    batch.tokens != batch.ids.numel() as u64
 }

@@ -153,7 +153,11 @@ impl Llama {
         let rows: Vec<Vec<TokenId>> = targets.iter().enumerate().map(row).collect();
         let batch = self.batch(&rows, Side::Right)?;
         let (count, width) = batch.ids.size2()?;
-        let states = self.stack.forward(self.embed(&batch.ids)?, &self.plain_pass(count, width)?, None)?;
+        let states = self.stack.forward(
+            self.embed(&batch.ids)?,
+            &self.plain_pass(count, width, self.dropout())?,
+            None,
+        )?;
         let places: Vec<i64> = (0..targets.len())
             .flat_map(|row| {
                 let first = prompt_of(row).len() as i64 - 1;
@@ -193,7 +197,7 @@ impl Llama {
     fn read_prompts(&self, prompts: &[&[TokenId]]) -> Result<(Tensor, Prefix)> {
         check_prompts(prompts)?;
         let batch = self.batch(prompts, Side::Left)?;
-        let pass = self.masked_pass(&batch.mask, self.dropout())?;
+        let pass = self.pass(&batch, self.dropout())?;
         let (states, layers) = self.stack.forward_behind(self.embed(&batch.ids)?, &pass, None)?;
         let lengths = batch.mask.f_sum_dim_intlist([1i64].as_slice(), false, Kind::Int64)?;
         let hidden = self.hidden(&batch.mask)?;

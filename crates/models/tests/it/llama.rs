@@ -4,7 +4,8 @@ use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 use ruminate_models::checkpoint::{read_tensors, write_model, write_tensors};
 use ruminate_models::{
-    ActorCritic, Example, IGNORED, Llama, LlamaConfig, Parameters, Policy, ScoreChoices, Side, TokenId, Want,
+    ActorCritic, Example, Generate, GenerationConfig, IGNORED, Llama, LlamaConfig, Parameters, Policy,
+    ScoreChoices, Side, TokenId, Want,
 };
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
@@ -301,6 +302,35 @@ fn weights_in_bfloat16_score_as_those_of_float32() {
         assert_eq!(b.kind(), Kind::Float);
         let off = (a - b).abs().max().double_value(&[]);
         assert!(off > 0.0 && off < 0.15, "{kind}: {off} nats apart");
+    }
+}
+
+#[test]
+fn products_in_bfloat16_score_and_write_as_float32_does() {
+    let examples = [example(&[5, 9, 11, 3, 8, 21, 30], &[7, 4, 2]), example(&[9], &[8, 2])];
+    for (kind, llama) in llamas() {
+        let run = || -> ruminate_models::Result<_> {
+            let scores = llama.score(&examples, Want::default())?.log_probs;
+            let prompts: Vec<_> = examples.iter().map(|e| e.prompt.clone()).collect();
+            let settings =
+                GenerationConfig { max_new_tokens: 4, samples_per_prompt: 2, ..Default::default() };
+            let written = llama.generate(&prompts, &settings, &[])?.concat();
+            for row in &written {
+                assert!(row.log_probs.iter().all(|p| p.is_finite()));
+            }
+            Ok((scores, written))
+        };
+        let (exact, _) = run().unwrap();
+        let (rounded, written) = ruminate_torch::autocast(Device::Cpu, run).unwrap().unwrap();
+        let off = (&exact - &rounded).abs().max().double_value(&[]);
+        assert!(off > 0.0 && off < 0.15, "{kind}: {off} nats apart");
+        // What is written has the probabilities that scoring gives it.
+        for (i, row) in written.iter().enumerate() {
+            let example = Example { prompt: examples[i / 2].prompt.clone(), target: row.ids.clone() };
+            let scores = llama.score(&[example], Want::default()).unwrap().log_probs.view([-1]);
+            let off = (scores - Tensor::from_slice(&row.log_probs)).abs().max().double_value(&[]);
+            assert!(off < 0.15, "{kind}: {off} nats apart");
+        }
     }
 }
 
