@@ -16,6 +16,9 @@ pub const WEIGHTS: &str = "model.safetensors";
 /// Weights in several files.
 pub const WEIGHTS_INDEX: &str = "model.safetensors.index.json";
 
+/// Above this size a saved model is split into several files, as Hugging Face does.
+pub(crate) const SHARD_BYTES: u64 = 5_000_000_000;
+
 /// Reads every tensor of a safetensors file, in the order of their names.
 ///
 /// # Errors
@@ -185,8 +188,9 @@ impl Weights {
         if folder.join("pytorch_model.bin").exists() || folder.join("pytorch_model.bin.index.json").exists() {
             return Err(no_weights(
                 "only a pickled pytorch_model.bin, which can run any code when it is opened. Convert it once: \
-                 python3 -c \"import sys; from transformers import AutoModelForSeq2SeqLM as M; \
-                 M.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[1], safe_serialization=True)\" FOLDER",
+                 python3 -c \"import sys, transformers as t; f = sys.argv[1]; \
+                 M = getattr(t, t.AutoConfig.from_pretrained(f).architectures[0]); \
+                 M.from_pretrained(f).save_pretrained(f, safe_serialization=True)\" FOLDER",
             ));
         }
         Err(no_weights("neither model.safetensors nor model.safetensors.index.json is there"))

@@ -4,6 +4,7 @@ mod batch;
 pub mod checkpoint;
 mod error;
 mod generation;
+mod llama;
 mod parameters;
 mod policy;
 mod scoring;
@@ -18,6 +19,7 @@ pub use generation::{
     Beam, EarlyStopping, Finish, Generate, Generated, GenerationConfig, History, Processor, Sampling,
     Strategy, derive_seed, filter_logits, forbid,
 };
+pub use llama::{Llama, LlamaConfig, LlamaFamily, RopeScaling};
 pub use parameters::Parameters;
 pub use policy::{Example, LogitStatistics, Policy, TokenScores, Want};
 pub use scoring::ScoreChoices;
@@ -25,3 +27,8 @@ pub use t5::{BatchShape, Decoding, Encoded, FeedForward, T5, T5Config, embedding
 pub use tokenizer::{Tokenizer, Truncate, clean_up_spaces};
 pub use value::{ActorCritic, VALUE_WEIGHTS};
 pub use vera::{Plausibility, Vera, VeraHead, last_states};
+
+/// The examples of the guide, so that they keep compiling.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/guide/your-own-model.md")]
+struct Guide;

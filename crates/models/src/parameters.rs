@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use tch::{Device, Kind, Tensor};
 
@@ -106,6 +107,19 @@ fn copy(pairs: Vec<(&Tensor, Tensor)>) -> Result<()> {
         }
         Ok(())
     })
+}
+
+/// Builds a new model whose parameters are drawn from this seed.
+pub(crate) fn seeded<M>(seed: i64, build: impl FnOnce() -> Result<M>) -> Result<M> {
+    // The draw must not disturb whoever else uses the generator, nor another draw in another thread.
+    static DRAWING: Mutex<()> = Mutex::new(());
+    let _drawing = DRAWING.lock().unwrap_or_else(PoisonError::into_inner);
+    let state = ruminate_torch::rng::state(Device::Cpu)?;
+    // Parameters are drawn on the CPU, whatever the device; the generators of other devices stay as they are.
+    ruminate_torch::rng::seed(Device::Cpu, seed as u64)?;
+    let model = build();
+    ruminate_torch::rng::set_state(Device::Cpu, &state)?;
+    model
 }
 
 /// How a parameter of a new model is drawn: normal with this standard deviation, or all ones.

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use tch::{Device, Kind, Tensor};
 
-use crate::{Labels, Parameters, Result, T5, TokenId};
+use crate::{Labels, Parameters, Result, TokenId};
+use ruminate_torch::linear;
 
 /// A prompt and the tokens that are to follow it. Targets may hold [`IGNORED`](crate::IGNORED) at positions without
 /// loss.
@@ -57,7 +58,7 @@ pub struct LogitStatistics {
 
 /// A model that gives probabilities to target tokens: all that losses, rewards and references need.
 ///
-/// [`T5`] reads the prompt in its encoder; a decoder-only model reads prompt and target in one row. Algorithms are
+/// [`T5`](crate::T5) reads the prompt in its encoder; [`Llama`](crate::Llama) reads prompt and target in one row. Algorithms are
 /// generic over this trait and never see the difference.
 ///
 /// # Example
@@ -220,102 +221,8 @@ pub trait Policy {
     }
 }
 
-impl Policy for T5 {
-    fn parameters(&self) -> &Parameters {
-        self.parameters()
-    }
-
-    fn device(&self) -> Device {
-        self.device()
-    }
-
-    fn hidden_size(&self) -> i64 {
-        self.config().d_model
-    }
-
-    fn pad_token_id(&self) -> TokenId {
-        self.config().pad_token_id
-    }
-
-    fn output_scale(&self) -> f64 {
-        self.output_projection().1
-    }
-
-    fn output_weight(&self) -> Option<&Tensor> {
-        Some(self.output_projection().0)
-    }
-
-    fn end_token_id(&self) -> Option<TokenId> {
-        Some(self.config().eos_token_id)
-    }
-
-    fn set_training(&mut self, training: bool) {
-        self.set_training(training);
-    }
-
-    fn set_gradient_checkpointing(&mut self, on: bool) -> Result<()> {
-        self.set_gradient_checkpointing(on);
-        Ok(())
-    }
-
-    fn score(&self, examples: &[Example], want: Want) -> Result<TokenScores> {
-        let prompts: Vec<&[TokenId]> = examples.iter().map(|e| e.prompt.as_slice()).collect();
-        let targets: Vec<&[TokenId]> = examples.iter().map(|e| e.target.as_slice()).collect();
-        self.score_alternatives(&prompts, &targets, want)
-    }
-
-    fn score_alternatives(
-        &self,
-        prompts: &[&[TokenId]],
-        targets: &[&[TokenId]],
-        want: Want,
-    ) -> Result<TokenScores> {
-        targets_of_each(prompts.len(), targets.len())?;
-        let (states, labels, source) = self.target_states(prompts, targets)?;
-        let (log_probs, entropy) = self.label_scores(&states, &labels, want.entropy)?;
-        let tokens = source + labels.count;
-        Ok(TokenScores { log_probs, entropy, states: want.states.then_some(states), labels, tokens })
-    }
-
-    fn states(&self, examples: &[Example]) -> Result<Option<Tensor>> {
-        let prompts: Vec<&[TokenId]> = examples.iter().map(|e| e.prompt.as_slice()).collect();
-        let targets: Vec<&[TokenId]> = examples.iter().map(|e| e.target.as_slice()).collect();
-        Ok(Some(self.target_states(&prompts, &targets)?.0))
-    }
-
-    fn logit_statistics(&self, states: &Tensor, labels: &Labels) -> Result<LogitStatistics> {
-        tch::no_grad(|| {
-            let states = states.f_flatten(0, 1)?.f_index_select(0, &labels.positions)?;
-            let mut columns: [Vec<Tensor>; 4] = Default::default();
-            // Logits of some rows at a time, as for the log-probabilities.
-            let rows = ((10 << 20) / self.config().vocab_size.max(1)).max(1);
-            for (states, targets) in states.f_split(rows, 0)?.iter().zip(labels.targets.f_split(rows, 0)?) {
-                let logits = self.logits(states)?;
-                let total = logits.f_logsumexp(-1i64, true)?;
-                let log_probs = logits.f_sub(&total)?;
-                columns[0].push(logits.f_mean_dim(-1i64, false, None::<Kind>)?);
-                let expected = log_probs.f_exp()?.f_mul(&log_probs)?;
-                columns[1].push(expected.f_sum_dim_intlist(-1i64, false, None::<Kind>)?.f_neg()?);
-                columns[2].push(log_probs.f_mul_scalar(2.0)?.f_logsumexp(-1i64, false)?);
-                columns[3].push(logits.f_argmax(-1, false)?.f_eq_tensor(&targets)?.f_to_kind(Kind::Float)?);
-            }
-            let whole = |rows: &[Tensor]| labels.scatter(&Tensor::f_cat(rows, 0)?);
-            Ok(LogitStatistics {
-                mean_logit: whole(&columns[0])?,
-                entropy: whole(&columns[1])?,
-                collision: whole(&columns[2])?,
-                correct: whole(&columns[3])?,
-            })
-        })
-    }
-
-    fn save(&self, folder: &Path) -> Result<()> {
-        self.save(folder)
-    }
-}
-
 /// How many targets each prompt has. That there is nothing at all is found out by whoever makes a batch of it.
-fn targets_of_each(prompts: usize, targets: usize) -> Result<usize> {
+pub(crate) fn targets_of_each(prompts: usize, targets: usize) -> Result<usize> {
     if prompts == targets {
         return Ok(1);
     }
@@ -326,39 +233,58 @@ fn targets_of_each(prompts: usize, targets: usize) -> Result<usize> {
     Err(crate::Error::invalid("targets", reason))
 }
 
-impl T5 {
-    /// The decoder's states `[batch, time, d_model]`, the targets, and the real tokens of the prompts.
-    fn target_states(&self, prompts: &[&[TokenId]], targets: &[&[TokenId]]) -> Result<(Tensor, Labels, u64)> {
-        self.check_targets(targets)?;
-        let source = self.batch(prompts)?;
-        let labels = Labels::new(targets, self.device())?;
-        let states = self.decode(&self.encode(&source)?, &self.shift_right(&labels.ids)?)?;
-        Ok((states, labels, source.tokens))
-    }
+/// Log-probabilities (and entropies) of the labels, `[batch, time]`, under the output matrix `[vocab, hidden]` and the factor
+/// on the states `[batch, time, hidden]`. Only positions with a label are projected to the vocabulary, some at a time.
+pub(crate) fn label_scores(
+    states: &Tensor,
+    (weight, scale): (&Tensor, f64),
+    labels: &Labels,
+    entropy: bool,
+) -> Result<(Tensor, Option<Tensor>)> {
+    let states = states.f_flatten(0, 1)?.f_index_select(0, &labels.positions)?;
+    let scores = ruminate_torch::log_probs(&states, weight, &labels.targets, scale, entropy)?;
+    let entropy = scores.entropy.map(|entropy| labels.scatter(&entropy)).transpose()?;
+    Ok((labels.scatter(&scores.log_probs)?, entropy))
+}
 
-    /// Log-probabilities (and entropies) of the labels, `[batch, time]`. Only positions with a label are projected to
-    /// the vocabulary, some at a time.
-    pub(crate) fn label_scores(
-        &self,
-        states: &Tensor,
-        labels: &Labels,
-        entropy: bool,
-    ) -> Result<(Tensor, Option<Tensor>)> {
+/// [`Policy::logit_statistics`] under the output matrix and the factor on the states.
+pub(crate) fn logit_statistics(
+    states: &Tensor,
+    (weight, scale): (&Tensor, f64),
+    labels: &Labels,
+) -> Result<LogitStatistics> {
+    tch::no_grad(|| {
         let states = states.f_flatten(0, 1)?.f_index_select(0, &labels.positions)?;
-        let (weight, scale) = self.output_projection();
-        let scores = ruminate_torch::log_probs(&states, weight, &labels.targets, scale, entropy)?;
-        let entropy = scores.entropy.map(|entropy| labels.scatter(&entropy)).transpose()?;
-        Ok((labels.scatter(&scores.log_probs)?, entropy))
-    }
-
-    pub(crate) fn check_targets(&self, targets: &[&[TokenId]]) -> Result<()> {
-        let vocab = self.config().vocab_size;
-        for (i, target) in targets.iter().enumerate() {
-            if let Some(id) = target.iter().find(|&&id| id != crate::IGNORED && (id < 0 || id >= vocab)) {
-                let reason = format!("row {i} holds id {id}, outside the vocabulary of {vocab}");
-                return Err(crate::Error::invalid("target", reason));
-            }
+        let mut columns: [Vec<Tensor>; 4] = Default::default();
+        // Logits of some rows at a time, as for the log-probabilities.
+        let rows = ((10 << 20) / weight.size()[0].max(1)).max(1);
+        for (states, targets) in states.f_split(rows, 0)?.iter().zip(labels.targets.f_split(rows, 0)?) {
+            let logits = linear(&states.f_mul_scalar(scale)?, weight)?.f_to_kind(Kind::Float)?;
+            let total = logits.f_logsumexp(-1i64, true)?;
+            let log_probs = logits.f_sub(&total)?;
+            columns[0].push(logits.f_mean_dim(-1i64, false, None::<Kind>)?);
+            let expected = log_probs.f_exp()?.f_mul(&log_probs)?;
+            columns[1].push(expected.f_sum_dim_intlist(-1i64, false, None::<Kind>)?.f_neg()?);
+            columns[2].push(log_probs.f_mul_scalar(2.0)?.f_logsumexp(-1i64, false)?);
+            columns[3].push(logits.f_argmax(-1, false)?.f_eq_tensor(&targets)?.f_to_kind(Kind::Float)?);
         }
-        Ok(())
+        let whole = |rows: &[Tensor]| labels.scatter(&Tensor::f_cat(rows, 0)?);
+        Ok(LogitStatistics {
+            mean_logit: whole(&columns[0])?,
+            entropy: whole(&columns[1])?,
+            collision: whole(&columns[2])?,
+            correct: whole(&columns[3])?,
+        })
+    })
+}
+
+/// Refuses targets with ids outside the vocabulary; [`IGNORED`](crate::IGNORED) is none.
+pub(crate) fn check_targets(vocab: i64, targets: &[&[TokenId]]) -> Result<()> {
+    for (i, target) in targets.iter().enumerate() {
+        if let Some(id) = target.iter().find(|&&id| id != crate::IGNORED && (id < 0 || id >= vocab)) {
+            let reason = format!("row {i} holds id {id}, outside the vocabulary of {vocab}");
+            return Err(crate::Error::invalid("target", reason));
+        }
     }
+    Ok(())
 }

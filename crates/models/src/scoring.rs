@@ -1,7 +1,8 @@
 //! Scores of answer choices.
 
-use tch::Tensor;
+use tch::{Device, Tensor};
 
+use crate::policy::{check_targets, label_scores};
 use crate::{Error, Labels, Result, T5, TokenId};
 
 /// A model that judges given answers.
@@ -22,39 +23,22 @@ pub trait ScoreChoices {
 
 impl ScoreChoices for T5 {
     fn choice_log_probs(&self, prompts: &[Vec<TokenId>], choices: &[Vec<Vec<TokenId>>]) -> Result<Tensor> {
-        let capacity = check(prompts, choices)?;
-        for (i, question) in choices.iter().enumerate() {
-            // The log-probability of nothing is 0, which would beat every real choice.
-            if let Some(j) = question.iter().position(Vec::is_empty) {
-                return Err(Error::invalid("choices", format!("choice {j} of question {i} has no token")));
-            }
-        }
-        let unused: Vec<TokenId> = vec![];
-        let targets: Vec<&[TokenId]> = choices
-            .iter()
-            .flat_map(|question| {
-                let slots = question.iter().chain(std::iter::repeat(&unused));
-                slots.take(capacity).map(Vec::as_slice)
-            })
-            .collect();
-        self.check_targets(&targets)?;
+        let capacity = check_choices(prompts, choices)?;
+        let targets = padded_targets(choices, capacity)?;
+        check_targets(self.config().vocab_size, &targets)?;
         let labels = Labels::new(&targets, self.device())?;
         let encoded = self.encode(&self.batch(prompts)?)?;
         let states = self.decode(&encoded, &self.shift_right(&labels.ids)?)?;
-        let (log_probs, _) = self.label_scores(&states, &labels, false)?;
+        let (log_probs, _) = label_scores(&states, self.output_projection(), &labels, false)?;
         Ok(log_probs.f_view_([prompts.len() as i64, capacity as i64, -1])?)
     }
 
     fn first_token_logits(&self, prompts: &[Vec<TokenId>], tokens: &[Vec<TokenId>]) -> Result<Vec<Vec<f32>>> {
-        let capacity = check(prompts, tokens)?;
+        let capacity = check_choices(prompts, tokens)?;
         let rows: Vec<&[TokenId]> = tokens.iter().map(Vec::as_slice).collect();
-        self.check_targets(&rows)?;
-        // Shorter rows are filled with any valid id; the fill is cut off again below.
-        let ids: Vec<TokenId> =
-            tokens.iter().flat_map(|row| (0..capacity).map(|i| row.get(i).copied().unwrap_or(0))).collect();
+        check_targets(self.config().vocab_size, &rows)?;
+        let ids = padded_tokens(tokens, capacity, self.device())?;
         let batch = prompts.len() as i64;
-        let ids =
-            Tensor::f_from_slice(&ids)?.f_view_([batch, capacity as i64])?.f_to_device(self.device())?;
         let start = self.config().decoder_start_token_id;
         let start = Tensor::f_full([batch, 1], start, (tch::Kind::Int64, self.device()))?;
         let states = self.decode(&self.encode(&self.batch(prompts)?)?, &start)?.f_squeeze_dim(1)?;
@@ -64,8 +48,35 @@ impl ScoreChoices for T5 {
     }
 }
 
+/// The choices of all questions, `capacity` for each, of which those that it lacks are empty.
+pub(crate) fn padded_targets<'a>(
+    choices: &'a [Vec<Vec<TokenId>>],
+    capacity: usize,
+) -> Result<Vec<&'a [TokenId]>> {
+    for (i, question) in choices.iter().enumerate() {
+        // The log-probability of nothing is 0, which would beat every real choice.
+        if let Some(j) = question.iter().position(Vec::is_empty) {
+            return Err(Error::invalid("choices", format!("choice {j} of question {i} has no token")));
+        }
+    }
+    let unused: &[TokenId] = &[];
+    let slots = |question: &'a Vec<Vec<TokenId>>| {
+        let all = question.iter().map(Vec::as_slice).chain(std::iter::repeat(unused));
+        all.take(capacity)
+    };
+    Ok(choices.iter().flat_map(slots).collect())
+}
+
+/// Rows of ids `[rows, capacity]`, the shorter ones filled up with any valid id.
+pub(crate) fn padded_tokens(rows: &[Vec<TokenId>], capacity: usize, device: Device) -> Result<Tensor> {
+    let id = |row: &Vec<TokenId>, i: usize| row.get(i).copied().unwrap_or(0);
+    let ids: Vec<TokenId> = rows.iter().flat_map(|row| (0..capacity).map(|i| id(row, i))).collect();
+    let shape = [rows.len() as i64, capacity as i64];
+    Ok(Tensor::f_from_slice(&ids)?.f_view_(shape)?.f_to_device(device)?)
+}
+
 /// The largest number of choices.
-fn check<T>(prompts: &[Vec<TokenId>], choices: &[Vec<T>]) -> Result<usize> {
+pub(crate) fn check_choices<T>(prompts: &[Vec<TokenId>], choices: &[Vec<T>]) -> Result<usize> {
     if prompts.len() != choices.len() {
         let reason = format!("{} prompts, but choices for {}", prompts.len(), choices.len());
         return Err(Error::invalid("choices", reason));

@@ -9,7 +9,9 @@ use ruminate_algorithms::dpo::{
     DpoState, LengthNorm, LossOutput, PairLogps, WeightedLoss, confidence, preference_loss,
     preference_metrics, shift_for_decoder, token_logps,
 };
-use ruminate_models::{Batch, FeedForward, IGNORED, Labels, Side, T5, T5Config};
+use ruminate_models::{
+    Batch, Example, FeedForward, IGNORED, Labels, Llama, LlamaConfig, Policy, Side, T5, T5Config, Want,
+};
 use serde::Deserialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -224,22 +226,106 @@ pub(super) fn encoder_decoder_step(path: &Path) -> Result<Outcome, GoldenError> 
     Ok(Outcome { cases, ..Outcome::default() })
 }
 
-/// The losses on logits of a decoder-only model. Rows are not put together here, because there is no such model yet: that
-/// part of each group is pending.
+/// A Llama whose output matrix is the identity, so that its states are logits.
+fn reader(vocab: i64) -> Check<Llama> {
+    let keys = serde_json::json!({
+        "vocab_size": vocab, "hidden_size": vocab, "intermediate_size": 2, "num_hidden_layers": 1,
+        "num_attention_heads": 1, "head_dim": 2, "eos_token_id": 1, "pad_token_id": 0,
+    });
+    let keys = keys.as_object().cloned().unwrap_or_default();
+    let llama =
+        Llama::new(LlamaConfig::from_json(keys, Path::new("config.json"))?, Kind::Float, Device::Cpu, 0)?;
+    let weight = llama.output_weight().ok_or_else(|| Mismatch("no output matrix".to_owned()))?;
+    tch::no_grad(|| weight.shallow_clone().f_copy_(&Tensor::f_eye(vocab, (Kind::Float, Device::Cpu))?))?;
+    Ok(llama)
+}
+
+#[derive(Deserialize)]
+struct PairIds {
+    prompt_ids: Vec<i64>,
+    chosen_ids: Vec<i64>,
+    rejected_ids: Vec<i64>,
+}
+
+#[derive(Deserialize)]
+struct JoinedRows {
+    input_ids: Vec<Vec<i64>>,
+    attention_mask: Vec<Vec<i64>>,
+    completion_mask: Vec<Vec<i64>>,
+}
+
+/// How prompts and completions become rows, and what the logits at the completions are like.
+fn check_rows(
+    pairs: &[PairIds],
+    collated: &JoinedRows,
+    policy_logits: &Tensor,
+    want: &BTreeMap<String, f64>,
+) -> Check {
+    let llama = reader(policy_logits.size()[2])?;
+    let example =
+        |prompt: &Vec<i64>, target: &Vec<i64>| Example { prompt: prompt.clone(), target: target.clone() };
+    let chosen = pairs.iter().map(|pair| example(&pair.prompt_ids, &pair.chosen_ids));
+    let rejected = pairs.iter().map(|pair| example(&pair.prompt_ids, &pair.rejected_ids));
+    let examples: Vec<Example> = chosen.chain(rejected).collect();
+    let joined: Vec<Vec<i64>> = examples.iter().map(|e| [&e.prompt[..], &e.target].concat()).collect();
+    let batch = llama.batch(&joined, Side::Right)?;
+    let rows = |tensor: &Tensor| -> Check<Vec<Vec<i64>>> { Ok(Vec::try_from(tensor)?) };
+    equal("collated.input_ids", &rows(&batch.ids)?, &collated.input_ids)?;
+    equal("collated.attention_mask", &rows(&batch.mask)?, &collated.attention_mask)?;
+    let width = batch.ids.size()[1] as usize;
+    let completion = examples.iter().map(|e| {
+        let (before, length) = (e.prompt.len(), e.target.len());
+        (0..width).map(|i| i64::from((before..before + length).contains(&i))).collect::<Vec<_>>()
+    });
+    equal("collated.completion_mask", &completion.collect::<Vec<_>>(), &collated.completion_mask)?;
+
+    // The model reads the same rows, where position `prompt + t - 1` predicts target `t`.
+    let scores = llama.score(&examples, Want::default())?;
+    let labels = &scores.labels;
+    let time = labels.ids.size()[1];
+    let places: Vec<i64> = examples
+        .iter()
+        .enumerate()
+        .flat_map(|(i, e)| {
+            let first = (i * width + e.prompt.len() - 1) as i64;
+            (0..time).map(move |t| (first + t).min(((i + 1) * width - 1) as i64))
+        })
+        .collect();
+    let states = policy_logits.f_to_kind(Kind::Float)?.f_flatten(0, 1)?;
+    let states = states.f_index_select(0, &Tensor::f_from_slice(&places)?)?;
+    let states = states.f_view_([examples.len() as i64, time, -1])?;
+    let statistics = llama.logit_statistics(&states, labels)?;
+    let mean = |values: &Tensor, mask: &Tensor| -> Check<f64> {
+        Ok(values.f_sum(Kind::Double)?.f_double_value(&[])? / mask.f_sum(Kind::Double)?.f_double_value(&[])?)
+    };
+    let [chosen_mask, rejected_mask] = halves(&labels.mask)?;
+    let [chosen, rejected] = halves(&statistics.mean_logit)?;
+    let [correct, _] = halves(&statistics.correct)?;
+    for (name, got) in [
+        ("num_tokens", scores.tokens as f64),
+        ("logits/chosen", mean(&chosen, &chosen_mask)?),
+        ("logits/rejected", mean(&rejected, &rejected_mask)?),
+        ("entropy", mean(&statistics.entropy, &labels.mask)?),
+        ("mean_token_accuracy", mean(&correct, &chosen_mask)?),
+    ] {
+        let want = want.get(name).ok_or_else(|| Mismatch(format!("metrics.{name}: missing")))?;
+        SINGLE.close(&format!("metrics.{name}"), &[got], &[*want])?;
+    }
+    Ok(())
+}
+
+/// Rows, metrics and losses on logits of a decoder-only model.
 pub(super) fn decoder_only_step(path: &Path) -> Result<Outcome, GoldenError> {
     #[derive(Deserialize)]
     struct Group {
-        collated: Rows,
+        examples: Vec<PairIds>,
+        collated: JoinedRows,
+        metrics_for_sigmoid: BTreeMap<String, f64>,
         policy_logits: Vec<Vec<Vec<f64>>>,
         reference_logits: Vec<Vec<Vec<f64>>>,
         policy_logps: Sums,
         reference_logps: Sums,
         variants: Vec<Value>,
-    }
-    #[derive(Deserialize)]
-    struct Rows {
-        input_ids: Vec<Vec<i64>>,
-        completion_mask: Vec<Vec<i64>>,
     }
     #[derive(Deserialize)]
     struct Sums {
@@ -283,7 +369,11 @@ pub(super) fn decoder_only_step(path: &Path) -> Result<Outcome, GoldenError> {
             Ok(())
         };
         outcome.case(format!("groups[{g}] log-probabilities"), sums());
-        outcome.pending(format!("groups[{g}] collation and metrics of logits"));
+        let joined = || {
+            let policy = logits(&group.policy_logits)?;
+            check_rows(&group.examples, &group.collated, &policy, &group.metrics_for_sigmoid)
+        };
+        outcome.case(format!("groups[{g}] collation and metrics of logits"), joined());
         for (v, variant) in group.variants.iter().enumerate() {
             let name = variant.get("name").and_then(Value::as_str).unwrap_or_default();
             let check = || -> Check {

@@ -6,6 +6,7 @@ use ruminate_models::{T5, TokenId, Vera};
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
+use super::checkpoints::rows;
 use super::{Fixture, VALUES, close, list, number, number_close, parse, t5};
 use crate::Outcome;
 use crate::compare::{Check, Mismatch, equal};
@@ -49,7 +50,7 @@ fn encoder_case(fixture: &Fixture<'_>, encoder: &T5, case: &Value) -> Check {
 
 fn scores_case(fixture: &Fixture<'_>, vera: &Vera, case: &Value) -> Check {
     let texts: Vec<String> = parse(&case["texts"])?;
-    let rows = t5::rows(&fixture.tensor(&case["input_ids"])?, &fixture.tensor(&case["attention_mask"])?)?;
+    let rows = rows(&fixture.tensor(&case["input_ids"])?, &fixture.tensor(&case["attention_mask"])?)?;
     let tokens: Vec<Vec<TokenId>> = texts.iter().map(|text| Ok(vera.tokens(text)?)).collect::<Check<_>>()?;
     equal("input_ids", &tokens, &rows)?;
     let scores = vera.score(&texts)?;

@@ -1,7 +1,9 @@
 use std::path::Path;
 
 use ruminate_models::checkpoint::{read_tensors, write_model};
-use ruminate_models::{Example, Policy, T5, T5Config, Tokenizer, Want};
+use ruminate_models::{
+    Example, Generate, GenerationConfig, Llama, LlamaConfig, Policy, T5, T5Config, Tokenizer, Want,
+};
 use tch::{Device, Kind};
 
 use crate::{Boxed, Fuzz, folder, world};
@@ -45,6 +47,40 @@ fn damage(folder: tempfile::TempDir, file: &str, inputs: u64, places: &[&str]) {
 #[test]
 fn configurations() {
     damage(model(u64::MAX), "config.json", 500, &["model.safetensors"]);
+}
+
+/// A Llama folder with everything that its configuration can say.
+fn llama() -> tempfile::TempDir {
+    let folder = folder();
+    let keys = serde_json::json!({
+        "model_type": "mistral", "vocab_size": 24, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 3, "eos_token_id": [1, 2],
+        "pad_token_id": 0, "rope_theta": 5e5, "rope_scaling": {
+            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 16,
+        },
+    });
+    let config = LlamaConfig::from_json(keys.as_object().unwrap().clone(), "config.json".as_ref()).unwrap();
+    Llama::new(config, Kind::Float, Device::Cpu, 1).unwrap().save(folder.path()).unwrap();
+    std::fs::write(folder.path().join("generation_config.json"), r#"{"eos_token_id": [1, 3], "top_p": 0.9}"#)
+        .unwrap();
+    folder
+}
+
+fn load_llama(path: &Path) -> Result<(), Boxed> {
+    let llama = Llama::load(path.parent().unwrap(), Kind::Float, Device::Cpu)?;
+    let config = GenerationConfig { max_new_tokens: 3, ..GenerationConfig::default() };
+    llama.generate(&[vec![5, 7, 1, 4], vec![9]], &config, &[])?;
+    Ok(())
+}
+
+#[test]
+fn configurations_of_llama() {
+    for (file, places) in [("config.json", "model.safetensors"), ("generation_config.json", "config.json")] {
+        let folder = llama();
+        let seed = std::fs::read(folder.path().join(file)).unwrap();
+        Fuzz { places: &[places], ..Fuzz::new(file, vec![seed], 500) }.run(folder, load_llama);
+    }
 }
 
 #[test]

@@ -2,9 +2,9 @@
 
 use tch::{Kind, Tensor};
 
-use super::decode::{beginning, processors, stop_ids, token_table};
-use super::{Beam, EarlyStopping, Finish, Generated, GenerationConfig, History};
-use crate::{Result, T5, TokenId};
+use super::decode::{processors, stop_ids, token_table};
+use super::{Beam, Decoder, EarlyStopping, Finish, Generated, GenerationConfig, History, Started, Steps};
+use crate::{Result, TokenId};
 
 /// A sequence with its sum of log-probabilities after the processors.
 #[derive(Clone)]
@@ -23,8 +23,8 @@ struct Search {
     done: bool,
 }
 
-pub(super) fn search(
-    model: &T5,
+pub(super) fn search<D: Decoder>(
+    model: &D,
     prompts: &[Vec<TokenId>],
     config: &GenerationConfig,
     settings: &Beam,
@@ -33,19 +33,15 @@ pub(super) fn search(
     let (beams, new) = (settings.num_beams, config.max_new_tokens);
     let rows = (prompts.len() * beams) as i64;
     let stop_ids = stop_ids(model, config);
-    let beginning = beginning(model, config);
-    let given = beginning.len();
-    let processors = processors(config, &stop_ids, given);
-    let vocab = model.config().vocab_size;
+    let vocab = model.vocab_size();
     // Enough continuations that `num_beams` are left when every end token of every beam is among the best.
     let width = (beams * (1 + stop_ids.len()).max(2)).min(beams * vocab as usize) as i64;
 
-    let encoded = model.encode_with(&model.batch(prompts)?, 0.0, None)?;
-    let mut decoding = model.start_decoding(&encoded, rows, (given + new) as i64 - 1)?;
-    let mut tokens = token_table(&beginning, rows, new as i64, device)?;
-    for position in 0..given - 1 {
-        let _ = decoding.step(&tokens.f_narrow(1, position as i64, 1)?)?;
-    }
+    let Started { mut steps, mut logits, given, padding } =
+        model.start(prompts, &config.prefix, beams, new)?;
+    let prefix = given.size()[1];
+    let processors = processors(config, &stop_ids, prefix);
+    let mut tokens = token_table(&given, new as i64)?;
     // All beams of a prompt begin alike; only the first one counts in the first step.
     let start =
         |beam| Candidate { ids: vec![], log_probs: vec![], total: if beam == 0 { 0.0 } else { -1e9 } };
@@ -55,11 +51,10 @@ pub(super) fn search(
         .collect();
 
     for step in 0..new {
-        let written = (given + step) as i64;
-        let states = decoding.step(&tokens.f_narrow(1, written - 1, 1)?)?;
-        let raw = decoding.logits(&states.f_squeeze_dim(1)?)?.f_log_softmax(-1, Kind::Float)?;
+        let written = prefix + step as i64;
+        let raw = logits.f_log_softmax(-1, Kind::Float)?;
         let history = tokens.f_narrow(1, 0, written)?;
-        let history = History { tokens: &history, padding: None };
+        let history = History { tokens: &history, padding: padding.as_ref() };
         let processed = processors.iter().try_fold(raw.shallow_clone(), |l, p| p.apply(&l, history))?;
         let totals: Vec<f32> =
             searches.iter().flat_map(|s| s.running.iter().map(|c| c.total as f32)).collect();
@@ -79,19 +74,17 @@ pub(super) fn search(
             });
             let parents = search.advance(continuations, step, new, &stop_ids, settings);
             order.extend(parents.iter().map(|&beam| (prompt * beams + beam) as i64));
-            next.extend(
-                search.running.iter().map(|c| c.ids.last().copied().unwrap_or(model.config().pad_token_id)),
-            );
+            next.extend(search.running.iter().map(|c| c.ids.last().copied().unwrap_or(model.pad_token_id())));
         }
         if searches.iter().all(|search| search.done) {
             break;
         }
         let order = Tensor::f_from_slice(&order)?.f_to_device(device)?;
-        decoding.reorder(&order)?;
+        steps.reorder(&order)?;
         tokens = tokens.f_index_select(0, &order)?;
-        tokens
-            .f_narrow(1, written, 1)?
-            .f_copy_(&Tensor::f_from_slice(&next)?.f_to_device(device)?.f_unsqueeze(1)?)?;
+        let next = Tensor::f_from_slice(&next)?.f_to_device(device)?.f_unsqueeze(1)?;
+        tokens.f_narrow(1, written, 1)?.f_copy_(&next)?;
+        logits = steps.step(&next)?;
     }
     Ok(searches.into_iter().map(|search| search.results(config.samples_per_prompt)).collect())
 }

@@ -1,4 +1,4 @@
-//! The decode loop of encoder-decoder models: greedy choice and sampling.
+//! The decode loop: greedy choice and sampling.
 
 use std::collections::BTreeSet;
 
@@ -9,60 +9,56 @@ use tch::{Device, Kind, Tensor};
 use super::processor::draw;
 use super::stop_strings::StopStrings;
 use super::{
-    Finish, Generate, Generated, GenerationConfig, History, Processor, Strategy, beam, filter_logits,
+    Decoder, Finish, Generated, GenerationConfig, History, Processor, Started, Steps, Strategy, beam,
+    filter_logits,
 };
-use crate::t5::Decoding;
-use crate::{Error, Result, T5, TokenId};
+use crate::{Error, Result, TokenId};
 
 /// On an accelerator, the steps between two looks at which rows have ended: looking waits for the device.
 const STEPS_BETWEEN_CHECKS: usize = 8;
 
-impl Generate for T5 {
-    fn generate(
-        &self,
-        prompts: &[Vec<TokenId>],
-        config: &GenerationConfig,
-        seeds: &[u64],
-    ) -> Result<Vec<Vec<Generated>>> {
-        config.validate(self.config().vocab_size)?;
-        if prompts.is_empty() {
-            return Ok(vec![]);
-        }
-        check_choice(self, config)?;
-        tch::no_grad(|| match &config.strategy {
-            Strategy::Beam(settings) => beam::search(self, prompts, config, settings),
-            _ => Loop::new(self, prompts.len(), config, seeds)?.run(prompts),
-        })
+/// [`Generate::generate`](super::Generate::generate) for any decoder.
+pub(crate) fn generate<D: Decoder>(
+    model: &D,
+    prompts: &[Vec<TokenId>],
+    config: &GenerationConfig,
+    seeds: &[u64],
+) -> Result<Vec<Vec<Generated>>> {
+    config.validate(model.vocab_size())?;
+    if prompts.is_empty() {
+        return Ok(vec![]);
     }
+    check_choice(model, config)?;
+    tch::no_grad(|| match &config.strategy {
+        Strategy::Beam(settings) => beam::search(model, prompts, config, settings),
+        _ => {
+            let uniform = uniform_numbers(prompts.len(), config, seeds)?;
+            let each = config.samples_per_prompt;
+            let started = model.start(prompts, &config.prefix, each, config.max_new_tokens)?;
+            Loop::new(model, prompts.len(), config, uniform, started)?.run()
+        }
+    })
 }
 
 /// The token ids that end a row.
-pub(super) fn stop_ids(model: &T5, config: &GenerationConfig) -> Vec<TokenId> {
-    if config.stop_ids.is_empty() { vec![model.config().eos_token_id] } else { config.stop_ids.clone() }
+pub(super) fn stop_ids(model: &impl Decoder, config: &GenerationConfig) -> Vec<TokenId> {
+    if config.stop_ids.is_empty() { model.end_ids() } else { config.stop_ids.clone() }
 }
 
 /// Refuses settings under which no token is left to choose.
-fn check_choice(model: &T5, config: &GenerationConfig) -> Result<()> {
+fn check_choice(model: &impl Decoder, config: &GenerationConfig) -> Result<()> {
     let early = if config.min_new_tokens > 0 { stop_ids(model, config) } else { vec![] };
     let barred: BTreeSet<&TokenId> = config.forbidden_ids.iter().chain(&early).collect();
-    if (barred.len() as i64) < model.config().vocab_size {
+    if (barred.len() as i64) < model.vocab_size() {
         return Ok(());
     }
     let reason = "forbidden_ids, and the stop tokens before min_new_tokens, leave no token to choose";
     Err(Error::invalid("generation", reason))
 }
 
-/// The start token and the prefix, which every row begins with.
-pub(super) fn beginning(model: &T5, config: &GenerationConfig) -> Vec<TokenId> {
-    std::iter::once(model.config().decoder_start_token_id).chain(config.prefix.iter().copied()).collect()
-}
-
-/// What changes the logits before temperature, top-k and top-p, in the order of transformers.
-pub(super) fn processors(
-    config: &GenerationConfig,
-    stop_ids: &[TokenId],
-    beginning: usize,
-) -> Vec<Processor> {
+/// What changes the logits before temperature, top-k and top-p, in the order of transformers; `given` tokens stand before
+/// the first new one.
+pub(super) fn processors(config: &GenerationConfig, stop_ids: &[TokenId], given: i64) -> Vec<Processor> {
     let mut processors = vec![];
     if config.repetition_penalty != 1.0 {
         processors.push(Processor::RepetitionPenalty(config.repetition_penalty));
@@ -71,7 +67,7 @@ pub(super) fn processors(
         processors.push(Processor::NoRepeatNgram(config.no_repeat_ngram_size));
     }
     if config.min_new_tokens > 0 {
-        let length = beginning + config.min_new_tokens;
+        let length = given as usize + config.min_new_tokens;
         processors.push(Processor::SuppressUntil { length, ids: stop_ids.to_vec() });
     }
     if !config.forbidden_ids.is_empty() {
@@ -80,12 +76,10 @@ pub(super) fn processors(
     processors
 }
 
-/// `rows` times the same beginning, with room for `time` new tokens.
-pub(super) fn token_table(beginning: &[TokenId], rows: i64, time: i64, device: Device) -> Result<Tensor> {
-    let width = beginning.len() as i64;
-    let table = Tensor::f_zeros([rows, width + time], (Kind::Int64, device))?;
-    table.f_narrow(1, 0, width)?.f_copy_(&Tensor::f_from_slice(beginning)?.f_to_device(device)?)?;
-    Ok(table)
+/// The given tokens `[rows, given]` with room for `time` new ones.
+pub(super) fn token_table(given: &Tensor, time: i64) -> Result<Tensor> {
+    let room = Tensor::f_zeros([given.size()[0], time], (Kind::Int64, given.device()))?;
+    Ok(Tensor::f_cat(&[given, &room], 1)?)
 }
 
 /// Log-probability of one token per row under logits that are not normalised, `[rows, 1]`.
@@ -95,16 +89,22 @@ pub(super) fn log_prob(logits: &Tensor, token: &Tensor) -> Result<Tensor> {
 
 /// Everything that a decode step needs, allocated before the first one. Rows are those of the prompts that have not
 /// ended; `samples_per_prompt` consecutive rows belong to one prompt.
-struct Loop<'a> {
-    model: &'a T5,
+struct Loop<'a, S> {
+    steps: S,
     config: &'a GenerationConfig,
-    beginning: Vec<TokenId>,
+    device: Device,
+    /// Logits of the next token `[rows, vocab]`.
+    logits: Tensor,
+    /// Tokens before the first new one.
+    given: i64,
+    /// Of them, those at the front of each row that are padding `[rows, 1]`.
+    padding: Option<Tensor>,
     stop_ids: Tensor,
     stop_strings: Option<StopStrings<'a>>,
     processors: Vec<Processor>,
     /// Uniform numbers `[rows, max_new_tokens]` when sampling.
     uniform: Option<Tensor>,
-    /// Beginning and new tokens `[rows, beginning + max_new_tokens]`.
+    /// Given and new tokens `[rows, given + max_new_tokens]`.
     tokens: Tensor,
     /// Of the chosen tokens `[rows, max_new_tokens]`.
     log_probs: Tensor,
@@ -116,32 +116,31 @@ struct Loop<'a> {
     results: Vec<Vec<Generated>>,
 }
 
-impl<'a> Loop<'a> {
-    fn new(model: &'a T5, prompts: usize, config: &'a GenerationConfig, seeds: &[u64]) -> Result<Self> {
+impl<'a, S: Steps> Loop<'a, S> {
+    fn new<D: Decoder>(
+        model: &'a D,
+        prompts: usize,
+        config: &'a GenerationConfig,
+        uniform: Option<Tensor>,
+        started: Started<S>,
+    ) -> Result<Self> {
         let device = model.device();
-        let rows = (prompts * config.samples_per_prompt) as i64;
+        let Started { steps, logits, given, padding } = started;
+        let (rows, width) = given.size2()?;
         let time = config.max_new_tokens as i64;
-        let uniform = match config.strategy {
-            Strategy::Sample(_) if seeds.len() == prompts => {
-                Some(uniform_numbers(seeds, config)?.f_view_([rows, time])?.f_to_device(device)?)
-            }
-            Strategy::Sample(_) => {
-                let reason = format!("{} seeds for {prompts} prompts; sampling needs one each", seeds.len());
-                return Err(Error::invalid("generation", reason));
-            }
-            _ => None,
-        };
         let stop_ids = stop_ids(model, config);
-        let beginning = beginning(model, config);
         Ok(Self {
-            model,
+            steps,
             config,
+            device,
+            logits,
             stop_strings: StopStrings::new(model.tokenizer(), config, &stop_ids, rows as usize)?,
-            processors: processors(config, &stop_ids, beginning.len()),
+            processors: processors(config, &stop_ids, width),
             stop_ids: Tensor::f_from_slice(&stop_ids)?.f_to_device(device)?,
-            uniform,
-            tokens: token_table(&beginning, rows, time, device)?,
-            beginning,
+            uniform: uniform.map(|numbers| numbers.f_to_device(device)).transpose()?,
+            tokens: token_table(&given, time)?,
+            given: width,
+            padding,
             log_probs: Tensor::f_zeros([rows, time], (Kind::Float, device))?,
             sampling_log_probs: Tensor::f_zeros([rows, time], (Kind::Float, device))?,
             finished: Tensor::f_zeros([rows, 1], (Kind::Bool, device))?,
@@ -150,33 +149,29 @@ impl<'a> Loop<'a> {
         })
     }
 
-    fn run(mut self, prompts: &[Vec<TokenId>]) -> Result<Vec<Vec<Generated>>> {
-        let encoded = self.model.encode_with(&self.model.batch(prompts)?, 0.0, None)?;
-        let (given, new) = (self.beginning.len(), self.config.max_new_tokens);
-        let rows = self.tokens.size()[0];
-        let mut decoding = self.model.start_decoding(&encoded, rows, (given + new) as i64 - 1)?;
-        // All but the last of the given tokens only fill the cache.
-        for position in 0..given - 1 {
-            let _ = decoding.step(&self.tokens.f_narrow(1, position as i64, 1)?)?;
-        }
-        for step in 0..new {
-            let states = decoding.step(&self.tokens.f_narrow(1, (given + step) as i64 - 1, 1)?)?;
-            self.choose(&decoding.logits(&states.f_squeeze_dim(1)?)?, step)?;
-            if step + 1 < new && self.drop_finished(&mut decoding, step)? {
+    fn run(mut self) -> Result<Vec<Vec<Generated>>> {
+        for step in 0..self.config.max_new_tokens {
+            self.choose(step)?;
+            if step + 1 == self.config.max_new_tokens {
+                break;
+            }
+            if self.drop_finished(step)? {
                 return Ok(self.results);
             }
+            let last = self.tokens.f_narrow(1, self.given + step as i64, 1)?;
+            self.logits = self.steps.step(&last)?;
         }
         let rest: Vec<usize> = (0..self.prompts.len()).collect();
         self.collect(&rest)?;
         Ok(self.results)
     }
 
-    /// Chooses the next token of every row from logits `[rows, vocab]`.
-    fn choose(&mut self, logits: &Tensor, step: usize) -> Result<()> {
-        let (at, written) = (step as i64, (self.beginning.len() + step) as i64);
+    /// Chooses the next token of every row.
+    fn choose(&mut self, step: usize) -> Result<()> {
+        let (at, written) = (step as i64, self.given + step as i64);
         let history = self.tokens.f_narrow(1, 0, written)?;
-        let history = History { tokens: &history, padding: None };
-        let mut allowed = logits.shallow_clone();
+        let history = History { tokens: &history, padding: self.padding.as_ref() };
+        let mut allowed = self.logits.shallow_clone();
         for processor in &self.processors {
             allowed = processor.apply(&allowed, history)?;
         }
@@ -189,7 +184,7 @@ impl<'a> Loop<'a> {
             }
             _ => allowed.f_argmax(1, true)?,
         };
-        self.log_probs.f_narrow(1, at, 1)?.f_copy_(&log_prob(logits, &token)?)?;
+        self.log_probs.f_narrow(1, at, 1)?.f_copy_(&log_prob(&self.logits, &token)?)?;
         // What ended rows go on to produce is cut off when they are collected.
         self.tokens.f_narrow(1, written, 1)?.f_copy_(&token)?;
         let stopped = Tensor::f_isin(&token, &self.stop_ids, false, false)?;
@@ -197,7 +192,7 @@ impl<'a> Loop<'a> {
         if let Some(strings) = &mut self.stop_strings {
             // Text is made on the host, so this waits for the device.
             let ended = strings.push(&Vec::try_from(token.f_view_([-1])?)?)?;
-            let ended = Tensor::f_from_slice(&ended)?.f_to_device(self.model.device())?.f_unsqueeze(1)?;
+            let ended = Tensor::f_from_slice(&ended)?.f_to_device(self.device)?.f_unsqueeze(1)?;
             self.finished = self.finished.f_logical_or(&ended)?;
         }
         Ok(())
@@ -205,8 +200,8 @@ impl<'a> Loop<'a> {
 
     /// Takes prompts whose samples have all ended out of the batch, once that makes it a quarter smaller; true when
     /// none is left.
-    fn drop_finished(&mut self, decoding: &mut Decoding<'_>, step: usize) -> Result<bool> {
-        let waits = self.model.device() != Device::Cpu;
+    fn drop_finished(&mut self, step: usize) -> Result<bool> {
+        let waits = self.device != Device::Cpu;
         if waits && !(step + 1).is_multiple_of(STEPS_BETWEEN_CHECKS) {
             return Ok(false);
         }
@@ -226,11 +221,12 @@ impl<'a> Loop<'a> {
         if let Some(strings) = &mut self.stop_strings {
             strings.keep(&rows);
         }
-        let rows = Tensor::f_from_slice(&rows)?.f_to_device(self.model.device())?;
+        let rows = Tensor::f_from_slice(&rows)?.f_to_device(self.device)?;
         let sources: Vec<i64> = left.iter().map(|&i| i as i64).collect();
-        decoding.keep(&rows, &Tensor::f_from_slice(&sources)?.f_to_device(self.model.device())?)?;
+        self.steps.keep(&rows, &Tensor::f_from_slice(&sources)?.f_to_device(self.device)?)?;
         let take = |table: &Tensor| table.f_index_select(0, &rows);
         self.uniform = self.uniform.as_ref().map(take).transpose()?;
+        self.padding = self.padding.as_ref().map(take).transpose()?;
         self.tokens = take(&self.tokens)?;
         self.log_probs = take(&self.log_probs)?;
         self.sampling_log_probs = take(&self.sampling_log_probs)?;
@@ -241,8 +237,7 @@ impl<'a> Loop<'a> {
 
     /// Brings the rows of some prompts to the host and cuts them behind their stop tokens.
     fn collect(&mut self, prompts: &[usize]) -> Result<()> {
-        let given = self.beginning.len() as i64;
-        let tokens = self.tokens.f_narrow(1, given, self.config.max_new_tokens as i64)?;
+        let tokens = self.tokens.f_narrow(1, self.given, self.config.max_new_tokens as i64)?;
         let tokens: Vec<Vec<TokenId>> = Vec::try_from(tokens)?;
         let log_probs: Vec<Vec<f32>> = Vec::try_from(&self.log_probs)?;
         let sampling: Vec<Vec<f32>> = match self.uniform {
@@ -274,10 +269,18 @@ impl<'a> Loop<'a> {
     }
 }
 
-/// Uniform numbers in `[0, 1)` for every prompt, sample and step. Each sample has a stream of its own, so that its
-/// numbers depend on its prompt's seed alone.
-fn uniform_numbers(seeds: &[u64], config: &GenerationConfig) -> Result<Tensor> {
-    let mut numbers = Vec::with_capacity(seeds.len() * config.samples_per_prompt * config.max_new_tokens);
+/// When sampling, uniform numbers in `[0, 1)` for every prompt, sample and step, `[rows, max_new_tokens]`. Each sample has a
+/// stream of its own, so that its numbers depend on its prompt's seed alone.
+fn uniform_numbers(prompts: usize, config: &GenerationConfig, seeds: &[u64]) -> Result<Option<Tensor>> {
+    if !matches!(config.strategy, Strategy::Sample(_)) {
+        return Ok(None);
+    }
+    if seeds.len() != prompts {
+        let reason = format!("{} seeds for {prompts} prompts; sampling needs one each", seeds.len());
+        return Err(Error::invalid("generation", reason));
+    }
+    let rows = seeds.len() * config.samples_per_prompt;
+    let mut numbers = Vec::with_capacity(rows * config.max_new_tokens);
     for &seed in seeds {
         for sample in 0..config.samples_per_prompt {
             let mut rng = ChaCha8Rng::seed_from_u64(seed);
@@ -288,5 +291,6 @@ fn uniform_numbers(seeds: &[u64], config: &GenerationConfig) -> Result<Tensor> {
             }));
         }
     }
-    Ok(Tensor::f_from_slice(&numbers)?)
+    let numbers = Tensor::f_from_slice(&numbers)?;
+    Ok(Some(numbers.f_view_([rows as i64, config.max_new_tokens as i64])?))
 }

@@ -2,6 +2,7 @@
 
 mod beam;
 mod decode;
+mod decoder;
 mod processor;
 mod stop_strings;
 
@@ -9,6 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result, TokenId};
 
+pub(crate) use decode::generate;
+pub(crate) use decoder::{Decoder, Started, Steps};
 pub use processor::{History, Processor, filter_logits, forbid};
 
 /// The smallest temperature with which logits stay finite.
@@ -111,7 +114,7 @@ pub struct GenerationConfig {
     pub max_new_tokens: usize,
     /// Tokens before which no stop token may come.
     pub min_new_tokens: usize,
-    /// Tokens that every sequence begins with, behind the start token. They do not count as new.
+    /// Tokens that every sequence begins with, behind the start token or the prompt. They do not count as new.
     pub prefix: Vec<TokenId>,
     /// Logits of tokens that have occurred are divided (if positive) or multiplied by this; 1 changes nothing.
     pub repetition_penalty: f64,
@@ -120,12 +123,12 @@ pub struct GenerationConfig {
     /// Tokens that end a row; empty stands for the model's end token.
     pub stop_ids: Vec<TokenId>,
     /// Strings that end a row once its text, without special tokens, holds one; the model needs its tokenizer for them
-    /// ([`T5::set_tokenizer`](crate::T5::set_tokenizer)). The row's last id is the token that completed the string, whose
+    /// ([`T5::set_tokenizer`](crate::T5::set_tokenizer), [`Llama::set_tokenizer`](crate::Llama::set_tokenizer)). The row's last id is the token that completed the string, whose
     /// text may go on behind it. One that is complete before `min_new_tokens` does not count. Not with beam search.
     pub stop_strings: Vec<String>,
     /// Tokens that are never chosen, e.g. the padding token.
     pub forbidden_ids: Vec<TokenId>,
-    /// Sequences per prompt. They share the prompt's encoder states.
+    /// Sequences per prompt. The prompt is read once for all of them.
     pub samples_per_prompt: usize,
 }
 

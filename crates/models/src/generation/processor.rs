@@ -76,7 +76,7 @@ impl Processor {
             }
             Self::TypicalP(mass) => typical_p(logits, *mass),
             Self::RepetitionPenalty(penalty) => repetition_penalty(logits, *penalty, history),
-            Self::NoRepeatNgram(n) => no_repeat_ngram(logits, *n, history.tokens),
+            Self::NoRepeatNgram(n) => no_repeat_ngram(logits, *n, history),
             Self::SequenceBias(sequences) => {
                 sequences.iter().try_fold(logits.shallow_clone(), |logits, (ids, bias)| {
                     sequence_bias(&logits, ids, *bias, history.tokens)
@@ -197,7 +197,8 @@ fn repetition_penalty(logits: &Tensor, penalty: f64, history: History<'_>) -> Re
     Ok(penalised.f_where_self(&seen, logits)?)
 }
 
-fn no_repeat_ngram(logits: &Tensor, n: usize, history: &Tensor) -> Result<Tensor> {
+fn no_repeat_ngram(logits: &Tensor, n: usize, history: History<'_>) -> Result<Tensor> {
+    let History { tokens: history, padding } = history;
     let (rows, time) = history.size2()?;
     let n = n as i64;
     if n == 0 || time < n {
@@ -206,7 +207,11 @@ fn no_repeat_ngram(logits: &Tensor, n: usize, history: &Tensor) -> Result<Tensor
     // Every stretch of n tokens whose first n - 1 are those just written forbids its last.
     let stretches = history.f_unfold(1, n, 1)?;
     let tail = history.f_narrow(1, time - (n - 1), n - 1)?.f_unsqueeze(1)?;
-    let repeats = stretches.f_narrow(2, 0, n - 1)?.f_eq_tensor(&tail)?.f_all_dim(2, false)?;
+    let mut repeats = stretches.f_narrow(2, 0, n - 1)?.f_eq_tensor(&tail)?.f_all_dim(2, false)?;
+    if let Some(padding) = padding {
+        let starts = Tensor::f_arange(repeats.size()[1], (Kind::Int64, logits.device()))?.f_unsqueeze(0)?;
+        repeats = repeats.f_logical_and(&starts.f_ge_tensor(padding)?)?;
+    }
     let last = stretches.f_select(2, n - 1)?;
     let marks = Tensor::f_zeros([rows, logits.size()[1]], (Kind::Int64, logits.device()))?;
     let banned = marks.f_scatter_add(1, &last, &repeats.f_to_kind(Kind::Int64)?)?.f_gt(0)?;
@@ -308,6 +313,18 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn padding_repeats_nothing() {
+        // Real are 0 1 0 and 1 0 0 1 0.
+        let tokens = Tensor::from_slice2(&[[0i64, 0, 0, 1, 0], [1, 0, 0, 1, 0]]);
+        let padding = Tensor::from_slice2(&[[2i64], [0]]);
+        let history = History { tokens: &tokens, padding: Some(&padding) };
+        let logits = Tensor::zeros([2, 3], (Kind::Float, Device::Cpu));
+        let rows = |n| Processor::NoRepeatNgram(n).apply(&logits, history).unwrap().isfinite();
+        assert_eq!(Vec::<Vec<bool>>::try_from(rows(2)).unwrap(), [[true, false, true], [false, false, true]]);
+        assert_eq!(Vec::<Vec<bool>>::try_from(rows(3)).unwrap(), [[true; 3], [false, true, true]]);
     }
 
     #[test]

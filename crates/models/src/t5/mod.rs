@@ -1,28 +1,27 @@
 //! T5 (arXiv 1910.10683): versions 1.0 and 1.1/Flan, with or without the decoder.
 
 mod config;
+mod decoding;
 mod layers;
+mod policy;
 mod resize;
 mod sizes;
 
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
 
-use ruminate_torch::{Packed, linear};
+use ruminate_torch::linear;
 use tch::{Device, Kind, Tensor};
 
-use crate::checkpoint::{Builder, Weights, write_model};
-use crate::parameters::{Init, Parameters};
+use crate::checkpoint::{Builder, SHARD_BYTES, Weights, write_model};
+use crate::parameters::{Init, Parameters, seeded};
 use crate::{Batch, Error, Result, Side, TokenId, Tokenizer};
 
 pub use config::{FeedForward, T5Config};
+pub use decoding::Decoding;
 pub use resize::embedding_statistics;
 pub use sizes::BatchShape;
 
-use layers::{DecoderCache, Masks, Stack, causal_mask, padding_mask};
-
-/// Above this size a saved model is split into several files, as Hugging Face does.
-const SHARD_BYTES: u64 = 5_000_000_000;
+use layers::{Masks, Stack, causal_mask, padding_mask};
 
 /// A T5. Parameters carry their Hugging Face names, so that folders written here load in `transformers` and theirs
 /// load here.
@@ -60,31 +59,13 @@ pub struct Encoded {
     mask: Tensor,
 }
 
-/// Decoding one token after another over [`Encoded`] states.
-#[derive(Debug)]
-pub struct Decoding<'a> {
-    model: &'a T5,
-    decoder: &'a Stack,
-    mask: Tensor,
-    cache: DecoderCache,
-    output: Packed,
-}
-
 impl T5 {
     /// A new model whose parameters are drawn as Hugging Face draws them; the same seed gives the same model.
     ///
     /// # Errors
     /// When memory is short.
     pub fn new(config: T5Config, kind: Kind, device: Device, seed: i64) -> Result<Self> {
-        // The draw must not disturb whoever else uses the generator, nor another draw in another thread.
-        static DRAWING: Mutex<()> = Mutex::new(());
-        let _drawing = DRAWING.lock().unwrap_or_else(PoisonError::into_inner);
-        let state = ruminate_torch::rng::state(Device::Cpu)?;
-        // Parameters are drawn on the CPU, whatever the device; the generators of other devices stay as they are.
-        ruminate_torch::rng::seed(Device::Cpu, seed as u64)?;
-        let model = Self::build(config, Builder::new(None, kind, device));
-        ruminate_torch::rng::set_state(Device::Cpu, &state)?;
-        model
+        seeded(seed, || Self::build(config, Builder::new(None, kind, device)))
     }
 
     /// Loads a Hugging Face folder: `config.json` and `model.safetensors` or its shards.
@@ -190,10 +171,6 @@ impl T5 {
         self.tokenizer = Some(tokenizer);
     }
 
-    pub(crate) fn tokenizer(&self) -> Option<&Tokenizer> {
-        self.tokenizer.as_ref()
-    }
-
     /// With it, blocks keep only their inputs for the backward pass, which runs them again: memory for one block's
     /// activations instead of all, for the price of a second forward pass. Values and gradients stay the same.
     pub fn set_gradient_checkpointing(&mut self, on: bool) {
@@ -275,25 +252,6 @@ impl T5 {
         decoder.forward(self.embed(inputs)?, Some(&encoded.states), &masks, self.dropout(), trace)
     }
 
-    /// Starts decoding step by step, without dropout: `rows` sequences (a multiple of the encoded batch) of at most `max_time`
-    /// tokens. Memory for keys and values is taken here, once; on a CPU also for copies of the decoder's weights, laid out
-    /// as steps like them best.
-    ///
-    /// # Errors
-    /// When the model has no decoder, or libtorch refuses.
-    pub fn start_decoding<'a>(
-        &'a self,
-        encoded: &'a Encoded,
-        rows: i64,
-        max_time: i64,
-    ) -> Result<Decoding<'a>> {
-        let decoder = self.decoder()?;
-        check_rows(rows, &encoded.states)?;
-        let cache = decoder.cache(&encoded.states, rows, max_time)?;
-        let output = Packed::new(&[self.output_projection().0])?;
-        Ok(Decoding { model: self, decoder, mask: encoded.mask.shallow_clone(), cache, output })
-    }
-
     /// Vocabulary logits of decoder states `[..., d_model]`, in `f32`.
     ///
     /// # Errors
@@ -372,40 +330,6 @@ impl T5 {
 
     fn dropout(&self) -> f64 {
         if self.training { self.config.dropout_rate } else { 0.0 }
-    }
-}
-
-impl Decoding<'_> {
-    /// Feeds one token to every row, `[rows, 1]`, and returns the decoder's states after the final norm
-    /// `[rows, 1, d_model]`.
-    ///
-    /// # Errors
-    /// When it is not one token per row, more tokens are fed than the cache was made for, or libtorch refuses.
-    pub fn step(&mut self, tokens: &Tensor) -> Result<Tensor> {
-        self.cache.check(tokens)?;
-        self.decoder.step(self.model.embed(tokens)?, &mut self.cache, &self.mask)
-    }
-
-    /// Vocabulary logits of states `[..., d_model]`, in `f32`.
-    ///
-    /// # Errors
-    /// When libtorch refuses.
-    pub fn logits(&self, states: &Tensor) -> Result<Tensor> {
-        let (_, scale) = self.model.output_projection();
-        Ok(self.output.linear(&scaled(states, scale)?)?.f_to_kind(Kind::Float)?)
-    }
-
-    /// Replaces every row by the row of that index: a beam goes on from the one that it extends. Rows must stay with
-    /// their source.
-    pub(crate) fn reorder(&mut self, rows: &Tensor) -> Result<()> {
-        self.cache.select_rows(rows)
-    }
-
-    /// Keeps some rows, and the sources that they belong to.
-    pub(crate) fn keep(&mut self, rows: &Tensor, sources: &Tensor) -> Result<()> {
-        self.mask = self.mask.f_index_select(0, sources)?;
-        self.cache.select_rows(rows)?;
-        self.cache.select_sources(sources)
     }
 }
 

@@ -7,7 +7,7 @@ use super::config::{FeedForward, T5Config};
 pub struct BatchShape {
     /// Rows.
     pub rows: f64,
-    /// Source tokens of a row, padding included.
+    /// Source or prompt tokens of a row, padding included.
     pub source: f64,
     /// Target tokens of a row, padding included.
     pub target: f64,

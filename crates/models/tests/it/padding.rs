@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
-use ruminate_models::{Example, IGNORED, Policy, ScoreChoices, T5, TokenId, Want};
+use ruminate_models::{Example, IGNORED, Policy, ScoreChoices, TokenId, Want};
 use tch::Tensor;
 
 use crate::support::{CLOSE, VOCAB, cases, close, kinds};
@@ -10,25 +10,25 @@ use crate::support::{CLOSE, VOCAB, cases, close, kinds};
 const ALL: Want = Want { entropy: true, states: true };
 
 /// Any ids: padding and end tokens may stand inside a row like all others.
-fn row(length: std::ops::Range<usize>) -> impl Strategy<Value = Vec<TokenId>> {
+pub(crate) fn row(length: std::ops::Range<usize>) -> impl Strategy<Value = Vec<TokenId>> {
     prop::collection::vec(0..VOCAB, length)
 }
 
-fn target() -> impl Strategy<Value = Vec<TokenId>> {
+pub(crate) fn target() -> impl Strategy<Value = Vec<TokenId>> {
     prop::collection::vec(prop_oneof![6 => 0..VOCAB, 1 => Just(IGNORED)], 1..7)
 }
 
-fn same(a: &Tensor, b: &Tensor, what: &str) -> Result<(), TestCaseError> {
+pub(crate) fn same(a: &Tensor, b: &Tensor, what: &str) -> Result<(), TestCaseError> {
     close(a, b, CLOSE).map_err(|reason| TestCaseError::fail(format!("{what}: {reason}")))
 }
 
 /// Scores of a batch against the scores of each example alone.
-fn scores_agree(t5: &T5, examples: &[Example]) -> Result<(), TestCaseError> {
-    let together = t5.score(examples, ALL).unwrap();
+pub(crate) fn scores_agree(policy: &impl Policy, examples: &[Example]) -> Result<(), TestCaseError> {
+    let together = policy.score(examples, ALL).unwrap();
     let width = together.log_probs.size()[1];
     prop_assert_eq!(width, examples.iter().map(|e| e.target.len()).max().unwrap() as i64);
     for (i, example) in examples.iter().enumerate() {
-        let alone = t5.score(std::slice::from_ref(example), ALL).unwrap();
+        let alone = policy.score(std::slice::from_ref(example), ALL).unwrap();
         let length = example.target.len() as i64;
         let row = |tensor: &Tensor| tensor.get(i as i64).narrow(0, 0, length);
         same(&row(&together.log_probs), &alone.log_probs.get(0), "log-probabilities")?;
@@ -38,6 +38,28 @@ fn scores_agree(t5: &T5, examples: &[Example]) -> Result<(), TestCaseError> {
         prop_assert_eq!(fill.count_nonzero(None::<i64>).int64_value(&[]), 0, "beyond the target all is 0");
     }
     Ok(())
+}
+
+/// Scores of the choices of several questions against those of each choice alone.
+pub(crate) fn choices_agree(
+    model: &(impl Policy + ScoreChoices),
+    prompts: &[Vec<TokenId>],
+    choices: &[Vec<Vec<TokenId>>],
+) -> Result<(), TestCaseError> {
+    let together = tch::no_grad(|| model.choice_log_probs(prompts, choices)).unwrap();
+    let slots = choices.iter().map(Vec::len).max().unwrap() as i64;
+    let width = choices.iter().flatten().map(Vec::len).max().unwrap() as i64;
+    prop_assert_eq!(together.size(), [prompts.len() as i64, slots, width]);
+    let expected = Tensor::zeros_like(&together);
+    for (i, (prompt, choices)) in prompts.iter().zip(choices).enumerate() {
+        for (j, choice) in choices.iter().enumerate() {
+            let example = Example { prompt: prompt.clone(), target: choice.clone() };
+            let alone = tch::no_grad(|| model.score(&[example], Want::default())).unwrap();
+            let mut place = expected.get(i as i64).get(j as i64).narrow(0, 0, choice.len() as i64);
+            place.copy_(&alone.log_probs.get(0));
+        }
+    }
+    same(&together, &expected, "choices")
 }
 
 proptest! {
@@ -62,20 +84,8 @@ proptest! {
     ) {
         let (prompts, choices): (Vec<_>, Vec<_>) = questions.into_iter().unzip();
         for (kind, t5) in kinds() {
-            let together = tch::no_grad(|| t5.choice_log_probs(&prompts, &choices)).unwrap();
-            let slots = choices.iter().map(Vec::len).max().unwrap() as i64;
-            let width = choices.iter().flatten().map(Vec::len).max().unwrap() as i64;
-            prop_assert_eq!(together.size(), [prompts.len() as i64, slots, width]);
-            let expected = Tensor::zeros_like(&together);
-            for (i, (prompt, choices)) in prompts.iter().zip(&choices).enumerate() {
-                for (j, choice) in choices.iter().enumerate() {
-                    let example = Example { prompt: prompt.clone(), target: choice.clone() };
-                    let alone = tch::no_grad(|| t5.score(&[example], Want::default())).unwrap();
-                    let mut place = expected.get(i as i64).get(j as i64).narrow(0, 0, choice.len() as i64);
-                    place.copy_(&alone.log_probs.get(0));
-                }
-            }
-            same(&together, &expected, kind)?;
+            let named = |e: TestCaseError| TestCaseError::fail(format!("{kind}: {e}"));
+            choices_agree(&t5, &prompts, &choices).map_err(named)?;
         }
     }
 

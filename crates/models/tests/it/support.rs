@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use proptest::prelude::ProptestConfig;
 use proptest::test_runner::RngSeed;
-use ruminate_models::{T5, T5Config, TokenId};
+use ruminate_models::{Llama, LlamaConfig, T5, T5Config, TokenId};
 use serde_json::{Map, Value, json};
 use tch::{Device, Kind, Tensor};
 
@@ -59,6 +59,48 @@ pub(crate) fn encoder_only() -> T5Config {
 /// The kinds of network that must all behave alike.
 pub(crate) fn kinds() -> [(&'static str, T5); 3] {
     [("plain", model(plain())), ("gated", model(gated())), ("deep", model(deep()))]
+}
+
+/// The keys of a small Llama, with some replaced: four query heads, each with keys of its own.
+pub(crate) fn llama_keys(changes: Value) -> Map<String, Value> {
+    let keys = json!({
+        "vocab_size": VOCAB, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "eos_token_id": 2, "initializer_range": 0.3,
+    });
+    let mut keys = keys.as_object().unwrap().clone();
+    keys.extend(changes.as_object().unwrap().clone());
+    keys
+}
+
+pub(crate) fn llama_config(changes: Value) -> LlamaConfig {
+    LlamaConfig::from_json(llama_keys(changes), Path::new("config.json")).unwrap()
+}
+
+pub(crate) fn llama(changes: Value) -> Llama {
+    let _generator = generator();
+    Llama::new(llama_config(changes), Kind::Float, Device::Cpu, 7).unwrap()
+}
+
+/// The kinds of network that must all behave alike: with and without shared keys, one or two matrices for tokens, rotary
+/// scaling, a window shorter than most rows, heads that do not add up to the width.
+pub(crate) fn llama_changes() -> [(&'static str, Value); 4] {
+    let scaling = json!({
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16,
+    });
+    [
+        ("llama", json!({})),
+        ("tied", json!({"num_key_value_heads": 2, "tie_word_embeddings": true, "rope_theta": 5e5})),
+        ("scaled", json!({"num_key_value_heads": 1, "rope_scaling": scaling})),
+        (
+            "mistral",
+            json!({"model_type": "mistral", "num_key_value_heads": 2, "head_dim": 6, "sliding_window": 5}),
+        ),
+    ]
+}
+
+pub(crate) fn llamas() -> [(&'static str, Llama); 4] {
+    llama_changes().map(|(kind, changes)| (kind, llama(changes)))
 }
 
 /// Held by whoever needs libtorch's generator for itself: it is one for all tests of the process.

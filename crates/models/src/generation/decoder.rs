@@ -1,0 +1,59 @@
+//! What the decode loops need of a model.
+
+use tch::{Device, Tensor};
+
+use crate::{Result, TokenId, Tokenizer};
+
+/// A model that reads prompts and then takes one token after another.
+pub(crate) trait Decoder {
+    /// Decoding in progress.
+    type Steps<'a>: Steps
+    where
+        Self: 'a;
+
+    fn device(&self) -> Device;
+
+    fn vocab_size(&self) -> i64;
+
+    fn pad_token_id(&self) -> TokenId;
+
+    /// The tokens that end a row where the caller names none.
+    fn end_ids(&self) -> Vec<TokenId>;
+
+    /// Finds stop strings, where the model was given one.
+    fn tokenizer(&self) -> Option<&Tokenizer>;
+
+    /// Reads the prompts, each once, and the prefix behind each, without gradients and dropout. A prompt has `each`
+    /// consecutive rows with room for `new` more tokens, of which the last need not be read.
+    fn start(
+        &self,
+        prompts: &[Vec<TokenId>],
+        prefix: &[TokenId],
+        each: usize,
+        new: usize,
+    ) -> Result<Started<Self::Steps<'_>>>;
+}
+
+/// A decoder that has read its prompts.
+pub(crate) struct Started<S> {
+    pub(crate) steps: S,
+    /// Logits of the first new token `[rows, vocab]`, `f32`.
+    pub(crate) logits: Tensor,
+    /// The tokens that stand before it, `[rows, given]`.
+    pub(crate) given: Tensor,
+    /// How many at the front of each row are padding, `[rows, 1]`, where some are.
+    pub(crate) padding: Option<Tensor>,
+}
+
+/// Decoding in progress.
+pub(crate) trait Steps {
+    /// Reads one token of every row, `[rows, 1]`, and returns the logits of the next one `[rows, vocab]`, `f32`.
+    fn step(&mut self, tokens: &Tensor) -> Result<Tensor>;
+
+    /// Replaces every row by the row of that index, which must belong to the same prompt: a beam goes on from the one that
+    /// it extends.
+    fn reorder(&mut self, rows: &Tensor) -> Result<()>;
+
+    /// Keeps some rows and the prompts that they belong to.
+    fn keep(&mut self, rows: &Tensor, prompts: &Tensor) -> Result<()>;
+}

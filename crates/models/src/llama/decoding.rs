@@ -1,0 +1,144 @@
+//! Decoding one token after another.
+
+use ruminate_torch::Packed;
+use tch::{Device, Kind, Tensor};
+
+use super::layers::{LayerCache, Place};
+use super::policy::check_prompts;
+use super::rope::Rotation;
+use super::{Llama, padded};
+use crate::generation::{Decoder, Generate, Generated, GenerationConfig, Started, Steps, generate};
+use crate::{Result, Side, TokenId, Tokenizer};
+
+/// Decoding in progress. All memory for keys and values is taken when it starts.
+pub(crate) struct LlamaSteps<'a> {
+    model: &'a Llama,
+    layers: Vec<LayerCache>,
+    output: Packed,
+    /// The turns of all positions.
+    rotation: Rotation,
+    /// Score offsets `[rows, 1, 1, given + new]` that hide padding, where there is some.
+    mask: Option<Tensor>,
+    /// The next position of each row `[rows]`, where they differ.
+    positions: Option<Tensor>,
+    /// Tokens that were given, padding included.
+    given: i64,
+    /// New tokens that have been read.
+    read: i64,
+}
+
+impl Generate for Llama {
+    fn generate(
+        &self,
+        prompts: &[Vec<TokenId>],
+        config: &GenerationConfig,
+        seeds: &[u64],
+    ) -> Result<Vec<Vec<Generated>>> {
+        generate(self, prompts, config, seeds)
+    }
+}
+
+impl Decoder for Llama {
+    type Steps<'a> = LlamaSteps<'a>;
+
+    fn device(&self) -> Device {
+        self.device
+    }
+
+    fn vocab_size(&self) -> i64 {
+        self.config.vocab_size
+    }
+
+    fn pad_token_id(&self) -> TokenId {
+        self.pad()
+    }
+
+    fn end_ids(&self) -> Vec<TokenId> {
+        self.config.eos_token_ids.clone()
+    }
+
+    fn tokenizer(&self) -> Option<&Tokenizer> {
+        self.tokenizer.as_ref()
+    }
+
+    fn start(
+        &self,
+        prompts: &[Vec<TokenId>],
+        prefix: &[TokenId],
+        each: usize,
+        new: usize,
+    ) -> Result<Started<LlamaSteps<'_>>> {
+        check_prompts(prompts)?;
+        let rows: Vec<Vec<TokenId>> = prompts.iter().map(|prompt| [prompt, prefix].concat()).collect();
+        let batch = self.batch(&rows, Side::Left)?;
+        let (count, given) = batch.ids.size2()?;
+        let (each, new) = (each as i64, new as i64);
+        let spread = |t: &Tensor| match each {
+            1 => Ok(t.shallow_clone()),
+            _ => t.f_repeat_interleave_self_int(each, 0, count * each),
+        };
+        let pass = self.pass(&batch, 0.0)?;
+        let (states, cache) = self.stack.forward_behind(self.embed(&batch.ids)?, &pass, None)?;
+        let output = Packed::new(&[self.output()])?;
+        let last = states.f_select(1, given - 1)?;
+        let logits = spread(&output.linear(&last)?.f_to_kind(Kind::Float)?)?;
+
+        let layers = self.stack.blocks.iter().zip(&cache);
+        let layers = layers
+            // The last new token is never read.
+            .map(|(block, prompts)| LayerCache::new(block, prompts, each, new - 1))
+            .collect::<Result<_>>()?;
+        let all = Tensor::f_arange(given + new, (Kind::Int64, self.device))?.f_unsqueeze(0)?;
+        let (mut mask, mut positions, mut padding) = (None, None, None);
+        if padded(&batch) {
+            let lengths = batch.mask.f_sum_dim_intlist([1i64].as_slice(), false, Kind::Int64)?;
+            let room = batch.mask.f_new_ones([count, new], (Kind::Int64, self.device))?;
+            mask = Some(spread(&self.hidden(&Tensor::f_cat(&[&batch.mask, &room], 1)?)?)?);
+            padding = Some(spread(&lengths.f_neg()?.f_add_scalar(given)?.f_unsqueeze(1)?)?);
+            positions = Some(spread(&lengths)?);
+        }
+        let rotation = Rotation::new(&self.config, &all, self.kind)?;
+        let steps = LlamaSteps { model: self, layers, output, rotation, mask, positions, given, read: 0 };
+        Ok(Started { steps, logits, given: spread(&batch.ids)?, padding })
+    }
+}
+
+impl Steps for LlamaSteps<'_> {
+    fn step(&mut self, tokens: &Tensor) -> Result<Tensor> {
+        let at = self.given + self.read;
+        // What has left the window is not even looked at.
+        let from = self.model.config.sliding_window.map_or(0, |window| (at - window + 1).max(0));
+        let rotation = match &mut self.positions {
+            Some(positions) => {
+                let rotation = self.rotation.of_rows(positions)?;
+                *positions = positions.f_add_scalar(1)?;
+                rotation
+            }
+            None => self.rotation.at(at)?,
+        };
+        let mask = self.mask.as_ref().map(|mask| mask.f_narrow(3, from, at - from + 1)).transpose()?;
+        let place = Place { given: self.given, at, from };
+        let mut x = self.model.embed(tokens)?;
+        for (block, layer) in self.model.stack.blocks.iter().zip(&mut self.layers) {
+            x = block.step(&x, layer, &rotation, place, mask.as_ref())?;
+        }
+        self.read += 1;
+        let states = self.model.stack.final_norm.forward(&x)?.f_squeeze_dim(1)?;
+        Ok(self.output.linear(&states)?.f_to_kind(Kind::Float)?)
+    }
+
+    fn reorder(&mut self, rows: &Tensor) -> Result<()> {
+        self.layers.iter_mut().try_for_each(|layer| layer.select_rows(rows))
+    }
+
+    fn keep(&mut self, rows: &Tensor, prompts: &Tensor) -> Result<()> {
+        for layer in &mut self.layers {
+            layer.select_rows(rows)?;
+            layer.select_prompts(prompts)?;
+        }
+        let take = |t: &Tensor| t.f_index_select(0, rows);
+        self.mask = self.mask.as_ref().map(take).transpose()?;
+        self.positions = self.positions.as_ref().map(take).transpose()?;
+        Ok(())
+    }
+}

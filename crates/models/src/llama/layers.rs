@@ -1,0 +1,304 @@
+//! The layers of Llama: norms, attention with shared heads, gated feed-forward, and the stack of blocks.
+
+mod step;
+
+use ruminate_torch::{linear, matmul};
+use tch::{Device, Kind, Tensor};
+
+use super::config::LlamaConfig;
+use super::rope::Rotation;
+use crate::Result;
+use crate::checkpoint::Builder;
+use crate::parameters::Init;
+
+pub(super) use step::{LayerCache, Place};
+
+/// Added to the attention scores of keys that must not be seen. Finite, so that no row can become NaN.
+pub(super) const HIDDEN: f64 = -1e30;
+
+/// Attention scores up to this number are written out on a CPU, where that is faster; more of them go to libtorch's fused
+/// kernel, which never holds them in memory.
+const SCORES: i64 = 16 << 20;
+
+/// Root-mean-square norm without mean and bias.
+#[derive(Debug)]
+pub(super) struct Norm {
+    weight: Tensor,
+    eps: f64,
+}
+
+impl Norm {
+    pub(super) fn new(builder: &mut Builder, name: &str, config: &LlamaConfig) -> Result<Self> {
+        let weight = builder.parameter(&format!("{name}.weight"), &[config.hidden_size], Init::Ones)?;
+        Ok(Self { weight, eps: config.rms_norm_eps })
+    }
+
+    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(x.f_rms_norm(self.weight.size(), Some(&self.weight), self.eps)?)
+    }
+
+    fn share(&self) -> Self {
+        Self { weight: self.weight.shallow_clone(), eps: self.eps }
+    }
+}
+
+/// Keys and values `[batch, key_value_heads, time, head_dim]` each.
+#[derive(Debug)]
+pub(super) struct KeyValues {
+    pub(super) keys: Tensor,
+    pub(super) values: Tensor,
+}
+
+/// What is the same for all blocks of one pass.
+#[derive(Debug)]
+pub(super) struct Pass {
+    pub(super) rotation: Rotation,
+    /// Score offsets `[1 or rows, 1, time, keys]`, the keys of the prefix first; `None`, where only the future is hidden and
+    /// the fused kernel does that by itself.
+    pub(super) mask: Option<Tensor>,
+    /// Dropout rate on probabilities.
+    pub(super) dropout: f64,
+}
+
+/// Attention of queries `[rows, time, heads, head_dim]`, already divided by `sqrt(head_dim)`, to the keys of all parts, one
+/// part behind the other. A part may have fewer rows: consecutive rows then share one without copies. The result is
+/// `[rows, time, heads * head_dim]`.
+pub(super) fn attention(
+    queries: &Tensor,
+    parts: &[&KeyValues],
+    mask: Option<&Tensor>,
+    dropout: f64,
+) -> Result<Tensor> {
+    let (rows, time, heads, width) = queries.size4()?;
+    let all: i64 = parts.iter().map(|part| part.keys.size()[2]).sum();
+    if let [part] = parts
+        && part.keys.size()[0] == rows
+        && dropout == 0.0
+        && time > 1
+        && fused(queries.device(), rows * heads * time * all)
+    {
+        let mask = mask.map(|mask| mask.f_to_kind(queries.kind())).transpose()?;
+        let shared = part.keys.size()[1] != heads;
+        let context = Tensor::f_scaled_dot_product_attention(
+            &queries.f_transpose(1, 2)?,
+            &part.keys,
+            &part.values,
+            mask.as_ref(),
+            0.0,
+            mask.is_none(),
+            1.0,
+            shared,
+        )?;
+        return Ok(context.f_transpose(1, 2)?.f_reshape([rows, time, -1])?);
+    }
+    // Query heads that share a key head, and rows that share a part, are folded into the time.
+    let scores = parts.iter().map(|part| -> Result<Tensor> {
+        let (batch, shared, keys, _) = part.keys.size4()?;
+        let (each, group) = (rows / batch, heads / shared);
+        let folded = queries
+            .f_view_([batch, each * time, shared, group, width])?
+            .f_transpose(1, 2)?
+            .f_reshape([batch, shared, each * time * group, width])?;
+        let scores = matmul(&folded, &part.keys.f_transpose(2, 3)?)?;
+        let scores = scores.f_view_([batch, shared, each, time, group, keys])?;
+        Ok(scores.f_transpose(1, 2)?.f_reshape([rows, shared, time, group, keys])?)
+    });
+    let mut scores = joined(scores.collect::<Result<Vec<_>>>()?)?;
+    if let Some(mask) = mask {
+        scores = scores.f_add(&mask.f_unsqueeze(3)?)?;
+    }
+    // Softmax in float32 whatever the precision of the products.
+    let kind = parts[0].values.kind();
+    let mut probs = scores.f_softmax(-1, Kind::Float)?.f_to_kind(kind)?;
+    if dropout > 0.0 {
+        probs = ruminate_torch::dropout(&probs, dropout)?;
+    }
+    let mut from = 0;
+    let mut context: Option<Tensor> = None;
+    for part in parts {
+        let (batch, shared, keys, _) = part.keys.size4()?;
+        let (each, group) = (rows / batch, heads / shared);
+        let folded = probs
+            .f_narrow(4, from, keys)?
+            .f_reshape([batch, each, shared, time * group, keys])?
+            .f_transpose(1, 2)?
+            .f_reshape([batch, shared, each * time * group, keys])?;
+        let mixed = matmul(&folded, &part.values)?
+            .f_view_([batch, shared, each * time, group, width])?
+            .f_transpose(1, 2)?
+            .f_reshape([rows, time, heads * width])?;
+        context = Some(match context {
+            Some(context) => context.f_add(&mixed)?,
+            None => mixed,
+        });
+        from += keys;
+    }
+    context.ok_or_else(|| crate::Error::invalid("attention", "there is nothing to look at"))
+}
+
+/// Whether libtorch's fused kernel takes so many scores of whole sequences.
+pub(super) fn fused(device: Device, scores: i64) -> bool {
+    device != Device::Cpu || scores > SCORES
+}
+
+fn joined(mut scores: Vec<Tensor>) -> Result<Tensor> {
+    Ok(if scores.len() == 1 { scores.remove(0) } else { Tensor::f_cat(&scores, -1)? })
+}
+
+/// Score offsets `[1, 1, time, keys]` of the last `time` of `keys` positions: those ahead are hidden, and those behind the
+/// window.
+pub(super) fn causal_mask(
+    time: i64,
+    keys: i64,
+    window: Option<i64>,
+    options: (Kind, Device),
+) -> Result<Tensor> {
+    let full = Tensor::f_full([1, 1, time, keys], HIDDEN, options)?;
+    let ahead = full.f_triu(keys - time + 1)?;
+    Ok(match window {
+        Some(window) if window < keys => ahead.f_add(&full.f_tril(keys - time - window)?)?,
+        _ => ahead,
+    })
+}
+
+/// One block.
+#[derive(Debug)]
+pub(super) struct Block {
+    attention_norm: Norm,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    o: Tensor,
+    dense_norm: Norm,
+    gate: Tensor,
+    up: Tensor,
+    down: Tensor,
+    heads: i64,
+    key_value_heads: i64,
+}
+
+impl Block {
+    fn new(builder: &mut Builder, name: &str, config: &LlamaConfig) -> Result<Self> {
+        let (d, ff, width) = (config.hidden_size, config.intermediate_size, config.head_dim);
+        let (heads, key_value_heads) = (config.num_attention_heads, config.num_key_value_heads);
+        let attention_norm = Norm::new(builder, &format!("{name}.input_layernorm"), config)?;
+        let mut matrix = |part: &str, rows: i64, columns: i64| {
+            let init = Init::Normal(config.initializer_range);
+            builder.parameter(&format!("{name}.{part}.weight"), &[rows, columns], init)
+        };
+        let q = matrix("self_attn.q_proj", heads * width, d)?;
+        let k = matrix("self_attn.k_proj", key_value_heads * width, d)?;
+        let v = matrix("self_attn.v_proj", key_value_heads * width, d)?;
+        let o = matrix("self_attn.o_proj", d, heads * width)?;
+        let gate = matrix("mlp.gate_proj", ff, d)?;
+        let up = matrix("mlp.up_proj", ff, d)?;
+        let down = matrix("mlp.down_proj", d, ff)?;
+        let dense_norm = Norm::new(builder, &format!("{name}.post_attention_layernorm"), config)?;
+        Ok(Self { attention_norm, q, k, v, o, dense_norm, gate, up, down, heads, key_value_heads })
+    }
+
+    fn scale(&self) -> f64 {
+        ((self.q.size()[0] / self.heads) as f64).powf(-0.5)
+    }
+
+    /// One block over whole sequences `[rows, time, hidden]`, behind a prefix where there is one; also gives their own keys
+    /// and values.
+    fn forward(&self, x: &Tensor, pass: &Pass, prefix: Option<&KeyValues>) -> Result<(Tensor, KeyValues)> {
+        let (rows, time, _) = x.size3()?;
+        let normed = self.attention_norm.forward(x)?;
+        let heads = |weight: &Tensor, heads: i64| -> Result<Tensor> {
+            Ok(linear(&normed, weight)?.f_view_([rows, time, heads, -1])?)
+        };
+        let queries = pass.rotation.rotate(&heads(&self.q, self.heads)?)?.f_mul_scalar(self.scale())?;
+        let own = KeyValues {
+            keys: pass.rotation.rotate(&heads(&self.k, self.key_value_heads)?)?.f_transpose(1, 2)?,
+            values: heads(&self.v, self.key_value_heads)?.f_transpose(1, 2)?,
+        };
+        let parts: Vec<&KeyValues> = prefix.into_iter().chain([&own]).collect();
+        let context = attention(&queries, &parts, pass.mask.as_ref(), pass.dropout)?;
+        let x = x.f_add(&linear(&context, &self.o)?)?;
+        let normed = self.dense_norm.forward(&x)?;
+        let inner = linear(&normed, &self.gate)?.f_silu()?.f_mul(&linear(&normed, &self.up)?)?;
+        Ok((x.f_add(&linear(&inner, &self.down)?)?, own))
+    }
+
+    /// As `forward`, keeping only what goes in for the backward pass, which runs the block again.
+    fn forward_recomputed(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
+        let block = self.share();
+        let [cos, sin] = pass.rotation.tensors();
+        let inputs: Vec<&Tensor> = [x, cos, sin].into_iter().chain(&pass.mask).collect();
+        let dropout = pass.dropout;
+        ruminate_torch::checkpoint(&inputs, move |inputs| -> Result<Tensor> {
+            let rotation = Rotation::from_tensors(&inputs[1], &inputs[2]);
+            let mask = inputs.get(3).map(Tensor::shallow_clone);
+            Ok(block.forward(&inputs[0], &Pass { rotation, mask, dropout }, None)?.0)
+        })
+    }
+
+    /// A block on the same parameters, for a closure that outlives the call.
+    fn share(&self) -> Self {
+        let [q, k, v, o] = [&self.q, &self.k, &self.v, &self.o].map(Tensor::shallow_clone);
+        let [gate, up, down] = [&self.gate, &self.up, &self.down].map(Tensor::shallow_clone);
+        let (attention_norm, dense_norm) = (self.attention_norm.share(), self.dense_norm.share());
+        let (heads, key_value_heads) = (self.heads, self.key_value_heads);
+        Self { attention_norm, q, k, v, o, dense_norm, gate, up, down, heads, key_value_heads }
+    }
+}
+
+/// All blocks and the final norm.
+#[derive(Debug)]
+pub(super) struct Stack {
+    pub(super) blocks: Vec<Block>,
+    pub(super) final_norm: Norm,
+    /// Whether blocks run again in the backward pass instead of keeping their activations.
+    pub(super) recompute: bool,
+}
+
+impl Stack {
+    pub(super) fn new(builder: &mut Builder, config: &LlamaConfig) -> Result<Self> {
+        Ok(Self {
+            blocks: (0..config.num_hidden_layers)
+                .map(|i| Block::new(builder, &format!("model.layers.{i}"), config))
+                .collect::<Result<_>>()?,
+            final_norm: Norm::new(builder, "model.norm", config)?,
+            recompute: false,
+        })
+    }
+
+    /// Embedded tokens `[rows, time, hidden]` to states after the final norm. `trace` receives the output of every block.
+    pub(super) fn forward(
+        &self,
+        x: Tensor,
+        pass: &Pass,
+        mut trace: Option<&mut Vec<Tensor>>,
+    ) -> Result<Tensor> {
+        let mut x = x;
+        for block in &self.blocks {
+            x = match self.recompute {
+                true => block.forward_recomputed(&x, pass)?,
+                false => block.forward(&x, pass, None)?.0,
+            };
+            if let Some(trace) = trace.as_deref_mut() {
+                trace.push(x.shallow_clone());
+            }
+        }
+        self.final_norm.forward(&x)
+    }
+
+    /// As [`forward`](Self::forward), and gives the keys and values of every block. There may be those of a prefix, of which
+    /// consecutive rows share one.
+    pub(super) fn forward_behind(
+        &self,
+        x: Tensor,
+        pass: &Pass,
+        prefix: Option<&[KeyValues]>,
+    ) -> Result<(Tensor, Vec<KeyValues>)> {
+        let (mut x, mut all) = (x, vec![]);
+        for (i, block) in self.blocks.iter().enumerate() {
+            let (out, own) = block.forward(&x, pass, prefix.map(|prefix| &prefix[i]))?;
+            x = out;
+            all.push(own);
+        }
+        Ok((self.final_norm.forward(&x)?, all))
+    }
+}

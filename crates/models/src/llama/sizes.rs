@@ -1,0 +1,194 @@
+//! What a Llama costs, told from its configuration alone.
+
+use super::config::{LlamaConfig, LlamaFamily};
+use super::rope::RopeScaling;
+use crate::BatchShape;
+
+impl LlamaConfig {
+    /// The published shapes: `llama-2-7b`, `llama-3.1-8b`, `mistral-7b-v0.1` and `deepseek-math-7b`.
+    ///
+    /// ```
+    /// use ruminate_models::LlamaConfig;
+    /// assert_eq!(LlamaConfig::published("llama-2-7b").map(|llama| llama.parameter_count()), Some(6_738_415_616));
+    /// ```
+    #[must_use]
+    pub fn published(name: &str) -> Option<Self> {
+        let llama2 = Self {
+            family: LlamaFamily::Llama,
+            vocab_size: 32_000,
+            hidden_size: 4096,
+            intermediate_size: 11_008,
+            num_hidden_layers: 32,
+            num_attention_heads: 32,
+            num_key_value_heads: 32,
+            head_dim: 128,
+            max_position_embeddings: 4096,
+            rms_norm_eps: 1e-5,
+            rope_theta: 10_000.0,
+            rope_scaling: RopeScaling::None,
+            sliding_window: None,
+            tie_word_embeddings: false,
+            attention_dropout: 0.0,
+            initializer_range: 0.02,
+            pad_token_id: None,
+            bos_token_id: Some(1),
+            eos_token_ids: vec![2],
+        };
+        Some(match name {
+            "llama-2-7b" => llama2,
+            "llama-3.1-8b" => Self {
+                vocab_size: 128_256,
+                intermediate_size: 14_336,
+                num_key_value_heads: 8,
+                max_position_embeddings: 131_072,
+                rope_theta: 500_000.0,
+                rope_scaling: RopeScaling::Llama3 {
+                    factor: 8.0,
+                    low_freq_factor: 1.0,
+                    high_freq_factor: 4.0,
+                    original_max_position_embeddings: 8192,
+                },
+                bos_token_id: Some(128_000),
+                eos_token_ids: vec![128_001],
+                ..llama2
+            },
+            "mistral-7b-v0.1" => Self {
+                family: LlamaFamily::Mistral,
+                intermediate_size: 14_336,
+                num_key_value_heads: 8,
+                max_position_embeddings: 32_768,
+                sliding_window: Some(4096),
+                ..llama2
+            },
+            "deepseek-math-7b" => Self {
+                vocab_size: 102_400,
+                num_hidden_layers: 30,
+                rms_norm_eps: 1e-6,
+                bos_token_id: Some(100_000),
+                eos_token_ids: vec![100_001],
+                ..llama2
+            },
+            _ => return None,
+        })
+    }
+
+    /// The shape of every parameter; tied ones come once.
+    #[must_use]
+    pub fn parameter_shapes(&self) -> Vec<Vec<i64>> {
+        let (d, ff, queries, shared) =
+            (self.hidden_size, self.intermediate_size, self.queries(), self.shared());
+        let mut shapes = vec![vec![self.vocab_size, d], vec![d]];
+        for _ in 0..self.num_hidden_layers {
+            shapes.extend([vec![queries, d], vec![shared, d], vec![shared, d], vec![d, queries]]);
+            shapes.extend([vec![ff, d], vec![ff, d], vec![d, ff], vec![d], vec![d]]);
+        }
+        shapes.extend((!self.tie_word_embeddings).then(|| vec![self.vocab_size, d]));
+        shapes
+    }
+
+    /// Number of scalar parameters; tied ones count once.
+    #[must_use]
+    pub fn parameter_count(&self) -> u64 {
+        let numbers = |shape: Vec<i64>| shape.iter().product::<i64>().unsigned_abs();
+        self.parameter_shapes().into_iter().map(numbers).sum()
+    }
+
+    /// Floating-point operations of one forward pass over rows of `source` prompt and `target` target tokens: twice the
+    /// multiplications in matrix products, which are nearly all there is. A training step takes three times as many.
+    #[must_use]
+    pub fn forward_flops(&self, shape: BatchShape) -> f64 {
+        let BatchShape { rows, source, target } = shape;
+        let time = source + target;
+        let (d, ff) = (self.hidden_size as f64, self.intermediate_size as f64);
+        let (queries, shared) = (self.queries() as f64, self.shared() as f64);
+        let layer = time * d * (2.0 * queries + 2.0 * shared + 3.0 * ff) + 2.0 * time * time * queries;
+        let output = target * d * self.vocab_size as f64;
+        2.0 * rows * (self.num_hidden_layers as f64 * layer + output)
+    }
+
+    /// Bytes of the intermediate results that the backward pass of a training step needs, estimated.
+    ///
+    /// With `d` = `hidden_size`, `q` and `k` the joint width of the query and of the key heads, `f` = `intermediate_size`, `h`
+    /// = query heads and `w` the bytes of an element in products (4, or 2 in bfloat16), a layer keeps for each token:
+    /// - `12 d` bytes for each of two norms and, in bfloat16, `2 d` for a cast copy,
+    /// - `w (4 q + 4 k)` for the attention: queries and keys before and after they are turned, values, context,
+    /// - `(4 + w) h` (in float32: `4 h`) for each token of the row: its probability, where the scores are written out,
+    /// - `4 w f` for the inside of the feed-forward layer.
+    ///
+    /// What the kernels need while they run comes on top.
+    #[must_use]
+    pub fn activation_bytes(&self, shape: BatchShape, bf16: bool) -> f64 {
+        let BatchShape { rows, source, target } = shape;
+        let time = source + target;
+        let (d, ff, heads) =
+            (self.hidden_size as f64, self.intermediate_size as f64, self.num_attention_heads as f64);
+        let (element, norm, probability) = if bf16 { (2.0, 14.0 * d, 6.0) } else { (4.0, 12.0 * d, 4.0) };
+        let attention = element * 4.0 * (self.queries() + self.shared()) as f64;
+        let token = 2.0 * norm + attention + element * 4.0 * ff + probability * heads * time;
+        rows * self.num_hidden_layers as f64 * time * token
+    }
+
+    fn queries(&self) -> i64 {
+        self.num_attention_heads * self.head_dim
+    }
+
+    fn shared(&self) -> i64 {
+        self.num_key_value_heads * self.head_dim
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind};
+
+    use super::*;
+    use crate::Llama;
+
+    #[test]
+    fn published_models_have_their_published_sizes() {
+        let count = |name| LlamaConfig::published(name).unwrap().parameter_count();
+        assert_eq!(count("llama-3.1-8b"), 8_030_261_248);
+        assert_eq!(count("mistral-7b-v0.1"), 7_241_732_096);
+        assert_eq!(count("deepseek-math-7b"), 6_910_365_696);
+        assert_eq!(LlamaConfig::published("llama-huge"), None);
+    }
+
+    #[test]
+    fn parameters_are_counted_without_a_model() {
+        let small = LlamaConfig {
+            vocab_size: 50,
+            hidden_size: 12,
+            intermediate_size: 20,
+            num_hidden_layers: 2,
+            num_attention_heads: 4,
+            num_key_value_heads: 2,
+            head_dim: 6,
+            ..LlamaConfig::published("mistral-7b-v0.1").unwrap()
+        };
+        for tie_word_embeddings in [true, false] {
+            let config = LlamaConfig { tie_word_embeddings, ..small.clone() };
+            let model = Llama::new(config.clone(), Kind::Float, Device::Cpu, 1).unwrap();
+            let mut shapes: Vec<_> = model.parameters().named().iter().map(|(_, t)| t.size()).collect();
+            let mut planned = config.parameter_shapes();
+            shapes.sort();
+            planned.sort();
+            assert_eq!(planned, shapes);
+            assert_eq!(config.parameter_count(), model.parameters().count());
+        }
+    }
+
+    #[test]
+    fn costs_grow_as_they_should() {
+        let llama = LlamaConfig::published("llama-2-7b").unwrap();
+        let shape = BatchShape { rows: 1.0, source: 128.0, target: 128.0 };
+        // Two operations for each parameter and token, of which the embedding has none.
+        let thumb = 2.0 * (6.74e9 - 131e6) * 256.0;
+        let flops = llama.forward_flops(shape);
+        assert!((0.95..1.05).contains(&(flops / thumb)), "{}", flops / thumb);
+        let twice = BatchShape { rows: 2.0, ..shape };
+        assert_eq!(llama.forward_flops(twice), 2.0 * flops);
+        let bytes = |bf16| llama.activation_bytes(shape, bf16);
+        assert!(bytes(true) < bytes(false) && bytes(true) > 0.5 * bytes(false));
+        assert_eq!(llama.activation_bytes(twice, true), 2.0 * bytes(true));
+    }
+}
