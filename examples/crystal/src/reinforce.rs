@@ -8,9 +8,7 @@ use ruminate::algorithms::crystal::{
 use ruminate::algorithms::{Fitted, Observer, Trainer};
 use ruminate::datasets::{Part, Split};
 use ruminate::models::{T5, VALUE_WEIGHTS};
-use ruminate::run::{
-    ConfigError, Outcome, RunArgs, RunDir, RunDirError, RunObserver, StopFlag, settled,
-};
+use ruminate::run::{ConfigError, Outcome, RunArgs, RunDir, RunDirError, RunObserver, StopFlag, settled};
 use tch::Device;
 
 use crate::config::{CrystalConfig, FLAGS};

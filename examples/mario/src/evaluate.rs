@@ -11,7 +11,8 @@ use ruminate::datasets::mario::{MarioDataset, MarioRow, ResponseFormat, read_gol
 use ruminate::models::{T5, Tokenizer};
 use ruminate::rewards::mario::Interval;
 use ruminate::run::{
-    ConfigError, ConsoleObserver, FlagKeys, Outcome, RunArgs, RunDirError, Table, print_json, print_tables, settled,
+    ConfigError, ConsoleObserver, FlagKeys, Outcome, RunArgs, RunDirError, Table, print_json, print_tables,
+    settled,
 };
 use serde_json::json;
 

@@ -230,9 +230,10 @@ impl TinyThinkerConfig {
             self.inference.generation.validate()
         };
         check().map_err(ConfigError::invalid)?;
-        for (key, value) in
-            [("reflection.iterations", self.reflection.iterations), ("inference.runs", self.inference.runs as u64)]
-        {
+        for (key, value) in [
+            ("reflection.iterations", self.reflection.iterations),
+            ("inference.runs", self.inference.runs as u64),
+        ] {
             if value == 0 {
                 return Err(ConfigError::invalid(format!("{key} is 0, but must be at least 1")));
             }
@@ -267,7 +268,8 @@ mod tests {
 
     #[test]
     fn the_published_settings_are_the_defaults() {
-        let mut config: TinyThinkerConfig = config::load_text("configs/published.toml", PUBLISHED, &[]).unwrap();
+        let mut config: TinyThinkerConfig =
+            config::load_text("configs/published.toml", PUBLISHED, &[]).unwrap();
         config.validate().unwrap();
         // Which model is the user's choice.
         assert!(config.model.pretrained.take().is_some());

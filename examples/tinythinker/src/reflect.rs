@@ -114,7 +114,9 @@ pub(crate) fn reflect(
         } else {
             let mut config = config.clone();
             config.reflection.start = Some(start);
-            let Some(finished) = round(&config, number, material, device, &folder, verbosity, stop)? else { break };
+            let Some(finished) = round(&config, number, material, device, &folder, verbosity, stop)? else {
+                break;
+            };
             json::write(&summary, &finished)?;
             finished
         };
@@ -151,7 +153,8 @@ fn round(
     let round = Round { number, model: &model, folder };
     let student = Student { policy: &policy, tokenizer: &tokenizer, variant };
     let Material { questions, teacher, valid } = material;
-    let Some(pairs) = student.make_pairs(questions, teacher, &section.training, &round, &mut observer)? else {
+    let Some(pairs) = student.make_pairs(questions, teacher, &section.training, &round, &mut observer)?
+    else {
         return Ok(None);
     };
     let training = section.training.clone();
@@ -170,7 +173,16 @@ fn round(
     let before = Checkpoints::open(&dir.checkpoints())?.last_state()?;
     let before = before.and_then(|state| state.scores.get(&0).copied()).unwrap_or(f64::NAN);
     let sampled = pairs.summary;
-    Ok(Some(Finished { round: number, start, best: path, step, accuracy: [before, best], sampled, prompts_cut, without_pairs }))
+    Ok(Some(Finished {
+        round: number,
+        start,
+        best: path,
+        step,
+        accuracy: [before, best],
+        sampled,
+        prompts_cut,
+        without_pairs,
+    }))
 }
 
 /// What tells a checkpoint from others: its manifest, which has hashes of all files, or else its folder.
@@ -184,8 +196,15 @@ fn identity(folder: &Path) -> std::io::Result<String> {
 
 /// The rounds side by side.
 fn table(rounds: &[Finished]) -> Table {
-    let columns =
-        ["round", "right samples", "recall pairs", "analyze pairs", "accuracy before", "accuracy after", "step"];
+    let columns = [
+        "round",
+        "right samples",
+        "recall pairs",
+        "analyze pairs",
+        "accuracy before",
+        "accuracy after",
+        "step",
+    ];
     let mut table = Table::new(columns);
     for round in rounds {
         let share = |share: f64| format!("{share:.3}");
@@ -204,7 +223,8 @@ fn table(rounds: &[Finished]) -> Table {
 
 /// The page about all rounds.
 fn write_report(out: &Path, rounds: &[Finished]) -> Result<PathBuf, RunDirError> {
-    let mut page = ReportPage::new("Self-reflection", "Rounds of preference training on the student's own runs.");
+    let mut page =
+        ReportPage::new("Self-reflection", "Rounds of preference training on the student's own runs.");
     page.heading("Rounds")
         .note(
             "Each round samples runs with the best checkpoint of the one before. Right samples are the share of them with the right \

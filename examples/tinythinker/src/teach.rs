@@ -4,9 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use ruminate::datasets::teacher::{
-    Answer, Exchange, Plan, Request, Teacher, match_answers, read_answers,
-};
+use ruminate::datasets::teacher::{Answer, Exchange, Plan, Request, Teacher, match_answers, read_answers};
 use ruminate::datasets::tinythinker::{
     Question, Reasoned, SplitIds, Splits, StageRecords, TaughtCounts, Teaching, Variant, read_few_shot,
     read_instruction, read_items, system_message,
@@ -54,9 +52,10 @@ pub(crate) fn run(args: &TeachArgs) -> anyhow::Result<Outcome> {
         let dir = args.run.open(&config)?;
         return finish(dir.path(), &config, &splits, &items, None, args.run.json);
     }
-    let exchanges = args.answers.iter().map(|path| Ok(read_answers(path)?)).collect::<anyhow::Result<Vec<_>>>()?;
-    let system = system(&config, &exchanges)?;
+    let exchanges =
+        args.answers.iter().map(|path| Ok(read_answers(path)?)).collect::<anyhow::Result<Vec<_>>>()?;
     let teacher = if exchanges.is_empty() { Some(Teacher::new(config.teacher.clone())?) } else { None };
+    let system = system(&config, &exchanges)?;
     let dir = args.run.open(&config)?;
     let out = dir.path();
     let mut console = TeacherConsole::new(args.run.verbosity(), StopFlag::on_ctrl_c()?);
@@ -179,7 +178,8 @@ fn finish(
         json::write(&out.join("teaching.json"), counts)?;
     }
     if items.is_empty() {
-        let reason = format!("no candidate of the teacher was in order; see {}", out.join("teaching.json").display());
+        let reason =
+            format!("no candidate of the teacher was in order; see {}", out.join("teaching.json").display());
         return Err(ConfigError::invalid(reason).into());
     }
     let mut table = Table::new(["variant", "recall", "analyze", "summarize", "valid", "test"]);
@@ -201,7 +201,8 @@ fn finish(
     }
     let questions: BTreeSet<String> = items.iter().map(|item| item.question.block()).collect();
     let mut summary = Table::new(["items", "questions", "candidates in order", "rejected", "relabelled"]);
-    let count = |of: fn(&TaughtCounts) -> usize| counts.map_or(String::new(), |counts| of(counts).to_string());
+    let count =
+        |of: fn(&TaughtCounts) -> usize| counts.map_or(String::new(), |counts| of(counts).to_string());
     summary.row([
         items.len().to_string(),
         questions.len().to_string(),

@@ -168,7 +168,8 @@ impl Acquisition {
             stages.push((stage, records.iter().map(example).collect::<Result<Vec<_>>>()?));
         }
         let rows: Vec<usize> = stages.iter().map(|(_, examples)| examples.len()).collect();
-        let limits = supervised_limits(variant.recalls(), variant.analyzes(), config.interval, options(&valid));
+        let limits =
+            supervised_limits(variant.recalls(), variant.analyzes(), config.interval, options(&valid));
         let batches = StageBatches::new(
             &rows,
             limits,

@@ -45,7 +45,8 @@ impl StageBatches {
         seed: u64,
     ) -> Result<Self> {
         if batch_size == 0 || accumulate == 0 || accumulate > batch_size {
-            let reason = format!("is {batch_size}, but must be at least 1 and hold {accumulate} micro-batches");
+            let reason =
+                format!("is {batch_size}, but must be at least 1 and hold {accumulate} micro-batches");
             return Err(Error::config("batch_size", reason));
         }
         let batches = rows.iter().map(|rows| rows.div_ceil(batch_size) as u64).collect();
@@ -68,10 +69,12 @@ impl StageBatches {
             let order = self.orders[turn.stage].indices(turn.epoch);
             let batch = order.chunks(self.batch_size).nth(turn.batch as usize).unwrap_or_default();
             let mut parts = batch.chunks(batch.len().div_ceil(self.accumulate).max(1));
-            self.pending.extend((0..self.accumulate).map(|_| StageRows {
-                stage: turn.stage,
-                rows: parts.next().unwrap_or_default().to_vec(),
-            }));
+            self.pending.extend(
+                (0..self.accumulate).map(|_| StageRows {
+                    stage: turn.stage,
+                    rows: parts.next().unwrap_or_default().to_vec(),
+                }),
+            );
         }
         self.pending.pop_front().unwrap_or(StageRows { stage: 0, rows: vec![] })
     }
@@ -87,7 +90,8 @@ impl StageBatches {
             .map_err(|e| Error::config("checkpoint", format!("its data position cannot be read: {e}")))?;
         let now: Vec<usize> = self.orders.iter().map(Order::len).collect();
         if rows != now {
-            let reason = format!("it was trained on {rows:?} rows of its stages, but the data now has {now:?}");
+            let reason =
+                format!("it was trained on {rows:?} rows of its stages, but the data now has {now:?}");
             return Err(Error::config("checkpoint", reason));
         }
         self.pending.clear();

@@ -81,7 +81,12 @@ impl Response {
             id: of.id.clone(),
             run,
             recall: of.draft.recall().map(String::from),
-            analyses: of.draft.analyses().iter().map(|(label, text)| (letter(*label), text.clone())).collect(),
+            analyses: of
+                .draft
+                .analyses()
+                .iter()
+                .map(|(label, text)| (letter(*label), text.clone()))
+                .collect(),
             summarize: summarize.clone(),
             prediction: of.answer.map(letter),
             gold: letter(of.gold),
@@ -127,13 +132,10 @@ struct PublishedRow {
 ///
 /// # Errors
 /// When a file cannot be written.
-pub fn write_responses(
-    folder: &Path,
-    published: &str,
-    responses: &[Vec<Response>],
-) -> Result<Vec<PathBuf>> {
+pub fn write_responses(folder: &Path, published: &str, responses: &[Vec<Response>]) -> Result<Vec<PathBuf>> {
     let runs = responses.iter().map(Vec::len).max().unwrap_or(0);
-    let in_order = || (0..runs).flat_map(|run| responses.iter().filter_map(move |of| Some((run, of.get(run)?))));
+    let in_order =
+        || (0..runs).flat_map(|run| responses.iter().filter_map(move |of| Some((run, of.get(run)?))));
     let lines: Vec<ResponseLine> = in_order().map(|(run, response)| response.line(run + 1)).collect();
     let rows: Vec<PublishedRow> = in_order()
         .map(|(_, response)| PublishedRow {

@@ -188,7 +188,9 @@ impl Reflection {
         let mut counts = EncodedCounts::default();
         let (mut stages, mut held_out, mut without_pairs) = (vec![], vec![], vec![]);
         let mut rows = [None; 2];
-        for (place, (stage, examples)) in [(Stage::Recall, recall), (Stage::Analyze, analyze)].into_iter().enumerate() {
+        for (place, (stage, examples)) in
+            [(Stage::Recall, recall), (Stage::Analyze, analyze)].into_iter().enumerate()
+        {
             if !config.stages.trains(stage) {
                 continue;
             }
@@ -255,14 +257,14 @@ impl Reflection {
         cache: &Path,
     ) -> Result<Dpo<P, StagePairs>> {
         let config = self.config;
-        let validation =
-            StagedValidation::new(tokenizer.clone(), variant, valid, config.generation.clone())?;
+        let validation = StagedValidation::new(tokenizer.clone(), variant, valid, config.generation.clone())?;
         let sizes: Vec<usize> = self.source.stages.iter().map(Vec::len).collect();
         let mut all: Vec<Pair> = self.source.stages.drain(..).flatten().chain(self.held_out).collect();
         precompute_cached(&policy, &mut all, config.dpo.ld_alpha, config.batch_size * 2, cache)?;
         let mut all = all.into_iter();
         self.source.stages = sizes.into_iter().map(|size| all.by_ref().take(size).collect()).collect();
-        let dpo = Dpo::new(config.dpo, policy, Reference::Precomputed, self.source, all.collect(), tokenizer)?;
+        let dpo =
+            Dpo::new(config.dpo, policy, Reference::Precomputed, self.source, all.collect(), tokenizer)?;
         Ok(dpo.evaluated_by(Choice { validation, keep_if_worse: config.keep_if_worse }))
     }
 }

@@ -6,9 +6,7 @@ use std::io::Write;
 use std::path::Path;
 
 use ruminate_datasets::PreferenceExample;
-use ruminate_datasets::tinythinker::{
-    PairCounts, Question, Run, Stage, analyze_pairs, recall_pairs,
-};
+use ruminate_datasets::tinythinker::{PairCounts, Question, Run, Stage, analyze_pairs, recall_pairs};
 use ruminate_models::{Generate, derive_seed};
 use serde::{Deserialize, Serialize};
 
@@ -120,7 +118,8 @@ impl<P: Generate> Student<'_, P> {
             analyze_runs: analyzed.len(),
             analyze: counts,
         };
-        let [first, second, third] = ["recall_dpo.json", "analyze_dpo.json", "pairs.json"].map(|n| folder.join(n));
+        let [first, second, third] =
+            ["recall_dpo.json", "analyze_dpo.json", "pairs.json"].map(|n| folder.join(n));
         ruminate_datasets::json::write(&first, &untagged(&made.pairs))?;
         ruminate_datasets::json::write(&second, &untagged(&pairs))?;
         ruminate_datasets::json::write(&third, &summary)?;
@@ -137,7 +136,8 @@ impl<P: Generate> Student<'_, P> {
     ) -> Result<Option<Vec<Run>>> {
         let key = pass.key(asked);
         let mut file = RunFile::open(path, &key, asked)?;
-        let mut open: Vec<usize> = (0..asked.len()).filter(|i| !file.runs.contains_key(&asked[*i].id)).collect();
+        let mut open: Vec<usize> =
+            (0..asked.len()).filter(|i| !file.runs.contains_key(&asked[*i].id)).collect();
         let total = asked.len() as u64;
         let name = if pass.decoding == Decoding::RecallPass { Stage::Recall } else { Stage::Analyze };
         let phase = format!("sampling for {} pairs", name.name());
@@ -192,7 +192,10 @@ impl Pass<'_> {
             hasher.update(&number.to_le_bytes());
         }
         for asked in asked {
-            hasher.update(asked.id.as_bytes()).update(b"\n").update(asked.draft.summarize_prompt().as_bytes());
+            hasher
+                .update(asked.id.as_bytes())
+                .update(b"\n")
+                .update(asked.draft.summarize_prompt().as_bytes());
         }
         hasher.finalize().to_hex().to_string()
     }
@@ -254,7 +257,8 @@ impl<'a> RunFile<'a> {
                 continue;
             }
             let line: Line = serde_json::from_str(line).map_err(unreadable)?;
-            let runs = this.restore(&line).ok_or_else(|| bad(number, format!("nobody asked `{}`", line.id)))?;
+            let runs =
+                this.restore(&line).ok_or_else(|| bad(number, format!("nobody asked `{}`", line.id)))?;
             this.runs.insert(line.id, runs);
         }
         if whole == 0 {

@@ -281,8 +281,11 @@ pub fn questions_of(records: &[Record], path: &Path) -> Result<Vec<Question>> {
     for (i, record) in records.iter().enumerate() {
         let question = StageText::parse(&record.input)
             .and_then(|text| Question::from_block(&i.to_string(), &text.block, &record.gold));
-        let question = question.map_err(|(field, reason)| {
-            Error::BadField { path: path.into(), place: Place::Item(i), field, reason }
+        let question = question.map_err(|(field, reason)| Error::BadField {
+            path: path.into(),
+            place: Place::Item(i),
+            field,
+            reason,
         })?;
         if seen.insert(question.block()) {
             questions.push(question);
@@ -304,8 +307,11 @@ pub fn teacher_runs(records: &[Record], questions: &[Question], path: &Path) -> 
             let question = Question::from_block("", &text.block, &record.gold)?;
             Ok((Draft::of(&text)?, question.gold))
         };
-        let (draft, gold) = read().map_err(|(field, reason): Problem| {
-            Error::BadField { path: path.into(), place: Place::Item(i), field, reason }
+        let (draft, gold) = read().map_err(|(field, reason): Problem| Error::BadField {
+            path: path.into(),
+            place: Place::Item(i),
+            field,
+            reason,
         })?;
         if let Some(&id) = ids.get(draft.block()) {
             runs.push(Run { id: id.into(), draft, gold, answer: Some(gold) });

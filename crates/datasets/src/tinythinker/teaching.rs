@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use super::items::{Candidate, Item, LabelPolicy, Retry, check_all, items_of};
 use super::question::Question;
-use super::teacher::{FewShot, TeacherRequest};
 use super::sources::Source;
+use super::teacher::{FewShot, TeacherRequest};
 use crate::Result;
 use crate::teacher::{Answer, Request};
 
@@ -120,7 +120,8 @@ impl<'a> Teaching<'a> {
             let question = &self.questions[i];
             let temperature = self.config.temperature;
             let of = TeacherRequest::new(self.source, self.system, question);
-            TeacherRequest { n, max_tokens, temperature, ..of }.named(format!("{}/{}", question.id, self.round))
+            TeacherRequest { n, max_tokens, temperature, ..of }
+                .named(format!("{}/{}", question.id, self.round))
         };
         self.open.iter().map(request).collect()
     }
@@ -195,8 +196,10 @@ mod tests {
         Some(Answer { choices: texts.iter().map(choice).collect(), ..Answer::default() })
     }
 
-    const GOOD: &str = "Key Information: k.\nExplanations: A is correct. Because x.\nB is incorrect. Because y.";
-    const OTHER: &str = "Key Information: k.\nExplanations: B is correct. Because x.\nA is incorrect. Because y.";
+    const GOOD: &str =
+        "Key Information: k.\nExplanations: A is correct. Because x.\nB is incorrect. Because y.";
+    const OTHER: &str =
+        "Key Information: k.\nExplanations: B is correct. Because x.\nA is incorrect. Because y.";
     const PARTIAL: &str = "Key Information: k.\nExplanations: A is correct. Because x.";
 
     #[test]

@@ -8,7 +8,9 @@ use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
 use super::mario::lines;
-use super::{CITIES, DEV_PEOPLE, Fact, Facts, LETTERS, REINFORCED_PEOPLE, TRAIN_PEOPLE, TRUISM, WEATHERS, words};
+use super::{
+    CITIES, DEV_PEOPLE, Fact, Facts, LETTERS, REINFORCED_PEOPLE, TRAIN_PEOPLE, TRUISM, WEATHERS, words,
+};
 
 /// Of its own, so that the other files do not depend on this one.
 const SEED: u64 = 20_241_211;
@@ -83,11 +85,7 @@ impl Asked<'_> {
     fn row(&self) -> Row {
         let choice = |(letter, text): (&str, &&str)| Choice { label: letter.into(), text: (*text).into() };
         let choices = words(LETTERS).zip(&self.options).map(choice).collect();
-        Row {
-            id: self.id.clone(),
-            key: self.label(),
-            question: Stem { stem: self.stem.clone(), choices },
-        }
+        Row { id: self.id.clone(), key: self.label(), question: Stem { stem: self.stem.clone(), choices } }
     }
 
     fn item(&self, kind: Kind) -> Item {
@@ -121,7 +119,8 @@ pub(super) fn files(facts: &Facts) -> Result<BTreeMap<String, String>> {
     let (train, rest) = facts.twohop.split_at(TRAIN_PEOPLE);
     let (more, rest) = rest.split_at(REINFORCED_PEOPLE);
     let (dev, test) = rest.split_at(DEV_PEOPLE);
-    let mut asked: Vec<Asked<'_>> = facts.lives.iter().step_by(2).flat_map(|fact| traits(facts, fact)).collect();
+    let mut asked: Vec<Asked<'_>> =
+        facts.lives.iter().step_by(2).flat_map(|fact| traits(facts, fact)).collect();
     let mut items: Vec<Item> = asked.iter().map(|asked| asked.item(Kind::Helpful)).collect();
     let weather = |people: &[Fact]| people.iter().map(|fact| two_hops(facts, fact)).collect::<Vec<_>>();
     let taught = weather(train);
@@ -134,7 +133,9 @@ pub(super) fn files(facts: &Facts) -> Result<BTreeMap<String, String>> {
     reflected.extend(weather(more));
     reflected.shuffle(&mut rng);
     let mut files = BTreeMap::new();
-    for (name, asked) in [("train", asked), ("reflect", reflected), ("dev", weather(dev)), ("test", weather(test))] {
+    for (name, asked) in
+        [("train", asked), ("reflect", reflected), ("dev", weather(dev)), ("test", weather(test))]
+    {
         let rows: Vec<Row> = asked.iter().map(Asked::row).collect();
         files.insert(format!("tinythinker/{name}.jsonl"), lines(&rows)?);
     }

@@ -55,7 +55,8 @@ pub(super) fn write(args: &DemoArgs, results: &Results) -> Result<PathBuf, RunDi
     let rounds = results.seeds.first().map_or(0, |seed| seed.rounds.len());
     let curves: Vec<(String, PathBuf)> = runs(Model::Reflected)
         .flat_map(|(seed, run)| {
-            (1..=rounds).map(move |round| (format!("seed {seed}, round {round}"), format!("{run}/round-{round}")))
+            (1..=rounds)
+                .map(move |round| (format!("seed {seed}, round {round}"), format!("{run}/round-{round}")))
         })
         .map(|(name, run)| (name, args.out.join(run)))
         .collect();
@@ -102,13 +103,16 @@ fn by_seed(results: &Results) -> Table {
 }
 
 fn responses(results: &Results) -> Table {
-    let columns = ["question", "right", "summarize_only", "staged recalls", "answers", "reflected recalls", "answers"];
+    let columns =
+        ["question", "right", "summarize_only", "staged recalls", "answers", "reflected recalls", "answers"];
     let mut table = Table::new(columns);
     let Some(seed) = results.seeds.first() else { return table };
     let [direct, staged, reflected] = &seed.responses;
     for ((direct, staged), reflected) in direct.iter().zip(staged).zip(reflected).take(SHOWN) {
-        let answer = |run: &ruminate::datasets::tinythinker::Run| run.answer.map_or("none".into(), String::from);
-        let recall = |run: &ruminate::datasets::tinythinker::Run| run.draft.recall().unwrap_or_default().to_string();
+        let answer =
+            |run: &ruminate::datasets::tinythinker::Run| run.answer.map_or("none".into(), String::from);
+        let recall =
+            |run: &ruminate::datasets::tinythinker::Run| run.draft.recall().unwrap_or_default().to_string();
         table.row([
             direct.run.draft.block().to_string(),
             direct.run.gold.to_string(),

@@ -78,7 +78,8 @@ impl Results {
 
     /// How much better one model is than another, question by question.
     pub(super) fn gain(&self, from: Model, to: Model) -> (f64, Option<Interval>) {
-        let gains: Vec<f64> = self.values(to).iter().zip(self.values(from)).map(|(to, from)| to - from).collect();
+        let gains: Vec<f64> =
+            self.values(to).iter().zip(self.values(from)).map(|(to, from)| to - from).collect();
         (average(&gains), interval(&gains))
     }
 

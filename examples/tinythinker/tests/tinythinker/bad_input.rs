@@ -15,9 +15,15 @@ fn mistakes_are_named_and_leave_nothing_behind() {
     };
     let world = "examples/tinythinker/configs/world.toml";
     let record = r#"{"input": "q?\n(A) x (B) y\nRecall:", "GT": "A"}"#;
-    write("torn/recall_analyze_summarize/valid.json", &format!("[{record}, {{\"input\": \"q?\", \"GT\": \"A\"}}]"));
+    write(
+        "torn/recall_analyze_summarize/valid.json",
+        &format!("[{record}, {{\"input\": \"q?\", \"GT\": \"A\"}}]"),
+    );
     write("empty/recall_analyze_summarize/valid.json", &format!("[{record}]"));
-    write("items.json", r#"[{"input": "q?", "GT": "A", "general_knowledge": "k", "specific_knowledge": []}]"#);
+    write(
+        "items.json",
+        r#"[{"input": "q?", "GT": "A", "general_knowledge": "k", "specific_knowledge": []}]"#,
+    );
     let (torn, empty) = (format!("data.records={}", path("torn")), format!("data.records={}", path("empty")));
     let missing = format!("data.records={}", path("nowhere"));
     let items = path("items.json");
@@ -31,7 +37,7 @@ fn mistakes_are_named_and_leave_nothing_behind() {
         (vec!["reflect", "--dry-run"], vec!["--dry-run"]),
         (vec!["reflect", "--set", "reflection.training.held_out=1.5"], vec!["held_out"]),
         (vec!["teach", "--items", &items], vec!["items.json", "item 0", "input"]),
-        (vec!["teach", "--set", "teacher.base_url=localhost"], vec!["base_url"]),
+        (vec!["teach", "--set", "teacher.base_url=\"localhost\""], vec!["base_url"]),
         (vec!["infer", "--model", "nowhere"], vec!["--model", "nowhere"]),
     ] {
         let out = path("out");

@@ -13,7 +13,11 @@ fn teach(seen: &Seen) -> Act {
     let prompt = seen.prompt().to_string();
     let (stem, rest) = prompt.split_once("\nOptions: ").unwrap();
     let gold = rest.split_once("Explanations: ").unwrap().1.chars().next().unwrap();
-    let labels: Vec<char> = rest.match_indices(". Because").map(|(i, _)| rest[..i].rfind(" is ").unwrap()).map(|i| rest.as_bytes()[i - 1] as char).collect();
+    let labels: Vec<char> = rest
+        .match_indices(". Because")
+        .map(|(i, _)| rest[..i].rfind(" is ").unwrap())
+        .map(|i| rest.as_bytes()[i - 1] as char)
+        .collect();
     let good = |number: usize| {
         let reason = |label: &char| {
             let verdict = if *label == gold { "correct" } else { "incorrect" };
@@ -52,17 +56,24 @@ fn every_phase_survives_a_kill_on_real_questions() {
     let stub = Stub::start(teach);
     let args = |command: &str, out: &str, rest: &[String]| -> Vec<String> {
         let config = "examples/tinythinker/configs/tiny.toml";
-        let mut args: Vec<String> = vec![command.into(), "--config".into(), config.into(), "-q".into(), "--json".into()];
+        let mut args: Vec<String> =
+            vec![command.into(), "--config".into(), config.into(), "-q".into(), "--json".into()];
         args.extend(["--out".into(), path(out).display().to_string()]);
         let address = format!("teacher.base_url={}", stub.address());
         let records = format!("data.records={}", path("teach/sft").display());
-        for set in [&address, &records, "teacher.concurrency=2", "teacher.backoff_secs=0.01"] {
-            args.extend(["--set".into(), set.to_string()]);
-        }
+        // Short texts and few validations: 150 questions are answered in each.
+        let short = ["acquisition.training", "reflection.training", "inference"];
+        let short = short.map(|section| format!("{section}.generation.max_length=12"));
+        let few = ["acquisition", "reflection"].map(|section| format!("{section}.trainer.eval_every=1000"));
+        let saves = "acquisition.trainer.save_every=8";
+        let sets = ["teacher.concurrency=2", "teacher.backoff_secs=0.01", saves];
+        let sets = sets.into_iter().map(String::from).chain([address, records]).chain(short).chain(few);
+        args.extend(sets.flat_map(|set| ["--set".to_string(), set]));
         args.extend(rest.iter().cloned());
         args
     };
-    let sets = |sets: &[String]| sets.iter().flat_map(|set| ["--set".to_string(), set.clone()]).collect::<Vec<_>>();
+    let sets =
+        |sets: &[String]| sets.iter().flat_map(|set| ["--set".to_string(), set.clone()]).collect::<Vec<_>>();
     let resumed = |args: &[String]| succeed(&[args, &["--resume".to_string()]].concat());
 
     // The teacher: no answer is asked for twice, except what was under way.
@@ -91,7 +102,7 @@ fn every_phase_survives_a_kill_on_real_questions() {
     // Phase 1.
     let whole = succeed(&args("acquire", "acquired", &[])).json();
     let acquire = args("acquire", "killed", &[]);
-    kill(&acquire, || lines(&path("killed/metrics.jsonl")).iter().any(|line| line.contains("\"step\":20,")));
+    kill(&acquire, || lines(&path("killed/metrics.jsonl")).iter().any(|line| line.contains("\"step\":10,")));
     assert_eq!(resumed(&acquire).json()["steps"], whole["steps"]);
     assert!(checkpoint(&path("acquired")) == checkpoint(&path("killed")));
     let losses = lines(&path("acquired/metrics.jsonl"));
@@ -108,7 +119,9 @@ fn every_phase_survives_a_kill_on_real_questions() {
     let reflect = args("reflect", "broken", &sets(&[start]));
     kill(&reflect, || path("broken/round-1/recall_runs.jsonl").is_file());
     let again = [&reflect[..], &["--resume".to_string()]].concat();
-    kill(&again, || lines(&path("broken/round-1/metrics.jsonl")).iter().any(|line| line.contains("\"train\"")));
+    kill(&again, || {
+        lines(&path("broken/round-1/metrics.jsonl")).iter().any(|line| line.contains("\"train\""))
+    });
     let broken = resumed(&reflect).json();
     assert_eq!(broken["rounds"][0]["sampled"], round["sampled"]);
     assert!(checkpoint(&path("reflected/round-1")) == checkpoint(&path("broken/round-1")));
@@ -120,7 +133,8 @@ fn every_phase_survives_a_kill_on_real_questions() {
 
     // Answers, and the published form of them.
     let model = path("reflected/round-1/checkpoints/best").display().to_string();
-    let mut infer = vec!["infer".to_string(), "--model".into(), model, "--votes".into(), "3".into(), "--json".into()];
+    let mut infer =
+        vec!["infer".to_string(), "--model".into(), model, "--votes".into(), "3".into(), "--json".into()];
     infer.extend(["-q".into(), "--out".into(), path("answers").display().to_string()]);
     let answers = succeed(&infer).json();
     assert_eq!((&answers["questions"], answers["runs"].as_array().unwrap().len()), (&150.into(), 3));
