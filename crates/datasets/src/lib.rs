@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod append;
 pub mod chat;
 pub mod environments;
 pub mod error;
