@@ -7,6 +7,7 @@ pub mod file;
 pub mod mario;
 pub mod models;
 pub mod references;
+pub mod rise;
 pub mod runner;
 pub mod tinythinker;
 
@@ -57,12 +58,12 @@ pub struct Topic {
     pub find: fn(kind: &str, path: &Path) -> Option<KindFn>,
 }
 
-/// All topics. One that has no module yet knows no kind.
+/// All topics.
 pub const TOPICS: [Topic; 6] = [
     Topic { name: "models", folders: true, find: models::find },
     Topic { name: "crystal", folders: false, find: crystal::find },
     Topic { name: "mario", folders: false, find: mario::find },
-    Topic { name: "rise", folders: false, find: |_, _| None },
+    Topic { name: "rise", folders: false, find: rise::find },
     Topic { name: "tinythinker", folders: false, find: tinythinker::find },
     Topic { name: "dpo", folders: false, find: dpo::find },
 ];

@@ -134,7 +134,10 @@ fn write_atomically<T: Serialize + ?Sized>(path: &Path, value: &T, indent: &[u8]
     }
     let mut file = builder.prefix(".writing-").tempfile_in(dir)?;
     let mut out = io::BufWriter::new(file.as_file_mut());
-    value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, PythonFormatter(PrettyFormatter::with_indent(indent))))?;
+    value.serialize(&mut serde_json::Serializer::with_formatter(
+        &mut out,
+        PythonFormatter(PrettyFormatter::with_indent(indent)),
+    ))?;
     out.flush()?;
     drop(out);
     file.as_file().sync_all()?;

@@ -39,7 +39,12 @@ fn student(asks: &[Ask]) -> Result<Vec<Reply>, Failed> {
     Ok(asks.iter().map(reply).collect())
 }
 
-fn play(config: &RolloutConfig, batch: usize, count: usize, file: Option<&Path>) -> Result<Log, RolloutError> {
+fn play(
+    config: &RolloutConfig,
+    batch: usize,
+    count: usize,
+    file: Option<&Path>,
+) -> Result<Log, RolloutError> {
     let answerers: Vec<&dyn Answerer> = vec![&student; config.samples.len()];
     let environment = Gsm8k::default();
     let turns = MultiTurn::new(&environment, config.clone(), &answerers)?.batch(batch);
@@ -224,4 +229,11 @@ fn real_problems_are_read() {
     }
     let error = Benchmark::Math.read(&folder.join("gsm8k/test.jsonl"), BadRows::Refuse).unwrap_err();
     assert!(matches!(error, Error::BadField { field: "problem", .. }), "{error}");
+}
+
+#[test]
+fn the_guide_shows_the_example_as_it_is() {
+    let program = include_str!("../examples/environment.rs");
+    let guide = include_str!("../../../docs/guide/environments.md");
+    assert!(guide.contains(program), "copy examples/environment.rs into docs/guide/environments.md");
 }

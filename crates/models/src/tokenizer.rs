@@ -23,7 +23,7 @@ pub enum Truncate {
 
 /// What [`Tokenizer::encode_with_offsets`] returns.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Encoded {
+pub struct EncodedText {
     /// The ids.
     pub ids: Vec<TokenId>,
     /// The bytes of the text that each id stands for; empty for ids that the tokenizer has added.
@@ -135,7 +135,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// When the tokenizer library fails.
-    pub fn encode_with_offsets(&self, text: &str) -> Result<Encoded> {
+    pub fn encode_with_offsets(&self, text: &str) -> Result<EncodedText> {
         let encode = |special| self.inner.encode(text, special).map_err(library("encoding"));
         let (plain, full) = (encode(false)?, encode(true)?);
         let written = ids(&plain);
@@ -154,7 +154,7 @@ impl Tokenizer {
         };
         let offsets: Vec<_> = plain.get_offsets().iter().map(range).collect();
         let offsets = std::iter::repeat_n(0..0, front.len()).chain(offsets).collect();
-        Ok(Encoded { ids: [front, written].concat(), offsets })
+        Ok(EncodedText { ids: [front, written].concat(), offsets })
     }
 
     /// The ids of a text in at most `max_tokens`, special tokens included: those are kept, the text is cut.

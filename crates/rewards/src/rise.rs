@@ -148,8 +148,7 @@ impl Default for MetricOptions {
 #[must_use]
 pub fn turn_metrics(problems: &[Attempts], options: MetricOptions) -> Vec<TurnMetric> {
     let turns = problems.iter().map(|problem| problem.turns.len()).max().unwrap_or(0);
-    let samples =
-        problems.iter().map(|problem| problem.turns.first().map_or(0, Vec::len)).min().unwrap_or(0);
+    let samples = problems.iter().map(|problem| problem.turns.first().map_or(0, Vec::len)).min().unwrap_or(0);
     let mut metrics = vec![];
     let mut add = |name: String, of: &dyn Fn(&Attempts) -> Option<bool>| {
         let counts: Option<Vec<bool>> = problems.iter().map(of).collect();

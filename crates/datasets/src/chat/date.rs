@@ -4,7 +4,17 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
 const MONTHS: [&str; 12] = [
-    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
     "December",
 ];
 
@@ -47,8 +57,7 @@ pub(super) fn strftime(time: SystemTime, format: &str) -> Result<String, char> {
 fn civil(days: u64) -> (u64, u64, u64) {
     let days = days + 719_468;
     let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let from_march = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * from_march + 2) / 5 + 1;
@@ -66,7 +75,10 @@ mod tests {
     fn dates_are_right() {
         let at = |secs, format| strftime(UNIX_EPOCH + Duration::from_secs(secs), format);
         assert_eq!(at(0, "%a %d %b %Y").as_deref(), Ok("Thu 01 Jan 1970"));
-        assert_eq!(at(951_782_400 + 3661, "%A, %d %B %y %H:%M:%S %%").as_deref(), Ok("Tuesday, 29 February 00 01:01:01 %"));
+        assert_eq!(
+            at(951_782_400 + 3661, "%A, %d %B %y %H:%M:%S %%").as_deref(),
+            Ok("Tuesday, 29 February 00 01:01:01 %")
+        );
         assert_eq!(at(1_735_689_599, "%Y-%m-%d").as_deref(), Ok("2024-12-31"));
         assert_eq!(at(4_102_444_800, "%Y-%m-%d").as_deref(), Ok("2100-01-01"));
         assert_eq!(at(0, "%Q"), Err('Q'));

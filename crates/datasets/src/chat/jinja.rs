@@ -289,7 +289,11 @@ mod tests {
         assert_eq!(texts, ["Hi.</s>", "4</s>"]);
         let chatml = JinjaTemplate::new(CHATML, &[]).unwrap().at(Some(UNIX_EPOCH));
         let rendered = ChatTemplate::Jinja(chatml).conversation(&dialogue()).unwrap();
-        assert!(rendered.text.starts_with("<|im_start|>system\nToday: 01 Jan 1970<|im_end|>\n<|im_start|>user\nHello<"));
+        assert!(
+            rendered
+                .text
+                .starts_with("<|im_start|>system\nToday: 01 Jan 1970<|im_end|>\n<|im_start|>user\nHello<")
+        );
         let texts: Vec<&str> = rendered.answers.iter().map(|a| &rendered.text[a.span.clone()]).collect();
         assert_eq!(texts, ["Hi.<|im_end|>\n", "4<|im_end|>\n"]);
     }
@@ -324,9 +328,13 @@ mod tests {
         assert!(error.contains("has no chat template") && error.contains("llama-2"), "{error}");
         let config = |text: &str| std::fs::write(folder.path().join("tokenizer_config.json"), text).unwrap();
         let prompt = || Ok::<_, ChatError>(ChatTemplate::open(folder.path())?.prompt(&dialogue()[..1])?);
-        config(r#"{"bos_token": {"content": "<s>", "lstrip": false}, "chat_template": "{{ bos_token }}one"}"#);
+        config(
+            r#"{"bos_token": {"content": "<s>", "lstrip": false}, "chat_template": "{{ bos_token }}one"}"#,
+        );
         assert_eq!(prompt().unwrap(), "<s>one");
-        config(r#"{"bos_token": null, "chat_template": [{"name": "tool", "template": "no"}, {"name": "default", "template": "{{ messages[0].content }}"}]}"#);
+        config(
+            r#"{"bos_token": null, "chat_template": [{"name": "tool", "template": "no"}, {"name": "default", "template": "{{ messages[0].content }}"}]}"#,
+        );
         assert_eq!(prompt().unwrap(), "Hello");
         std::fs::write(folder.path().join("chat_template.jinja"), "file").unwrap();
         assert_eq!(prompt().unwrap(), "file");

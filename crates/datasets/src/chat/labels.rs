@@ -12,9 +12,8 @@ pub const IGNORED: TokenId = -100;
 /// added have an empty one.
 #[must_use]
 pub fn trained_tokens(offsets: &[Range<usize>], spans: &[Range<usize>]) -> Vec<bool> {
-    let overlaps = |token: &Range<usize>| {
-        spans.iter().any(|span| token.start.max(span.start) < token.end.min(span.end))
-    };
+    let overlaps =
+        |token: &Range<usize>| spans.iter().any(|span| token.start.max(span.start) < token.end.min(span.end));
     offsets.iter().map(overlaps).collect()
 }
 

@@ -203,7 +203,8 @@ mod tests {
         let late = [Message::new("user", "a"), Message::new("system", "b")];
         let error = NamedTemplate::Zephyr.render(&late, true).unwrap_err().to_string();
         assert!(error.contains("message 1") && error.contains("only the first"), "{error}");
-        let error = NamedTemplate::Zephyr.render(&[Message::new("human", "a")], true).unwrap_err().to_string();
+        let error =
+            NamedTemplate::Zephyr.render(&[Message::new("human", "a")], true).unwrap_err().to_string();
         assert!(error.contains("`human`"), "{error}");
     }
 

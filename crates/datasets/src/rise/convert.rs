@@ -238,9 +238,8 @@ fn count_weights(result: &mut Conversion, config: &ConvertConfig) {
         counts.entry(key).or_insert(new).examples += 1;
     }
     result.weights = counts.into_values().collect();
-    let sum = |power: i32| -> f64 {
-        result.weights.iter().map(|c| c.examples as f64 * c.weight.powi(power)).sum()
-    };
+    let sum =
+        |power: i32| -> f64 { result.weights.iter().map(|c| c.examples as f64 * c.weight.powi(power)).sum() };
     if !result.rewards.is_empty() {
         result.mean_weight = sum(1) / result.rewards.len() as f64;
         result.effective_examples = sum(1).powi(2) / sum(2);

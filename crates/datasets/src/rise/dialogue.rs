@@ -26,8 +26,7 @@ pub fn dialogue(
         _ => turn,
     };
     let mut messages = vec![Message::new("user", environment.opening(problem))];
-    for (action, observation) in
-        history.best_actions.iter().zip(&history.best_observations).skip(turn - kept)
+    for (action, observation) in history.best_actions.iter().zip(&history.best_observations).skip(turn - kept)
     {
         messages.push(Message::new(role, action));
         messages.push(Message::new("user", observation));
@@ -40,9 +39,10 @@ pub fn dialogue(
         };
         messages.drain(..messages.len() - limit);
     }
-    let demonstration = environment.demonstration().into_iter().flat_map(|[question, answer]| {
-        [Message::new("user", question), Message::new(role, answer)]
-    });
+    let demonstration = environment
+        .demonstration()
+        .into_iter()
+        .flat_map(|[question, answer]| [Message::new("user", question), Message::new(role, answer)]);
     demonstration.chain(messages).collect()
 }
 

@@ -98,7 +98,10 @@ impl Episode {
         let history = &self.turn_history;
         let turns = history.actions.len();
         if history.actions.keys().copied().ne(0..turns) || history.rewards.keys().copied().ne(0..turns) {
-            return Some(("turn_history", "actions and rewards must have the turns 0, 1, … in common".into()));
+            return Some((
+                "turn_history",
+                "actions and rewards must have the turns 0, 1, … in common".into(),
+            ));
         }
         let blocked = turns > 0 && history.rewards[&(turns - 1)].iter().any(Option::is_none);
         let played = turns - usize::from(blocked);
@@ -121,7 +124,10 @@ impl Episode {
                 return Some(("turn_history", reason));
             }
             if turn < played && history.rewards[&turn].iter().any(Option::is_none) {
-                return Some(("turn_history", format!("turn {turn} lacks a reward, but is not the last one")));
+                return Some((
+                    "turn_history",
+                    format!("turn {turn} lacks a reward, but is not the last one"),
+                ));
             }
         }
         None
@@ -298,8 +304,14 @@ mod tests {
         };
         refused(&|e| e["task_id"] = json!(4), "`3` has task_id 4");
         refused(&|e| e["query"] = json!(4), "item 3, field query");
-        refused(&|e| e["turn_history"]["best_rewards"] = json!([]), "item 3, field turn_history: 1 turns were played");
-        refused(&|e| e["turn_history"]["actions"]["0"] = json!(["a"]), "turn 0 has 1 actions, 2 observations");
+        refused(
+            &|e| e["turn_history"]["best_rewards"] = json!([]),
+            "item 3, field turn_history: 1 turns were played",
+        );
+        refused(
+            &|e| e["turn_history"]["actions"]["0"] = json!(["a"]),
+            "turn 0 has 1 actions, 2 observations",
+        );
         refused(&|e| e["turn_history"]["actions"]["2"] = json!(["a"]), "in common");
         refused(&|e| e["turn_history"]["rewards"]["0"] = json!([null, 0]), "turn 0 lacks a reward");
         refused(&|e| e["turn_history"]["rewards"]["x"] = json!([]), "item 3, field turn_history.rewards");
@@ -316,8 +328,14 @@ mod tests {
         log.episodes[0].query = "2 € ?".into();
         log.write(&path).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
-        assert!(text.starts_with("{\n  \"3\": {\n    \"task_id\": 3,\n    \"query\": \"2 \\u20ac ?\",\n"), "{text}");
-        assert!(text.contains("\"max_reward\": 0,") && text.contains("-1\n") && text.contains("null"), "{text}");
+        assert!(
+            text.starts_with("{\n  \"3\": {\n    \"task_id\": 3,\n    \"query\": \"2 \\u20ac ?\",\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains("\"max_reward\": 0,") && text.contains("-1\n") && text.contains("null"),
+            "{text}"
+        );
         assert_eq!(Log::read(&path).unwrap(), log);
     }
 

@@ -131,7 +131,9 @@ pub enum RolloutError {
         reward: f64,
     },
     /// The first turn of a problem gave no answer, at which the published program ends ([`Compat::Reference`]).
-    #[error("row {row}: the first turn was blocked: {reason}; compat = \"fixed\" goes on with the next problem")]
+    #[error(
+        "row {row}: the first turn was blocked: {reason}; compat = \"fixed\" goes on with the next problem"
+    )]
     BlockedFirst {
         /// The problem's row.
         row: usize,
@@ -178,7 +180,10 @@ pub struct MultiTurn<'a> {
 
 impl std::fmt::Debug for MultiTurn<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("MultiTurn").field("config", &self.config).field("batch", &self.batch).finish_non_exhaustive()
+        f.debug_struct("MultiTurn")
+            .field("config", &self.config)
+            .field("batch", &self.batch)
+            .finish_non_exhaustive()
     }
 }
 

@@ -57,7 +57,8 @@ fn parse(
     config: &RolloutConfig,
     problems: &[Problem],
 ) -> Result<Found, RolloutError> {
-    let questions: BTreeMap<usize, &Problem> = problems.iter().map(|problem| (problem.row, problem)).collect();
+    let questions: BTreeMap<usize, &Problem> =
+        problems.iter().map(|problem| (problem.row, problem)).collect();
     let changed = |what: String| RolloutError::Changed { path: PathBuf::from(path), what };
     let mut episodes = None;
     let mut whole = 0;
@@ -67,7 +68,8 @@ fn parse(
             break;
         }
         let place = Place::Line(i + 1);
-        let json = |source| Error::Json { path: path.into(), place: Some(place), field: String::new(), source };
+        let json =
+            |source| Error::Json { path: path.into(), place: Some(place), field: String::new(), source };
         match &mut episodes {
             None => {
                 let Head { rollout } = serde_json::from_slice(line).map_err(json)?;
@@ -102,6 +104,7 @@ fn parse(
 /// The first setting that differs.
 fn differing(theirs: &RolloutConfig, ours: &RolloutConfig) -> String {
     let (theirs, ours) = (serde_json::json!(theirs), serde_json::json!(ours));
-    let different = theirs.as_object().into_iter().flatten().find(|(key, value)| ours.get(key) != Some(value));
+    let different =
+        theirs.as_object().into_iter().flatten().find(|(key, value)| ours.get(key) != Some(value));
     different.map_or_else(|| "other settings".into(), |(key, value)| format!("{key} = {value}"))
 }

@@ -83,7 +83,8 @@ pub fn training_text(
         if ends_with_human {
             result.weight = 0.0;
         }
-        if ends_with_human || example.conversations.iter().any(|said| said.is_models() && marker(&said.value)) {
+        if ends_with_human || example.conversations.iter().any(|said| said.is_models() && marker(&said.value))
+        {
             result.spans.clear();
         }
     }
@@ -113,7 +114,9 @@ mod tests {
         let system = example(&[("human", "q", 0.0), ("system", "s", 0.0)]);
         assert!(render(&system, Layout::Dialogue).unwrap_err().contains("message 1 has the role `system`"));
         let model = example(&[("gpt", "a", 1.0)]);
-        assert!(render(&model, Layout::ZephyrSystemDemo).unwrap_err().contains("message 0 has the role `gpt`"));
+        assert!(
+            render(&model, Layout::ZephyrSystemDemo).unwrap_err().contains("message 0 has the role `gpt`")
+        );
         assert!(render(&example(&[]), Layout::ZephyrSystemDemo).is_err());
         let text = render(&model, Layout::Dialogue).unwrap();
         assert_eq!(&text.text[text.spans[0].clone()], "a </s>");
@@ -121,7 +124,8 @@ mod tests {
 
     #[test]
     fn training_sees_what_generation_sends() {
-        let turns = [("human", "q", 0.0), ("gpt", " wrong", 0.0), ("human", "no", 0.0), ("gpt", " right", 2.0)];
+        let turns =
+            [("human", "q", 0.0), ("gpt", " wrong", 0.0), ("human", "no", 0.0), ("gpt", " right", 2.0)];
         for template in NamedTemplate::ALL.map(ChatTemplate::from) {
             let text = training_text(&example(&turns), &template, Layout::Dialogue, Compat::Fixed).unwrap();
             assert_eq!((text.spans.len(), text.weight), (1, 2.0));
