@@ -4,8 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use ruminate_algorithms::dpo::{
-    Dpo, DpoConfig, Pair, PairLengths, PairSource, PreferenceLoss, PromptCut, Reference, ReferenceSync,
-    ShuffledPairs, WeightedLoss, encode_pairs, precompute, precompute_cached,
+    Dpo, DpoConfig, Pair, PairLengths, PreferenceLoss, PromptCut, Reference, ReferenceSync, ShuffledPairs,
+    WeightedLoss, encode_pairs, precompute, precompute_cached,
 };
 use ruminate_algorithms::{Algorithm, Ending, Metrics, Silent, Trainer, TrainerConfig};
 use ruminate_datasets::PreferenceExample;

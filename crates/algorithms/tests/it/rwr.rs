@@ -4,11 +4,13 @@ use std::fs;
 use std::path::Path;
 
 use ruminate_algorithms::rwr::{
-    EncodedExamples, Rwr, TooLong, WeightedExample, Weighting, encode_texts, trainer_config,
+    EncodedExamples, LocalModel, Rwr, TooLong, WeightedExample, Weighting, encode_texts, trainer_config,
 };
 use ruminate_algorithms::{Algorithm, Ending, Silent, Trainer};
-use ruminate_datasets::rise::TrainingText;
-use ruminate_models::{Example, IGNORED, Policy, T5, Want};
+use ruminate_datasets::chat::{ChatTemplate, NamedTemplate};
+use ruminate_datasets::environments::{Gsm8k, Problem};
+use ruminate_datasets::rise::{Answerer, MultiTurn, Quiet, RolloutConfig, TrainingText};
+use ruminate_models::{Example, GenerationConfig, IGNORED, Policy, Sampling, Strategy, T5, Want};
 use tch::Kind;
 
 use crate::support::{Recorder, alone, examples, model, short, tokenizer};
@@ -75,7 +77,7 @@ fn of_two_answers_the_heavier_one_is_learnt() {
         let of = |first| -naive(rwr.policy(), &answer(first, 1.0));
         // In the limit the odds of the first token are those of the weights.
         assert!(of(heavy) > of(light) + 0.5, "{} {}", of(heavy), of(light));
-        let losses = recorder.series("loss");
+        let losses = recorder.series("rwr_loss");
         assert!(losses.last().unwrap() < &(0.7 * losses[0]), "{losses:?}");
     }
 }
@@ -165,4 +167,41 @@ fn what_cannot_be_trained_is_refused() {
     // Without anything held out, the newest checkpoint is the best.
     let mut rwr = rwr(1, vec![]);
     assert_eq!(rwr.evaluate(7, &mut Silent).unwrap().score, 7.0);
+}
+
+#[test]
+fn a_local_model_takes_turns_and_batches_do_not_show() {
+    let _alone = alone();
+    let (model, tokenizer) = (model(0.0, 1), tokenizer());
+    let template = ChatTemplate::from(NamedTemplate::Vicuna);
+    let generation = GenerationConfig {
+        strategy: Strategy::Sample(Sampling::default()),
+        max_new_tokens: 6,
+        ..GenerationConfig::default()
+    };
+    let student = LocalModel::new(&model, &tokenizer, &template, 40).generation(generation.clone());
+    let problem = |row| Problem {
+        row,
+        question: format!("Ada {}", "Adam ".repeat(row)),
+        solution: "#### 1".into(),
+        ..Problem::default()
+    };
+    let problems: Vec<Problem> = (0..5).map(problem).collect();
+    let environment = Gsm8k::default();
+    let play = |batch| {
+        let answerers: [&dyn Answerer; 2] = [&student; 2];
+        let config = RolloutConfig::collect(&[1, 3]);
+        let turns = MultiTurn::new(&environment, config, &answerers).unwrap().batch(batch);
+        turns.play(&problems, None, &mut Quiet).unwrap()
+    };
+    let log = play(1);
+    assert_eq!(play(5), log);
+    let history = &log.episodes[0].turn_history;
+    assert_eq!((history.actions[&0].len(), history.actions[&1].len()), (1, 3));
+    assert!(log.episodes.iter().any(|episode| episode.turn_history.actions[&1][0] != history.actions[&1][0]));
+    let narrow = LocalModel::new(&model, &tokenizer, &template, 7).generation(generation);
+    let answerers: [&dyn Answerer; 1] = [&narrow];
+    let turns = MultiTurn::new(&environment, RolloutConfig::collect(&[1]), &answerers).unwrap();
+    let error = turns.play(&problems, None, &mut Quiet).unwrap_err();
+    assert!(crate::support::chain(&error).contains("no room for a prompt"), "{error:?}");
 }

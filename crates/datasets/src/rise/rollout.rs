@@ -174,7 +174,7 @@ pub enum RolloutError {
 pub struct MultiTurn<'a> {
     environment: &'a dyn Environment,
     config: RolloutConfig,
-    answerers: &'a [&'a dyn Answerer],
+    answerers: Vec<&'a dyn Answerer>,
     batch: usize,
 }
 
@@ -210,7 +210,7 @@ impl<'a> MultiTurn<'a> {
     pub fn new(
         environment: &'a dyn Environment,
         config: RolloutConfig,
-        answerers: &'a [&'a dyn Answerer],
+        answerers: &[&'a dyn Answerer],
     ) -> Result<Self, RolloutError> {
         config.validate().map_err(|(field, reason)| RolloutError::Config { field, reason })?;
         let (turns, models) = (config.samples.len(), answerers.len());
@@ -218,7 +218,7 @@ impl<'a> MultiTurn<'a> {
             let reason = format!("{turns} turns have {models} models; name one for each");
             return Err(RolloutError::Config { field: "models", reason });
         }
-        Ok(Self { environment, config, answerers, batch: 16 })
+        Ok(Self { environment, config, answerers: answerers.to_vec(), batch: 16 })
     }
 
     /// How many problems are asked about at a time. Default: 16. Nothing but speed depends on it, and how much is lost when the
