@@ -25,7 +25,7 @@ fn problems(count: usize) -> Vec<Problem> {
 /// Answers that follow from the seed and nothing else: right, wrong, without answer, degenerate, or refused.
 fn student(asks: &[Ask]) -> Result<Vec<Reply>, Failed> {
     let reply = |ask: &Ask| {
-        if ask.seed % 23 == 0 {
+        if ask.seed.is_multiple_of(23) {
             return Reply::Blocked("refused".into());
         }
         let text = |sample: usize| match ask.seed.rotate_left(7 * sample as u32) % 7 {

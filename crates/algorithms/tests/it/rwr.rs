@@ -105,13 +105,12 @@ fn stops_leave_no_trace() {
 fn texts_become_examples_or_are_counted() {
     let tokenizer = tokenizer();
     // Words of the world, each a token; the answer is the last two.
-    let text = |spans: Vec<std::ops::Range<usize>>| TrainingText {
+    let text = |spans: &[(usize, usize)]| TrainingText {
         text: "Ada Adam Agnes Alan".into(),
-        spans,
+        spans: spans.iter().map(|&(start, end)| start..end).collect(),
         weight: 2.0,
     };
-    let texts =
-        [text(vec![9..19]), text(vec![]), text(vec![0..3]), text(vec![4..8]), text(vec![4..6, 15..16])];
+    let texts = [&[(9, 19)][..], &[], &[(0, 3)], &[(4, 8)], &[(4, 6), (15, 16)]].map(text);
     let ids = tokenizer.encode_plain("Ada Adam Agnes Alan").unwrap();
     let encode = |max_length, too_long| encode_texts(&tokenizer, &texts, max_length, too_long).unwrap();
     let EncodedExamples { examples, texts: kept, cut, too_long, untrained } = encode(10, TooLong::Cut);

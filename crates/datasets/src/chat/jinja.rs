@@ -288,7 +288,7 @@ mod tests {
         let texts: Vec<&str> = rendered.answers.iter().map(|a| &rendered.text[a.span.clone()]).collect();
         assert_eq!(texts, ["Hi.</s>", "4</s>"]);
         let chatml = JinjaTemplate::new(CHATML, &[]).unwrap().at(Some(UNIX_EPOCH));
-        let rendered = ChatTemplate::Jinja(chatml).conversation(&dialogue()).unwrap();
+        let rendered = ChatTemplate::from(chatml).conversation(&dialogue()).unwrap();
         assert!(
             rendered
                 .text
@@ -327,7 +327,7 @@ mod tests {
         let error = ChatTemplate::open(folder.path()).unwrap_err().to_string();
         assert!(error.contains("has no chat template") && error.contains("llama-2"), "{error}");
         let config = |text: &str| std::fs::write(folder.path().join("tokenizer_config.json"), text).unwrap();
-        let prompt = || Ok::<_, ChatError>(ChatTemplate::open(folder.path())?.prompt(&dialogue()[..1])?);
+        let prompt = || ChatTemplate::open(folder.path())?.prompt(&dialogue()[..1]);
         config(
             r#"{"bos_token": {"content": "<s>", "lstrip": false}, "chat_template": "{{ bos_token }}one"}"#,
         );

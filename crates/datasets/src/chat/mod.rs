@@ -126,12 +126,18 @@ pub enum ChatTemplate {
     /// One that is code.
     Named(NamedTemplate),
     /// One that came with a checkpoint.
-    Jinja(JinjaTemplate),
+    Jinja(Box<JinjaTemplate>),
 }
 
 impl From<NamedTemplate> for ChatTemplate {
     fn from(template: NamedTemplate) -> Self {
         Self::Named(template)
+    }
+}
+
+impl From<JinjaTemplate> for ChatTemplate {
+    fn from(template: JinjaTemplate) -> Self {
+        Self::Jinja(Box::new(template))
     }
 }
 
@@ -141,7 +147,7 @@ impl ChatTemplate {
     /// # Errors
     /// [`ChatError::NoTemplate`], [`ChatError::Syntax`], and [`ChatError::Data`] for a file that cannot be read.
     pub fn open(folder: &Path) -> Result<Self> {
-        JinjaTemplate::open(folder).map(Self::Jinja)
+        JinjaTemplate::open(folder).map(Self::from)
     }
 
     /// The dialogue, ready for the next answer.

@@ -216,7 +216,8 @@ mod tests {
     }
 
     fn dialogue() -> impl Strategy<Value = Vec<Message>> {
-        let turn = |i: usize, text: String| Message::new(if i % 2 == 0 { "user" } else { "agent" }, text);
+        let turn =
+            |i: usize, text: String| Message::new(if i.is_multiple_of(2) { "user" } else { "agent" }, text);
         prop::collection::vec("[a-zé \\n]{0,6}|</s>|\\[INST\\]|<\\|assistant\\|>\\n", 0..7)
             .prop_map(move |texts| texts.into_iter().enumerate().map(|(i, t)| turn(i, t)).collect())
     }
