@@ -33,7 +33,7 @@ fn rwr(seed: i64, held_out: Vec<WeightedExample>) -> Rwr<T5> {
 
 /// Weight times mean negative log-likelihood of one example alone.
 fn naive(model: &T5, WeightedExample { example, weight }: &WeightedExample) -> f64 {
-    let scores = model.score(&[example.clone()], Want::default()).unwrap();
+    let scores = model.score(std::slice::from_ref(example), Want::default()).unwrap();
     let sum = scores.log_probs.sum(Kind::Double).double_value(&[]);
     -f64::from(*weight) * sum / scores.labels.count as f64
 }
@@ -77,7 +77,7 @@ fn of_two_answers_the_heavier_one_is_learnt() {
         let of = |first| -naive(rwr.policy(), &answer(first, 1.0));
         // In the limit the odds of the first token are those of the weights.
         assert!(of(heavy) > of(light) + 0.5, "{} {}", of(heavy), of(light));
-        let losses = recorder.series("rwr_loss");
+        let losses = recorder.series("train/rwr_loss");
         assert!(losses.last().unwrap() < &(0.7 * losses[0]), "{losses:?}");
     }
 }
