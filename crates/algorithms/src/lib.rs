@@ -9,8 +9,10 @@ mod observer;
 pub mod plan;
 pub mod ppo;
 pub mod quark;
+pub mod rwr;
 mod schedule;
 mod sft;
+mod shuffled;
 pub mod tinythinker;
 pub mod trainer;
 
@@ -20,6 +22,7 @@ pub use observer::{Metrics, Observer, ObserverError, Silent, StepReport};
 pub use plan::{MemoryPlan, Networks, Pass, Plan, Work};
 pub use schedule::Schedule;
 pub use sft::{Curriculum, Objective, Sft, mean_loss};
+pub use shuffled::Shuffled;
 pub use trainer::{
     Algorithm, Ending, Evaluation, Fitted, OptimizerChoice, Phases, Precision, Trainer, TrainerConfig,
 };

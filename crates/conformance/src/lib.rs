@@ -58,7 +58,7 @@ pub struct Topic {
     pub find: fn(kind: &str, path: &Path) -> Option<KindFn>,
 }
 
-/// All topics. One that has no module yet knows no kind.
+/// All topics.
 pub const TOPICS: [Topic; 6] = [
     Topic { name: "models", folders: true, find: models::find },
     Topic { name: "crystal", folders: false, find: crystal::find },

@@ -45,6 +45,9 @@ pub enum Error {
         /// What the system said.
         source: std::io::Error,
     },
+    /// Another process writes to the file.
+    #[error("{} is being written by another process; wait for it, or write to another file", .0.display())]
+    Locked(PathBuf),
     /// Bytes that are not UTF-8.
     #[error("{}: line {line} is not UTF-8; convert the file to UTF-8", .path.display())]
     NotUtf8 {

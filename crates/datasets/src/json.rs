@@ -111,14 +111,20 @@ fn parse<T: DeserializeOwned>(path: &Path, bytes: &[u8], place: Option<Place>) -
 /// # Errors
 /// [`Error::Write`].
 pub fn write<T: Serialize + ?Sized>(path: &Path, value: &T) -> Result<()> {
+    write_indented(path, value, b"    ")
+}
+
+/// As [`write()`], with other blanks.
+pub(crate) fn write_indented<T: Serialize + ?Sized>(path: &Path, value: &T, indent: &[u8]) -> Result<()> {
     let fill = |out: &mut dyn Write| {
-        value.serialize(&mut serde_json::Serializer::with_formatter(out, PythonFormatter::new()))?;
+        let formatter = PythonFormatter(PrettyFormatter::with_indent(indent));
+        value.serialize(&mut serde_json::Serializer::with_formatter(out, formatter))?;
         Ok(())
     };
     write_atomically(path, fill).map_err(|source| Error::Write { path: path.into(), source })
 }
 
-/// As [`write`], but a line of JSON for each value.
+/// As [`write()`], but a line of JSON for each value.
 ///
 /// # Errors
 /// [`Error::Write`].
@@ -156,15 +162,40 @@ fn write_atomically(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result
     Ok(())
 }
 
-struct PythonFormatter(PrettyFormatter<'static>);
+/// `json.dumps(value, ensure_ascii=False, indent=indent)`.
+pub(crate) fn dumps<T: Serialize + ?Sized>(value: &T, indent: Option<usize>) -> serde_json::Result<String> {
+    let mut out = vec![];
+    match indent {
+        Some(indent) => {
+            let indent = b" ".repeat(indent);
+            let formatter = PrettyFormatter::with_indent(&indent);
+            value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, formatter))?;
+        }
+        None => value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, OneLine))?,
+    }
+    Ok(String::from_utf8_lossy(&out).into_owned())
+}
 
-impl PythonFormatter {
-    fn new() -> Self {
-        Self(PrettyFormatter::with_indent(b"    "))
+/// One line, with a blank after each comma and colon.
+struct OneLine;
+
+impl Formatter for OneLine {
+    fn begin_array_value<W: Write + ?Sized>(&mut self, out: &mut W, first: bool) -> io::Result<()> {
+        if first { Ok(()) } else { out.write_all(b", ") }
+    }
+
+    fn begin_object_key<W: Write + ?Sized>(&mut self, out: &mut W, first: bool) -> io::Result<()> {
+        if first { Ok(()) } else { out.write_all(b", ") }
+    }
+
+    fn begin_object_value<W: Write + ?Sized>(&mut self, out: &mut W) -> io::Result<()> {
+        out.write_all(b": ")
     }
 }
 
-impl Formatter for PythonFormatter {
+struct PythonFormatter<'a>(PrettyFormatter<'a>);
+
+impl Formatter for PythonFormatter<'_> {
     fn write_string_fragment<W: Write + ?Sized>(&mut self, out: &mut W, fragment: &str) -> io::Result<()> {
         for c in fragment.chars() {
             if matches!(c, ' '..='~') {

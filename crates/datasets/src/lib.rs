@@ -1,5 +1,8 @@
 #![doc = include_str!("../README.md")]
 
+mod append;
+pub mod chat;
+pub mod environments;
 pub mod error;
 pub mod evaluation_files;
 pub mod json;
@@ -8,7 +11,9 @@ pub mod mario;
 pub mod order;
 pub mod preference;
 pub mod prompts;
+mod python;
 pub mod question;
+pub mod rise;
 pub mod tasks;
 pub mod teacher;
 pub mod tinythinker;

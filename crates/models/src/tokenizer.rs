@@ -1,6 +1,7 @@
 //! Text to token ids and back, with the tokenizer files of Hugging Face.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::path::Path;
 
 use serde::Deserialize;
@@ -18,6 +19,15 @@ pub enum Truncate {
     End,
     /// Keep the end.
     Start,
+}
+
+/// What [`Tokenizer::encode_with_offsets`] returns.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EncodedText {
+    /// The ids.
+    pub ids: Vec<TokenId>,
+    /// The bytes of the text that each id stands for; empty for ids that the tokenizer has added.
+    pub offsets: Vec<Range<usize>>,
 }
 
 /// A `tokenizer.json`, used exactly as written.
@@ -117,6 +127,34 @@ impl Tokenizer {
     pub fn encode_plain(&self, text: &str) -> Result<Vec<TokenId>> {
         let encoding = self.inner.encode_fast(text, false).map_err(library("encoding"))?;
         Ok(ids(&encoding))
+    }
+
+    /// The ids of a text that already holds its markers, such as a rendered dialogue, with the bytes that each of them stands for.
+    /// Markers in the text become their special tokens. Of what the tokenizer would add, only the tokens in front are there,
+    /// and not those with which the text itself begins: a begin token is never doubled, and no end token closes an open text.
+    ///
+    /// # Errors
+    /// When the tokenizer library fails.
+    pub fn encode_with_offsets(&self, text: &str) -> Result<EncodedText> {
+        let encode = |special| self.inner.encode(text, special).map_err(library("encoding"));
+        let (plain, full) = (encode(false)?, encode(true)?);
+        let written = ids(&plain);
+        // What is added stands for no byte.
+        let added = full.get_offsets().iter().take_while(|&&(start, end)| start == end).count();
+        let mut front = if written.is_empty() { vec![] } else { ids(&full)[..added].to_vec() };
+        // Blanks that some tokenizers cut from their offsets stood for none either: then nothing was added.
+        if written.starts_with(&front) {
+            front.clear();
+        }
+        let mut end_before = 0;
+        let range = |&(start, end): &(usize, usize)| {
+            let start = if start == end { start.min(end_before) } else { start };
+            end_before = end.max(end_before);
+            start..end
+        };
+        let offsets: Vec<_> = plain.get_offsets().iter().map(range).collect();
+        let offsets = std::iter::repeat_n(0..0, front.len()).chain(offsets).collect();
+        Ok(EncodedText { ids: [front, written].concat(), offsets })
     }
 
     /// The ids of a text in at most `max_tokens`, special tokens included: those are kept, the text is cut.

@@ -3,6 +3,7 @@
 pub mod choices;
 pub mod mario;
 mod reward;
+pub mod rise;
 mod self_feedback;
 
 pub use choices::{ChoiceError, Ensemble, EnsembleConfig, Expert, Judgement};

@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use ruminate_datasets::{Cursor, Order, PreferenceExample, Shard, TrainBatches};
+use ruminate_datasets::PreferenceExample;
 use ruminate_models::{Policy, TokenId, Tokenizer, Truncate, by_length};
 use serde::{Deserialize, Serialize};
 
 use super::train::score_pairs;
-use crate::{Error, Result};
+use crate::{Error, Result, Shuffled};
 
 /// A preference in token ids. Trajectories of a model go in as they are; texts through [`encode_pairs`].
 #[derive(Debug, Clone, PartialEq)]
@@ -257,48 +257,18 @@ pub trait PairSource {
 }
 
 /// Pairs in an order that is drawn anew for each epoch.
-#[derive(Debug)]
-pub struct ShuffledPairs {
-    pairs: Vec<Pair>,
-    batches: TrainBatches,
-}
-
-/// Where [`ShuffledPairs`] stands.
-#[derive(Serialize, Deserialize)]
-struct Position {
-    cursor: Cursor,
-    pairs: usize,
-}
-
-impl ShuffledPairs {
-    /// Batches of `batch_size` pairs.
-    ///
-    /// # Errors
-    /// When there are fewer pairs than a batch needs.
-    pub fn new(pairs: Vec<Pair>, batch_size: usize, seed: u64) -> Result<Self> {
-        let batches = TrainBatches::new(Order::reshuffled(pairs.len(), seed), batch_size, Shard::SINGLE)?;
-        Ok(Self { pairs, batches })
-    }
-}
+pub type ShuffledPairs = Shuffled<Pair>;
 
 impl PairSource for ShuffledPairs {
     fn next(&mut self, _: u64) -> Result<Vec<Pair>> {
-        let rows = self.batches.next().unwrap_or_default();
-        Ok(rows.into_iter().map(|row| self.pairs[row].clone()).collect())
+        Ok(self.next_batch())
     }
 
     fn state(&self) -> serde_json::Value {
-        serde_json::json!(Position { cursor: self.batches.cursor(), pairs: self.pairs.len() })
+        Shuffled::state(self)
     }
 
     fn load_state(&mut self, state: serde_json::Value) -> Result<()> {
-        let position: Position = serde_json::from_value(state)
-            .map_err(|e| Error::config("checkpoint", format!("its data position cannot be read: {e}")))?;
-        let (then, now) = (position.pairs, self.pairs.len());
-        if then != now {
-            let reason = format!("it was trained on {then} pairs, but there are {now} now");
-            return Err(Error::config("checkpoint", reason));
-        }
-        Ok(self.batches.resume(position.cursor)?)
+        Shuffled::load_state(self, state)
     }
 }

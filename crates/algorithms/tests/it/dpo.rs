@@ -4,8 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use ruminate_algorithms::dpo::{
-    Dpo, DpoConfig, Pair, PairLengths, PairSource, PreferenceLoss, PromptCut, Reference, ReferenceSync,
-    ShuffledPairs, WeightedLoss, encode_pairs, precompute, precompute_cached,
+    Dpo, DpoConfig, Pair, PairLengths, PreferenceLoss, PromptCut, Reference, ReferenceSync, ShuffledPairs,
+    WeightedLoss, encode_pairs, precompute, precompute_cached,
 };
 use ruminate_algorithms::{Algorithm, Ending, Metrics, Silent, Trainer, TrainerConfig};
 use ruminate_datasets::PreferenceExample;
@@ -324,7 +324,7 @@ fn contradictions_are_refused() {
     assert!(ShuffledPairs::new(pairs(1), 2, 1).is_err());
     let mut source = ShuffledPairs::new(pairs(4), 2, 1).unwrap();
     let other = ShuffledPairs::new(pairs(5), 2, 1).unwrap().state();
-    assert!(source.load_state(other).unwrap_err().to_string().contains("5 pairs"));
+    assert!(source.load_state(other).unwrap_err().to_string().contains("5 examples"));
     assert!(source.load_state(serde_json::json!({})).is_err());
 }
 

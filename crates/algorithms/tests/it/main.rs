@@ -13,4 +13,5 @@ mod phases;
 mod ppo;
 mod quark;
 mod resume;
+mod rwr;
 mod support;

@@ -1,7 +1,10 @@
+use ruminate_datasets::chat::{ChatTemplate, Message};
+use ruminate_datasets::environments::Benchmark;
 use ruminate_datasets::mario::{
     MarioDataset, MarioRow, ResponseFormat, read_few_shot, read_gold, read_masked_tsv, read_responses,
     read_teacher,
 };
+use ruminate_datasets::rise::{ConvertConfig, Log, convert};
 use ruminate_datasets::teacher::{Request, match_answers, read_answers};
 use ruminate_datasets::tinythinker::{Source, read_items};
 use ruminate_datasets::unifiedqa::BadRows;
@@ -197,6 +200,54 @@ fn items_and_pairs() {
         for example in preference::read(path)?.examples {
             assert!(example.problem().is_none());
         }
+        Ok(())
+    });
+}
+
+#[test]
+fn checkable_problems() {
+    let rows = r###"{"question": "1+1?", "answer": "so\n#### 2"}
+{"question": "1000+1?", "answer": "so\n#### 1,001"}
+"###;
+    Fuzz::new("train.jsonl", vec![rows.into()], 1000).run(folder(), |path| {
+        Benchmark::Gsm8k.read(path, BadRows::Skip)?;
+        Benchmark::Gsm8k.read(path, BadRows::Refuse)?;
+        Ok(())
+    });
+}
+
+#[test]
+fn logs_of_episodes() {
+    let episode = |row: usize| {
+        format!(
+            r#""{row}": {{"task_id": {row}, "query": "q", "answer": "so #### 5", "max_reward": 0, "turn_history": {{
+            "best_actions": ["a"], "actions": {{"0": ["a", "b"], "1": ["blocked"]}},
+            "best_observations": ["no"], "observations": {{"0": ["no", "no"]}},
+            "best_rewards": [0], "rewards": {{"0": [0, -1], "1": [null]}}}}}}"#
+        )
+    };
+    let log = format!("{{{}, {}}}", episode(0), episode(3)).into_bytes();
+    Fuzz::new("2_turns.json", vec![log], 1000).run(folder(), |path| {
+        let log = Log::read(path)?;
+        let environment = Benchmark::Gsm8k.environment(Default::default());
+        let attempts: usize = log.episodes.iter().map(|e| e.turn_history.best_actions.len()).sum();
+        assert!(log.rescore(&*environment, true).actions >= attempts);
+        assert!(convert(&log, &*environment, &ConvertConfig::default()).examples.len() <= attempts);
+        Ok(())
+    });
+}
+
+#[test]
+fn chat_templates() {
+    let template =
+        "{% for m in messages %}{{ bos_token }}[{{ m['role'] | upper }}] {{ m.content.strip() }}{% endfor %}";
+    let config = format!("{{\"bos_token\": {{\"content\": \"<s>\"}}, \"chat_template\": \"{template}\"}}");
+    let dialogue = [Message::new("user", "q"), Message::new("assistant", "a")];
+    let fuzz = Fuzz::new("tokenizer_config.json", vec![config.into_bytes()], 1000);
+    Fuzz { places: &["chat template"], ..fuzz }.run(folder(), |path| {
+        let template = ChatTemplate::open(path.parent().unwrap_or(path))?;
+        template.prompt(&dialogue)?;
+        template.conversation(&dialogue)?;
         Ok(())
     });
 }

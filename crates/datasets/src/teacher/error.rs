@@ -80,9 +80,6 @@ pub enum TeacherError {
         /// What differs: `model`, `messages` or `sampling`.
         field: &'static str,
     },
-    /// Another process writes to the file.
-    #[error("{} is being written by another process; wait for it, or write to another file", .0.display())]
-    Locked(PathBuf),
     /// A thread could not be started.
     #[error("cannot start {0} threads; lower teacher.concurrency")]
     Threads(usize, #[source] std::io::Error),

@@ -1,9 +1,8 @@
 //! Files of answers.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::Path;
 
 use serde::de::Error as _;
 use serde::{Deserialize, Serialize};
@@ -11,6 +10,7 @@ use serde_json::Value;
 
 use super::request::Body;
 use super::{Answer, Message, Request, Result, Sampling, TeacherError};
+use crate::append::AppendFile;
 use crate::{Error, Place};
 
 /// A request with what came of it, as files have it.
@@ -191,11 +191,7 @@ pub(super) fn stored(path: &Path, model: &str, requests: &[Request]) -> Result<V
 
 /// A file of answers that is being written, by this process only.
 #[derive(Debug)]
-pub(super) struct AnswerFile {
-    path: PathBuf,
-    file: File,
-    len: u64,
-}
+pub(super) struct AnswerFile(AppendFile);
 
 impl AnswerFile {
     /// Opens or makes a file, and returns the answers that it has. A last line that was cut off is removed.
@@ -205,36 +201,12 @@ impl AnswerFile {
         requests: &[Request],
     ) -> Result<(Self, Vec<Option<Answer>>)> {
         ids(requests)?;
-        let cannot_write = |source| Error::Write { path: path.into(), source };
-        if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder).map_err(cannot_write)?;
-        }
-        // Asked before, since some special files have no end and others block.
-        if path.exists() && !path.is_file() {
-            let source = io::Error::new(io::ErrorKind::InvalidInput, "it is no ordinary file");
-            return Err(cannot_write(source).into());
-        }
-        let open = OpenOptions::new().read(true).append(true).create(true).open(path);
-        let mut file = open.map_err(cannot_write)?;
-        match fs4::FileExt::try_lock(&file) {
-            Ok(()) => {}
-            Err(fs4::TryLockError::WouldBlock) => return Err(TeacherError::Locked(path.into())),
-            // Some cluster file systems have no locks.
-            Err(fs4::TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {}
-            Err(fs4::TryLockError::Error(source)) => return Err(cannot_write(source).into()),
-        }
-        let mut bytes = vec![];
-        file.read_to_end(&mut bytes).map_err(|source| Error::Read { path: path.into(), source })?;
-        let (lines, whole) = parse(path, &bytes)?;
-        let answers = assign(path, lines.into_iter(), requests, Some(model))?;
-        let mut this = Self { path: path.into(), file, len: whole as u64 };
-        if whole < bytes.len() {
-            this.file.set_len(this.len).map_err(cannot_write)?;
-        }
-        if whole > 0 && bytes[whole - 1] != b'\n' {
-            this.append(b"\n")?;
-        }
-        Ok((this, answers))
+        let read = |bytes: &[u8]| -> Result<_> {
+            let (lines, whole) = parse(path, bytes)?;
+            Ok((assign(path, lines.into_iter(), requests, Some(model))?, whole))
+        };
+        let (file, answers) = AppendFile::open(path, read)?;
+        Ok((Self(file), answers))
     }
 
     /// Appends a line. Where that fails, what stood there before stays.
@@ -245,31 +217,17 @@ impl AnswerFile {
         outcome: std::result::Result<&Answer, &str>,
         elapsed_ms: u64,
     ) -> Result<()> {
-        let record = Record {
+        Ok(self.0.write(&Record {
             id: id.into(),
             request: request.clone(),
             response: outcome.ok().cloned(),
             error: outcome.err().map(String::from),
             elapsed_ms,
-        };
-        let mut line = serde_json::to_vec(&record)
-            .map_err(|error| Error::Write { path: self.path.clone(), source: error.into() })?;
-        line.push(b'\n');
-        self.append(&line)
-    }
-
-    fn append(&mut self, bytes: &[u8]) -> Result<()> {
-        if let Err(source) = self.file.write_all(bytes) {
-            // If this fails too, the half line is removed when the file is opened again.
-            let _ = self.file.set_len(self.len);
-            return Err(Error::Write { path: self.path.clone(), source }.into());
-        }
-        self.len += bytes.len() as u64;
-        Ok(())
+        })?)
     }
 
     /// Waits until the system has everything on its disk.
     pub(super) fn sync(&self) -> Result<()> {
-        self.file.sync_data().map_err(|source| Error::Write { path: self.path.clone(), source }.into())
+        Ok(self.0.sync()?)
     }
 }

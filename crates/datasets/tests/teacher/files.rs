@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use proptest::prelude::*;
+use ruminate_datasets::Error;
 use ruminate_datasets::teacher::{Request, TeacherConfig, TeacherError, match_answers, read_answers};
 use serde_json::json;
 
@@ -91,7 +92,7 @@ fn places_that_cannot_be_written() {
     let path = folder.path().join("answers.jsonl");
     let held = std::fs::File::create(&path).unwrap();
     fs4::FileExt::lock(&held).unwrap();
-    assert!(matches!(ask(stub.config(), &requests(1), &path), Err(TeacherError::Locked(_))));
+    assert!(matches!(ask(stub.config(), &requests(1), &path), Err(TeacherError::File(Error::Locked(_)))));
     assert!(stub.seen().is_empty());
     drop(held);
     ask(stub.config(), &requests(1), &path).unwrap();

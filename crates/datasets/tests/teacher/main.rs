@@ -4,6 +4,7 @@ mod child;
 mod files;
 mod guide;
 mod stub;
+mod turns;
 
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;

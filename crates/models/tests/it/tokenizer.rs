@@ -188,3 +188,71 @@ fn an_id_far_beyond_the_vocabulary_is_refused() {
         assert!(error.to_string().contains("tokenizer.json") && source.contains(id), "{error}: {source}");
     }
 }
+
+/// A tokenizer of bytes with two markers, which puts a begin token before every text.
+fn with_begin_token(trim_offsets: bool) -> Tokenizer {
+    let mut vocab = serde_json::Map::new();
+    for token in ["<s>", "</s>"] {
+        vocab.insert(token.into(), vocab.len().into());
+    }
+    // The alphabet of byte-level tokenizers: printable bytes stand for themselves, the others for what follows them.
+    let mut next = 256;
+    for byte in 0u32..256 {
+        let printable = matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
+        let c = if printable { byte } else { next };
+        next += u32::from(!printable);
+        let c = char::from_u32(c).unwrap();
+        vocab.insert(c.to_string(), vocab.len().into());
+    }
+    let marker = |id: u32, content: &str| {
+        serde_json::json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": true})
+    };
+    let bytes = serde_json::json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": trim_offsets, "use_regex": false});
+    let json = serde_json::json!({
+        "version": "1.0",
+        "added_tokens": [marker(0, "<s>"), marker(1, "</s>")],
+        "pre_tokenizer": bytes,
+        "decoder": bytes,
+        "post_processor": {"type": "Sequence", "processors": [bytes, {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}},
+        }]},
+        "model": {"type": "BPE", "vocab": vocab, "merges": []},
+    });
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("tokenizer.json"), json.to_string()).unwrap();
+    Tokenizer::open(folder.path()).unwrap()
+}
+
+#[test]
+fn a_begin_token_is_never_doubled() {
+    let tokenizer = with_begin_token(false);
+    let once = tokenizer.encode_with_offsets("<s>a</s>").unwrap();
+    assert_eq!((once.ids[0], once.ids[2]), (0, 1));
+    assert_eq!(once.offsets, [0..3, 3..4, 4..8]);
+    let added = tokenizer.encode_with_offsets("a</s>").unwrap();
+    assert_eq!(added.ids, once.ids);
+    assert_eq!(added.offsets, [0..0, 0..1, 1..5]);
+    // The end token that the world's tokenizer adds is left out, the one that is written stays.
+    let plain = self::tokenizer().encode_with_offsets("Ada Adam").unwrap();
+    assert_eq!((plain.ids, plain.offsets), (ids("Ada Adam"), vec![0..3, 4..8]));
+    let empty = self::tokenizer().encode_with_offsets("").unwrap();
+    assert!(empty.ids.is_empty() && empty.offsets.is_empty());
+}
+
+proptest! {
+    #![proptest_config(cases(64))]
+
+    #[test]
+    fn offsets_cover_the_text(text in "(<s>|</s>|[a-c é€]| ){0,12}", trim: bool) {
+        let encoded = with_begin_token(trim).encode_with_offsets(&text).unwrap();
+        prop_assert_eq!(encoded.ids.len(), encoded.offsets.len());
+        let covered = |byte: usize| encoded.offsets.iter().any(|range| range.contains(&byte));
+        prop_assert!((0..text.len()).all(covered), "{:?}", encoded.offsets);
+        prop_assert_eq!(encoded.ids.iter().filter(|&&id| id == 0).count(), text.matches("<s>").count()
+            + usize::from(!text.is_empty() && !text.starts_with("<s>")));
+    }
+}

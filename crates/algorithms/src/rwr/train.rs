@@ -1,0 +1,186 @@
+//! Reward-weighted regression as an algorithm of the trainer.
+
+use std::path::Path;
+
+use ruminate_models::{Example, Policy, Tokenizer, Want};
+use tch::{Kind, Tensor};
+
+use super::{RwrLoss, WeightedExample, rwr_loss};
+use crate::dpo::PolicyEvaluation;
+use crate::trainer::{Algorithm, Evaluation, Precision, Sums, Term, TrainerConfig};
+use crate::{Error, Metrics, Observer, Result, Schedule, Shuffled};
+
+/// Steps in which the rate rises: a share of all, rounded up. RISE's share is 0.04.
+#[must_use]
+pub fn warmup_steps(total: u64, share: f64) -> u64 {
+    (total as f64 * share).ceil().max(0.0) as u64
+}
+
+/// The trainer's settings for `steps` updates as RISE was trained: AdamW without decay, rate 1e-5 on a cosine after a warm-up of 4 %,
+/// gradients clipped at 1, 16 micro-batches an update, bfloat16, activation checkpointing, a checkpoint every 100 updates of which
+/// 8 are kept.
+#[must_use]
+pub fn trainer_config(steps: u64) -> TrainerConfig {
+    TrainerConfig {
+        steps,
+        lr: 1e-5,
+        schedule: Schedule::Cosine { cycles: 0.5 },
+        warmup_steps: warmup_steps(steps, 0.04),
+        max_grad_norm: 1.0,
+        accumulate: 16,
+        save_every: 100,
+        keep: 8,
+        precision: Precision::Bf16,
+        gradient_checkpointing: true,
+        ..TrainerConfig::default()
+    }
+}
+
+/// Reward-weighted regression of a policy. Each example counts alike, whatever its length: the loss of an update is the mean of weight
+/// times loss over all its examples.
+///
+/// Validation shows the weighted and the plain loss of held-out examples, and what [`evaluated_by`](Self::evaluated_by) adds, whose
+/// score then chooses the best checkpoint; without either, the newest is the best.
+pub struct Rwr<P> {
+    policy: P,
+    data: Shuffled<WeightedExample>,
+    held_out: Vec<WeightedExample>,
+    tokenizer: Tokenizer,
+    evaluation: Option<Box<dyn PolicyEvaluation<P>>>,
+    /// Sums of losses (a tensor, without waiting for the device) and weights since the last record, and how many they are.
+    seen: Option<(Tensor, f64, usize)>,
+}
+
+impl<P> std::fmt::Debug for Rwr<P> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Rwr").field("held_out", &self.held_out.len()).finish_non_exhaustive()
+    }
+}
+
+impl<P: Policy> Rwr<P> {
+    /// Joins the parts. `held_out` is what validation looks at; it may be empty.
+    ///
+    /// # Errors
+    /// When a weight is not finite, or an example has no trained token.
+    pub fn new(
+        policy: P,
+        examples: Vec<WeightedExample>,
+        held_out: Vec<WeightedExample>,
+        batch_size: usize,
+        seed: u64,
+        tokenizer: Tokenizer,
+    ) -> Result<Self> {
+        for (i, WeightedExample { example, weight }) in examples.iter().chain(&held_out).enumerate() {
+            if !weight.is_finite() {
+                return Err(Error::config("weight", format!("of example {i} is {weight}")));
+            }
+            if example.target.iter().all(|&id| id == ruminate_models::IGNORED) {
+                return Err(Error::config(
+                    "examples",
+                    format!("example {i} has no trained token; leave it out"),
+                ));
+            }
+        }
+        let data = Shuffled::new(examples, batch_size, seed)?;
+        Ok(Self { policy, data, held_out, tokenizer, evaluation: None, seen: None })
+    }
+
+    /// Adds an evaluation, whose score then chooses the best checkpoint.
+    #[must_use]
+    pub fn evaluated_by(mut self, evaluation: impl PolicyEvaluation<P> + 'static) -> Self {
+        self.evaluation = Some(Box::new(evaluation));
+        self
+    }
+
+    /// The policy as it is now.
+    pub fn policy(&self) -> &P {
+        &self.policy
+    }
+
+    /// Gives the policy back.
+    pub fn into_policy(self) -> P {
+        self.policy
+    }
+
+    fn loss(&self, batch: &[WeightedExample]) -> Result<(RwrLoss, u64)> {
+        let examples: Vec<Example> = batch.iter().map(|weighted| weighted.example.clone()).collect();
+        let weights: Vec<f32> = batch.iter().map(|weighted| weighted.weight).collect();
+        let scores = self.policy.score(&examples, Want::default())?;
+        let weights = Tensor::f_from_slice(&weights)?.f_to_device(self.policy.device())?;
+        Ok((rwr_loss(&scores.log_probs, &scores.labels.mask, &weights)?, scores.tokens))
+    }
+}
+
+impl<P: Policy> Algorithm for Rwr<P> {
+    type Batch = Vec<WeightedExample>;
+
+    fn policy(&self) -> &dyn Policy {
+        &self.policy
+    }
+
+    fn policy_mut(&mut self) -> &mut dyn Policy {
+        &mut self.policy
+    }
+
+    fn batches(&mut self, _: u64, update: usize, accumulate: usize) -> Result<Option<Vec<Self::Batch>>> {
+        Ok((update == 0).then(|| (0..accumulate).map(|_| self.data.next_batch()).collect()))
+    }
+
+    fn terms(&self, batch: &Self::Batch) -> Vec<Term> {
+        vec![Term { name: "rwr_loss", weight: 1.0, count: batch.len() as u64 }]
+    }
+
+    fn sums(&mut self, batch: &Self::Batch) -> Result<Sums> {
+        let (loss, tokens) = self.loss(batch)?;
+        let nll = loss.nll.f_detach()?.f_sum(Kind::Float)?;
+        let weight: f64 = batch.iter().map(|weighted| f64::from(weighted.weight)).sum();
+        self.seen = Some(match self.seen.take() {
+            None => (nll, weight, batch.len()),
+            Some((sum, weights, count)) => (sum.f_add(&nll)?, weights + weight, count + batch.len()),
+        });
+        Ok(Sums { sums: vec![loss.loss.sum], tokens })
+    }
+
+    fn metrics(&mut self) -> Result<Metrics> {
+        let Some((nll, weight, count)) = self.seen.take() else { return Ok(vec![]) };
+        let count = count as f64;
+        Ok(vec![("nll".into(), nll.f_double_value(&[])? / count), ("weight".into(), weight / count)])
+    }
+
+    fn evaluate(&mut self, step: u64, observer: &mut dyn Observer) -> Result<Evaluation> {
+        let mut metrics: Metrics = vec![];
+        let mut score = step as f64;
+        if !self.held_out.is_empty() {
+            let total = self.held_out.len();
+            let (mut weighted, mut plain, mut done) = (0.0, 0.0, 0);
+            for batch in self.held_out.chunks(16) {
+                let (loss, _) = tch::no_grad(|| self.loss(batch))?;
+                weighted += loss.loss.sum.f_double_value(&[])?;
+                plain += loss.nll.f_sum(Kind::Float)?.f_double_value(&[])?;
+                done += batch.len();
+                observer.progress("validation", done as u64, total as u64).map_err(Error::Observer)?;
+            }
+            let total = total as f64;
+            metrics.extend([("eval/loss".into(), weighted / total), ("eval/nll".into(), plain / total)]);
+            score = -weighted / total;
+        }
+        if let Some(evaluation) = &mut self.evaluation {
+            let found = evaluation.evaluate(&self.policy, step, observer)?;
+            metrics.extend(found.metrics);
+            score = found.score;
+        }
+        Ok(Evaluation { metrics, score })
+    }
+
+    fn state(&self) -> serde_json::Value {
+        self.data.state()
+    }
+
+    fn load_state(&mut self, state: serde_json::Value) -> Result<()> {
+        self.data.load_state(state)
+    }
+
+    fn save_extras(&self, folder: &Path) -> Result<()> {
+        Ok(self.tokenizer.save(folder)?)
+    }
+}

@@ -1,0 +1,206 @@
+//! Reward-weighted regression of tiny models.
+
+use std::fs;
+use std::path::Path;
+
+use ruminate_algorithms::rwr::{
+    EncodedExamples, LocalModel, Rwr, TooLong, WeightedExample, Weighting, encode_texts, trainer_config,
+};
+use ruminate_algorithms::{Algorithm, Ending, Silent, Trainer};
+use ruminate_datasets::chat::{ChatTemplate, NamedTemplate};
+use ruminate_datasets::environments::{Gsm8k, Problem};
+use ruminate_datasets::rise::{Answerer, MultiTurn, Quiet, RolloutConfig, TrainingText};
+use ruminate_models::{Example, GenerationConfig, IGNORED, Policy, Sampling, Strategy, T5, Want};
+use tch::Kind;
+
+use crate::support::{Recorder, alone, examples, model, short, tokenizer};
+
+/// Examples of different lengths and weights, some with a gap in their target.
+fn weighted(count: i64) -> Vec<WeightedExample> {
+    let weights = [12.18f32, 1.0, 0.08];
+    let example = |(i, mut example): (usize, Example)| {
+        if i % 2 == 1 && example.target.len() > 2 {
+            example.target[1] = IGNORED;
+        }
+        WeightedExample { example, weight: weights[i % 3] }
+    };
+    examples(count).into_iter().enumerate().map(example).collect()
+}
+
+fn rwr(seed: i64, held_out: Vec<WeightedExample>) -> Rwr<T5> {
+    Rwr::new(model(0.0, seed), weighted(7), held_out, 2, 3, tokenizer()).unwrap()
+}
+
+/// Weight times mean negative log-likelihood of one example alone.
+fn naive(model: &T5, WeightedExample { example, weight }: &WeightedExample) -> f64 {
+    let scores = model.score(std::slice::from_ref(example), Want::default()).unwrap();
+    let sum = scores.log_probs.sum(Kind::Double).double_value(&[]);
+    -f64::from(*weight) * sum / scores.labels.count as f64
+}
+
+#[test]
+fn every_example_counts_alike_however_batches_are_cut() {
+    let _alone = alone();
+    let mut rwr = rwr(1, vec![]);
+    let batch = weighted(6);
+    let want: f64 = batch.iter().map(|example| naive(rwr.policy(), example)).sum();
+    for size in [1, 2, 6] {
+        let mut sum = 0.0;
+        let mut count = 0;
+        for part in batch.chunks(size) {
+            count += rwr.terms(&part.to_vec())[0].count;
+            sum += rwr.sums(&part.to_vec()).unwrap().sums[0].double_value(&[]);
+        }
+        assert_eq!(count, 6);
+        assert!((sum - want).abs() < 1e-4 * want, "{sum}, expected {want}");
+    }
+    let metrics = rwr.metrics().unwrap();
+    let mean: f64 = batch.iter().map(|example| f64::from(example.weight)).sum::<f64>() / 6.0;
+    assert!(metrics.iter().any(|(name, value)| name == "weight" && (value - mean).abs() < 1e-6));
+    assert!(rwr.metrics().unwrap().is_empty(), "they were taken");
+}
+
+#[test]
+fn of_two_answers_the_heavier_one_is_learnt() {
+    let _alone = alone();
+    let prompt = examples(1)[0].prompt.clone();
+    let answer = |first, weight| WeightedExample {
+        example: Example { prompt: prompt.clone(), target: vec![first, 1] },
+        weight,
+    };
+    for (heavy, light) in [(60, 90), (90, 60)] {
+        let data = vec![answer(heavy, 12.18), answer(light, 1.0)];
+        let mut rwr = Rwr::new(model(0.0, 1), data.clone(), data, 2, 1, tokenizer()).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let mut recorder = Recorder::default();
+        Trainer::new(short(60), folder.path()).unwrap().fit(&mut rwr, &mut recorder).unwrap();
+        let of = |first| -naive(rwr.policy(), &answer(first, 1.0));
+        // In the limit the odds of the first token are those of the weights.
+        assert!(of(heavy) > of(light) + 0.5, "{} {}", of(heavy), of(light));
+        let losses = recorder.series("train/rwr_loss");
+        assert!(losses.last().unwrap() < &(0.7 * losses[0]), "{losses:?}");
+    }
+}
+
+fn process(folder: &Path, seed: i64, observer: &mut Recorder) -> Ending {
+    let trainer = Trainer::new(short(6), folder).unwrap();
+    trainer.fit(&mut rwr(seed, weighted(3)), observer).unwrap().ending
+}
+
+#[test]
+fn stops_leave_no_trace() {
+    let _alone = alone();
+    let last = |folder: &Path| {
+        ["model.safetensors", "trainer.safetensors", "state.json"]
+            .map(|file| fs::read(folder.join("last").join(file)).unwrap())
+    };
+    let [whole, parts] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    assert_eq!(process(whole.path(), 1, &mut Recorder::default()), Ending::Finished);
+    assert_eq!(process(parts.path(), 1, &mut Recorder::stopping_after(3)), Ending::Stopped);
+    assert_eq!(process(parts.path(), 99, &mut Recorder::default()), Ending::Finished);
+    assert!(last(whole.path()) == last(parts.path()), "parameters, optimizer or state differ");
+}
+
+#[test]
+fn texts_become_examples_or_are_counted() {
+    let tokenizer = tokenizer();
+    // Words of the world, each a token; the answer is the last two.
+    let text = |spans: &[(usize, usize)]| TrainingText {
+        text: "Ada Adam Agnes Alan".into(),
+        spans: spans.iter().map(|&(start, end)| start..end).collect(),
+        weight: 2.0,
+    };
+    let texts = [&[(9, 19)][..], &[], &[(0, 3)], &[(4, 8)], &[(4, 6), (15, 16)]].map(text);
+    let ids = tokenizer.encode_plain("Ada Adam Agnes Alan").unwrap();
+    let encode = |max_length, too_long| encode_texts(&tokenizer, &texts, max_length, too_long).unwrap();
+    let EncodedExamples { examples, texts: kept, cut, too_long, untrained } = encode(10, TooLong::Cut);
+    assert_eq!((kept, cut, too_long, untrained), (vec![0, 3, 4], 0, 0, 2));
+    assert_eq!(examples[0].example, Example { prompt: ids[..2].to_vec(), target: ids[2..].to_vec() });
+    assert_eq!(examples[1].example, Example { prompt: ids[..1].to_vec(), target: ids[1..2].to_vec() });
+    assert_eq!(examples[2].example.target, [ids[1], IGNORED, ids[3]]);
+    assert!(examples.iter().all(|example| example.weight == 2.0));
+    let cut = encode(3, TooLong::Cut);
+    assert_eq!((cut.cut, cut.untrained, cut.examples[0].example.target.len()), (5, 2, 1));
+    let dropped = encode(3, TooLong::Drop);
+    assert_eq!((dropped.too_long, dropped.examples.len()), (5, 0));
+    assert!(encode_texts(&tokenizer, &texts, 1, TooLong::Cut).is_err());
+}
+
+#[test]
+fn weights_can_be_centred_or_normalised() {
+    let weights = [0.4f64.exp(), 2.0, 8.0, 0.1];
+    let problems = ["a", "b", "b", "c"];
+    let apply = |weighting: Weighting| weighting.apply(&weights, &problems).unwrap();
+    assert_eq!(apply(Weighting::Exp), weights);
+    assert_eq!(apply(Weighting::None), [1.0; 4]);
+    let normalised = apply(Weighting::Normalized);
+    assert!((normalised.iter().sum::<f64>() - 4.0).abs() < 1e-12);
+    assert!((normalised[2] / normalised[1] - 4.0).abs() < 1e-12);
+    let centred = apply(Weighting::ExpMinusPromptMean);
+    for (got, want) in centred.iter().zip([1.0, 0.5, 2.0, 1.0]) {
+        assert!((got - want).abs() < 1e-12, "{centred:?}");
+    }
+    assert!(Weighting::Exp.apply(&weights, &problems[..2]).is_err());
+    assert!(Weighting::Exp.apply(&[1.0, 0.0], &["a", "b"]).is_err());
+    assert!(Weighting::Exp.apply(&[f64::NAN], &["a"]).is_err());
+}
+
+#[test]
+fn what_cannot_be_trained_is_refused() {
+    let _alone = alone();
+    let refused = |example: WeightedExample, says: &str| {
+        let error =
+            Rwr::new(model(0.0, 1), vec![example], vec![], 1, 1, tokenizer()).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+    };
+    let example = weighted(1).remove(0);
+    refused(WeightedExample { weight: f32::NAN, ..example.clone() }, "weight");
+    let prompt = example.example.prompt;
+    refused(
+        WeightedExample { example: Example { prompt, target: vec![IGNORED] }, weight: 1.0 },
+        "no trained token",
+    );
+    assert!(Rwr::new(model(0.0, 1), vec![], vec![], 1, 1, tokenizer()).is_err());
+    trainer_config(100).validate().unwrap();
+    assert_eq!(trainer_config(101).warmup_steps, 5);
+    // Without anything held out, the newest checkpoint is the best.
+    let mut rwr = rwr(1, vec![]);
+    assert_eq!(rwr.evaluate(7, &mut Silent).unwrap().score, 7.0);
+}
+
+#[test]
+fn a_local_model_takes_turns_and_batches_do_not_show() {
+    let _alone = alone();
+    let (model, tokenizer) = (model(0.0, 1), tokenizer());
+    let template = ChatTemplate::from(NamedTemplate::Vicuna);
+    let generation = GenerationConfig {
+        strategy: Strategy::Sample(Sampling::default()),
+        max_new_tokens: 6,
+        ..GenerationConfig::default()
+    };
+    let student = LocalModel::new(&model, &tokenizer, &template, 40).generation(generation.clone());
+    let problem = |row| Problem {
+        row,
+        question: format!("Ada {}", "Adam ".repeat(row)),
+        solution: "#### 1".into(),
+        ..Problem::default()
+    };
+    let problems: Vec<Problem> = (0..5).map(problem).collect();
+    let environment = Gsm8k::default();
+    let play = |batch| {
+        let answerers: [&dyn Answerer; 2] = [&student; 2];
+        let config = RolloutConfig::collect(&[1, 3]);
+        let turns = MultiTurn::new(&environment, config, &answerers).unwrap().batch(batch);
+        turns.play(&problems, None, &mut Quiet).unwrap()
+    };
+    let log = play(1);
+    assert_eq!(play(5), log);
+    let history = &log.episodes[0].turn_history;
+    assert_eq!((history.actions[&0].len(), history.actions[&1].len()), (1, 3));
+    assert!(log.episodes.iter().any(|episode| episode.turn_history.actions[&1][0] != history.actions[&1][0]));
+    let narrow = LocalModel::new(&model, &tokenizer, &template, 7).generation(generation);
+    let answerers: [&dyn Answerer; 1] = [&narrow];
+    let turns = MultiTurn::new(&environment, RolloutConfig::collect(&[1]), &answerers).unwrap();
+    let error = turns.play(&problems, None, &mut Quiet).unwrap_err();
+    assert!(crate::support::chain(&error).contains("no room for a prompt"), "{error:?}");
+}

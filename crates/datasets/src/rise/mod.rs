@@ -1,0 +1,23 @@
+//! RISE's data (arXiv 2407.18219): dialogues of several turns about problems with checkable answers, logs of them, and the training
+//! examples that they become. Texts only, no tensors.
+//!
+//! [`MultiTurn`] collects episodes from whoever answers ([`Answerer`]): a local model, a teacher, a closure. A [`Log`] is the
+//! published code's file of them; [`convert`] makes [`TrainingExample`]s of it, and [`training_text`] the text that a model is
+//! trained on.
+
+mod config;
+mod convert;
+mod dialogue;
+mod log;
+mod rollout;
+mod store;
+mod teacher;
+mod training;
+
+pub use config::{RolloutConfig, Setting};
+pub use convert::{Conversion, ConvertConfig, Criterion, TrainingExample, Utterance, convert};
+pub use dialogue::{dialogue, is_degenerate};
+pub use log::{Episode, Log, Rescored, TurnHistory};
+pub use rollout::{Answerer, Ask, BLOCKED, Failed, MultiTurn, Quiet, Reply, RolloutError, RolloutObserver};
+pub use teacher::TeacherAnswerer;
+pub use training::{Layout, TrainingText, training_text};

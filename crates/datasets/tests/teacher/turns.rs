@@ -1,0 +1,59 @@
+//! A teacher that takes the last turn of a rollout.
+
+use ruminate_datasets::environments::{Gsm8k, Problem};
+use ruminate_datasets::rise::{
+    Answerer, Ask, Failed, MultiTurn, Quiet, Reply, RolloutConfig, TeacherAnswerer,
+};
+use ruminate_datasets::teacher::Teacher;
+
+use crate::stub::{Act, Stub};
+
+#[test]
+fn a_teacher_answers_what_the_student_cannot_and_is_asked_once() {
+    let stub = Stub::start(|seen| {
+        if seen.prompt().ends_with("row 2?") {
+            return Act::Reply(400, "", "{\"error\": {\"message\": \"I would rather not\"}}".into());
+        }
+        let n = seen.body["n"].as_u64().unwrap_or(1) as usize;
+        Act::say(&vec![r"\boxed{5}"; n])
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("answers.jsonl");
+    let student = |asks: &[Ask]| -> Result<Vec<Reply>, Failed> {
+        Ok(asks.iter().map(|_| Reply::Texts(vec![r"\boxed{4}".into()])).collect())
+    };
+    let problem = |row| Problem {
+        row,
+        question: format!("row {row}?"),
+        solution: "#### 5".into(),
+        ..Problem::default()
+    };
+    let problems: Vec<Problem> = (0..4).map(problem).collect();
+    let environment = Gsm8k::default();
+    let play = || {
+        let teacher = TeacherAnswerer::new(Teacher::new(stub.config()).unwrap(), &path);
+        let answerers: [&dyn Answerer; 2] = [&student, &teacher];
+        let turns = MultiTurn::new(&environment, RolloutConfig::collect(&[1, 2]), &answerers).unwrap();
+        turns.batch(3).play(&problems, None, &mut Quiet).unwrap()
+    };
+    let log = play();
+    for (row, episode) in log.episodes.iter().enumerate() {
+        let history = &episode.turn_history;
+        if row == 2 {
+            assert_eq!(
+                (history.actions[&1].as_slice(), episode.max_reward),
+                (&["blocked".into()][..], Some(0.0))
+            );
+        } else {
+            assert_eq!((history.actions[&1].len(), episode.max_reward), (2, Some(1.0)));
+        }
+        let roles: Vec<&str> = episode.dialogue.iter().flatten().map(|m| m.role.as_str()).collect();
+        assert_eq!(roles, ["user", "assistant", "user", "assistant", "user"]);
+    }
+    let body = &stub.seen()[0].body;
+    assert_eq!((body["max_tokens"].as_u64(), body["temperature"].as_f64()), (Some(512), Some(0.7)));
+    stub.forget();
+    assert_eq!(play(), log);
+    // What was answered is in the file; what was refused is asked for again.
+    assert!(stub.seen().iter().all(|seen| seen.prompt().ends_with("row 2?")));
+}
