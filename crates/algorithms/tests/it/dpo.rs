@@ -310,11 +310,16 @@ fn contradictions_are_refused() {
     for (result, key) in [
         (new(orpo(), Reference::Precomputed, pairs(1)), "`reference`"),
         (new(synced, Reference::Precomputed, pairs(1)), "`reference`"),
-        (new(DpoConfig::default(), Reference::None, vec![]), "`held_out`"),
         (new(DpoConfig { beta: -1.0, ..DpoConfig::default() }, Reference::None, pairs(1)), "`beta`"),
     ] {
         let error = result.unwrap_err().to_string();
         assert!(error.contains(key), "{error}");
+    }
+    let source = ShuffledPairs::new(pairs(4), 2, 1).unwrap();
+    let mut blind =
+        Dpo::new(DpoConfig::default(), model(0.0, 1), Reference::None, source, vec![], tokenizer()).unwrap();
+    for error in [blind.evaluate(0, &mut Silent).unwrap_err(), blind.batches(0, 0, 1).unwrap_err()] {
+        assert!(error.to_string().contains("`held_out`"), "{error}");
     }
     let mut sorting =
         dpo(DpoConfig::with(PreferenceLoss::Aot { label_smoothing: 0.0 }), model(0.0, 1), Reference::None);

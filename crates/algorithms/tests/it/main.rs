@@ -15,3 +15,4 @@ mod quark;
 mod resume;
 mod rwr;
 mod support;
+mod tinythinker;
