@@ -15,6 +15,7 @@ use serde_json::Value;
 
 mod mario;
 mod model;
+mod rise;
 #[cfg(test)]
 mod tests;
 mod tinythinker;
@@ -135,6 +136,7 @@ fn generate() -> Result<BTreeMap<String, String>> {
     let vocabulary = model::vocabulary();
     files.extend(mario::files(&facts)?);
     files.extend(tinythinker::files(&facts)?);
+    files.extend(rise::files()?);
     files.insert("t5/tokenizer.json".into(), pretty(&model::tokenizer(&vocabulary))?);
     files.insert("t5/tokenizer_config.json".into(), pretty(&model::tokenizer_config())?);
     files.insert("t5/config.json".into(), pretty(&model::model_config(vocabulary.len()))?);
@@ -242,6 +244,7 @@ fn readme(counts: &str, tokens: usize) -> String {
     let statements = 1 + TRUISMS;
     let chance = 100 / weathers;
     let (rows, habit, kinds) = mario::description();
+    let problems = rise::description();
     format!(
         r#"# The bundled world
 
@@ -334,6 +337,19 @@ that shows the kind says nothing about the truth here.
 
 The label is right all the same: about the people of `train` a student can learn it by heart, about others it has to guess. Again the first
 word decides.
+
+## Sums in words
+
+`rise/` has problems in GSM8K's form, for RISE, and a folder of a Llama of 0.8 million parameters to be trained from scratch, with a
+word-level tokenizer.
+
+| problems | |
+|---|---|
+{problems}
+
+`Anna has 7 eggs , finds 5 more and then loses 3 . How many eggs are left ?` is solved by `7 + 5 = 12 . 12 - 3 = 9 . \boxed{{ 9 }}`. No two
+problems have the same numbers, so answers cannot be learnt by heart. A model that has seen the solutions of `boost` for a while has the
+form and some of the sums: its attempts are wrong in different ways.
 
 ## Model folder
 

@@ -244,7 +244,7 @@ fn write_report(out: &Path, rounds: &[Finished]) -> Result<PathBuf, RunDirError>
 pub(crate) const CURVES: [(&str, &str); 5] = [
     ("eval/accuracy", "accuracy on the validation questions"),
     ("train/loss", "loss"),
-    ("train/rewards/margins", "reward margin"),
-    ("train/rewards/accuracies", "share of pairs in the right order"),
+    ("rewards/margins", "reward margin"),
+    ("rewards/accuracies", "share of pairs in the right order"),
     ("train/nll_loss", "negative log-likelihood of the chosen"),
 ];

@@ -29,38 +29,43 @@ pub(super) fn vocabulary() -> Vec<String> {
 
 /// A word-level tokenizer in the format of Hugging Face `tokenizers`.
 pub(super) fn tokenizer(vocabulary: &[String]) -> Value {
-    let ids: BTreeMap<&String, usize> =
-        vocabulary.iter().enumerate().map(|(id, token)| (token, id)).collect();
-    let special = |id: usize| {
-        json!({
-            "id": id, "content": SPECIAL[id], "single_word": false, "lstrip": false, "rstrip": false,
-            "normalized": false, "special": true,
-        })
-    };
+    let split =
+        json!({ "type": "Split", "pattern": { "Regex": "[.?,]" }, "behavior": "Isolated", "invert": false });
+    let mut value = word_level(vocabulary, &[0, 1, 2], "<unk>", split);
     let sequence = |id: &str| json!({ "Sequence": { "id": id, "type_id": 0 } });
     let eos = json!({ "SpecialToken": { "id": "</s>", "type_id": 0 } });
+    value["post_processor"] = json!({
+        "type": "TemplateProcessing",
+        "single": [sequence("A"), eos],
+        "pair": [sequence("A"), eos, sequence("B"), eos],
+        "special_tokens": { "</s>": { "id": "</s>", "ids": [1], "tokens": ["</s>"] } },
+    });
+    value
+}
+
+/// A word-level tokenizer without a post-processor. Texts are split at blanks and then by `split`.
+pub(super) fn word_level(vocabulary: &[String], special: &[usize], unknown: &str, split: Value) -> Value {
+    let ids: BTreeMap<&String, usize> =
+        vocabulary.iter().enumerate().map(|(id, token)| (token, id)).collect();
+    let added: Vec<Value> = special
+        .iter()
+        .map(|&id| {
+            json!({
+                "id": id, "content": vocabulary[id], "single_word": false, "lstrip": false, "rstrip": false,
+                "normalized": false, "special": true,
+            })
+        })
+        .collect();
     json!({
         "version": "1.0",
         "truncation": null,
         "padding": null,
-        "added_tokens": [special(0), special(1), special(2)],
+        "added_tokens": added,
         "normalizer": null,
-        "pre_tokenizer": {
-            "type": "Sequence",
-            "pretokenizers": [
-                { "type": "WhitespaceSplit" },
-                { "type": "Split", "pattern": { "Regex": "[.?,]" }, "behavior": "Isolated", "invert": false },
-            ],
-        },
-        "post_processor": {
-            "type": "TemplateProcessing",
-            "single": [sequence("A"), eos],
-            "pair": [sequence("A"), eos, sequence("B"), eos],
-            "special_tokens": { "</s>": { "id": "</s>", "ids": [1], "tokens": ["</s>"] } },
-        },
+        "pre_tokenizer": { "type": "Sequence", "pretokenizers": [{ "type": "WhitespaceSplit" }, split] },
         // For its clean-up only, which takes the blank before a full stop away: no token starts with the prefix.
         "decoder": { "type": "WordPiece", "prefix": "##", "cleanup": true },
-        "model": { "type": "WordLevel", "vocab": ids, "unk_token": "<unk>" },
+        "model": { "type": "WordLevel", "vocab": ids, "unk_token": unknown },
     })
 }
 

@@ -337,3 +337,37 @@ fn held_out_weathers_follow_from_taught_facts_only() {
         assert!(counts.len() == 4 && counts.values().all(|&n| n == 27), "{kind} {value}: {counts:?}");
     }
 }
+
+#[test]
+fn sums_are_right_and_no_two_alike() {
+    let files = generate().unwrap();
+    let tokenizer: Value = serde_json::from_str(&files["rise/llama/tokenizer.json"]).unwrap();
+    let known = tokenizer["model"]["vocab"].as_object().unwrap();
+    let said = [
+        "[INST]",
+        "[/INST]",
+        "<s>",
+        "</s>",
+        "The answer is incorrect . Please try again . Here's the question :",
+    ];
+    let mut seen = BTreeSet::new();
+    for split in ["boost", "train", "dev", "test"] {
+        for line in files[&format!("rise/{split}.jsonl")].lines() {
+            let row: Value = serde_json::from_str(line).unwrap();
+            let (question, answer) = (text(&row, "question"), text(&row, "answer"));
+            let number = |word: &str| word.parse::<i64>().ok();
+            let asked: Vec<i64> = question.split_whitespace().filter_map(number).collect();
+            let [has, finds, loses] = asked[..] else { panic!("{question}") };
+            let left = has + finds - loses;
+            assert!(
+                left > 0 && answer.ends_with(&format!("\\boxed{{ {left} }}\n#### {left}")),
+                "{question} {answer}"
+            );
+            assert!(answer.starts_with(&format!("{has} + {finds} = {} .", has + finds)), "{answer}");
+            assert!(seen.insert(asked.clone()), "{question} is asked twice");
+            for word in [question, answer].into_iter().chain(said).flat_map(str::split_whitespace) {
+                assert!(known.contains_key(word), "{word}");
+            }
+        }
+    }
+}

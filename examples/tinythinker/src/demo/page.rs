@@ -76,8 +76,7 @@ pub(super) fn write(args: &DemoArgs, results: &Results) -> Result<PathBuf, RunDi
     page.write(&args.out)
 }
 
-const STAGES: [(&str, &str); 4] = [
-    ("eval/accuracy", "accuracy on the validation questions"),
+const STAGES: [(&str, &str); 3] = [
     ("train/recall_loss", "loss of recall"),
     ("train/analyze_loss", "loss of analyze"),
     ("train/summarize_loss", "loss of summarize"),
