@@ -121,7 +121,10 @@ mod tests {
         assert_eq!(run(Err(RunDirError::HoldsRun("out".into()).into())).0, 2);
         let key = KeySource::Env("NO_SUCH_KEY".into());
         assert_eq!(run(Err(TeacherError::MissingKey(key).into())).0, 2);
-        assert_eq!(run(Err(TeacherError::from(ruminate_datasets::Error::Locked("answers.jsonl".into())).into())).0, 1);
+        assert_eq!(
+            run(Err(TeacherError::from(ruminate_datasets::Error::Locked("answers.jsonl".into())).into())).0,
+            1
+        );
         assert_eq!(run(Err(RunDirError::Locked { path: "out".into(), holder: None }.into())).0, 1);
     }
 
