@@ -1,6 +1,6 @@
 //! What a run will need, before anything is loaded.
 
-use ruminate_models::{BatchShape, T5Config};
+use ruminate_models::{BatchShape, ModelShape, T5Config};
 use serde::Serialize;
 
 use crate::{Precision, TrainerConfig};
@@ -33,10 +33,10 @@ pub struct Pass {
 }
 
 /// Networks on the device. Those that are trained have one shape.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy)]
 pub struct Networks<'a> {
-    /// Their shape.
-    pub shape: &'a T5Config,
+    /// Their shape: a [`T5Config`] or a [`LlamaConfig`](ruminate_models::LlamaConfig).
+    pub shape: &'a dyn ModelShape,
     /// How many are trained.
     pub trained: usize,
     /// Whether a value head is trained too.
@@ -50,7 +50,7 @@ pub struct Networks<'a> {
 impl<'a> Networks<'a> {
     /// One network that is trained.
     #[must_use]
-    pub fn single(shape: &'a T5Config) -> Self {
+    pub fn single(shape: &'a dyn ModelShape) -> Self {
         Self { shape, trained: 1, value_head: false, frozen: 0, others: &[] }
     }
 
@@ -58,7 +58,7 @@ impl<'a> Networks<'a> {
     fn trained_shapes(&self) -> Vec<Vec<i64>> {
         let mut shapes = vec![self.shape.parameter_shapes(); self.trained].concat();
         if self.value_head {
-            shapes.extend([vec![1, self.shape.d_model], vec![1]]);
+            shapes.extend([vec![1, self.shape.width()], vec![1]]);
         }
         shapes
     }
@@ -84,7 +84,7 @@ pub struct MemoryPlan {
     /// Frozen models beside the one that is trained, such as a reference policy and those behind rewards.
     pub reference: u64,
     /// What the backward pass needs of the largest micro-batch, padded to its longest row; see
-    /// [`T5Config::activation_bytes`].
+    /// [`ModelShape::activation_bytes`].
     pub activations: u64,
 }
 

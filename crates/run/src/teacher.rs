@@ -34,6 +34,8 @@ pub struct TeacherConsole {
     console: Console,
     stop: StopFlag,
     prices: Option<Prices>,
+    /// Is asking a part of something that tells of its own end?
+    part: bool,
 }
 
 const UNIT: &str = "teacher";
@@ -42,13 +44,19 @@ impl TeacherConsole {
     /// Shows no cost.
     #[must_use]
     pub fn new(verbosity: Verbosity, stop: StopFlag) -> Self {
-        Self { console: Console::stderr(verbosity), stop, prices: None }
+        Self { console: Console::stderr(verbosity), stop, prices: None, part: false }
     }
 
     /// Shows what the tokens cost at these prices.
     #[must_use]
     pub fn with_prices(self, prices: Prices) -> Self {
         Self { prices: Some(prices), ..self }
+    }
+
+    /// Says nothing at the end, because it is asked many times in the course of something that tells how far it is.
+    #[must_use]
+    pub fn as_part(self) -> Self {
+        Self { part: true, ..self }
     }
 
     fn spent(&self, usage: Usage) -> String {
@@ -84,6 +92,9 @@ impl TeacherObserver for TeacherConsole {
 
     fn ended(&mut self, outcome: &Outcome) {
         self.console.end_work();
+        if self.part {
+            return;
+        }
         let progress = &outcome.progress;
         let mut counts = vec![format!("{} answered", progress.answered)];
         for (count, what) in

@@ -47,6 +47,8 @@ pub struct Rwr<P> {
     held_out: Vec<WeightedExample>,
     tokenizer: Tokenizer,
     evaluation: Option<Box<dyn PolicyEvaluation<P>>>,
+    /// Further files of a checkpoint, by name.
+    files: Vec<(String, Vec<u8>)>,
     /// Sums of losses (a tensor, without waiting for the device) and weights since the last record, and how many they are.
     seen: Option<(Tensor, f64, usize)>,
 }
@@ -82,13 +84,20 @@ impl<P: Policy> Rwr<P> {
             }
         }
         let data = Shuffled::new(examples, batch_size, seed)?;
-        Ok(Self { policy, data, held_out, tokenizer, evaluation: None, seen: None })
+        Ok(Self { policy, data, held_out, tokenizer, evaluation: None, files: vec![], seen: None })
     }
 
     /// Adds an evaluation, whose score then chooses the best checkpoint.
     #[must_use]
     pub fn evaluated_by(mut self, evaluation: impl PolicyEvaluation<P> + 'static) -> Self {
         self.evaluation = Some(Box::new(evaluation));
+        self
+    }
+
+    /// Puts further files into each checkpoint, such as the `tokenizer_config.json` that holds the chat template.
+    #[must_use]
+    pub fn with_files(mut self, files: Vec<(String, Vec<u8>)>) -> Self {
+        self.files = files;
         self
     }
 
@@ -181,6 +190,11 @@ impl<P: Policy> Algorithm for Rwr<P> {
     }
 
     fn save_extras(&self, folder: &Path) -> Result<()> {
-        Ok(self.tokenizer.save(folder)?)
+        self.tokenizer.save(folder)?;
+        for (name, content) in &self.files {
+            let path = folder.join(name);
+            std::fs::write(&path, content).map_err(Error::io("write", &path))?;
+        }
+        Ok(())
     }
 }

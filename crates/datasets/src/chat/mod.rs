@@ -150,6 +150,17 @@ impl ChatTemplate {
         JinjaTemplate::open(folder).map(Self::from)
     }
 
+    /// A named template, or for the name `jinja` that of a checkpoint's folder.
+    ///
+    /// # Errors
+    /// [`ChatError::UnknownTemplate`], and as [`open`](Self::open).
+    pub fn select(name: &str, folder: &Path) -> Result<Self> {
+        if name == Self::JINJA { Self::open(folder) } else { Ok(name.parse::<NamedTemplate>()?.into()) }
+    }
+
+    /// The name that [`select`](Self::select) takes for a checkpoint's own template.
+    pub const JINJA: &str = "jinja";
+
     /// The dialogue, ready for the next answer.
     ///
     /// # Errors

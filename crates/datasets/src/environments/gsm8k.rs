@@ -3,6 +3,9 @@
 use super::{Compat, Environment, Judgement, Problem};
 use crate::python;
 
+/// What stands before the gold number.
+const MARK: &str = "####";
+
 /// GSM8K's environment: 1 for the right integer in the last box, 0 for a wrong one, -1 for none.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Gsm8k {
@@ -25,6 +28,22 @@ impl Environment for Gsm8k {
         match gold_number(&problem.solution, self.compat) {
             Some(_) => Ok(()),
             None => Err("has no gold number; its last line should be `#### N`".into()),
+        }
+    }
+
+    /// Without the calculator's marks (`<<48/2=24>>`), and with the number in a box, as the demonstration ends.
+    fn worked_solution(&self, problem: &Problem) -> String {
+        let mut text = String::new();
+        let mut rest = problem.solution.as_str();
+        while let Some((before, marked)) = rest.split_once("<<") {
+            let Some((_, after)) = marked.split_once(">>") else { break };
+            text.push_str(before);
+            rest = after;
+        }
+        text.push_str(rest);
+        match (text.rsplit_once(MARK), gold_number(&problem.solution, self.compat)) {
+            (Some((before, _)), Some(gold)) => format!("{}\nAnswer: \\boxed{{{gold}}}", before.trim_end()),
+            _ => text,
         }
     }
 }
@@ -61,7 +80,6 @@ pub fn boxed_integer(response: &str) -> Option<String> {
 /// The first `####` is read, up to a comma: `#### 2,125` is 2. [`Compat::Fixed`] reads the last one, without its commas.
 #[must_use]
 pub fn gold_number(solution: &str, compat: Compat) -> Option<String> {
-    const MARK: &str = "####";
     match compat {
         Compat::Fixed => {
             let (_, last) = solution.rsplit_once(MARK)?;

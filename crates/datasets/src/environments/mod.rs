@@ -6,10 +6,12 @@
 mod benchmark;
 mod gsm8k;
 mod math;
+mod question_only;
 
 pub use benchmark::{Benchmark, Loaded};
 pub use gsm8k::{Gsm8k, boxed_integer, gold_number};
 pub use math::{Math, NormaliseError, boxed_answer, equivalent, normalise};
+pub use question_only::QuestionOnly;
 
 use serde::{Deserialize, Serialize};
 
@@ -97,6 +99,11 @@ pub trait Environment {
     fn check(&self, problem: &Problem) -> Result<(), String> {
         let _ = problem;
         Ok(())
+    }
+
+    /// The problem's own solution, in the form in which answers are read. Default: the solution as it is.
+    fn worked_solution(&self, problem: &Problem) -> String {
+        problem.solution.clone()
     }
 
     /// A question with an exemplary answer, before everything else. Default: that of RISE.

@@ -8,7 +8,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use super::{Episode, Log};
-use crate::environments::{Environment, is_success};
+use crate::environments::{Environment, Problem, is_success};
 use crate::python;
 
 /// Which attempts become examples.
@@ -115,6 +115,39 @@ impl TrainingExample {
     }
 }
 
+impl TrainingExample {
+    /// What tells its problem from others: the first message after the environment's demonstration.
+    #[must_use]
+    pub fn opening(&self, environment: &dyn Environment) -> &str {
+        let shown = environment.demonstration().is_some_and(|[question, _]| {
+            self.conversations.first().is_some_and(|first| first.value == question)
+        });
+        self.conversations.get(if shown { 2 } else { 0 }).map_or("", |said| &said.value)
+    }
+}
+
+/// Examples of the problems' own solutions, all of weight 1: what a weak model is trained on before its first episodes.
+#[must_use]
+pub fn solutions(problems: &[Problem], environment: &dyn Environment) -> Vec<TrainingExample> {
+    let example = |(i, problem): (usize, &Problem)| {
+        let mut conversations = beginning(environment, problem);
+        conversations.push(Utterance::model(environment.worked_solution(problem), 1.0));
+        TrainingExample { id: format!("identity_{i}"), conversations }
+    };
+    problems.iter().enumerate().map(example).collect()
+}
+
+/// What stands before the first attempt.
+fn beginning(environment: &dyn Environment, problem: &Problem) -> Vec<Utterance> {
+    let shown = environment.demonstration();
+    let mut conversation: Vec<Utterance> = shown
+        .into_iter()
+        .flat_map(|[question, answer]| [Utterance::human(question), Utterance::model(answer, 0.0)])
+        .collect();
+    conversation.push(Utterance::human(environment.opening(problem)));
+    conversation
+}
+
 /// Examples, and what became of everything else.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Conversion {
@@ -173,12 +206,7 @@ pub fn convert(log: &Log, environment: &dyn Environment, config: &ConvertConfig)
         }
         let attempts = attempts(episode, config.remove_duplicates);
         result.duplicates += episode.turn_history.best_actions.len() - attempts.len();
-        let mut conversation: Vec<Utterance> = environment
-            .demonstration()
-            .into_iter()
-            .flat_map(|[question, answer]| [Utterance::human(question), Utterance::model(answer, 0.0)])
-            .collect();
-        conversation.push(Utterance::human(environment.opening(&episode.problem())));
+        let mut conversation = beginning(environment, &episode.problem());
         for (i, &(action, observation, reward)) in attempts.iter().enumerate() {
             let before = &attempts[..i];
             let taken = match config.criterion {

@@ -45,12 +45,18 @@ pub enum Reply {
 /// Why somebody who answers cannot go on at all.
 pub type Failed = Box<dyn StdError + Send + Sync>;
 
+/// The error of an answerer whom the user has asked to stop. It ends the rollout without being one: what was finished is kept, and the
+/// next run goes on from there.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("stopped by the user")]
+pub struct Stopped;
+
 /// Who answers: a local model, a teacher, an address. Closures over a batch of asks are answerers too.
 pub trait Answerer {
     /// Answers a batch, in its order.
     ///
     /// # Errors
-    /// What ends the run; an ask that cannot be answered alone is [`Reply::Blocked`].
+    /// What ends the run, [`Stopped`] among it; an ask that cannot be answered alone is [`Reply::Blocked`].
     fn answer(&self, asks: &[Ask]) -> Result<Vec<Reply>, Failed>;
 
     /// The role of its answers in dialogues. Default: `agent`, as local models are called in RISE's files.
@@ -251,8 +257,12 @@ impl<'a> MultiTurn<'a> {
         let (mut store, mut episodes) = EpisodeFile::open(file, &self.config, problems)?;
         let open: Vec<&Problem> = problems.iter().filter(|p| !episodes.contains_key(&p.row)).collect();
         for batch in open.chunks(self.batch) {
-            let mut stopped = false;
-            for episode in self.play_batch(batch, &mut store, observer)? {
+            let mut done = vec![];
+            let mut stopped = match self.play_batch(batch, &mut store, observer, &mut done) {
+                Err(RolloutError::Answerer { source, .. }) if source.is::<Stopped>() => true,
+                played => played.map(|()| false)?,
+            };
+            for episode in done {
                 stopped |= observer.finished(&episode, episodes.len() + 1, problems.len()).is_break();
                 episodes.insert(episode.task_id, episode);
             }
@@ -270,8 +280,8 @@ impl<'a> MultiTurn<'a> {
         problems: &[&Problem],
         store: &mut EpisodeFile,
         observer: &mut dyn RolloutObserver,
-    ) -> Result<Vec<Episode>, RolloutError> {
-        let mut done = vec![];
+        done: &mut Vec<Episode>,
+    ) -> Result<(), RolloutError> {
         let mut playing: Vec<Playing<'_>> = problems.iter().map(|problem| Playing::begin(problem)).collect();
         for turn in 0..self.config.samples.len() {
             let role = self.answerers[turn].role();
@@ -304,7 +314,7 @@ impl<'a> MultiTurn<'a> {
                 done.push(episode);
             }
         }
-        Ok(done)
+        Ok(())
     }
 
     /// Asks for the attempts of a turn, again for episodes that got degenerate text only.

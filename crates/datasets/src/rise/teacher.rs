@@ -1,17 +1,25 @@
 //! A teacher that takes a turn.
 
+use std::cell::RefCell;
+use std::fmt;
 use std::path::PathBuf;
 
-use super::{Answerer, Ask, Failed, Reply};
-use crate::teacher::{Request, Sampling, Silent, Teacher};
+use super::{Answerer, Ask, Failed, Reply, Stopped};
+use crate::teacher::{Request, Sampling, Silent, Teacher, TeacherObserver};
 
 /// Answers by a large model behind an address. Its answers are kept in a file, so that a run that is begun again pays for none of
 /// them twice.
-#[derive(Debug)]
 pub struct TeacherAnswerer {
     teacher: Teacher,
     sampling: Sampling,
     path: PathBuf,
+    observer: RefCell<Box<dyn TeacherObserver>>,
+}
+
+impl fmt::Debug for TeacherAnswerer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TeacherAnswerer").field("path", &self.path).finish_non_exhaustive()
+    }
 }
 
 impl TeacherAnswerer {
@@ -24,7 +32,14 @@ impl TeacherAnswerer {
             top_p: Some(1.0),
             ..Sampling::default()
         };
-        Self { teacher, sampling, path: path.into() }
+        Self { teacher, sampling, path: path.into(), observer: RefCell::new(Box::new(Silent)) }
+    }
+
+    /// Lets somebody watch, who may also stop: then the rollout ends with what is finished.
+    #[must_use]
+    pub fn watched_by(mut self, observer: impl TeacherObserver + 'static) -> Self {
+        self.observer = RefCell::new(Box::new(observer));
+        self
     }
 
     /// Draws answers in another way; their number and seed come from the rollout.
@@ -48,7 +63,11 @@ impl Answerer for TeacherAnswerer {
             },
         };
         let requests: Vec<Request> = asks.iter().map(request).collect();
-        let outcome = self.teacher.ask(&requests, &self.path, |_, _| Ok(()), &mut Silent)?;
+        let mut observer = self.observer.borrow_mut();
+        let outcome = self.teacher.ask(&requests, &self.path, |_, _| Ok(()), &mut **observer)?;
+        if outcome.stopped {
+            return Err(Stopped.into());
+        }
         let reply = |(request, answer): (&Request, Option<crate::teacher::Answer>)| match answer {
             Some(answer) => Reply::Texts(answer.choices.into_iter().map(|choice| choice.content).collect()),
             None => {

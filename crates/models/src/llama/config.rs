@@ -262,6 +262,16 @@ impl LlamaConfig {
         json
     }
 
+    /// Tokens that the model can read. `max_position_embeddings` counts a stretch already, except for a linear one.
+    #[must_use]
+    pub fn context_length(&self) -> usize {
+        let stretch = match self.rope_scaling {
+            RopeScaling::Linear { factor } => factor,
+            RopeScaling::None | RopeScaling::Llama3 { .. } => 1.0,
+        };
+        (self.max_position_embeddings as f64 * stretch) as usize
+    }
+
     /// Takes over the end tokens of a `generation_config.json`, where it names some.
     pub(super) fn take_end_tokens(&mut self, generation: Map<String, Value>) -> Result<()> {
         if let Some(ids) = generation.get("eos_token_id").filter(|ids| !ids.is_null()) {

@@ -1,17 +1,7 @@
 //! What a T5 costs, told from its configuration alone.
 
 use super::config::{FeedForward, T5Config};
-
-/// Rows of one batch and their lengths in tokens.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct BatchShape {
-    /// Rows.
-    pub rows: f64,
-    /// Source or prompt tokens of a row, padding included.
-    pub source: f64,
-    /// Target tokens of a row, padding included.
-    pub target: f64,
-}
+use crate::BatchShape;
 
 impl T5Config {
     /// The published shapes: `t5-small`, `t5-base`, `t5-large`, `t5-3b` and `t5-11b` (arXiv 1910.10683, version 1.0).

@@ -1,0 +1,156 @@
+//! Episodes to learn from.
+
+use ruminate::datasets::environments::Problem;
+use ruminate::datasets::rise::{Answerer, Log, MultiTurn, RolloutConfig};
+use ruminate::run::{
+    ConfigError, LlamaModelConfig, Outcome, RolloutConsole, RunArgs, RunDir, RunDirError, StopFlag, Table,
+    Verbosity, print_json, settled,
+};
+use serde::Serialize;
+use serde_json::json;
+use tch::Device;
+
+use crate::config::{FLAGS, Phase, Player, RiseConfig};
+use crate::players::{Local, service};
+
+/// Episodes as they come, in the order in which they end.
+pub(crate) const EPISODES: &str = "episodes.jsonl";
+
+pub(crate) fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
+    let mut config = load(args, Phase::Collect)?;
+    config.collection.student = config.collection.student.as_deref().map(settled);
+    config.collection.teacher_model = config.collection.teacher_model.as_deref().map(settled);
+    let device = args.setup()?;
+    let stop = StopFlag::on_ctrl_c()?;
+    let problems = config.data.training()?;
+    let dir = args.open(&config)?;
+    let Some(log) = collect(&config, &problems, device, &dir, args.verbosity(), &stop)? else {
+        return Ok(Outcome::Interrupted);
+    };
+    let turns = turns(&log);
+    let path = dir.path().join(config.rollout().file_name());
+    if args.json {
+        let solved = turns.iter().map(|turn| turn.solved).sum::<usize>();
+        print_json(&json!({
+            "system": "rise", "phase": "collect", "problems": log.episodes.len(), "solved": solved,
+            "turns": turns, "log": path,
+        }))?;
+    } else {
+        let mut table = Table::new(["turn", "problems", "solved", "blocked"]);
+        for (i, turn) in turns.iter().enumerate() {
+            table.row([i + 1, turn.problems, turn.solved, turn.blocked].map(|count| count.to_string()));
+        }
+        table.print()?;
+    }
+    Ok(Outcome::Done)
+}
+
+/// The configuration of a run that writes to a folder, and has no plan.
+pub(crate) fn load(args: &RunArgs, phase: Phase) -> anyhow::Result<RiseConfig> {
+    let dry_run = args.dry_run && phase != Phase::Finetune;
+    let rewinds = args.resume_from.is_some() && phase != Phase::Finetune;
+    for (flag, given) in [("--dry-run", dry_run), ("--resume-from", rewinds)] {
+        if given {
+            return Err(ConfigError::UselessFlag { flag }.into());
+        }
+    }
+    if args.out.is_none() && !args.dry_run {
+        return Err(RunDirError::NoFolder.into());
+    }
+    let mut config: RiseConfig = args.load(FLAGS)?;
+    config.validate()?;
+    config.enter(phase)?;
+    Ok(config)
+}
+
+/// Plays all problems and writes the log; `None` when the user asked to stop.
+pub(crate) fn collect(
+    config: &RiseConfig,
+    problems: &[Problem],
+    device: Device,
+    dir: &RunDir,
+    verbosity: Verbosity,
+    stop: &StopFlag,
+) -> anyhow::Result<Option<Log>> {
+    let section = &config.collection;
+    let wanted = |player| section.models.contains(&player);
+    let open = |model: &LlamaModelConfig, template: &str| {
+        Local::open(model, template, &section.generation, config.seed, device)
+    };
+    let folder = |path| LlamaModelConfig::of_folder(path);
+    let student = section.student.as_deref().map_or_else(|| config.model.clone(), folder);
+    let student = if wanted(Player::Student) { Some(open(&student, &config.chat.template)?) } else { None };
+    let template = section.teacher_template.as_ref().unwrap_or(&config.chat.template);
+    let (mut teacher, mut asked) = (None, None);
+    match &section.teacher_model {
+        _ if !wanted(Player::Teacher) => {}
+        Some(path) => teacher = Some(open(&folder(path), template)?),
+        None => asked = Some(service(config, dir.path(), verbosity, stop)?),
+    }
+    let [student, teacher] = [&student, &teacher].map(|local| local.as_ref().map(Local::answerer));
+    let answerer = |player: &Player| -> Option<&dyn Answerer> {
+        match player {
+            Player::Student => student.as_ref().map(|local| local as &dyn Answerer),
+            Player::Teacher => {
+                let local = teacher.as_ref().map(|local| local as &dyn Answerer);
+                local.or(asked.as_ref().map(|service| service as &dyn Answerer))
+            }
+        }
+    };
+    let answerers: Vec<&dyn Answerer> = section.models.iter().filter_map(answerer).collect();
+    play(
+        config,
+        problems,
+        config.rollout(),
+        &answerers,
+        section.batch,
+        dir,
+        RolloutConsole::new("problems", verbosity, stop.clone()),
+    )
+}
+
+/// Plays problems into a folder; `None` when the user asked to stop before the last one.
+pub(crate) fn play(
+    config: &RiseConfig,
+    problems: &[Problem],
+    rollout: RolloutConfig,
+    answerers: &[&dyn Answerer],
+    batch: usize,
+    dir: &RunDir,
+    mut console: RolloutConsole,
+) -> anyhow::Result<Option<Log>> {
+    let environment = config.data.environment();
+    let path = dir.path().join(rollout.file_name());
+    let turns = MultiTurn::new(&*environment, rollout, answerers)?.batch(batch);
+    let log = turns.play(problems, Some(&dir.path().join(EPISODES)), &mut console)?;
+    if log.episodes.len() < problems.len() {
+        return Ok(None);
+    }
+    log.write(&path)?;
+    Ok(Some(log))
+}
+
+/// What became of the problems in a turn.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct Turn {
+    /// Problems that were asked about.
+    pub(crate) problems: usize,
+    /// Those with a right attempt, which ends an episode.
+    pub(crate) solved: usize,
+    /// Those that nobody answered.
+    pub(crate) blocked: usize,
+}
+
+/// The turns of a log.
+pub(crate) fn turns(log: &Log) -> Vec<Turn> {
+    let mut turns: Vec<Turn> = vec![];
+    for episode in &log.episodes {
+        for (&turn, rewards) in &episode.turn_history.rewards {
+            turns.resize(turns.len().max(turn + 1), Turn::default());
+            turns[turn].problems += 1;
+            turns[turn].solved += usize::from(rewards.contains(&Some(1.0)));
+            turns[turn].blocked += usize::from(rewards.contains(&None));
+        }
+    }
+    turns
+}

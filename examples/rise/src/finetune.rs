@@ -1,0 +1,145 @@
+//! Weighted fine-tuning.
+
+use std::path::Path;
+
+use ruminate::algorithms::rwr::{Rwr, RwrCounts, RwrData};
+use ruminate::algorithms::{Fitted, Networks, Pass, Plan, Trainer, Work};
+use ruminate::datasets::chat::ChatTemplate;
+use ruminate::datasets::json;
+use ruminate::datasets::rise::{TrainingExample, solutions, training_text};
+use ruminate::models::{LlamaConfig, Tokenizer};
+use ruminate::run::{
+    ConfigError, DryRun, Outcome, RunArgs, RunDir, RunDirError, RunObserver, StopFlag, Table, print_json,
+    settled,
+};
+use serde_json::json;
+use tch::{Device, Kind};
+
+use crate::collect::load;
+use crate::config::{Phase, RiseConfig, Source};
+
+/// Files beside a tokenizer that checkpoints take along, because templates are in them.
+const COMPANIONS: [&str; 3] = ["tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"];
+
+pub(crate) fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
+    let mut config = load(args, Phase::Finetune)?;
+    config.model.pretrained = config.model.pretrained.as_deref().map(settled);
+    if args.dry_run {
+        return plan(config, args);
+    }
+    let device = args.setup()?;
+    let stop = StopFlag::on_ctrl_c()?;
+    let open = |config: &RiseConfig| {
+        let dir = args.open(config)?;
+        let observer = RunObserver::new(&dir, args.verbosity(), stop)?;
+        Ok((dir, observer))
+    };
+    let (fitted, counts) = fit(config, device, open)?;
+    print_fitted(&fitted, &counts, args.json)?;
+    Ok(fitted.ending.into())
+}
+
+/// Trains a model. Everything that can be wrong with data or model shows before the run folder is opened.
+pub(crate) fn fit(
+    mut config: RiseConfig,
+    device: Device,
+    open: impl FnOnce(&RiseConfig) -> Result<(RunDir, RunObserver), RunDirError>,
+) -> anyhow::Result<(Fitted, RwrCounts)> {
+    let shape = config.model.shape()?;
+    let data = data(&config, &shape, &config.model.tokenizer(&shape)?)?;
+    let (llama, tokenizer) = config.model.open(config.seed, Kind::Float, device)?;
+    let RwrData { examples, held_out, counts } = data.clone();
+    let training = &config.finetune.training;
+    config.finetune.trainer = data.trainer(training, &config.finetune.trainer);
+    let mut rwr = Rwr::new(llama, examples, held_out, training.batch_size, training.shuffle_seed, tokenizer)?
+        .with_files(companions(&config.model.tokenizer_folder())?);
+    let (dir, mut observer) = open(&config)?;
+    json::write(&dir.path().join("data.json"), &counts)?;
+    let fitted = Trainer::new(config.finetune.trainer, &dir.checkpoints())?.fit(&mut rwr, &mut observer)?;
+    Ok((fitted, counts))
+}
+
+/// The examples in token ids.
+fn data(config: &RiseConfig, shape: &LlamaConfig, tokenizer: &Tokenizer) -> anyhow::Result<RwrData> {
+    let training = &config.finetune.training;
+    if training.max_length > shape.context_length() {
+        let reason = format!(
+            "finetune.training.max_length is {}, but the model was made for {} tokens; lower it, or stretch the model's positions \
+             in its config.json (rope_scaling)",
+            training.max_length,
+            shape.context_length()
+        );
+        return Err(ConfigError::invalid(reason).into());
+    }
+    let environment = config.data.environment();
+    let examples = match config.finetune.source {
+        Source::Solutions => solutions(&config.data.training()?, &*environment),
+        Source::Examples if config.finetune.examples.is_empty() => {
+            let reason = "finetune.examples: name files of `rise convert`, such as [\"runs/convert/examples.json\"], or train on the \
+                          problems' solutions with finetune.source = \"solutions\"";
+            return Err(ConfigError::invalid(reason).into());
+        }
+        Source::Examples => {
+            let mut examples: Vec<TrainingExample> = vec![];
+            for path in &config.finetune.examples {
+                examples.extend(json::read::<Vec<_>>(path)?);
+            }
+            examples
+        }
+    };
+    let template = ChatTemplate::select(&config.chat.template, &config.model.tokenizer_folder())?;
+    let text = |example| training_text(example, &template, config.chat.layout, config.data.compat);
+    let texts = examples.iter().map(text).collect::<Result<Vec<_>, _>>()?;
+    let problems: Vec<&str> = examples.iter().map(|example| example.opening(&*environment)).collect();
+    Ok(RwrData::new(tokenizer, &texts, &problems, training)?)
+}
+
+fn companions(folder: &Path) -> std::io::Result<Vec<(String, Vec<u8>)>> {
+    let there = COMPANIONS.into_iter().filter(|name| folder.join(name).is_file());
+    there.map(|name| Ok((name.to_owned(), std::fs::read(folder.join(name))?))).collect()
+}
+
+/// `--dry-run`: prints what a run would take, without loading weights or writing anything.
+fn plan(config: RiseConfig, args: &RunArgs) -> anyhow::Result<Outcome> {
+    let (shape, missing) = config.model.planned()?;
+    let missing = missing.map(anyhow::Error::from);
+    let tokenizer = config.model.tokenizer(&shape);
+    let measured = tokenizer.map_err(Into::into).and_then(|tokenizer| data(&config, &shape, &tokenizer));
+    let device = args.setup()?;
+    let mut trainer = config.finetune.trainer.clone();
+    let training = &config.finetune.training;
+    let (passes, rows, problem) = match measured {
+        Ok(data) => {
+            trainer = data.trainer(training, &trainer);
+            let name = config.data.benchmark.to_string();
+            let rows = vec![(name, "train".into(), data.counts.texts, data.counts.examples)];
+            (data.passes(training, &trainer), rows, missing)
+        }
+        // Examples as long as they may be, half of each a dialogue and half an answer.
+        Err(error) => {
+            let half = [training.max_length as f64 / 2.0; 2];
+            let (times, rows) = (trainer.accumulate as f64, training.batch_size);
+            let pass = Pass { work: Work::Training, times, networks: 1, rows, source: half, target: half };
+            (vec![pass], vec![], Some(missing.unwrap_or(error)))
+        }
+    };
+    let plan = Plan::new(&trainer, Networks::single(&shape), &passes, 1.0);
+    let problems = problem.iter().map(|error| format!("{error:#}")).collect();
+    DryRun { plan, data: rows, problems, device, out: args.out.as_deref() }.print(args.json)?;
+    problem.map_or(Ok(Outcome::Done), Err)
+}
+
+/// Says where the checkpoints of a run are.
+fn print_fitted(fitted: &Fitted, counts: &RwrCounts, as_json: bool) -> std::io::Result<()> {
+    let (step, score, path) = &fitted.best;
+    if as_json {
+        return print_json(&json!({
+            "system": "rise", "phase": "finetune", "steps": fitted.steps, "last": fitted.last, "data": counts,
+            "best": { "step": step, "score": score, "path": path },
+        }));
+    }
+    let mut table = Table::new(["checkpoint", "step", "folder"]);
+    table.row(["last", &fitted.steps.to_string(), &fitted.last.display().to_string()]);
+    table.row(["best", &step.to_string(), &path.display().to_string()]);
+    table.print()
+}

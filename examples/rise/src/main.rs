@@ -1,0 +1,76 @@
+//! RISE: a model that tries again after a wrong answer, and learns from what its attempts were worth.
+
+mod collect;
+mod config;
+mod convert;
+mod evaluate;
+mod finetune;
+mod iterate;
+mod players;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use ruminate::run::{RunArgs, SharedCommand, exit_code};
+
+/// RISE: recursive introspection.
+#[derive(Parser)]
+#[command(version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Play episodes: problems, attempts of the student, and a better answer in the last turn
+    ///
+    /// collection.models says who answers in each turn: "student", a local checkpoint, or "teacher", another one or a chat service.
+    /// Writes every episode as it ends, and at the end the log in the published layout, OUT/N_turns.json.
+    #[command(
+        mut_arg("resume_from", |arg| arg.hide(true)),
+        mut_arg("dry_run", |arg| arg.hide(true))
+    )]
+    Collect(RunArgs),
+    /// Make weighted training examples of logs
+    #[command(
+        mut_arg("resume_from", |arg| arg.hide(true)),
+        mut_arg("dry_run", |arg| arg.hide(true)),
+        mut_arg("device", |arg| arg.hide(true)),
+        mut_arg("precision", |arg| arg.hide(true)),
+        mut_arg("threads", |arg| arg.hide(true))
+    )]
+    Convert(convert::ConvertArgs),
+    /// Train on weighted examples, or on the problems' own solutions
+    ///
+    /// finetune.source = "solutions" is the boost of weak models before the first iteration. --dry-run tells what it takes.
+    Finetune(RunArgs),
+    /// Let a checkpoint try several times, or look at a log, and print all metrics
+    #[command(
+        mut_arg("config", |arg| arg.help("Configuration file. Default: the configuration of the model's run")),
+        mut_arg("resume_from", |arg| arg.hide(true)),
+        mut_arg("dry_run", |arg| arg.hide(true))
+    )]
+    Evaluate(evaluate::EvaluateArgs),
+    /// The whole loop: collect, convert, fine-tune, evaluate, and again with the new student
+    ///
+    /// Starts from model.pretrained. Each step has a folder of its own, OUT/iteration-N/STEP. --resume goes on wherever it was.
+    #[command(
+        mut_arg("resume_from", |arg| arg.hide(true)),
+        mut_arg("dry_run", |arg| arg.hide(true))
+    )]
+    Iterate(RunArgs),
+    #[command(flatten)]
+    Shared(SharedCommand),
+}
+
+fn main() -> ExitCode {
+    exit_code(match Cli::parse().command {
+        Command::Collect(args) => collect::run(&args),
+        Command::Convert(args) => convert::run(&args),
+        Command::Finetune(args) => finetune::run(&args),
+        Command::Evaluate(args) => evaluate::run(&args),
+        Command::Iterate(args) => iterate::run(&args),
+        Command::Shared(command) => command.run().map_err(Into::into),
+    })
+}
