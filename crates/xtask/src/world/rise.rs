@@ -23,7 +23,7 @@ const LARGEST: u32 = 12;
 const PROBLEMS: [(&str, usize); 4] = [("boost", 600), ("train", 400), ("dev", 40), ("test", 120)];
 /// What else is said: the questions, the solutions and RISE's feedback.
 const SAID: &str = "has finds loses more and then . ? , : How many are left The answer is incorrect Please try again Here's the \
-    question + - = #### \\boxed{ } [INST] [/INST]";
+    question + - = #### Answer \\boxed{ } [INST] [/INST]";
 const SPECIAL: [&str; 4] = ["<unk>", "<s>", "</s>", "<pad>"];
 
 /// A problem in GSM8K's form.
