@@ -348,8 +348,9 @@ word-level tokenizer.
 {problems}
 
 `Anna has 7 eggs , finds 5 more and then loses 3 . How many eggs are left ?` is solved by `7 + 5 = 12 . 12 - 3 = 9 .`. No two
-problems have the same numbers, so answers cannot be learnt by heart. A model that has seen the solutions of `boost` for a while has the
-form and some of the sums: its attempts are wrong in different ways.
+problems have the same numbers, so answers cannot be learnt by heart. `boost.json` has the solutions of its problems as examples in the
+form of RISE's conversion, each alone and again behind a solution with a slip. A model that has seen them for a while has the form and some of
+the sums: its attempts are wrong in different ways.
 
 ## Model folder
 

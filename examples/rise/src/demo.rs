@@ -16,7 +16,7 @@ use ruminate::run::{
 use serde_json::json;
 use tch::Device;
 
-use crate::config::{Evaluating, Phase, RiseConfig, Source};
+use crate::config::{Evaluating, Phase, RiseConfig};
 use crate::convert::EXAMPLES;
 use crate::evaluate::evaluate;
 use crate::finetune::fit;
@@ -52,7 +52,7 @@ pub(crate) struct DemoArgs {
 /// The settings that are the same for all models.
 const WORLD: &str = include_str!("../configs/world.toml");
 /// Steps and rate of the first student's training on solutions: it has the form then, and some of the sums.
-const BOOST: (u64, f64) = (330, 2e-3);
+const BOOST: (u64, f64) = (400, 2e-3);
 
 pub(crate) fn run(args: &DemoArgs) -> anyhow::Result<Outcome> {
     if let Some(threads) = args.threads {
@@ -95,8 +95,8 @@ pub(crate) fn run(args: &DemoArgs) -> anyhow::Result<Outcome> {
 fn train_and_compare(args: &DemoArgs, seed: u64, stop: &StopFlag) -> anyhow::Result<Option<SeedResult>> {
     let mut config = configuration(args, seed)?;
     let mut boost = config.clone();
-    boost.finetune.source = Source::Solutions;
-    boost.data.problems = args.world.join("rise/boost.jsonl");
+    boost.finetune.examples = vec![args.world.join("rise/boost.json")];
+    boost.finetune.training.weighting = Weighting::None;
     boost.finetune.training.epochs = 0.0;
     (boost.finetune.trainer.steps, boost.finetune.trainer.lr) = BOOST;
     let Some(start) = finetune(args, "boost", &boost, stop)? else { return Ok(None) };

@@ -18,12 +18,14 @@ const SEED: u64 = 20_240_725;
 const NAMES: usize = 24;
 const THINGS: &str = "apples books coins eggs lamps nuts pens shells";
 /// Largest summand, and the largest number that is taken away.
-const LARGEST: u32 = 12;
-/// Problems whose solutions are learnt first, those that are solved by oneself, those of validation and of the test; no two are alike.
-const PROBLEMS: [(&str, usize); 4] = [("boost", 600), ("train", 400), ("dev", 40), ("test", 120)];
+const LARGEST: i32 = 12;
+/// Problems whose solutions are learnt first, those that are solved by oneself, and those of the test; no two are alike.
+const PROBLEMS: [(&str, usize); 3] = [("boost", 600), ("train", 400), ("test", 120)];
 /// What else is said: the questions, the solutions and RISE's feedback.
 const SAID: &str = "has finds loses more and then . ? , : How many are left The answer is incorrect Please try again Here's the \
     question + - = #### Answer \\boxed{ } [INST] [/INST]";
+/// What RISE says after an attempt.
+const FEEDBACK: &str = "The answer is incorrect. Please try again. Here's the question:";
 const SPECIAL: [&str; 4] = ["<unk>", "<s>", "</s>", "<pad>"];
 
 /// A problem in GSM8K's form.
@@ -31,6 +33,8 @@ const SPECIAL: [&str; 4] = ["<unk>", "<s>", "</s>", "<pad>"];
 struct Row {
     question: String,
     answer: String,
+    #[serde(skip)]
+    numbers: [i32; 3],
 }
 
 /// For the README: a table of the files.
@@ -62,7 +66,11 @@ pub(super) fn files() -> Result<BTreeMap<String, String>> {
                 ));
             }
         }
-        files.insert(format!("rise/{split}.jsonl"), lines(&rows)?);
+        match split {
+            "boost" => files
+                .insert("rise/boost.json".into(), serde_json::to_string_pretty(&dialogues(&rows))? + "\n"),
+            _ => files.insert(format!("rise/{split}.jsonl"), lines(&rows)?),
+        };
     }
     let vocabulary = vocabulary(&people);
     files.insert("rise/llama/tokenizer.json".into(), pretty(&tokenizer(&vocabulary))?);
@@ -71,16 +79,43 @@ pub(super) fn files() -> Result<BTreeMap<String, String>> {
     Ok(files)
 }
 
-fn problem(person: &str, thing: &str, [has, finds, loses]: [u32; 3]) -> Row {
+/// Examples in the form of RISE's conversion, of weight 1: each problem with its solution, alone and after a solution with a slip, so that a
+/// model does not only know beginnings.
+fn dialogues(rows: &[Row]) -> Vec<Value> {
+    let human = |value: String| json!({ "from": "human", "value": value, "loss": 0.0 });
+    let model = |value: String, loss: f64| json!({ "from": "gpt", "value": value, "loss": loss });
+    let alone =
+        rows.iter().map(|row| vec![human(row.question.clone()), model(solution(row.numbers, 0), 1.0)]);
+    let slips = [1, 2, -1].into_iter().cycle();
+    let again = rows.iter().zip(slips).map(|(row, slip)| {
+        vec![
+            human(row.question.clone()),
+            model(solution(row.numbers, slip), 0.0),
+            human(format!("{FEEDBACK} {}", row.question)),
+            model(solution(row.numbers, 0), 1.0),
+        ]
+    });
+    let number =
+        |(id, said): (usize, Vec<Value>)| json!({ "id": format!("identity_{id}"), "conversations": said });
+    alone.chain(again).enumerate().map(number).collect()
+}
+
+/// A solution as models write it, with a slip in the sum.
+fn solution([has, finds, loses]: [i32; 3], slip: i32) -> String {
+    let all = has + finds + slip;
+    let left = (all - loses).max(0);
+    format!("{has} + {finds} = {all} . {all} - {loses} = {left} .\nAnswer: \\boxed{{{left}}}")
+}
+
+fn problem(person: &str, thing: &str, [has, finds, loses]: [i32; 3]) -> Row {
     let all = has + finds;
     let left = all - loses;
     Row {
+        numbers: [has, finds, loses],
         question: format!(
             "{person} has {has} {thing} , finds {finds} more and then loses {loses} . How many {thing} are left ?"
         ),
-        answer: format!(
-            "{has} + {finds} = {all} . {all} - {loses} = {left} . \\boxed{{ {left} }}\n#### {left}"
-        ),
+        answer: format!("{has} + {finds} = {all} . {all} - {loses} = {left} .\n#### {left}"),
     }
 }
 
