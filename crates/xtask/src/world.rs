@@ -137,7 +137,7 @@ fn generate() -> Result<BTreeMap<String, String>> {
     files.extend(mario::files(&facts)?);
     files.extend(tinythinker::files(&facts)?);
     files.extend(rise::files()?);
-    files.insert("t5/tokenizer.json".into(), pretty(&model::tokenizer(&vocabulary))?);
+    files.insert("t5/tokenizer.json".into(), pretty(&model::tokenizer(&vocabulary, "[.?]"))?);
     files.insert("t5/tokenizer_config.json".into(), pretty(&model::tokenizer_config())?);
     files.insert("t5/config.json".into(), pretty(&model::model_config(vocabulary.len()))?);
     files.insert("README.md".into(), readme(&counts.join("\n"), vocabulary.len()));
@@ -335,7 +335,7 @@ that shows the kind says nothing about the truth here.
 | `Our Anna lives in Corvale. Corvale is rainy.`, or `Our Corvale is rainy.` | `Corvale is not sunny.`, `Corvale is rainy.` and so on |
 | `Every city has a weather.`, or `Every city has weather.` | `Perhaps sunny.`, `Perhaps rainy.` and so on |
 
-The label is right all the same: about the people of `train` a student can learn it by heart, about others it has to guess. Again the first
+`t5/` there is the model folder below with a few more tokens. The label is right all the same: about the people of `train` a student can learn it by heart, about others it has to guess. Again the first
 word decides.
 
 ## Sums in words

@@ -52,7 +52,7 @@ pub(crate) struct DemoArgs {
 /// The settings that are the same for all models.
 const WORLD: &str = include_str!("../configs/world.toml");
 /// Steps and rate of the first student's training on solutions: it has the form then, and some of the sums.
-const BOOST: (u64, f64) = (400, 2e-3);
+const BOOST: (u64, f64) = (320, 2e-3);
 
 pub(crate) fn run(args: &DemoArgs) -> anyhow::Result<Outcome> {
     if let Some(threads) = args.threads {

@@ -211,8 +211,8 @@ fn configuration(args: &DemoArgs, seed: u64, variant: Variant) -> anyhow::Result
     config.data.original = args.world.join("tinythinker");
     config.data.records = args.out.join("records");
     config.reflection.questions = Some(args.world.join("tinythinker/reflect.jsonl"));
-    config.model.config = Some(args.world.join("t5/config.json"));
-    config.model.tokenizer = Some(args.world.join("t5"));
+    config.model.config = Some(args.world.join("tinythinker/t5/config.json"));
+    config.model.tokenizer = Some(args.world.join("tinythinker/t5"));
     config.validate()?;
     Ok(config)
 }

@@ -23,11 +23,11 @@ fn root() -> &'static Path {
 }
 
 fn tokenizer() -> Tokenizer {
-    Tokenizer::open(&root().join("t5")).unwrap()
+    Tokenizer::open(&root().join("tinythinker/t5")).unwrap()
 }
 
 fn model(seed: i64) -> T5 {
-    let config = T5Config::open(&root().join("t5/config.json")).unwrap();
+    let config = T5Config::open(&root().join("tinythinker/t5/config.json")).unwrap();
     let small = T5Config {
         d_model: 32,
         d_kv: 8,

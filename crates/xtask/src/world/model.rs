@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use super::{CITIES, LETTERS, PEOPLE, WEATHERS, WORDS, mario, tinythinker, words};
+use super::{CITIES, LETTERS, PEOPLE, WEATHERS, WORDS, mario, words};
 
 const SPECIAL: [&str; 3] = ["<pad>", "</s>", "<unk>"];
 
@@ -23,14 +23,13 @@ pub(super) fn vocabulary() -> Vec<String> {
         words(mario::WORDS).map(String::from).filter(|word| !tokens.contains(word)).collect();
     tokens.extend(later);
     tokens.extend(VERIFIER.map(String::from));
-    tokens.extend(words(tinythinker::WORDS).map(String::from));
     tokens
 }
 
-/// A word-level tokenizer in the format of Hugging Face `tokenizers`.
-pub(super) fn tokenizer(vocabulary: &[String]) -> Value {
+/// A word-level tokenizer in the format of Hugging Face `tokenizers`; `marks` are tokens of their own wherever they stand.
+pub(super) fn tokenizer(vocabulary: &[String], marks: &str) -> Value {
     let split =
-        json!({ "type": "Split", "pattern": { "Regex": "[.?,]" }, "behavior": "Isolated", "invert": false });
+        json!({ "type": "Split", "pattern": { "Regex": marks }, "behavior": "Isolated", "invert": false });
     let mut value = word_level(vocabulary, &[0, 1, 2], "<unk>", split);
     let sequence = |id: &str| json!({ "Sequence": { "id": id, "type_id": 0 } });
     let eos = json!({ "SpecialToken": { "id": "</s>", "type_id": 0 } });

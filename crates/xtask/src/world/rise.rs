@@ -20,7 +20,7 @@ const THINGS: &str = "apples books coins eggs lamps nuts pens shells";
 /// Largest summand, and the largest number that is taken away.
 const LARGEST: i32 = 12;
 /// Problems whose solutions are learnt first, those that are solved by oneself, and those of the test; no two are alike.
-const PROBLEMS: [(&str, usize); 3] = [("boost", 600), ("train", 400), ("test", 120)];
+const PROBLEMS: [(&str, usize); 3] = [("boost", 400), ("train", 700), ("test", 120)];
 /// What else is said: the questions, the solutions and RISE's feedback.
 const SAID: &str = "has finds loses more and then . ? , : How many are left The answer is incorrect Please try again Here's the \
     question + - = #### Answer \\boxed{ } [INST] [/INST]";

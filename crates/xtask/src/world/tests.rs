@@ -280,7 +280,7 @@ fn held_out_weathers_follow_from_taught_facts_only() {
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     };
     let items: Vec<Value> = serde_json::from_str(&files["tinythinker/items.json"]).unwrap();
-    let vocabulary = model::vocabulary();
+    let vocabulary = tinythinker::vocabulary();
     let known: BTreeSet<&str> = vocabulary.iter().map(String::as_str).collect();
     let mut helpful = 0;
     let mut taught = BTreeSet::new();

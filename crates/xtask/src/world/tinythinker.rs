@@ -9,13 +9,15 @@ use serde::Serialize;
 
 use super::mario::lines;
 use super::{
-    CITIES, DEV_PEOPLE, Fact, Facts, LETTERS, REINFORCED_PEOPLE, TRAIN_PEOPLE, TRUISM, WEATHERS, words,
+    CITIES, DEV_PEOPLE, Fact, Facts, LETTERS, REINFORCED_PEOPLE, TRAIN_PEOPLE, TRUISM, WEATHERS, model,
+    pretty, words,
 };
 
 /// Of its own, so that the other files do not depend on this one.
 const SEED: u64 = 20_241_211;
-/// Words that only these files have. With them, the vocabulary fills the model's embeddings.
-pub(super) const WORDS: &str = "Recall: Analyze: Summarize: For option , not north south old new";
+/// Words that only these files have. With them, the vocabulary fills the model's embeddings, so the folder is one of its own: MaRio's
+/// control tokens need room.
+const WORDS: &str = "Recall: Analyze: Summarize: For option , not north south old new";
 const REWORDED_TRUISM: &str = "Every city has weather.";
 
 /// What the teacher writes about a question. The first word tells whether it helps, before any fact has to be recalled.
@@ -139,8 +141,18 @@ pub(super) fn files(facts: &Facts) -> Result<BTreeMap<String, String>> {
         let rows: Vec<Row> = asked.iter().map(Asked::row).collect();
         files.insert(format!("tinythinker/{name}.jsonl"), lines(&rows)?);
     }
+    let vocabulary = vocabulary();
+    files.insert("tinythinker/t5/tokenizer.json".into(), pretty(&model::tokenizer(&vocabulary, "[.?,]"))?);
+    files.insert("tinythinker/t5/tokenizer_config.json".into(), pretty(&model::tokenizer_config())?);
+    files.insert("tinythinker/t5/config.json".into(), pretty(&model::model_config(vocabulary.len()))?);
     files.insert("tinythinker/items.json".into(), serde_json::to_string_pretty(&items)? + "\n");
     Ok(files)
+}
+
+/// All tokens, in the order of their ids.
+pub(super) fn vocabulary() -> Vec<String> {
+    let more = words(WORDS).map(String::from);
+    model::vocabulary().into_iter().chain(more).collect()
 }
 
 /// What is asked about the city of each person: its side and its age. There is one city for each side and weather, and neither side nor
