@@ -312,21 +312,23 @@ impl Trainer {
         Ok(Self { checkpoints: Checkpoints::open(folder)?.keep(config.keep), config, ranks: Ranks::default() })
     }
 
-    /// The trainer of one of several processes that train the same model together, each on its part of every batch. It takes
-    /// the same steps as one process with the whole batches would. All ranks see the same `folder`, and rank 0 writes it.
+    /// The trainer of one of several processes that train the same model together, each on its part of every batch; without
+    /// a group, that of the only process. All together take the same steps as one process with the whole batches. All ranks
+    /// see the same `folder`, and rank 0 writes it.
     ///
     /// # Errors
     /// Those of [`new`](Self::new), and when another rank fails.
-    pub fn across(config: TrainerConfig, folder: &Path, group: Rc<ProcessGroup>) -> Result<Self> {
-        config.validate()?;
+    pub fn across(config: TrainerConfig, folder: &Path, group: Option<Rc<ProcessGroup>>) -> Result<Self> {
         let ranks = Ranks::new(group);
-        let checkpoints = match ranks.rank() {
-            0 => Checkpoints::open(folder),
-            rank => Ok(Checkpoints::follow(folder, rank)),
-        }?;
-        // Rank 0 has made and tidied the folder.
+        if ranks.rank() == 0 {
+            let trainer = Self::new(config, folder)?;
+            // The others look at the folder when it is tidy.
+            ranks.barrier()?;
+            return Ok(Self { ranks, ..trainer });
+        }
+        config.validate()?;
         ranks.barrier()?;
-        Ok(Self { checkpoints: checkpoints.keep(config.keep), config, ranks })
+        Ok(Self { checkpoints: Checkpoints::follow(folder, ranks.rank()).keep(config.keep), config, ranks })
     }
 
     /// The step at which [`fit`](Self::fit) would go on: that of the last checkpoint, 0 without one.
@@ -348,8 +350,7 @@ impl Trainer {
         algorithm.policy_mut().set_gradient_checkpointing(config.gradient_checkpointing)?;
         let mut optimizer = config.optimizer().build(algorithm.policy().parameters().named())?;
         let optimizer = optimizer.as_mut();
-        let restored = self.checkpoints.restore(algorithm, optimizer)?;
-        let mut state = restored.unwrap_or_default();
+        let mut state = self.checkpoints.restore(algorithm, optimizer)?.unwrap_or_default();
         ranks.align(algorithm.policy(), state.step)?;
         observer.started(state.step, config.steps).map_err(Error::Observer)?;
         let mut log = Log::default();

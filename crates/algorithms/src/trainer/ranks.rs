@@ -18,8 +18,8 @@ use crate::{Error, Result};
 pub(super) struct Ranks(Option<Rc<ProcessGroup>>);
 
 impl Ranks {
-    pub(super) fn new(group: Rc<ProcessGroup>) -> Self {
-        Self(Some(group))
+    pub(super) fn new(group: Option<Rc<ProcessGroup>>) -> Self {
+        Self(group)
     }
 
     pub(super) fn rank(&self) -> usize {
