@@ -240,6 +240,14 @@ fn cache_key<P: Policy>(reference: &P, pairs: &[Pair], ld_alpha: f64) -> Result<
 
 /// Where pairs come from, in which order.
 pub trait PairSource {
+    /// Takes one of several equal parts of the data, as [`Curriculum::deal`](crate::Curriculum::deal) does.
+    ///
+    /// # Errors
+    /// When the data cannot be divided, or has too few pairs.
+    fn deal(&mut self, shard: Shard) -> Result<()> {
+        Error::alone(shard.world())
+    }
+
     /// The pairs of the next micro-batch of step `step`.
     ///
     /// # Errors
@@ -261,6 +269,7 @@ pub trait PairSource {
 pub struct ShuffledPairs {
     pairs: Vec<Pair>,
     batches: TrainBatches,
+    seed: u64,
 }
 
 /// Where [`ShuffledPairs`] stands.
@@ -277,11 +286,17 @@ impl ShuffledPairs {
     /// When there are fewer pairs than a batch needs.
     pub fn new(pairs: Vec<Pair>, batch_size: usize, seed: u64) -> Result<Self> {
         let batches = TrainBatches::new(Order::reshuffled(pairs.len(), seed), batch_size, Shard::SINGLE)?;
-        Ok(Self { pairs, batches })
+        Ok(Self { pairs, batches, seed })
     }
 }
 
 impl PairSource for ShuffledPairs {
+    fn deal(&mut self, shard: Shard) -> Result<()> {
+        let order = Order::reshuffled(self.pairs.len(), self.seed);
+        self.batches = TrainBatches::new(order, self.batches.batch_size(), shard)?;
+        Ok(())
+    }
+
     fn next(&mut self, _: u64) -> Result<Vec<Pair>> {
         let rows = self.batches.next().unwrap_or_default();
         Ok(rows.into_iter().map(|row| self.pairs[row].clone()).collect())

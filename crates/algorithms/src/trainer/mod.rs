@@ -21,6 +21,7 @@ use crate::{Error, Metrics, Observer, Result, Schedule, StepReport};
 
 use log::Log;
 use ranks::Ranks;
+pub(crate) use ranks::exchange;
 
 pub use checkpoint::{Checkpoints, Damage, MANIFEST, TrainerState, seal, verify};
 pub use optimizer::OptimizerChoice;

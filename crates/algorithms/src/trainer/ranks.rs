@@ -153,7 +153,7 @@ impl Ranks {
 }
 
 /// What each rank says, by rank.
-fn exchange<T: Serialize + DeserializeOwned>(group: &ProcessGroup, own: &T) -> Result<Vec<T>> {
+pub(crate) fn exchange<T: Serialize + DeserializeOwned>(group: &ProcessGroup, own: &T) -> Result<Vec<T>> {
     let wrong = |e: serde_json::Error| Error::Ranks(format!("what they tell each other cannot be read: {e}"));
     let bytes = group.all_gather_bytes(&serde_json::to_vec(own).map_err(wrong)?)?;
     bytes.iter().map(|bytes| serde_json::from_slice(bytes).map_err(wrong)).collect()
