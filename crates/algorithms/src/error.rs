@@ -122,7 +122,8 @@ impl Error {
         if processes == 1 {
             return Ok(());
         }
-        let reason = format!("is {processes}, but this kind of training runs in one process only so far; set it to 1");
+        let reason =
+            format!("is {processes}, but this kind of training runs in one process only so far; set it to 1");
         Err(Self::config("nproc", reason))
     }
 

@@ -121,7 +121,11 @@ impl Drop for Rank {
     }
 }
 
-fn show(stream: impl Read + Send + 'static, rank: usize, log: Arc<Mutex<VecDeque<String>>>) -> JoinHandle<()> {
+fn show(
+    stream: impl Read + Send + 'static,
+    rank: usize,
+    log: Arc<Mutex<VecDeque<String>>>,
+) -> JoinHandle<()> {
     thread::spawn(move || {
         let mut lines = BufReader::new(stream);
         let mut line = vec![];
@@ -182,10 +186,7 @@ pub(crate) fn launch(size: usize, threads: Option<u16>) -> Result<Outcome, Launc
     supervise(&mut ranks, &terminated).map_err(failed("waiting for a process"))?
 }
 
-fn supervise(
-    ranks: &mut [Rank],
-    terminated: &AtomicBool,
-) -> std::io::Result<Result<Outcome, LaunchError>> {
+fn supervise(ranks: &mut [Rank], terminated: &AtomicBool) -> std::io::Result<Result<Outcome, LaunchError>> {
     let mut failed: Option<(usize, ExitStatus, Instant)> = None;
     loop {
         let mut running = 0;

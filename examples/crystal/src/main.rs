@@ -20,7 +20,8 @@ use ruminate::algorithms::{Fitted, Observer, Sft, Trainer};
 use ruminate::datasets::Split;
 use ruminate::datasets::knowledge::DataForm;
 use ruminate::run::{
-    ConfigError, ConsoleObserver, FlagKeys, Outcome, RunArgs, RunDir, RunDirError, SharedCommand, StopFlag, Table, exit_code, print_json,
+    ConfigError, ConsoleObserver, FlagKeys, Outcome, RunArgs, RunDir, RunDirError, SharedCommand, StopFlag,
+    Table, exit_code, print_json,
 };
 use ruminate::torch::dist::ProcessGroup;
 use serde_json::json;

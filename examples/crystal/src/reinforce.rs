@@ -9,9 +9,7 @@ use ruminate::algorithms::crystal::{
 use ruminate::algorithms::{Fitted, Observer, Trainer};
 use ruminate::datasets::{Part, Split};
 use ruminate::models::{T5, VALUE_WEIGHTS};
-use ruminate::run::{
-    ConfigError, Outcome, RunArgs, RunDir, RunDirError, StopFlag, settled,
-};
+use ruminate::run::{ConfigError, Outcome, RunArgs, RunDir, RunDirError, StopFlag, settled};
 use ruminate::torch::dist::ProcessGroup;
 use tch::Device;
 

@@ -208,7 +208,8 @@ where
         let count = max_batches.map_or(usize::MAX, |n| n.saturating_mul(self.config.batch_size));
         let prompts: Vec<&Prompt<Q>> = self.data.train.iter().take(count).collect();
         // A step that never comes, so that no rollout has these seeds.
-        let responses = self.respond(&prompts, (false, 0), u64::MAX, Some((observer, "measuring rewards")))?;
+        let responses =
+            self.respond(&prompts, (false, 0), u64::MAX, Some((observer, "measuring rewards")))?;
         let rewards = self.judge(&prompts, &responses)?;
         let values: Vec<f64> = rewards.iter().map(|r| f64::from(r.value)).collect();
         let by_task =
@@ -253,7 +254,8 @@ where
         let rows = self.batches.next().unwrap_or_default();
         let prompts: Vec<&Prompt<Q>> = rows.iter().map(|&i| &self.data.train[i]).collect();
         let mut phases = Phases::default();
-        let responses = phases.time("rollout", || self.respond(&prompts, (false, self.first_row()), step, None))?;
+        let responses =
+            phases.time("rollout", || self.respond(&prompts, (false, self.first_row()), step, None))?;
         let rewards = phases.time("reward", || self.judge(&prompts, &responses))?;
         let pad = self.model.pad_token_id();
         let mut judged: Vec<_> = prompts
@@ -301,7 +303,8 @@ where
         }
         let Scored { values, entropy, .. } = scored;
         let Estimates { returns, .. } = estimates;
-        let rolled = Rolled { raw, normalized, kl, penalized, entropy, values, returns, mask }.of_all(group)?;
+        let rolled =
+            Rolled { raw, normalized, kl, penalized, entropy, values, returns, mask }.of_all(group)?;
         if !rolled.raw.is_empty() {
             self.records.rolled_out(&rolled, self.kl_coef);
             let kl = mean(row_sums(&rolled.kl));
@@ -351,7 +354,8 @@ where
         let rows = self.supervised_batches.as_mut().unwrap_or(&mut self.batches).next().unwrap_or_default();
         let prompts: Vec<&Prompt<Q>> = rows.iter().map(|&i| &own.unwrap_or(&self.data.train)[i]).collect();
         let mut phases = Phases::default();
-        let responses = phases.time("rollout", || self.respond(&prompts, (false, self.first_row()), step, None))?;
+        let responses =
+            phases.time("rollout", || self.respond(&prompts, (false, self.first_row()), step, None))?;
         let samples: Vec<_> = responses.iter().zip(&prompts).map(|(r, p)| r.sample(p)).collect();
         let micro = samples.len().div_ceil(accumulate.max(1)).max(1);
         let batches = samples

@@ -310,7 +310,11 @@ impl Trainer {
     /// When a setting is out of its range or the folder is not writable.
     pub fn new(config: TrainerConfig, folder: &Path) -> Result<Self> {
         config.validate()?;
-        Ok(Self { checkpoints: Checkpoints::open(folder)?.keep(config.keep), config, ranks: Ranks::default() })
+        Ok(Self {
+            checkpoints: Checkpoints::open(folder)?.keep(config.keep),
+            config,
+            ranks: Ranks::default(),
+        })
     }
 
     /// The trainer of one of several processes that train the same model together, each on its part of every batch; without

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use ruminate_algorithms::dpo::{Dpo, DpoConfig, Reference, ShuffledPairs};
 use ruminate_algorithms::{
-    Curriculum, Ending, Evaluation, Fitted, Objective, Observer, Result, Sft, Trainer, TrainerConfig, mean_loss,
+    Curriculum, Ending, Evaluation, Fitted, Objective, Observer, Result, Sft, Trainer, TrainerConfig,
+    mean_loss,
 };
 use ruminate_datasets::{Cursor, Order, Shard, TrainBatches};
 use ruminate_models::{Example, Policy};
@@ -47,7 +48,15 @@ enum Method {
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { method: Method::Sft, accumulate: 1, dropout: 0.0, steps: STEPS, stop: None, abort: None, odd: None }
+        Self {
+            method: Method::Sft,
+            accumulate: 1,
+            dropout: 0.0,
+            steps: STEPS,
+            stop: None,
+            abort: None,
+            odd: None,
+        }
     }
 }
 
@@ -137,15 +146,16 @@ fn fit(setup: &Setup, folder: &Path, group: Option<Rc<ProcessGroup>>) -> Result<
     }
     let batch = ROWS / size / setup.accumulate;
     let fitted = match setup.method {
-        Method::Sft => {
-            trainer.fit(&mut Sft::new(policy, Uneven::new(batch), tokenizer()), &mut recorder)?
-        }
+        Method::Sft => trainer.fit(&mut Sft::new(policy, Uneven::new(batch), tokenizer()), &mut recorder)?,
         Method::Dpo => {
             let config = DpoConfig { rpo_alpha: 0.5, beta: 0.5, ..DpoConfig::default() };
             let source = ShuffledPairs::new(crate::dpo::pairs(24), batch, 3)?;
             let reference = Reference::Model(model(0.0, 7));
             let held_out = crate::dpo::pairs(5);
-            trainer.fit(&mut Dpo::new(config, policy, reference, source, held_out, tokenizer())?, &mut recorder)?
+            trainer.fit(
+                &mut Dpo::new(config, policy, reference, source, held_out, tokenizer())?,
+                &mut recorder,
+            )?
         }
         // One rollout is cut into micro-batches, so a rank's part of it does not depend on how many they are.
         Method::Ppo => trainer.fit(&mut crate::ppo::of_ranks(policy, ROWS / size)?, &mut recorder)?,
@@ -156,6 +166,7 @@ fn fit(setup: &Setup, folder: &Path, group: Option<Rc<ProcessGroup>>) -> Result<
 /// One rank; started by the tests of this file.
 #[test]
 #[ignore = "a process of the tests below"]
+#[expect(clippy::print_stdout, clippy::print_stderr, reason = "that is how it tells its parent")]
 fn rank() {
     tch::set_num_threads(1);
     let setup: Setup = serde_json::from_str(&std::env::var(SETUP).unwrap()).unwrap();
@@ -274,7 +285,8 @@ fn as_one(method: Method) {
             for (step, metrics) in &single.metrics {
                 for (name, value) in metrics.iter().filter(|(name, _)| !name.starts_with("time/")) {
                     let found = record.metrics[step].iter().find(|(n, _)| n == name).map(|(_, v)| *v);
-                    let close = found.is_some_and(|found| (found - value).abs() <= 1e-5 * (1.0 + value.abs()));
+                    let close =
+                        found.is_some_and(|found| (found - value).abs() <= 1e-5 * (1.0 + value.abs()));
                     assert!(close, "size {size}, step {step}, {name}: {found:?} instead of {value}");
                 }
             }
@@ -349,7 +361,10 @@ fn another_model_on_a_rank_is_an_error_of_all() {
     let folder = tempfile::tempdir().unwrap();
     for (succeeded, text) in finish(start(&Setup { odd: Some(1), ..Setup::default() }, folder.path(), 2)) {
         assert!(!succeeded);
-        assert!(text.contains("the ranks of this run do not fit together: rank 1 has the parameter"), "{text}");
+        assert!(
+            text.contains("the ranks of this run do not fit together: rank 1 has the parameter"),
+            "{text}"
+        );
         assert!(text.contains("[48, 16] where rank 0 has") && text.contains("[32, 16]"), "{text}");
     }
 }

@@ -143,13 +143,7 @@ impl ProcessGroup {
         let mut out = std::ptr::null_mut();
         // SAFETY: as above.
         self.run("reduce-scatter", |error| unsafe {
-            ffi::ruminate_reduce_scatter(
-                self.raw.as_ptr(),
-                tensor.as_ptr(),
-                code(reduce),
-                &mut out,
-                error,
-            )
+            ffi::ruminate_reduce_scatter(self.raw.as_ptr(), tensor.as_ptr(), code(reduce), &mut out, error)
         })?;
         // SAFETY: as in `all_gather`.
         Ok(unsafe { Tensor::from_ptr(out) })

@@ -15,7 +15,11 @@ fn start(task: &str, rank: usize, size: usize, port: u16, timeout: u64) -> Child
     Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "dist::rank", "--ignored", "--nocapture"])
         .envs([(TASK, task), ("MASTER_ADDR", "127.0.0.1"), ("OMP_NUM_THREADS", "1")])
-        .envs([("RANK", rank.to_string()), ("WORLD_SIZE", size.to_string()), ("LOCAL_RANK", rank.to_string())])
+        .envs([
+            ("RANK", rank.to_string()),
+            ("WORLD_SIZE", size.to_string()),
+            ("LOCAL_RANK", rank.to_string()),
+        ])
         .envs([("MASTER_PORT", port.to_string()), (TIMEOUT, timeout.to_string())])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -211,7 +215,8 @@ fn launchers_are_understood() {
         ("SLURM_STEP_NUM_TASKS", "1"),
     ];
     assert_eq!(world(&torchrun).unwrap(), expected(3, 4, 1, "gpu1", 29500));
-    let kubernetes = [("RANK", "1"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "job-master-0"), ("MASTER_PORT", "23456")];
+    let kubernetes =
+        [("RANK", "1"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "job-master-0"), ("MASTER_PORT", "23456")];
     assert_eq!(world(&kubernetes).unwrap(), expected(1, 2, 0, "job-master-0", 23456));
     for (list, host) in [
         ("gpu[07-10,12],cpu3", "gpu07"),
