@@ -186,8 +186,7 @@ fn imitate(
     observer: &mut dyn Observer,
 ) -> anyhow::Result<(Fitted, Imitating)> {
     let trainer = Trainer::across(config.trainer.clone(), &dir.checkpoints(), group)?;
-    let fitted = trainer.fit(&mut sft, observer)?;
-    Ok((fitted, sft))
+    Ok((trainer.fit(&mut sft, observer)?, sft))
 }
 
 fn run_evaluate(args: &EvaluateArgs) -> anyhow::Result<Outcome> {

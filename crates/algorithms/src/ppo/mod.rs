@@ -33,7 +33,7 @@ pub use estimate::{
 };
 pub use kl::KlPenalty;
 pub use loss::{Drift, clamp, drift, policy_loss, value_loss};
-use records::{Records, Rolled, total_drift};
+use records::{Records, Rolled, mean, row_sums, total_drift};
 pub(crate) use rollout::respond;
 pub use rollout::{Prompt, Response};
 use rollout::{Rollout, Scored, example, mask};
@@ -595,13 +595,4 @@ pub fn summarize(main: &str, tasks: &[&str], rewards: &[Rewarded]) -> Result<Eva
         }
     }
     Ok(Evaluation { metrics, score })
-}
-
-fn mean(values: impl Iterator<Item = f64>) -> f64 {
-    let (sum, count) = values.fold((0.0, 0u64), |(sum, n), x| (sum + x, n + 1));
-    sum / count.max(1) as f64
-}
-
-fn row_sums(grid: &Grid) -> impl Iterator<Item = f64> + Clone + '_ {
-    grid.iter().map(|row| row.iter().sum())
 }

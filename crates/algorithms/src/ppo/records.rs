@@ -7,7 +7,7 @@ use ruminate_torch::dist::ProcessGroup;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use super::{Drift, Grid, Mask, Moments, mean, row_sums};
+use super::{Drift, Grid, Mask, Moments};
 use crate::trainer::exchange;
 use crate::{Metrics, Result};
 
@@ -151,4 +151,13 @@ pub(super) fn total_drift(
     let add = |a: [f64; 3], b: [f64; 3]| std::array::from_fn(|i| a[i] + b[i]);
     let some = all.iter().any(Option::is_some);
     Ok(some.then(|| all.into_iter().flatten().fold(none, add)))
+}
+
+pub(super) fn mean(values: impl Iterator<Item = f64>) -> f64 {
+    let (sum, count) = values.fold((0.0, 0u64), |(sum, n), x| (sum + x, n + 1));
+    sum / count.max(1) as f64
+}
+
+pub(super) fn row_sums(grid: &Grid) -> impl Iterator<Item = f64> + Clone + '_ {
+    grid.iter().map(|row| row.iter().sum())
 }
