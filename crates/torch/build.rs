@@ -1,7 +1,7 @@
 //! Compiles the C++ shim against the libtorch that `torch-sys` found.
 
 use std::env;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 fn main() {
     println!("cargo:rerun-if-changed=shim");
@@ -18,14 +18,17 @@ fn main() {
     if cuda {
         build.define("RUMINATE_CUDA", None);
         println!("cargo:rustc-cfg=ruminate_cuda");
+        nccl(&mut build, &lib);
     }
     build
         .cpp(true)
         .files(
-            ["shim", "adafactor", "checkpoint", "dropout", "info", "log_probs", "matmul", "sampling"]
+            ["shim", "adafactor", "checkpoint", "dist", "dropout", "info", "log_probs", "matmul", "sampling"]
                 .map(|name| format!("shim/{name}.cpp")),
         )
         .include(&include)
+        // Gloo's names, in case libtorch comes without its headers.
+        .include("shim")
         .include(include.join("torch/csrc/api/include"))
         .std("c++17")
         // libtorch's own headers warn freely; only ours should be heard.
@@ -37,4 +40,24 @@ fn main() {
     }
     println!("cargo:rustc-link-lib=torch_cpu");
     println!("cargo:rustc-link-lib=c10");
+}
+
+/// Adds NCCL if its headers are there: in the packages that a libtorch from PyPI brings along, or in an own CUDA.
+fn nccl(build: &mut cc::Build, lib: &Path) {
+    let packages = lib.ancestors().nth(2).map(|packages| packages.join("nvidia")).unwrap_or_default();
+    let own = ["CUDA_HOME", "CUDA_PATH", "NCCL_HOME"].map(|name| {
+        println!("cargo:rerun-if-env-changed={name}");
+        env::var_os(name).map(|home| PathBuf::from(home).join("include"))
+    });
+    let folders: Vec<PathBuf> = [packages.join("cu13/include"), packages.join("nccl/include")]
+        .into_iter()
+        .chain(own.into_iter().flatten())
+        .filter(|folder| folder.is_dir())
+        .collect();
+    let there = |header: &str| folders.iter().any(|folder| folder.join(header).exists());
+    if there("nccl.h") && there("cuda_runtime.h") {
+        build.define("RUMINATE_NCCL", None).includes(&folders);
+    } else {
+        println!("cargo:warning=NCCL's headers were not found: training on several GPUs is left out");
+    }
 }

@@ -79,6 +79,9 @@ pub enum Error {
         /// The operating system's reason.
         source: std::io::Error,
     },
+    /// Processes that train together do not agree.
+    #[error("the ranks of this run do not fit together: {0}")]
+    Ranks(String),
     /// The observer could not do its work.
     #[error("the run cannot be recorded")]
     Observer(#[source] ObserverError),
@@ -112,6 +115,16 @@ impl Error {
 
     pub(crate) fn config(key: &str, reason: impl Into<String>) -> Self {
         Self::Config { key: key.to_string(), reason: reason.into() }
+    }
+
+    /// Refuses to be one of several processes.
+    pub(crate) fn alone(processes: usize) -> Result<()> {
+        if processes == 1 {
+            return Ok(());
+        }
+        let reason =
+            format!("is {processes}, but this kind of training runs in one process only so far; set it to 1");
+        Err(Self::config("nproc", reason))
     }
 
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {

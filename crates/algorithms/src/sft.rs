@@ -1,11 +1,14 @@
 //! Supervised fine-tuning: cross-entropy on given targets.
 
 use std::path::Path;
+use std::rc::Rc;
 
+use ruminate_datasets::Shard;
 use ruminate_models::{Example, IGNORED, Policy, Tokenizer, Want};
+use ruminate_torch::dist::ProcessGroup;
 
 use crate::trainer::{Algorithm, Evaluation, Sums, Term};
-use crate::{Observer, Result, cross_entropy};
+use crate::{Error, Observer, Result, cross_entropy};
 
 /// Examples of one kind, and the weight of their loss.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,6 +24,15 @@ pub struct Objective {
 /// What is trained at which step. A plain data set always gives the same objective; staged methods switch between
 /// several.
 pub trait Curriculum<P> {
+    /// Takes one of several equal parts of the data: from now on, [`next`](Self::next) gives that part of each batch. Called
+    /// once, before training starts, when several processes train together.
+    ///
+    /// # Errors
+    /// When the data cannot be divided, or has too few rows.
+    fn deal(&mut self, shard: Shard) -> Result<()> {
+        Error::alone(shard.world())
+    }
+
     /// The objectives of the next micro-batch. With several, their weighted mean losses are added.
     ///
     /// # Errors
@@ -78,6 +90,10 @@ impl<P: Policy, C: Curriculum<P>> Algorithm for Sft<P, C> {
 
     fn policy_mut(&mut self) -> &mut dyn Policy {
         &mut self.policy
+    }
+
+    fn join(&mut self, group: &Rc<ProcessGroup>) -> Result<()> {
+        self.curriculum.deal(Shard::new(group.rank(), group.size())?)
     }
 
     fn batches(&mut self, step: u64, update: usize, accumulate: usize) -> Result<Option<Vec<Self::Batch>>> {

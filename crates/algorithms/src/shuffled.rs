@@ -10,6 +10,7 @@ use crate::{Error, Result};
 pub struct Shuffled<T> {
     items: Vec<T>,
     batches: TrainBatches,
+    seed: u64,
 }
 
 /// Where [`Shuffled`] stands.
@@ -27,7 +28,17 @@ impl<T: Clone> Shuffled<T> {
     /// When there are fewer items than a batch needs.
     pub fn new(items: Vec<T>, batch_size: usize, seed: u64) -> Result<Self> {
         let batches = TrainBatches::new(Order::reshuffled(items.len(), seed), batch_size, Shard::SINGLE)?;
-        Ok(Self { items, batches })
+        Ok(Self { items, batches, seed })
+    }
+
+    /// Begins anew with one process's part of each batch.
+    ///
+    /// # Errors
+    /// When there are fewer items than the batches of all processes need.
+    pub fn deal(&mut self, shard: Shard) -> Result<()> {
+        let order = Order::reshuffled(self.items.len(), self.seed);
+        self.batches = TrainBatches::new(order, self.batches.batch_size(), shard)?;
+        Ok(())
     }
 
     /// The next batch; it never ends.

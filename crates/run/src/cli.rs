@@ -1,14 +1,22 @@
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::{ArgAction, Args};
+use ruminate_algorithms::Observer;
 use ruminate_algorithms::trainer::Checkpoints;
+use ruminate_torch::dist::{ProcessGroup, World};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::config::{self, ConfigError};
 use crate::console::Verbosity;
+use crate::exit::Outcome;
+use crate::launch::{LaunchError, launch};
+use crate::observer::RunObserver;
 use crate::rundir::{RunDir, RunDirError};
+use crate::signals::StopFlag;
 
 /// The flags that every binary shares; flatten them into its own: `#[command(flatten)] run: RunArgs`.
 ///
@@ -48,6 +56,15 @@ pub struct RunArgs {
     /// CPU threads that libtorch may use. Default: one per core. Results are reproducible for one number of threads
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub threads: Option<u16>,
+
+    /// Train with N processes on this machine, each on its part of every batch: on CUDA, one for each device. Settings such as
+    /// batch_size are those of one process
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub nproc: Option<u16>,
+
+    /// How long a process waits for the others before it gives up: longer than a checkpoint or a validation takes
+    #[arg(long, value_name = "SECS", default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..))]
+    pub rank_timeout: u32,
 
     /// Continue the run in --out from its last checkpoint, with the configuration that is stored there
     #[arg(long, requires = "out")]
@@ -110,6 +127,9 @@ impl RunArgs {
     /// that is not there or damaged.
     pub fn open<T: Serialize>(&self, config: &T) -> Result<RunDir, RunDirError> {
         let out = self.out.as_deref().ok_or(RunDirError::NoFolder)?;
+        if !self.leads() {
+            return Ok(RunDir::follow(out, self.resume));
+        }
         if !self.resume {
             return RunDir::create(out, config);
         }
@@ -122,15 +142,65 @@ impl RunArgs {
         Ok(dir)
     }
 
-    /// Applies `--threads` and returns the device to compute on.
+    /// Applies `--threads` and returns the device to compute on: of several processes on one machine, each has its own CUDA
+    /// device.
     ///
     /// # Errors
-    /// `--device` names a device that is not there.
+    /// `--device` names a device that is not there, or `--nproc` was given to a command that does not
+    /// [`launch`](Self::launch).
     pub fn setup(&self) -> Result<tch::Device, DeviceError> {
         if let Some(threads) = self.threads {
             tch::set_num_threads(threads.into());
         }
-        self.device.resolve()
+        match World::from_env() {
+            Ok(Some(world)) => self.device.of_rank(world.local_rank).resolve(),
+            _ if self.nproc.is_some_and(|nproc| nproc > 1) => Err(DeviceError::OneProcess),
+            _ => self.device.resolve(),
+        }
+    }
+
+    /// With `--nproc`, runs this command line in so many processes and returns when they have ended; `None` in each of them,
+    /// and where one process is all. The first thing that a command does which can work in several.
+    ///
+    /// # Errors
+    /// A process cannot be started or failed, or a launcher has started several already.
+    pub fn launch(&self) -> Result<Option<Outcome>, LaunchError> {
+        let nproc = self.nproc.map_or(1, usize::from);
+        match World::from_env()? {
+            Some(world) if nproc > 1 && nproc != world.size => {
+                Err(LaunchError::Twice { nproc, size: world.size })
+            }
+            None if nproc > 1 => launch(nproc, self.threads).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// Joins the other processes, if `--nproc` or another launcher has started several; see [`World::from_env`].
+    ///
+    /// # Errors
+    /// The launcher's variables make no sense, or the others do not come.
+    pub fn join(&self, device: tch::Device) -> Result<Option<Rc<ProcessGroup>>, LaunchError> {
+        let Some(world) = World::from_env()? else { return Ok(None) };
+        let timeout = Duration::from_secs(self.rank_timeout.into());
+        Ok(Some(Rc::new(ProcessGroup::join(&world, device, timeout)?)))
+    }
+
+    /// Whether this is the process that writes files and shows results: the only one, or rank 0.
+    pub fn leads(&self) -> bool {
+        !matches!(World::from_env(), Ok(Some(world)) if world.rank > 0)
+    }
+
+    /// The observer of a run: it writes and shows everything in the process that [leads](Self::leads), and passes on requests
+    /// to stop in the others.
+    ///
+    /// # Errors
+    /// The files cannot be created.
+    pub fn observer(&self, dir: &RunDir, stop: StopFlag) -> Result<Box<dyn Observer>, RunDirError> {
+        if self.leads() {
+            Ok(Box::new(RunObserver::new(dir, self.verbosity(), stop)?))
+        } else {
+            Ok(Box::new(Follower(stop)))
+        }
     }
 
     /// How much `-q` and `-v` let through.
@@ -160,6 +230,15 @@ impl RunArgs {
     }
 }
 
+/// The observer of a process that does not lead.
+struct Follower(StopFlag);
+
+impl Observer for Follower {
+    fn stop_requested(&self) -> bool {
+        self.0.is_requested()
+    }
+}
+
 /// The name of a checkpoint, or its number alone.
 fn step(text: &str) -> Result<u64, String> {
     let number = text.strip_prefix("step-").unwrap_or(text);
@@ -185,6 +264,9 @@ pub enum DeviceError {
     /// Not the name of a device.
     #[error("`{0}` is not a device; expected auto, cpu, cuda or cuda:N")]
     Unknown(String),
+    /// Several processes were asked for where only one can work.
+    #[error("--nproc: this command works in one process only; leave it out")]
+    OneProcess,
     /// CUDA was asked for and libtorch sees none.
     #[error(
         "--device cuda:{0}: libtorch finds no CUDA device; check that it was built with CUDA and that `nvidia-smi` lists \
@@ -227,6 +309,16 @@ impl DeviceArg {
         let count =
             if self != Self::Cpu && tch::Cuda::is_available() { tch::Cuda::device_count() } else { 0 };
         self.resolve_among(usize::try_from(count).unwrap_or(0))
+    }
+
+    /// The device of one of several processes of this machine: the devices from this one on are dealt to them.
+    fn of_rank(self, local_rank: usize) -> Self {
+        match self {
+            Self::Cpu => Self::Cpu,
+            Self::Cuda(first) => Self::Cuda(first + local_rank),
+            Self::Auto if tch::Cuda::is_available() => Self::Cuda(local_rank),
+            Self::Auto => Self::Auto,
+        }
     }
 
     fn resolve_among(self, count: usize) -> Result<tch::Device, DeviceError> {
@@ -341,6 +433,8 @@ mod tests {
             "--out o --resume-from step-3",
             "--out o --resume --resume-from best",
             "--threads 0",
+            "--nproc 0",
+            "--rank-timeout 0",
             "--device tpu",
             "--device cuda:x",
             "--seed -1",

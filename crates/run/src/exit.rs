@@ -7,6 +7,7 @@ use ruminate_datasets::teacher::TeacherError;
 
 use crate::cli::DeviceError;
 use crate::config::ConfigError;
+use crate::launch::LaunchError;
 use crate::rundir::RunDirError;
 
 /// How a binary ended that did not fail.
@@ -77,6 +78,7 @@ fn is_usage(error: &(dyn Error + 'static)) -> bool {
     error.is::<ConfigError>()
         || error.is::<DeviceError>()
         || error.downcast_ref().is_some_and(ruminate_algorithms::Error::is_configuration)
+        || error.downcast_ref().is_some_and(LaunchError::is_usage)
         || error.downcast_ref::<RunDirError>().is_some_and(RunDirError::is_usage)
         || matches!(error.downcast_ref(), Some(TeacherError::Config { .. } | TeacherError::MissingKey(_)))
 }

@@ -21,7 +21,7 @@ const LOCK: &str = ".lock";
 pub struct RunDir {
     path: PathBuf,
     resumed: bool,
-    _lock: Arc<File>,
+    _lock: Option<Arc<File>>,
 }
 
 /// A run folder that cannot be used.
@@ -166,6 +166,11 @@ impl RunDir {
         }
     }
 
+    /// The folder as a process sees it that works on the run without leading it: another one holds the lock and writes.
+    pub fn follow(path: &Path, resumed: bool) -> Self {
+        Self { path: path.to_owned(), resumed, _lock: None }
+    }
+
     /// The `config.toml` of the run in `path`, if there is one.
     pub fn stored_config(path: &Path) -> Option<PathBuf> {
         let file = path.join(CONFIG);
@@ -230,7 +235,7 @@ impl RunDir {
             Err(fs4::TryLockError::Error(error)) => return Err(io_error()(error)),
         }
         lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id())).map_err(io_error())?;
-        Ok(Self { path: path.to_owned(), resumed, _lock: Arc::new(lock) })
+        Ok(Self { path: path.to_owned(), resumed, _lock: Some(Arc::new(lock)) })
     }
 }
 

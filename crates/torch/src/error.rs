@@ -23,6 +23,28 @@ pub enum Error {
         /// What does not fit.
         reason: String,
     },
+    /// Several processes could not do something together.
+    #[error("rank {rank} of {size}: {op} failed after {:.1} s: {message}", secs)]
+    Collective {
+        /// This process.
+        rank: usize,
+        /// All processes.
+        size: usize,
+        /// What they were to do.
+        op: &'static str,
+        /// For how long this process had waited.
+        secs: f64,
+        /// What happened, and where to look.
+        message: String,
+    },
+    /// A launcher's variables do not describe a group of processes.
+    #[error("environment variable {variable}: {reason}")]
+    World {
+        /// The variable.
+        variable: &'static str,
+        /// What is wrong with it, and what would be right.
+        reason: String,
+    },
 }
 
 /// Results of this crate.

@@ -9,6 +9,12 @@ use crate::{Error, Result};
 
 pub(crate) type TensorPtr = *const C_tensor;
 
+/// The shim's group of processes.
+#[repr(C)]
+pub(crate) struct Group {
+    _opaque: [u8; 0],
+}
+
 /// A Rust closure as the shim calls it.
 pub(crate) type Body = unsafe extern "C" fn(
     closure: *mut c_void,
@@ -132,6 +138,50 @@ unsafe extern "C" {
         cuda: c_int,
         enabled: *mut c_int,
         kind: *mut c_int,
+        error: *mut *mut c_char,
+    ) -> c_int;
+    pub(crate) fn ruminate_group_join(
+        host: *const c_char,
+        port: u16,
+        rank: c_int,
+        size: c_int,
+        device_index: c_int,
+        timeout_ms: i64,
+        out: *mut *mut Group,
+        error: *mut *mut c_char,
+    ) -> c_int;
+    pub(crate) fn ruminate_group_free(group: *mut Group);
+    pub(crate) fn ruminate_all_reduce(
+        group: *mut Group,
+        tensor: TensorPtr,
+        op: c_int,
+        error: *mut *mut c_char,
+    ) -> c_int;
+    pub(crate) fn ruminate_broadcast(
+        group: *mut Group,
+        tensor: TensorPtr,
+        from: c_int,
+        error: *mut *mut c_char,
+    ) -> c_int;
+    pub(crate) fn ruminate_all_gather(
+        group: *mut Group,
+        tensor: TensorPtr,
+        out: *mut *mut C_tensor,
+        error: *mut *mut c_char,
+    ) -> c_int;
+    pub(crate) fn ruminate_reduce_scatter(
+        group: *mut Group,
+        tensor: TensorPtr,
+        op: c_int,
+        out: *mut *mut C_tensor,
+        error: *mut *mut c_char,
+    ) -> c_int;
+    pub(crate) fn ruminate_barrier(group: *mut Group, error: *mut *mut c_char) -> c_int;
+    pub(crate) fn ruminate_all_reduce_grads(
+        group: *mut Group,
+        params: *const TensorPtr,
+        count: usize,
+        bucket_bytes: usize,
         error: *mut *mut c_char,
     ) -> c_int;
 }

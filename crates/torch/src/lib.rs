@@ -2,6 +2,7 @@
 
 mod autocast;
 mod checkpoint;
+pub mod dist;
 mod dropout;
 mod error;
 mod ffi;

@@ -175,10 +175,10 @@ fn train_and_evaluate(
     let mut observer = RunObserver::new(&dir, verbosity, stop.clone())?;
     let (fitted, notices) = if model == Model::Stage2 {
         let (stage, notices) = reinforce::prepare(&config, Device::Cpu)?;
-        (reinforce::reinforce(&config, stage, &dir, &mut observer)?.0, notices)
+        (reinforce::reinforce(&config, stage, None, &dir, &mut observer)?.0, notices)
     } else {
         let (sft, notices) = crate::prepare(&config, Device::Cpu)?;
-        (crate::imitate(&config, sft, &dir, &mut observer)?.0, notices)
+        (crate::imitate(&config, sft, None, &dir, &mut observer)?.0, notices)
     };
     show(&notices, args.quiet);
     if fitted.ending == Ending::Stopped {

@@ -8,6 +8,7 @@ mod results;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::rc::Rc;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
@@ -19,9 +20,10 @@ use ruminate::algorithms::{Fitted, Observer, Sft, Trainer};
 use ruminate::datasets::Split;
 use ruminate::datasets::knowledge::DataForm;
 use ruminate::run::{
-    ConfigError, ConsoleObserver, FlagKeys, Outcome, RunArgs, RunDir, RunDirError, RunObserver,
-    SharedCommand, StopFlag, Table, exit_code, print_json,
+    ConfigError, ConsoleObserver, FlagKeys, Outcome, RunArgs, RunDir, RunDirError, SharedCommand, StopFlag,
+    Table, exit_code, print_json,
 };
+use ruminate::torch::dist::ProcessGroup;
 use serde_json::json;
 
 use config::{CrystalConfig, FLAGS};
@@ -122,16 +124,22 @@ fn run_imitate(args: &ImitateArgs) -> anyhow::Result<Outcome> {
     if args.dry_run {
         return plan::imitation(&config, &args);
     }
+    if let Some(outcome) = args.launch()? {
+        return Ok(outcome);
+    }
     let device = args.setup()?;
+    let group = args.join(device)?;
     let stop = StopFlag::on_ctrl_c()?;
     // Everything that can be wrong with the data or the model shows before the run folder is touched.
     let (imitation, notices) = prepare(&config, device)?;
     let dir = args.open(&config)?;
-    show(&notices, args.quiet);
-    let mut observer = RunObserver::new(&dir, args.verbosity(), stop)?;
-    let (fitted, _) = imitate(&config, imitation, &dir, &mut observer)?;
+    show(&notices, args.quiet || !args.leads());
+    let mut observer = args.observer(&dir, stop)?;
+    let (fitted, _) = imitate(&config, imitation, group, &dir, observer.as_mut())?;
     drop(observer);
-    print_fitted(&fitted, "imitation", args.json)?;
+    if args.leads() {
+        print_fitted(&fitted, "imitation", args.json)?;
+    }
     Ok(fitted.ending.into())
 }
 
@@ -173,11 +181,12 @@ fn imitation(config: &CrystalConfig, encoder: QuestionEncoder) -> anyhow::Result
 fn imitate(
     config: &CrystalConfig,
     mut sft: Imitating,
+    group: Option<Rc<ProcessGroup>>,
     dir: &RunDir,
     observer: &mut dyn Observer,
 ) -> anyhow::Result<(Fitted, Imitating)> {
-    let fitted = Trainer::new(config.trainer.clone(), &dir.checkpoints())?.fit(&mut sft, observer)?;
-    Ok((fitted, sft))
+    let trainer = Trainer::across(config.trainer.clone(), &dir.checkpoints(), group)?;
+    Ok((trainer.fit(&mut sft, observer)?, sft))
 }
 
 fn run_evaluate(args: &EvaluateArgs) -> anyhow::Result<Outcome> {

@@ -1,6 +1,7 @@
 //! Stage II as a command.
 
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use ruminate::algorithms::crystal::{
     Notice, Reinforcement, ReinforcementData, read_questions, reinforcement, reward_normalization,
@@ -8,7 +9,8 @@ use ruminate::algorithms::crystal::{
 use ruminate::algorithms::{Fitted, Observer, Trainer};
 use ruminate::datasets::{Part, Split};
 use ruminate::models::{T5, VALUE_WEIGHTS};
-use ruminate::run::{ConfigError, Outcome, RunArgs, RunDir, RunDirError, RunObserver, StopFlag, settled};
+use ruminate::run::{ConfigError, Outcome, RunArgs, RunDir, RunDirError, StopFlag, settled};
+use ruminate::torch::dist::ProcessGroup;
 use tch::Device;
 
 use crate::config::{CrystalConfig, FLAGS};
@@ -45,16 +47,22 @@ pub(crate) fn run(args: &ReinforceArgs) -> anyhow::Result<Outcome> {
     if run.dry_run {
         return plan::reinforcement(&config, &run);
     }
+    if let Some(outcome) = run.launch()? {
+        return Ok(outcome);
+    }
     let device = run.setup()?;
+    let group = run.join(device)?;
     let stop = StopFlag::on_ctrl_c()?;
     // Everything that can be wrong with the data or the model shows before the run folder is touched.
     let (stage, notices) = prepare(&config, device)?;
     let dir = run.open(&config)?;
-    crate::show(&notices, run.quiet);
-    let mut observer = RunObserver::new(&dir, run.verbosity(), stop)?;
-    let (fitted, _) = reinforce(&config, stage, &dir, &mut observer)?;
+    crate::show(&notices, run.quiet || !run.leads());
+    let mut observer = run.observer(&dir, stop)?;
+    let (fitted, _) = reinforce(&config, stage, group, &dir, observer.as_mut())?;
     drop(observer);
-    crate::print_fitted(&fitted, "reinforcement", run.json)?;
+    if run.leads() {
+        crate::print_fitted(&fitted, "reinforcement", run.json)?;
+    }
     Ok(fitted.ending.into())
 }
 
@@ -114,12 +122,14 @@ pub(crate) fn prepare(
 pub(crate) fn reinforce(
     config: &CrystalConfig,
     stage: Reinforcement<T5>,
+    group: Option<Rc<ProcessGroup>>,
     dir: &RunDir,
     observer: &mut dyn Observer,
 ) -> anyhow::Result<(Fitted, Reinforcement<T5>)> {
     let settings = &config.reinforcement;
     let normalization = reward_normalization(settings, &stage, &dir.path().join("reward"), observer)?;
     let mut stage = stage.normalized_by(normalization);
-    let fitted = Trainer::new(settings.trainer.clone(), &dir.checkpoints())?.fit(&mut stage, observer)?;
+    let trainer = Trainer::across(settings.trainer.clone(), &dir.checkpoints(), group)?;
+    let fitted = trainer.fit(&mut stage, observer)?;
     Ok((fitted, stage))
 }

@@ -247,6 +247,12 @@ impl Imitation {
 }
 
 impl<P: Policy + ScoreChoices> Curriculum<P> for Imitation {
+    fn deal(&mut self, shard: Shard) -> Result<()> {
+        let order = Order::shuffled(self.train.len(), self.config.shuffle_seed);
+        self.batches = TrainBatches::new(order, self.config.batch_size, shard)?;
+        Ok(())
+    }
+
     fn next(&mut self, step: u64) -> Result<Vec<Objective>> {
         let indices = self.batches.next().unwrap_or_default();
         let phase = self.config.phase(step);

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use ruminate_datasets::PreferenceExample;
+use ruminate_datasets::{PreferenceExample, Shard};
 use ruminate_models::{Policy, TokenId, Tokenizer, Truncate, by_length};
 use serde::{Deserialize, Serialize};
 
@@ -240,6 +240,14 @@ fn cache_key<P: Policy>(reference: &P, pairs: &[Pair], ld_alpha: f64) -> Result<
 
 /// Where pairs come from, in which order.
 pub trait PairSource {
+    /// Takes one of several equal parts of the data, as [`Curriculum::deal`](crate::Curriculum::deal) does.
+    ///
+    /// # Errors
+    /// When the data cannot be divided, or has too few pairs.
+    fn deal(&mut self, shard: Shard) -> Result<()> {
+        Error::alone(shard.world())
+    }
+
     /// The pairs of the next micro-batch of step `step`.
     ///
     /// # Errors
@@ -260,6 +268,10 @@ pub trait PairSource {
 pub type ShuffledPairs = Shuffled<Pair>;
 
 impl PairSource for ShuffledPairs {
+    fn deal(&mut self, shard: Shard) -> Result<()> {
+        Shuffled::deal(self, shard)
+    }
+
     fn next(&mut self, _: u64) -> Result<Vec<Pair>> {
         Ok(self.next_batch())
     }

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use ruminate_torch::dist::ProcessGroup;
 use tch::{Kind, Tensor};
 
 use super::logps::PairLogps;
 use super::loss::LossOutput;
+use crate::trainer::exchange;
 use crate::{Metrics, Result};
 
 /// Sums over the tokens of each completion, `[pairs]` for chosen and rejected, where [`DpoConfig::logit_metrics`] asks for
@@ -82,13 +84,25 @@ impl Records {
         Ok(())
     }
 
-    /// Means since the last call.
-    pub(super) fn take(&mut self) -> Result<Metrics> {
-        let (batches, sources) = (std::mem::take(&mut self.batches), std::mem::take(&mut self.sources));
-        if batches.is_empty() {
+    /// Means since the last call, over the pairs of all ranks.
+    pub(super) fn take(&mut self, group: Option<&ProcessGroup>) -> Result<Metrics> {
+        let Self { batches, mut sources, mut referenced } = std::mem::take(self);
+        let mut rows: Vec<Vec<f64>> = match batches.is_empty() {
+            true => vec![],
+            false => Vec::try_from(Tensor::f_cat(&batches, 0)?)?,
+        };
+        if let Some(group) = group {
+            let all: Vec<(Vec<Vec<f64>>, Vec<String>, bool)> = exchange(group, &(rows, sources, referenced))?;
+            referenced = all.iter().any(|(.., referenced)| *referenced);
+            (rows, sources) = Default::default();
+            for (rows_of, sources_of, _) in all {
+                rows.extend(rows_of);
+                sources.extend(sources_of);
+            }
+        }
+        if rows.is_empty() {
             return Ok(vec![]);
         }
-        let rows: Vec<Vec<f64>> = Vec::try_from(Tensor::f_cat(&batches, 0)?)?;
         let pairs: Vec<Pair<'_>> = rows.iter().map(|row| Pair(row)).collect();
         let mean = |of: &dyn Fn(&Pair<'_>) -> f64| pairs.iter().map(of).sum::<f64>() / pairs.len() as f64;
         let share = |holds: bool| f64::from(u8::from(holds));
@@ -109,7 +123,7 @@ impl Records {
         put("logps_tok/rejected", mean(&|p| p.per_token(3, 5)));
         put("lengths/chosen", mean(&|p| p.0[4]));
         put("lengths/rejected", mean(&|p| p.0[5]));
-        if self.referenced {
+        if referenced {
             put("kl/chosen", mean(&|p| (p.0[2] - p.0[6]) / p.0[4].max(1.0)));
             put("kl/rejected", mean(&|p| (p.0[3] - p.0[7]) / p.0[5].max(1.0)));
             put("logps/chosen_fell", mean(&|p| share(p.0[2] < p.0[6])));
@@ -152,5 +166,5 @@ pub fn preference_metrics(
 ) -> Result<Metrics> {
     let mut records = Records::default();
     records.add(policy, reference, output, None, [])?;
-    records.take()
+    records.take(None)
 }

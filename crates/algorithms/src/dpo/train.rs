@@ -1,13 +1,16 @@
 //! Preference optimisation as an algorithm of the trainer.
 
 use std::path::Path;
+use std::rc::Rc;
 
+use ruminate_datasets::Shard;
 use ruminate_models::checkpoint::{read_tensors, write_tensors};
 use ruminate_models::{Policy, TokenId, Tokenizer, Want};
+use ruminate_torch::dist::ProcessGroup;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-use super::config::{DpoConfig, NllNorm, ReferenceSync};
+use super::config::{DpoConfig, NllNorm, PreferenceLoss, ReferenceSync, WeightedLoss};
 use super::data::{Pair, PairSource};
 use super::logps::{PairLogps, confidence};
 use super::loss::{DpoState, chosen_nll, preference_loss};
@@ -55,6 +58,8 @@ pub struct Dpo<P, S> {
     evaluation: Option<Box<dyn PolicyEvaluation<P>>>,
     state: DpoState,
     records: Records,
+    /// The other processes that train this policy.
+    group: Option<Rc<ProcessGroup>>,
 }
 
 impl<P, S> std::fmt::Debug for Dpo<P, S> {
@@ -88,8 +93,8 @@ impl<P: Policy, S: PairSource> Dpo<P, S> {
         if config.sync.is_some() && !matches!(reference, Reference::Model(_)) {
             return refuse("must be a model, so that it can follow the policy (`sync`)");
         }
-        let (state, records, evaluation) = Default::default();
-        Ok(Self { config, policy, reference, source, held_out, tokenizer, evaluation, state, records })
+        let (state, records, evaluation, group) = Default::default();
+        Ok(Self { config, policy, reference, source, held_out, tokenizer, evaluation, state, records, group })
     }
 
     /// Adds an evaluation, whose score then chooses the best checkpoint.
@@ -304,6 +309,17 @@ impl<P: Policy, S: PairSource> Algorithm for Dpo<P, S> {
         &mut self.policy
     }
 
+    fn join(&mut self, group: &Rc<ProcessGroup>) -> Result<()> {
+        let shifts = |term: &WeightedLoss| matches!(term.loss, PreferenceLoss::BcoPair { shift: true });
+        if group.size() > 1 && self.config.terms.iter().any(shifts) {
+            let reason = "the running mean of rewards (`shift`) is known in one process only so far";
+            return Err(Error::config("terms", reason));
+        }
+        self.source.deal(Shard::new(group.rank(), group.size())?)?;
+        self.group = Some(Rc::clone(group));
+        Ok(())
+    }
+
     fn batches(&mut self, step: u64, update: usize, accumulate: usize) -> Result<Option<Vec<Self::Batch>>> {
         if update > 0 {
             return Ok(None);
@@ -340,7 +356,7 @@ impl<P: Policy, S: PairSource> Algorithm for Dpo<P, S> {
     }
 
     fn metrics(&mut self) -> Result<Metrics> {
-        self.records.take()
+        self.records.take(self.group.as_deref())
     }
 
     fn evaluate(&mut self, step: u64, observer: &mut dyn Observer) -> Result<Evaluation> {
@@ -371,7 +387,8 @@ impl<P: Policy, S: PairSource> Algorithm for Dpo<P, S> {
         if total > 0 {
             metrics.insert(0, ("eval/loss".into(), loss));
         }
-        metrics.extend(records.take()?.into_iter().map(|(name, value)| (format!("eval/{name}"), value)));
+        // Every rank sees all held-out pairs.
+        metrics.extend(records.take(None)?.into_iter().map(|(name, value)| (format!("eval/{name}"), value)));
         let mut score = -loss;
         if let Some(evaluation) = &mut self.evaluation {
             let found = evaluation.evaluate(&self.policy, step, observer)?;

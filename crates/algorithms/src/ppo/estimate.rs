@@ -5,6 +5,7 @@
 //! two differ is in [`spread`], [`hide_padding`] and [`last_token`].
 
 use ruminate_datasets::Compat;
+use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
@@ -15,7 +16,7 @@ pub type Grid = Vec<Vec<f64>>;
 pub type Mask = Vec<Vec<bool>>;
 
 /// Sums over real tokens, from which mean and variance follow. Those of several processes are added.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Moments {
     /// Real tokens.
     pub count: f64,

@@ -14,15 +14,17 @@ mod rollout;
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::rc::Rc;
 
 use ruminate_datasets::{Compat, Cursor, Order, Shard, TrainBatches};
 use ruminate_models::{ActorCritic, Generate, Policy, Tokenizer, Want, derive_seed};
 use ruminate_rewards::{Normalization, Reward, Rewarded, Sample, Statistics, check_rewards};
+use ruminate_torch::dist::ProcessGroup;
 use serde::{Deserialize, Serialize};
 use tch::Kind;
 
 use crate::sft::{objective_sums, objective_terms};
-use crate::trainer::{Algorithm, Evaluation, Sums, Term};
+use crate::trainer::{Algorithm, Evaluation, Sums, Term, exchange};
 use crate::{Error, Metrics, Objective, Observer, Phases, Result};
 
 pub use config::{Phase, PpoConfig, RolloutConfig};
@@ -31,7 +33,7 @@ pub use estimate::{
 };
 pub use kl::KlPenalty;
 pub use loss::{Drift, clamp, drift, policy_loss, value_loss};
-use records::{Records, Rolled};
+use records::{Records, Rolled, mean, row_sums, total_drift};
 pub(crate) use rollout::respond;
 pub use rollout::{Prompt, Response};
 use rollout::{Rollout, Scored, example, mask};
@@ -78,6 +80,8 @@ pub struct Ppo<P, Q, R> {
     drift_tokens: u64,
     records: Records,
     phases: Phases,
+    /// The other processes that train this policy.
+    group: Option<Rc<ProcessGroup>>,
 }
 
 impl<P, Q, R> std::fmt::Debug for Ppo<P, Q, R> {
@@ -123,10 +127,7 @@ where
         data: PpoData<Q>,
     ) -> Result<Self> {
         config.validate()?;
-        let batches = |prompts: &[Prompt<Q>]| {
-            let order = Order::shuffled(prompts.len(), config.seed);
-            TrainBatches::new(order, config.batch_size, Shard::SINGLE)
-        };
+        let batches = |prompts: &[Prompt<Q>]| Self::deal(&config, prompts, Shard::SINGLE);
         let supervised_batches = data.supervised.as_deref().map(batches).transpose()?;
         if data.held_out.is_empty() {
             return Err(Error::config("data", "there is no prompt to validate with"));
@@ -143,6 +144,7 @@ where
             drift_tokens: 0,
             records: Records::default(),
             phases: Phases::default(),
+            group: None,
             config,
             model,
             reference,
@@ -150,6 +152,10 @@ where
             reward,
             data,
         })
+    }
+
+    fn deal(config: &PpoConfig, prompts: &[Prompt<Q>], shard: Shard) -> Result<TrainBatches> {
+        Ok(TrainBatches::new(Order::shuffled(prompts.len(), config.seed), config.batch_size, shard)?)
     }
 
     /// Whose arithmetic of whitening, padding and the place of rewards: the textbook's, unless Crystal's published
@@ -202,7 +208,8 @@ where
         let count = max_batches.map_or(usize::MAX, |n| n.saturating_mul(self.config.batch_size));
         let prompts: Vec<&Prompt<Q>> = self.data.train.iter().take(count).collect();
         // A step that never comes, so that no rollout has these seeds.
-        let responses = self.respond(&prompts, false, u64::MAX, Some((observer, "measuring rewards")))?;
+        let responses =
+            self.respond(&prompts, (false, 0), u64::MAX, Some((observer, "measuring rewards")))?;
         let rewards = self.judge(&prompts, &responses)?;
         let values: Vec<f64> = rewards.iter().map(|r| f64::from(r.value)).collect();
         let by_task =
@@ -210,16 +217,22 @@ where
         Ok((Normalization::fit(&values)?, by_task))
     }
 
+    /// Where this rank's part of a batch begins in the whole batch: its rows have the same seeds there as in one process.
+    fn first_row(&self) -> usize {
+        self.group.as_ref().map_or(0, |group| group.rank() * self.config.batch_size)
+    }
+
     fn respond(
         &self,
         prompts: &[&Prompt<Q>],
-        greedy: bool,
+        (greedy, first): (bool, usize),
         step: u64,
         mut shown: Option<(&mut dyn Observer, &str)>,
     ) -> Result<Vec<Response>> {
         let rollout = &self.config.rollout;
         let generation = rollout.generation(self.model.pad_token_id(), greedy);
         let seed = derive_seed(self.config.seed, &[step]);
+        let seed = |i: usize| derive_seed(seed, &[(first + i) as u64]);
         let total = prompts.len() as u64;
         let progress = |done| match &mut shown {
             Some((observer, phase)) => observer.progress(phase, done, total).map_err(Error::Observer),
@@ -241,7 +254,8 @@ where
         let rows = self.batches.next().unwrap_or_default();
         let prompts: Vec<&Prompt<Q>> = rows.iter().map(|&i| &self.data.train[i]).collect();
         let mut phases = Phases::default();
-        let responses = phases.time("rollout", || self.respond(&prompts, false, step, None))?;
+        let responses =
+            phases.time("rollout", || self.respond(&prompts, (false, self.first_row()), step, None))?;
         let rewards = phases.time("reward", || self.judge(&prompts, &responses))?;
         let pad = self.model.pad_token_id();
         let mut judged: Vec<_> = prompts
@@ -254,7 +268,9 @@ where
             judged.retain(|(example, _)| example.target.iter().any(|&id| id != ruminate_models::IGNORED));
         }
         self.rollout = None;
-        if judged.is_empty() {
+        let group = self.group.clone();
+        let group = group.as_deref();
+        if judged.is_empty() && group.is_none() {
             // Nothing but padding was drawn: there is nothing to learn from in this step.
             self.phases.merge(phases);
             return Ok(());
@@ -275,21 +291,25 @@ where
             })
             .collect();
         let penalized = token_rewards(self.compat, &kl, &normalized, &mask, self.kl_coef)?;
-        let estimates =
-            Estimates::new(self.config.estimation(self.compat), &penalized, &scored.values, &mask, Ok)?;
-        self.records.rewarded(&rewards);
-        self.records.rolled_out(&Rolled {
-            raw: &raw,
-            normalized: &normalized,
-            kl: &kl,
-            penalized: &penalized,
-            scored: &scored,
-            returns: &estimates.returns,
-            mask: &mask,
-            kl_coef: self.kl_coef,
-        });
-        self.kl_coef = self.config.kl.next(self.kl_coef, mean(row_sums(&kl)), examples.len());
-        self.rollout = Some(Rollout::new(examples, &scored, &estimates, self.model.device())?);
+        let of_all = |own: Moments| match group {
+            Some(group) => Ok(exchange(group, &own)?.into_iter().fold(Moments::default(), |a, b| a + b)),
+            None => Ok(own),
+        };
+        let how = self.config.estimation(self.compat);
+        let estimates = Estimates::new(how, &penalized, &scored.values, &mask, of_all)?;
+        self.records.rewarded(&rewards, group)?;
+        if !examples.is_empty() {
+            self.rollout = Some(Rollout::new(examples, &scored, &estimates, self.model.device())?);
+        }
+        let Scored { values, entropy, .. } = scored;
+        let Estimates { returns, .. } = estimates;
+        let rolled =
+            Rolled { raw, normalized, kl, penalized, entropy, values, returns, mask }.of_all(group)?;
+        if !rolled.raw.is_empty() {
+            self.records.rolled_out(&rolled, self.kl_coef);
+            let kl = mean(row_sums(&rolled.kl));
+            self.kl_coef = self.config.kl.next(self.kl_coef, kl, rolled.raw.len());
+        }
         self.phases.merge(phases);
         Ok(())
     }
@@ -334,7 +354,8 @@ where
         let rows = self.supervised_batches.as_mut().unwrap_or(&mut self.batches).next().unwrap_or_default();
         let prompts: Vec<&Prompt<Q>> = rows.iter().map(|&i| &own.unwrap_or(&self.data.train)[i]).collect();
         let mut phases = Phases::default();
-        let responses = phases.time("rollout", || self.respond(&prompts, false, step, None))?;
+        let responses =
+            phases.time("rollout", || self.respond(&prompts, (false, self.first_row()), step, None))?;
         let samples: Vec<_> = responses.iter().zip(&prompts).map(|(r, p)| r.sample(p)).collect();
         let micro = samples.len().div_ceil(accumulate.max(1)).max(1);
         let batches = samples
@@ -343,7 +364,7 @@ where
             .collect::<Result<_>>()?;
         if self.config.judge_supervised {
             let rewards = phases.time("reward", || self.judge(&prompts, &responses))?;
-            self.records.rewarded(&rewards);
+            self.records.rewarded(&rewards, self.group.as_deref())?;
         }
         self.phases.merge(phases);
         Ok(batches)
@@ -351,14 +372,11 @@ where
 
     /// Whether the policy has moved further from the old one than it may.
     fn too_far(&self) -> Result<bool> {
-        if self.config.target_kl == 0.0 || self.drift.is_empty() {
+        if self.config.target_kl == 0.0 {
             return Ok(false);
         }
-        let mut kl = 0.0;
-        for drift in &self.drift {
-            kl += drift.kl.f_double_value(&[])?;
-        }
-        Ok(kl / self.drift_tokens.max(1) as f64 > self.config.target_kl)
+        let drift = total_drift(&self.drift, self.drift_tokens, self.group.as_deref())?;
+        Ok(drift.is_some_and(|[_, kl, tokens]| kl / tokens.max(1.0) > self.config.target_kl))
     }
 }
 
@@ -380,6 +398,16 @@ where
 
     fn policy_mut(&mut self) -> &mut dyn Policy {
         &mut self.model
+    }
+
+    fn join(&mut self, group: &Rc<ProcessGroup>) -> Result<()> {
+        let shard = Shard::new(group.rank(), group.size())?;
+        self.batches = Self::deal(&self.config, &self.data.train, shard)?;
+        let supervised = self.data.supervised.as_deref();
+        self.supervised_batches =
+            supervised.map(|prompts| Self::deal(&self.config, prompts, shard)).transpose()?;
+        self.group = Some(Rc::clone(group));
+        Ok(())
     }
 
     fn loss_name(&self) -> &'static str {
@@ -458,14 +486,14 @@ where
     }
 
     fn metrics(&mut self) -> Result<Metrics> {
-        self.records.take()
+        self.records.take(self.group.as_deref())
     }
 
     /// Draws a greedy response to every held-out prompt. The reward and its parts are averaged over all prompts
     /// (`weighted`) and over the averages of the tasks (`unweighted`), which also is the score.
     fn evaluate(&mut self, step: u64, observer: &mut dyn Observer) -> Result<Evaluation> {
         let prompts: Vec<&Prompt<Q>> = self.data.held_out.iter().collect();
-        let responses = self.respond(&prompts, true, step, Some((observer, "validation")))?;
+        let responses = self.respond(&prompts, (true, 0), step, Some((observer, "validation")))?;
         let rewards = self.judge(&prompts, &responses)?;
         let tasks: Vec<&str> = prompts.iter().map(|prompt| prompt.task.as_str()).collect();
         let evaluation = summarize(&self.config.best_by, &tasks, &rewards)?;
@@ -567,13 +595,4 @@ pub fn summarize(main: &str, tasks: &[&str], rewards: &[Rewarded]) -> Result<Eva
         }
     }
     Ok(Evaluation { metrics, score })
-}
-
-fn mean(values: impl Iterator<Item = f64>) -> f64 {
-    let (sum, count) = values.fold((0.0, 0u64), |(sum, n), x| (sum + x, n + 1));
-    sum / count.max(1) as f64
-}
-
-fn row_sums(grid: &Grid) -> impl Iterator<Item = f64> + Clone + '_ {
-    grid.iter().map(|row| row.iter().sum())
 }

@@ -3,22 +3,53 @@
 use std::collections::BTreeMap;
 
 use ruminate_rewards::{Rewarded, Statistics};
+use ruminate_torch::dist::ProcessGroup;
+use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use super::rollout::Scored;
-use super::{Drift, Grid, Mask, Moments, mean, row_sums};
+use super::{Drift, Grid, Mask, Moments};
+use crate::trainer::exchange;
 use crate::{Metrics, Result};
 
-/// A rollout as it is recorded.
-pub(super) struct Rolled<'a> {
-    pub(super) raw: &'a [f64],
-    pub(super) normalized: &'a [f64],
-    pub(super) kl: &'a Grid,
-    pub(super) penalized: &'a Grid,
-    pub(super) scored: &'a Scored,
-    pub(super) returns: &'a Grid,
-    pub(super) mask: &'a Mask,
-    pub(super) kl_coef: f64,
+/// A rollout as it is recorded: one entry for each response.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Rolled {
+    pub(super) raw: Vec<f64>,
+    pub(super) normalized: Vec<f64>,
+    pub(super) kl: Grid,
+    pub(super) penalized: Grid,
+    pub(super) entropy: Grid,
+    pub(super) values: Grid,
+    pub(super) returns: Grid,
+    pub(super) mask: Mask,
+}
+
+impl Rolled {
+    /// The responses of all ranks.
+    pub(super) fn of_all(self, group: Option<&ProcessGroup>) -> Result<Self> {
+        let Some(group) = group else { return Ok(self) };
+        let none = Self {
+            raw: vec![],
+            normalized: vec![],
+            kl: vec![],
+            penalized: vec![],
+            entropy: vec![],
+            values: vec![],
+            returns: vec![],
+            mask: vec![],
+        };
+        Ok(exchange(group, &self)?.into_iter().fold(none, |mut all, rank: Self| {
+            all.raw.extend(rank.raw);
+            all.normalized.extend(rank.normalized);
+            all.kl.extend(rank.kl);
+            all.penalized.extend(rank.penalized);
+            all.entropy.extend(rank.entropy);
+            all.values.extend(rank.values);
+            all.returns.extend(rank.returns);
+            all.mask.extend(rank.mask);
+            all
+        }))
+    }
 }
 
 /// Sums since the last record. What the device counts stays there until it is asked for.
@@ -37,37 +68,43 @@ impl Records {
         entry.1 += 1.0;
     }
 
-    /// Means of the parts of a batch's rewards.
-    pub(super) fn rewarded(&mut self, rewards: &[Rewarded]) {
-        for (i, (name, _)) in rewards.iter().take(1).flat_map(|r| r.parts.iter().enumerate()) {
-            let values = rewards.iter().filter_map(|r| r.parts.get(i)).map(|(_, value)| f64::from(*value));
-            self.add(*name, mean(values));
+    /// Means of the parts of a batch's rewards, over all ranks.
+    pub(super) fn rewarded(&mut self, rewards: &[Rewarded], group: Option<&ProcessGroup>) -> Result<()> {
+        let named = |r: &Rewarded| r.parts.iter().map(|&(name, value)| (name.to_string(), value)).collect();
+        let mut parts: Vec<Vec<(String, f32)>> = rewards.iter().map(named).collect();
+        if let Some(group) = group {
+            parts = exchange(group, &parts)?.concat();
         }
+        for (i, (name, _)) in parts.iter().take(1).flat_map(|parts| parts.iter().enumerate()) {
+            let values = parts.iter().filter_map(|parts| parts.get(i)).map(|(_, value)| f64::from(*value));
+            self.add(name.as_str(), mean(values));
+        }
+        Ok(())
     }
 
-    pub(super) fn rolled_out(&mut self, rolled: &Rolled<'_>) {
+    pub(super) fn rolled_out(&mut self, rolled: &Rolled, kl_coef: f64) {
         let raw = Statistics::of(rolled.raw.iter().copied());
         self.add("reward/raw", raw.mean);
         self.add("reward/spread", raw.std);
         self.add("reward/normalized", mean(rolled.normalized.iter().copied()));
-        self.add("reward/penalized", mean(row_sums(rolled.penalized)));
-        self.add("reward/KL", mean(row_sums(rolled.kl)));
-        self.add("kl_coef", rolled.kl_coef);
-        self.add("entropy", Moments::of(&rolled.scored.entropy, rolled.mask).mean());
+        self.add("reward/penalized", mean(row_sums(&rolled.penalized)));
+        self.add("reward/KL", mean(row_sums(&rolled.kl)));
+        self.add("kl_coef", kl_coef);
+        self.add("entropy", Moments::of(&rolled.entropy, &rolled.mask).mean());
         let lengths = rolled.mask.iter().map(|row| row.iter().filter(|&&real| real).count() as f64);
         self.add("response_tokens", mean(lengths));
         let unexplained: Grid = rolled
             .returns
             .iter()
-            .zip(&rolled.scored.values)
+            .zip(&rolled.values)
             .map(|(returns, values)| returns.iter().zip(values).map(|(r, v)| r - v).collect())
             .collect();
-        let variance = Moments::of(rolled.returns, rolled.mask).variance();
+        let variance = Moments::of(&rolled.returns, &rolled.mask).variance();
         // Without variance there is nothing to explain.
         if variance > 0.0 {
             self.add(
                 "explained_variance",
-                1.0 - Moments::of(&unexplained, rolled.mask).variance() / variance,
+                1.0 - Moments::of(&unexplained, &rolled.mask).variance() / variance,
             );
         }
     }
@@ -83,17 +120,44 @@ impl Records {
         Ok(())
     }
 
-    /// Means since the last call.
-    pub(super) fn take(&mut self) -> Result<Metrics> {
+    /// Means since the last call, over all ranks.
+    pub(super) fn take(&mut self, group: Option<&ProcessGroup>) -> Result<Metrics> {
         let Self { means, drift, drift_tokens } = std::mem::take(self);
+        // These are those of all ranks already.
         let mut metrics: Metrics =
             means.into_iter().map(|(name, (sum, n))| (format!("train/{name}"), sum / n)).collect();
-        if let Some(drift) = drift {
-            for (name, sum) in [("clip_fraction", drift.clipped), ("approx_kl", drift.kl)] {
-                metrics
-                    .push((format!("train/{name}"), sum.f_double_value(&[])? / drift_tokens.max(1) as f64));
-            }
+        if let Some([clipped, kl, tokens]) = total_drift(drift.as_slice(), drift_tokens, group)? {
+            metrics.push(("train/clip_fraction".into(), clipped / tokens.max(1.0)));
+            metrics.push(("train/approx_kl".into(), kl / tokens.max(1.0)));
         }
         Ok(metrics)
     }
+}
+
+/// Sums of clipped tokens and of divergence, and the tokens, over all ranks; `None` when nothing has drifted on any.
+pub(super) fn total_drift(
+    drift: &[Drift],
+    tokens: u64,
+    group: Option<&ProcessGroup>,
+) -> Result<Option<[f64; 3]>> {
+    let mut sums = [0.0, 0.0, tokens as f64];
+    for drift in drift {
+        sums[0] += drift.clipped.f_double_value(&[])?;
+        sums[1] += drift.kl.f_double_value(&[])?;
+    }
+    let Some(group) = group else { return Ok((!drift.is_empty()).then_some(sums)) };
+    let none = [0.0; 3];
+    let all = exchange(group, &(!drift.is_empty()).then_some(sums))?;
+    let add = |a: [f64; 3], b: [f64; 3]| std::array::from_fn(|i| a[i] + b[i]);
+    let some = all.iter().any(Option::is_some);
+    Ok(some.then(|| all.into_iter().flatten().fold(none, add)))
+}
+
+pub(super) fn mean(values: impl Iterator<Item = f64>) -> f64 {
+    let (sum, count) = values.fold((0.0, 0u64), |(sum, n), x| (sum + x, n + 1));
+    sum / count.max(1) as f64
+}
+
+pub(super) fn row_sums(grid: &Grid) -> impl Iterator<Item = f64> + Clone + '_ {
+    grid.iter().map(|row| row.iter().sum())
 }

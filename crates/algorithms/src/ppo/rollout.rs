@@ -2,7 +2,6 @@
 
 use ruminate_models::{
     ActorCritic, Example, Generate, GenerationConfig, IGNORED, Policy, TokenId, Tokenizer, Want, by_length,
-    derive_seed,
 };
 use ruminate_rewards::Sample;
 use tch::{Device, Kind, Tensor};
@@ -38,22 +37,21 @@ impl Response {
     }
 }
 
-/// Writes one response to every prompt. The response to prompt `i` depends on the prompt, the policy and
-/// `derive_seed(seed, [i])` alone.
+/// Writes one response to every prompt. The response to prompt `i` depends on the prompt, the policy and `seed(i)` alone.
 pub(crate) fn respond<P: Generate, Q>(
     policy: &P,
     tokenizer: &Tokenizer,
     prompts: &[&Prompt<Q>],
     generation: &GenerationConfig,
     batch_size: usize,
-    seed: u64,
+    seed: impl Fn(usize) -> u64,
     mut progress: impl FnMut(u64) -> Result<()>,
 ) -> Result<Vec<Response>> {
     let ids: Vec<&[TokenId]> = prompts.iter().map(|prompt| prompt.ids.as_slice()).collect();
     let mut done = 0;
     by_length(&ids, batch_size, |batch| {
         let rows: Vec<Vec<TokenId>> = batch.iter().map(|&i| ids[i].to_vec()).collect();
-        let seeds: Vec<u64> = batch.iter().map(|&i| derive_seed(seed, &[i as u64])).collect();
+        let seeds: Vec<u64> = batch.iter().map(|&i| seed(i)).collect();
         let written = policy.generate(&rows, generation, &seeds)?;
         done += batch.len() as u64;
         progress(done)?;

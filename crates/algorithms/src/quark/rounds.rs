@@ -138,6 +138,7 @@ impl<P: Policy + Generate> Writer<'_, P> {
             let prompts: Vec<&Prompt<Q>> = rows.iter().map(|&i| prompts[i]).collect();
             let before = responses.len() as u64;
             let progress = |done| progress(before + done);
+            let seed = |i: usize| derive_seed(seed, &[i as u64]);
             let written =
                 crate::ppo::respond(model, tokenizer, &prompts, &generation, batch_size, seed, progress)?;
             responses.extend(rows.into_iter().zip(written));

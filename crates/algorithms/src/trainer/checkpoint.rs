@@ -26,6 +26,20 @@ const STATE: &str = "state.json";
 const RNG_CPU: &str = "rng.cpu";
 const RNG_CUDA: &str = "rng.cuda";
 
+/// The states of this process' generators, by name.
+pub(super) fn generators(device: Device) -> Result<Vec<(String, Tensor)>> {
+    let mut states = vec![(RNG_CPU.to_string(), rng::state(Device::Cpu)?)];
+    if let Device::Cuda(_) = device {
+        states.push((RNG_CUDA.into(), rng::state(device)?));
+    }
+    Ok(states)
+}
+
+/// The name of a generator of a rank.
+pub(super) fn of_rank(name: &str, rank: usize) -> String {
+    if rank == 0 { name.to_string() } else { format!("{name}.{rank}") }
+}
+
 /// Where a run stands.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -67,6 +81,8 @@ impl TrainerState {
 pub struct Checkpoints {
     root: PathBuf,
     keep: usize,
+    /// Of several processes, the first one writes and the others read.
+    rank: usize,
 }
 
 impl Checkpoints {
@@ -92,7 +108,12 @@ impl Checkpoints {
                 None => {}
             }
         }
-        Ok(Self { root: root.to_path_buf(), keep: Self::KEEP })
+        Ok(Self { root: root.to_path_buf(), keep: Self::KEEP, rank: 0 })
+    }
+
+    /// The folder as a rank sees it that does not write it.
+    pub(super) fn follow(root: &Path, rank: usize) -> Self {
+        Self { root: root.to_path_buf(), keep: Self::KEEP, rank }
     }
 
     /// Keeps the `keep` newest checkpoints (at least the last one), and the best of what each of them knows.
@@ -164,9 +185,14 @@ impl Checkpoints {
         })?;
         let missing =
             |name: &str| Error::Checkpoint { path: path.clone(), reason: format!("`{name}` is missing") };
-        rng::set_state(Device::Cpu, tensors.get(RNG_CPU).ok_or_else(|| missing(RNG_CPU))?)?;
+        match tensors.get(&of_rank(RNG_CPU, self.rank)) {
+            Some(saved) => rng::set_state(Device::Cpu, saved)?,
+            None if self.rank == 0 => return Err(missing(RNG_CPU)),
+            // The run had fewer ranks.
+            None => {}
+        }
         // A run that moves from CPU to CUDA has no state for the new generator, and needs none.
-        if let (Device::Cuda(_), Some(saved)) = (device, tensors.get(RNG_CUDA)) {
+        if let (Device::Cuda(_), Some(saved)) = (device, tensors.get(&of_rank(RNG_CUDA, self.rank))) {
             rng::set_state(device, saved)?;
         }
         let loaded =
@@ -176,9 +202,11 @@ impl Checkpoints {
             e if e.is_configuration() => e,
             e => Error::Checkpoint { path: folder.join(STATE), reason: e.to_string() },
         })?;
-        // The process may have died before or after it had replaced `last`.
-        self.link("last", state.step)?;
-        self.settle(&state)?;
+        if self.rank == 0 {
+            // The process may have died before or after it had replaced `last`.
+            self.link("last", state.step)?;
+            self.settle(&state)?;
+        }
         Ok(Some(state))
     }
 
@@ -188,12 +216,16 @@ impl Checkpoints {
         algorithm: &A,
         state: &mut TrainerState,
         optimizer: &dyn Optimizer,
+        generators: Vec<(String, Tensor)>,
     ) -> Result<PathBuf> {
-        state.algorithm = algorithm.state();
         let folder = self.folder(state.step);
+        if self.rank > 0 {
+            return Ok(folder);
+        }
+        state.algorithm = algorithm.state();
         let temporary = self.root.join(format!("{TEMPORARY}step-{}", state.step));
         fs::create_dir(&temporary).map_err(Error::io("create", &temporary))?;
-        let written = self.write(&temporary, algorithm, state, optimizer);
+        let written = self.write(&temporary, algorithm, state, optimizer, generators);
         if written.is_err() {
             // A full disk must not be kept full by half a checkpoint.
             let _ = fs::remove_dir_all(&temporary);
@@ -234,14 +266,12 @@ impl Checkpoints {
         algorithm: &A,
         state: &TrainerState,
         optimizer: &dyn Optimizer,
+        generators: Vec<(String, Tensor)>,
     ) -> Result<()> {
         algorithm.policy().save(folder)?;
         algorithm.save_extras(folder)?;
         let mut tensors = optimizer.state();
-        tensors.push((RNG_CPU.into(), rng::state(Device::Cpu)?));
-        if let device @ Device::Cuda(_) = algorithm.policy().device() {
-            tensors.push((RNG_CUDA.into(), rng::state(device)?));
-        }
+        tensors.extend(generators);
         write_tensors(&folder.join(TRAINER), tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)))?;
         write_json(&folder.join(STATE), state)?;
         seal(folder)

@@ -1,19 +1,27 @@
 //! The one training loop: accumulation, clipping, schedule, precision, validation, checkpoints, resume.
 
 mod checkpoint;
+mod log;
 mod optimizer;
 mod phases;
+mod ranks;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Instant;
 
 use ruminate_models::Policy;
+use ruminate_torch::dist::ProcessGroup;
 use ruminate_torch::optim::{Optimizer, clip_grad_norm};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
 use crate::{Error, Metrics, Observer, Result, Schedule, StepReport};
+
+use log::Log;
+use ranks::Ranks;
+pub(crate) use ranks::exchange;
 
 pub use checkpoint::{Checkpoints, Damage, MANIFEST, TrainerState, seal, verify};
 pub use optimizer::OptimizerChoice;
@@ -178,11 +186,21 @@ pub trait Algorithm {
     /// The model that is trained.
     fn policy(&self) -> &dyn Policy;
 
+    /// Takes its part of the data as one of several processes, which are called ranks: whatever is drawn from now on is that
+    /// of this rank, and statistics are those of all. Called once, before the run starts.
+    ///
+    /// # Errors
+    /// When the algorithm works in one process only, or there is too little data for so many.
+    fn join(&mut self, group: &Rc<ProcessGroup>) -> Result<()> {
+        Error::alone(group.size())
+    }
+
     /// The model, to switch its mode.
     fn policy_mut(&mut self) -> &mut dyn Policy;
 
     /// The micro-batches of one optimizer update, about `accumulate` of them; `None` when step `step` has no more than
     /// `update` updates. Most algorithms make one update a step; a rollout phase comes before the first (`update` 0).
+    /// A rank that has fewer updates than others takes part in theirs without a batch.
     ///
     /// # Errors
     /// When data runs out or a rollout fails.
@@ -282,6 +300,7 @@ pub struct Fitted {
 pub struct Trainer {
     config: TrainerConfig,
     checkpoints: Checkpoints,
+    ranks: Ranks,
 }
 
 impl Trainer {
@@ -291,7 +310,30 @@ impl Trainer {
     /// When a setting is out of its range or the folder is not writable.
     pub fn new(config: TrainerConfig, folder: &Path) -> Result<Self> {
         config.validate()?;
-        Ok(Self { checkpoints: Checkpoints::open(folder)?.keep(config.keep), config })
+        Ok(Self {
+            checkpoints: Checkpoints::open(folder)?.keep(config.keep),
+            config,
+            ranks: Ranks::default(),
+        })
+    }
+
+    /// The trainer of one of several processes that train the same model together, each on its part of every batch; without
+    /// a group, that of the only process. All together take the same steps as one process with the whole batches. All ranks
+    /// see the same `folder`, and rank 0 writes it.
+    ///
+    /// # Errors
+    /// Those of [`new`](Self::new), and when another rank fails.
+    pub fn across(config: TrainerConfig, folder: &Path, group: Option<Rc<ProcessGroup>>) -> Result<Self> {
+        let ranks = Ranks::new(group);
+        if ranks.rank() == 0 {
+            let trainer = Self::new(config, folder)?;
+            // The others look at the folder when it is tidy.
+            ranks.barrier()?;
+            return Ok(Self { ranks, ..trainer });
+        }
+        config.validate()?;
+        ranks.barrier()?;
+        Ok(Self { checkpoints: Checkpoints::follow(folder, ranks.rank()).keep(config.keep), config, ranks })
     }
 
     /// The step at which [`fit`](Self::fit) would go on: that of the last checkpoint, 0 without one.
@@ -308,20 +350,22 @@ impl Trainer {
     /// # Errors
     /// When the data, the model, the observer or the disk fail, or a loss is not finite any more.
     pub fn fit<A: Algorithm>(&self, algorithm: &mut A, observer: &mut dyn Observer) -> Result<Fitted> {
-        let config = &self.config;
+        let (config, ranks) = (&self.config, &self.ranks);
+        ranks.join(algorithm)?;
         algorithm.policy_mut().set_gradient_checkpointing(config.gradient_checkpointing)?;
         let mut optimizer = config.optimizer().build(algorithm.policy().parameters().named())?;
         let optimizer = optimizer.as_mut();
         let mut state = self.checkpoints.restore(algorithm, optimizer)?.unwrap_or_default();
+        ranks.align(algorithm.policy(), state.step)?;
         observer.started(state.step, config.steps).map_err(Error::Observer)?;
         let mut log = Log::default();
         while state.step < config.steps {
             let step = state.step;
             if config.validates_at(step) || (config.eval_every == 0 && algorithm.phase_begins(step)) {
-                log.check(step)?;
+                log.check(step, ranks)?;
                 self.validate(algorithm, &mut state, optimizer, &mut log.phases, observer)?;
             } else if due(config.save_every, step) && step > 0 {
-                log.check(step)?;
+                log.check(step, ranks)?;
                 self.save(algorithm, &mut state, optimizer, &mut log.phases, observer)?;
             }
             let started = Instant::now();
@@ -332,7 +376,7 @@ impl Trainer {
             let last = state.step == config.steps;
             let mut metrics = vec![];
             if last || step % config.log_every == 0 {
-                metrics = log.take(step, lr, algorithm.loss_name())?;
+                metrics = log.take(step, lr, algorithm.loss_name(), ranks)?;
                 metrics.extend(algorithm.metrics()?);
             }
             observer
@@ -344,8 +388,8 @@ impl Trainer {
                     secs: started.elapsed().as_secs_f64(),
                 })
                 .map_err(Error::Observer)?;
-            if !last && observer.stop_requested() {
-                log.check(step)?;
+            if !last && ranks.any(observer.stop_requested())? {
+                log.check(step, ranks)?;
                 self.save(algorithm, &mut state, optimizer, &mut log.phases, observer)?;
                 return self.fitted(&state, Ending::Stopped, log, observer);
             }
@@ -375,29 +419,35 @@ impl Trainer {
             let own = algorithm.phases();
             log.phases.add("data", (started.elapsed().as_secs_f64() - own.total()).max(0.0));
             log.phases.merge(own);
-            let Some(batches) = batches else { break };
+            let terms = batches.as_deref().map(|batches| counts(algorithm, batches));
+            let Some(counts) = self.ranks.counts(terms)? else { break };
             algorithm.policy_mut().set_training(true);
             optimizer.zero_grad()?;
             log.begin_update();
-            tokens += self.backward(algorithm, &batches, log)?;
+            self.ranks.expect(&counts, algorithm.loss_name(), log)?;
+            tokens += self.backward(algorithm, &batches.unwrap_or_default(), &counts, log)?;
+            self.ranks.sum_gradients(optimizer.parameters(), &mut log.phases)?;
             let started = Instant::now();
-            log.add("grad_norm", &clip_grad_norm(optimizer.parameters(), max_norm)?)?;
+            let norm = clip_grad_norm(optimizer.parameters(), max_norm)?;
+            log.add("grad_norm", &self.ranks.share(norm)?)?;
             optimizer.step(lr)?;
             log.phases.add("optimizer", started.elapsed().as_secs_f64());
             algorithm.policy_mut().set_training(false);
             update += 1;
         }
         log.end_step()?;
-        Ok(tokens)
+        self.ranks.total(tokens)
     }
 
     /// Adds the gradients of the micro-batches of one update; returns the tokens that went through the model.
-    fn backward<A: Algorithm>(&self, algorithm: &mut A, batches: &[A::Batch], log: &mut Log) -> Result<u64> {
+    fn backward<A: Algorithm>(
+        &self,
+        algorithm: &mut A,
+        batches: &[A::Batch],
+        counts: &Counts,
+        log: &mut Log,
+    ) -> Result<u64> {
         let (device, name) = (algorithm.policy().device(), algorithm.loss_name());
-        let mut counts = BTreeMap::new();
-        for term in batches.iter().flat_map(|batch| algorithm.terms(batch)) {
-            *counts.entry(term.name).or_insert(0) += term.count;
-        }
         let mut tokens = 0;
         for batch in batches {
             let terms = algorithm.terms(batch);
@@ -442,7 +492,8 @@ impl Trainer {
         if state.scores.contains_key(&state.step) {
             return Ok(());
         }
-        let evaluation = phases.time("evaluation", || algorithm.evaluate(state.step, observer))?;
+        let mut evaluation = phases.time("evaluation", || algorithm.evaluate(state.step, observer))?;
+        evaluation.score = self.ranks.of_first(evaluation.score)?;
         if !evaluation.score.is_finite() {
             let name = "validation score".into();
             return Err(Error::NotFinite { name, value: evaluation.score, step: state.step });
@@ -460,7 +511,11 @@ impl Trainer {
         phases: &mut Phases,
         observer: &mut dyn Observer,
     ) -> Result<()> {
-        let path = phases.time("checkpoint", || self.checkpoints.save(algorithm, state, optimizer))?;
+        let path = phases.time("checkpoint", || {
+            let generators = self.ranks.generators(algorithm.policy().device())?;
+            let path = self.checkpoints.save(algorithm, state, optimizer, generators)?;
+            self.ranks.barrier().map(|()| path)
+        })?;
         observer.checkpoint(state.step, &path).map_err(Error::Observer)
     }
 
@@ -482,74 +537,13 @@ impl Trainer {
     }
 }
 
-/// Losses since the last record. They stay on the device until they are recorded, so that steps in between do not
-/// wait for it.
-#[derive(Default)]
-struct Log {
-    sums: BTreeMap<&'static str, Tensor>,
-    /// Steps in which each name occurred; losses of alternating objectives occur in some.
-    steps: BTreeMap<&'static str, u64>,
-    /// Of the current step's last update.
-    update: BTreeMap<&'static str, Tensor>,
-    phases: Phases,
-    tokens: u64,
-}
+/// Counts of the terms of an update by name, over all its micro-batches and ranks.
+type Counts = BTreeMap<String, u64>;
 
-impl Log {
-    /// A step is recorded by its last update.
-    fn begin_update(&mut self) {
-        self.update.clear();
+fn counts<A: Algorithm>(algorithm: &A, batches: &[A::Batch]) -> Counts {
+    let mut counts = Counts::new();
+    for term in batches.iter().flat_map(|batch| algorithm.terms(batch)) {
+        *counts.entry(term.name.to_string()).or_insert(0) += term.count;
     }
-
-    /// Adds a micro-batch's share of an update's value.
-    fn add(&mut self, name: &'static str, value: &Tensor) -> Result<()> {
-        add(&mut self.update, name, value)
-    }
-
-    fn end_step(&mut self) -> Result<()> {
-        for (name, value) in std::mem::take(&mut self.update) {
-            add(&mut self.sums, name, &value)?;
-            *self.steps.entry(name).or_insert(0) += 1;
-        }
-        Ok(())
-    }
-
-    /// Means over the steps since the last record. All are finite.
-    fn means(&self, step: u64) -> Result<Metrics> {
-        let mut metrics = vec![];
-        for (name, sum) in &self.sums {
-            let value = sum.f_double_value(&[])? / self.steps.get(name).copied().unwrap_or(1) as f64;
-            if !value.is_finite() {
-                return Err(Error::NotFinite { name: (*name).into(), value, step });
-            }
-            metrics.push((format!("train/{name}"), value));
-        }
-        Ok(metrics)
-    }
-
-    /// Refuses losses that are no numbers: before each checkpoint, so that none holds parameters that are none.
-    fn check(&self, step: u64) -> Result<()> {
-        self.means(step).map(drop)
-    }
-
-    /// The means and the rate, for the record; what follows is counted from here. The whole loss comes first, where a
-    /// progress line shows it.
-    fn take(&mut self, step: u64, lr: f64, loss_name: &str) -> Result<Metrics> {
-        let mut metrics = self.means(step)?;
-        metrics.sort_by_key(|(name, _)| name.strip_prefix("train/") != Some(loss_name));
-        metrics.push(("train/lr".into(), lr));
-        metrics.extend(self.phases.take());
-        self.sums.clear();
-        self.steps.clear();
-        Ok(metrics)
-    }
-}
-
-fn add(sums: &mut BTreeMap<&'static str, Tensor>, name: &'static str, value: &Tensor) -> Result<()> {
-    let sum = match sums.get(name) {
-        Some(sum) => sum.f_add(value)?,
-        None => value.shallow_clone(),
-    };
-    sums.insert(name, sum);
-    Ok(())
+    counts
 }

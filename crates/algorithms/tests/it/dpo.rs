@@ -15,7 +15,7 @@ use tch::{Kind, Tensor};
 use crate::support::{Recorder, alone, examples, model, short, tokenizer};
 
 /// Pairs of different lengths.
-fn pairs(count: i64) -> Vec<Pair> {
+pub(crate) fn pairs(count: i64) -> Vec<Pair> {
     let rejected = |i: i64| (0..(2 + i % 3)).map(|j| 20 + (11 * i + 5 * j) % 150).chain([1]).collect();
     let pair = |(i, Example { prompt, target })| Pair {
         source: if i % 2 == 0 { "even" } else { "odd" }.into(),

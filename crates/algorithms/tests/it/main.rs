@@ -4,6 +4,7 @@ mod accumulation;
 mod checkpoints;
 mod config;
 mod crystal;
+mod distributed;
 mod dpo;
 mod failures;
 mod learning;

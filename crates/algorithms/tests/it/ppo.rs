@@ -20,7 +20,7 @@ use crate::support::{Recorder, alone, chain, model, short, tokenizer};
 const GOOD: TokenId = 140;
 
 /// The share of good tokens, times `scale`.
-struct Share {
+pub(crate) struct Share {
     scale: f32,
 }
 
@@ -78,6 +78,26 @@ fn ppo(config: PpoConfig, scale: f32, seed: i64) -> Result<Ppo<T5, (), Share>> {
     let actor = ActorCritic::shared(model(0.0, seed), 3)?;
     let data = PpoData { train: prompts(40), supervised: None, held_out: prompts(12) };
     Ppo::new(config, actor, model(0.0, seed), tokenizer(), Share { scale }, data)
+}
+
+/// PPO on `batch_size` prompts of one process, with everything that looks at all of a rollout: whitening, an adaptive penalty,
+/// limits to the drift, rewards that are scaled, and supervised steps in between.
+pub(crate) fn of_ranks(policy: T5, batch_size: usize) -> Result<Ppo<T5, (), Share>> {
+    let config = PpoConfig {
+        batch_size,
+        epochs: 2,
+        kl: KlPenalty::Adaptive { initial: 0.1, target: 0.01, horizon: 50.0 },
+        target_kl: 0.05,
+        whiten_rewards: true,
+        entropy_coef: 0.01,
+        cycle_steps: 5,
+        rl_steps: 4,
+        ..config()
+    };
+    let actor = ActorCritic::shared(policy, 3)?;
+    let data = PpoData { train: prompts(40), supervised: Some(prompts(24)), held_out: prompts(12) };
+    let ppo = Ppo::new(config, actor, model(0.0, 1), tokenizer(), Share { scale: 1.0 }, data)?;
+    Ok(ppo.supervised_by(Echo).normalized_by(Normalization { gain: 2.0, bias: -0.5 }))
 }
 
 /// Runs it; the share of good tokens before and after.

@@ -128,6 +128,8 @@ pub(crate) struct Recorder {
     pub(crate) metrics: BTreeMap<u64, Metrics>,
     /// Stop is requested after this step.
     pub(crate) stop_after: Option<u64>,
+    /// The process ends without a word after this step.
+    pub(crate) abort_after: Option<u64>,
     /// This event is an error.
     pub(crate) fail_at: Option<String>,
     pub(crate) last: Option<u64>,
@@ -161,6 +163,9 @@ impl Observer for Recorder {
     }
 
     fn step(&mut self, report: &StepReport<'_>) -> std::result::Result<(), ObserverError> {
+        if self.abort_after == Some(report.step) {
+            std::process::abort();
+        }
         self.last = Some(report.step);
         assert!(report.secs > 0.0 && report.tokens > 0);
         if !report.metrics.is_empty() {

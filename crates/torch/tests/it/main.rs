@@ -4,6 +4,7 @@ mod adafactor;
 mod autocast;
 mod checkpoint;
 mod clipping;
+mod dist;
 mod dropout;
 mod files;
 mod log_probs;

@@ -3,6 +3,7 @@
 mod bad_input;
 mod demo;
 mod disk_full;
+mod distributed;
 mod guide;
 mod interruption;
 mod output;

@@ -1,0 +1,370 @@
+//! Several real processes over Gloo take the steps of one: this test binary starts itself once for each rank.
+
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use ruminate_algorithms::dpo::{Dpo, DpoConfig, Reference, ShuffledPairs};
+use ruminate_algorithms::{
+    Curriculum, Ending, Evaluation, Fitted, Objective, Observer, Result, Sft, Trainer, TrainerConfig,
+    mean_loss,
+};
+use ruminate_datasets::{Cursor, Order, Shard, TrainBatches};
+use ruminate_models::{Example, Policy};
+use ruminate_torch::dist::{ProcessGroup, World};
+use serde::{Deserialize, Serialize};
+use tch::{Device, Tensor};
+
+use crate::support::{Recorder, alone, chain, examples, model, tokenizer};
+
+const SETUP: &str = "RUMINATE_TEST_SETUP";
+const STEPS: u64 = 20;
+const ROWS: usize = 8;
+
+/// What all ranks of a test do.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Setup {
+    method: Method,
+    accumulate: usize,
+    dropout: f64,
+    steps: u64,
+    /// This rank asks to stop after a step.
+    stop: Option<(usize, u64)>,
+    /// This rank is gone after a step.
+    abort: Option<(usize, u64)>,
+    /// This rank's model has another shape.
+    odd: Option<usize>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+enum Method {
+    Sft,
+    Dpo,
+    Ppo,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            method: Method::Sft,
+            accumulate: 1,
+            dropout: 0.0,
+            steps: STEPS,
+            stop: None,
+            abort: None,
+            odd: None,
+        }
+    }
+}
+
+/// Rows of very different lengths for two objectives, of which the second trains on some rows only.
+struct Uneven {
+    examples: Vec<Example>,
+    batches: TrainBatches,
+    batch: usize,
+}
+
+impl Uneven {
+    fn new(batch: usize) -> Self {
+        let mut examples = examples(24);
+        for (i, example) in examples.iter_mut().enumerate() {
+            example.target = (0..[1, 1, 9, 2, 1, 12, 3][i % 7]).map(|j| 60 + 5 * j).collect();
+        }
+        Self { batches: Self::batches(batch, Shard::SINGLE), examples, batch }
+    }
+
+    fn batches(batch: usize, shard: Shard) -> TrainBatches {
+        TrainBatches::new(Order::reshuffled(24, 5), batch, shard).unwrap()
+    }
+}
+
+impl<P: Policy> Curriculum<P> for Uneven {
+    fn deal(&mut self, shard: Shard) -> Result<()> {
+        self.batches = Self::batches(self.batch, shard);
+        Ok(())
+    }
+
+    fn next(&mut self, _: u64) -> Result<Vec<Objective>> {
+        let rows = self.batches.next().unwrap();
+        let of = |rows: &[usize]| rows.iter().map(|&i| self.examples[i].clone()).collect();
+        let few: Vec<usize> = rows.iter().copied().filter(|i| i % 7 == 2).collect();
+        let mut objectives = vec![Objective { name: "all_loss", weight: 1.0, examples: of(&rows) }];
+        if !few.is_empty() {
+            objectives.push(Objective { name: "few_loss", weight: 0.25, examples: of(&few) });
+        }
+        Ok(objectives)
+    }
+
+    fn evaluate(&mut self, policy: &P, _: u64, _: &mut dyn Observer) -> Result<Evaluation> {
+        let loss = mean_loss(policy, &self.examples)?;
+        Ok(Evaluation { metrics: vec![("eval/loss".into(), loss)], score: -loss })
+    }
+
+    fn state(&self) -> serde_json::Value {
+        serde_json::to_value(self.batches.cursor()).unwrap()
+    }
+
+    fn load_state(&mut self, state: serde_json::Value) -> Result<()> {
+        let cursor: Cursor = serde_json::from_value(state).unwrap();
+        Ok(self.batches.resume(cursor)?)
+    }
+}
+
+fn config(setup: &Setup) -> TrainerConfig {
+    let Setup { steps, accumulate, .. } = *setup;
+    TrainerConfig {
+        steps,
+        accumulate,
+        lr: 1e-3,
+        max_grad_norm: 1.0,
+        eval_every: 8,
+        log_every: 2,
+        ..TrainerConfig::default()
+    }
+}
+
+/// One process: the only one, or one of a group.
+fn fit(setup: &Setup, folder: &Path, group: Option<Rc<ProcessGroup>>) -> Result<(Fitted, Recorder)> {
+    let (rank, size) = group.as_ref().map_or((0, 1), |group| (group.rank(), group.size()));
+    tch::manual_seed(3);
+    // Rank 0 gives its parameters to the others.
+    let mut policy = model(setup.dropout, 1 + rank as i64);
+    if setup.odd == Some(rank) {
+        let config = ruminate_models::T5Config { d_ff: 48, ..crate::support::tiny(0.0) };
+        policy = ruminate_models::T5::new(config, tch::Kind::Float, Device::Cpu, 1).unwrap();
+    }
+    let trainer = Trainer::across(config(setup), folder, group)?;
+    let mut recorder = Recorder::default();
+    if let Some((_, step)) = setup.stop.filter(|(who, _)| *who == rank) {
+        recorder.stop_after = Some(step);
+    }
+    if let Some((_, step)) = setup.abort.filter(|(who, _)| *who == rank) {
+        recorder.abort_after = Some(step);
+    }
+    let batch = ROWS / size / setup.accumulate;
+    let fitted = match setup.method {
+        Method::Sft => trainer.fit(&mut Sft::new(policy, Uneven::new(batch), tokenizer()), &mut recorder)?,
+        Method::Dpo => {
+            let config = DpoConfig { rpo_alpha: 0.5, beta: 0.5, ..DpoConfig::default() };
+            let source = ShuffledPairs::new(crate::dpo::pairs(24), batch, 3)?;
+            let reference = Reference::Model(model(0.0, 7));
+            let held_out = crate::dpo::pairs(5);
+            trainer.fit(
+                &mut Dpo::new(config, policy, reference, source, held_out, tokenizer())?,
+                &mut recorder,
+            )?
+        }
+        // One rollout is cut into micro-batches, so a rank's part of it does not depend on how many they are.
+        Method::Ppo => trainer.fit(&mut crate::ppo::of_ranks(policy, ROWS / size)?, &mut recorder)?,
+    };
+    Ok((fitted, recorder))
+}
+
+/// One rank; started by the tests of this file.
+#[test]
+#[ignore = "a process of the tests below"]
+#[expect(clippy::print_stdout, clippy::print_stderr, reason = "that is how it tells its parent")]
+fn rank() {
+    tch::set_num_threads(1);
+    let setup: Setup = serde_json::from_str(&std::env::var(SETUP).unwrap()).unwrap();
+    let world = World::from_env().unwrap().unwrap();
+    let group = Rc::new(ProcessGroup::join(&world, Device::Cpu, Duration::from_secs(60)).unwrap());
+    let folder = std::env::var("RUMINATE_TEST_FOLDER").unwrap();
+    match fit(&setup, Path::new(&folder), Some(group)) {
+        Ok((fitted, recorder)) => {
+            let ending = if fitted.ending == Ending::Stopped { "stopped" } else { "finished" };
+            let record = serde_json::json!({ "metrics": recorder.metrics, "events": recorder.events });
+            println!("\nRECORD {record}\n{ending} after {}", fitted.steps);
+        }
+        Err(error) => {
+            eprintln!("{}", chain(&error));
+            std::process::exit(1);
+        }
+    }
+}
+
+fn start(setup: &Setup, folder: &Path, size: usize) -> Vec<Child> {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let setup = serde_json::to_string(setup).unwrap();
+    let rank = |rank: usize| {
+        Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "distributed::rank", "--ignored", "--nocapture"])
+            .envs([(SETUP, setup.as_str()), ("MASTER_ADDR", "127.0.0.1"), ("OMP_NUM_THREADS", "1")])
+            .envs([("RANK", rank.to_string()), ("WORLD_SIZE", size.to_string())])
+            .env("MASTER_PORT", port.to_string())
+            .env("RUMINATE_TEST_FOLDER", folder)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    };
+    (0..size).map(rank).collect()
+}
+
+/// What each rank printed, and whether it succeeded.
+fn finish(ranks: Vec<Child>) -> Vec<(bool, String)> {
+    let text = |child: Child| {
+        let output = child.wait_with_output().unwrap();
+        let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        (output.status.success(), text.concat())
+    };
+    ranks.into_iter().map(text).collect()
+}
+
+/// What each rank printed; all succeed.
+fn run(setup: &Setup, folder: &Path, size: usize) -> Vec<String> {
+    let ranks = finish(start(setup, folder, size));
+    ranks
+        .into_iter()
+        .map(|(succeeded, text)| {
+            assert!(succeeded, "{text}");
+            text
+        })
+        .collect()
+}
+
+#[derive(Debug, PartialEq, Deserialize)]
+struct Record {
+    metrics: BTreeMap<u64, Vec<(String, f64)>>,
+    events: Vec<String>,
+}
+
+fn record(text: &str) -> Record {
+    let line = text.lines().find_map(|line| line.strip_prefix("RECORD ")).unwrap();
+    serde_json::from_str(line).unwrap()
+}
+
+/// The tensors of a file of the last checkpoint, by name.
+fn tensors(folder: &Path, file: &str) -> BTreeMap<String, Tensor> {
+    Tensor::read_safetensors(folder.join("last").join(file)).unwrap().into_iter().collect()
+}
+
+fn weights(folder: &Path) -> BTreeMap<String, Tensor> {
+    tensors(folder, "model.safetensors")
+}
+
+/// Every parameter agrees to a millionth of its largest number.
+fn same_model(a: &Path, b: &Path) {
+    for ((name, a), b) in weights(a).iter().zip(weights(b).values()) {
+        let difference = (a - b).abs().max().double_value(&[]) / b.abs().max().double_value(&[]);
+        assert!(difference <= 1e-6, "{name}: {difference:e}");
+    }
+}
+
+#[test]
+fn several_processes_take_the_steps_of_one() {
+    as_one(Method::Sft);
+}
+
+#[test]
+fn several_processes_prefer_as_one() {
+    as_one(Method::Dpo);
+}
+
+#[test]
+fn several_processes_reinforce_as_one() {
+    as_one(Method::Ppo);
+}
+
+fn as_one(method: Method) {
+    let _alone = alone();
+    let whole = tempfile::tempdir().unwrap();
+    let setup = Setup { method, ..Setup::default() };
+    let (_, single) = fit(&setup, whole.path(), None).unwrap();
+    for (size, accumulate) in [(1, 1), (2, 1), (4, 1), (1, 2), (2, 2), (4, 2)] {
+        let folder = tempfile::tempdir().unwrap();
+        let texts = run(&Setup { accumulate, ..setup.clone() }, folder.path(), size);
+        same_model(folder.path(), whole.path());
+        for text in texts {
+            let record = record(&text);
+            assert_eq!(record.events, single.events, "size {size}");
+            assert_eq!(record.metrics.len(), single.metrics.len());
+            for (step, metrics) in &single.metrics {
+                for (name, value) in metrics.iter().filter(|(name, _)| !name.starts_with("time/")) {
+                    let found = record.metrics[step].iter().find(|(n, _)| n == name).map(|(_, v)| *v);
+                    let close =
+                        found.is_some_and(|found| (found - value).abs() <= 1e-5 * (1.0 + value.abs()));
+                    assert!(close, "size {size}, step {step}, {name}: {found:?} instead of {value}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_rank_that_asks_stops_all_and_a_resumed_run_is_the_same_bit_for_bit() {
+    let _alone = alone();
+    // With dropout, so that the generators of all ranks have to survive.
+    let setup = Setup { dropout: 0.2, ..Setup::default() };
+    let [through, halved] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    run(&setup, through.path(), 2);
+    for text in run(&Setup { stop: Some((1, 12)), ..setup.clone() }, halved.path(), 2) {
+        assert!(text.contains("stopped after 13"), "{text}");
+    }
+    for text in run(&setup, halved.path(), 2) {
+        assert_eq!(record(&text).events[0], "started 13 of 20");
+    }
+    for ((name, a), b) in weights(through.path()).iter().zip(weights(halved.path()).values()) {
+        assert_eq!(a, b, "{name}");
+    }
+}
+
+#[test]
+fn a_run_goes_on_with_another_number_of_ranks() {
+    let _alone = alone();
+    let [through, moved] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    fit(&Setup::default(), through.path(), None).unwrap();
+    run(&Setup { stop: Some((0, 6)), ..Setup::default() }, moved.path(), 4);
+    run(&Setup { stop: Some((0, 12)), ..Setup::default() }, moved.path(), 2);
+    fit(&Setup::default(), moved.path(), None).unwrap();
+    same_model(through.path(), moved.path());
+}
+
+#[test]
+fn ranks_draw_different_dropout() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    run(&Setup { dropout: 0.5, steps: 1, ..Setup::default() }, folder.path(), 2);
+    let states = tensors(folder.path(), "trainer.safetensors");
+    assert_ne!(states["rng.cpu"], states["rng.cpu.1"]);
+    assert!(!states.contains_key("rng.cpu.2"));
+}
+
+#[test]
+fn a_rank_that_dies_ends_the_others_and_the_run_resumes() {
+    let _alone = alone();
+    let [through, broken] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    fit(&Setup::default(), through.path(), None).unwrap();
+    for dying in [0, 1] {
+        let step = 10 + dying as u64;
+        let started = Instant::now();
+        let ranks = start(&Setup { abort: Some((dying, step)), ..Setup::default() }, broken.path(), 2);
+        let texts = finish(ranks);
+        assert!(texts.iter().all(|(succeeded, _)| !succeeded));
+        let other = 1 - dying;
+        let text = &texts[other].1;
+        assert!(text.contains(&format!("rank {other} of 2: ")) && text.contains(" failed after "), "{text}");
+        assert!(started.elapsed() < Duration::from_secs(60));
+    }
+    for text in run(&Setup::default(), broken.path(), 2) {
+        assert_eq!(record(&text).events[0], "started 8 of 20");
+    }
+    same_model(through.path(), broken.path());
+}
+
+#[test]
+fn another_model_on_a_rank_is_an_error_of_all() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    for (succeeded, text) in finish(start(&Setup { odd: Some(1), ..Setup::default() }, folder.path(), 2)) {
+        assert!(!succeeded);
+        assert!(
+            text.contains("the ranks of this run do not fit together: rank 1 has the parameter"),
+            "{text}"
+        );
+        assert!(text.contains("[48, 16] where rank 0 has") && text.contains("[32, 16]"), "{text}");
+    }
+}
