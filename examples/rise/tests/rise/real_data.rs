@@ -71,7 +71,7 @@ fn teacher(data: &Path) -> Stub {
     Stub::start(move |seen: &Seen| {
         let prompt = seen.prompt().to_string();
         let question = prompt.split_once("Here's the question: ").unwrap().1;
-        let answer = if question.len() % 4 == 0 { "0" } else { &answers[question] };
+        let answer = if question.len().is_multiple_of(4) { "0" } else { &answers[question] };
         Act::slow(20, Act::say(&[&format!(r"It is easy. \boxed{{{answer}}}")]))
     })
 }
@@ -119,7 +119,7 @@ fn every_step_survives_a_kill_on_real_problems() {
 
     // Examples. The command is over too soon to be killed, so what it would have left is taken away.
     let log = format!("conversion.logs=[\"{}\"]", runs.path("collected/2_turns.json").display());
-    let converted = succeed(&runs.args("convert", "converted", &[log.clone()])).json();
+    let converted = succeed(&runs.args("convert", "converted", std::slice::from_ref(&log))).json();
     let examples = converted["examples"].as_u64().unwrap();
     assert!(examples > 24, "{converted}");
     assert_eq!(converted["counts"]["weights"].as_array().unwrap().last().unwrap()["examples"], solved);
