@@ -135,10 +135,9 @@ fn who_is_stopped_keeps_what_is_finished_and_goes_on_later() {
     let rows = |log: &Log| log.episodes.iter().map(|episode| episode.task_id).collect::<Vec<_>>();
     assert_eq!(rows(&play(&tired)), [0, 1]);
     // Nobody is blocked for it.
-    let whole = play(&student);
-    assert_eq!(rows(&whole), [0, 1, 2, 3, 4]);
-    let blocked = |log: &Log| log.episodes.iter().filter(|episode| episode.max_reward.is_none()).count();
-    assert_eq!(blocked(&whole), 0);
+    let config = RolloutConfig::collect(&[1]);
+    let undisturbed = MultiTurn::new(&environment, config, &[&student]).unwrap();
+    assert_eq!(play(&student), undisturbed.play(&problems(5), None, &mut Quiet).unwrap());
 }
 
 #[test]
