@@ -107,7 +107,7 @@ fn problems_are_held_out_as_a_whole_and_steps_follow_from_the_rest() {
     let tokenizer = tokenizer();
     let text = |i: usize| TrainingText {
         text: "Ada Adam Agnes Alan".into(),
-        spans: vec![9..19],
+        spans: std::iter::once(9..19).collect(),
         weight: (i % 3 + 1) as f64,
     };
     let texts: Vec<TrainingText> = (0..30).map(text).collect();
