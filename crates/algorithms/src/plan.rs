@@ -84,7 +84,7 @@ pub struct MemoryPlan {
     /// Frozen models beside the one that is trained, such as a reference policy and those behind rewards.
     pub reference: u64,
     /// What the backward pass needs of the largest micro-batch, padded to its longest row; see
-    /// [`ModelShape::activation_bytes`].
+    /// [`ModelShape::activation_bytes`] and, with activation checkpointing, [`ModelShape::checkpointed_activation_bytes`].
     pub activations: u64,
 }
 
@@ -151,10 +151,14 @@ impl Plan {
         let forward = |p: &Pass| p.networks as f64 * networks.shape.forward_flops(batch(p, 0));
         let training = if config.gradient_checkpointing { 4.0 } else { 3.0 };
         let forward_flops_per_step = sum(Work::Forward, &forward);
+        let kept = |p: &Pass| match config.gradient_checkpointing {
+            true => networks.shape.checkpointed_activation_bytes(batch(p, 1), bf16),
+            false => networks.shape.activation_bytes(batch(p, 1), bf16),
+        };
         let activations = passes
             .iter()
             .filter(|p| p.work == Work::Training)
-            .map(|p| p.networks as f64 * networks.shape.activation_bytes(batch(p, 1), bf16))
+            .map(|p| p.networks as f64 * kept(p))
             .fold(0.0, f64::max);
         Self {
             parameters,
@@ -181,6 +185,7 @@ impl Plan {
 
 #[cfg(test)]
 mod tests {
+    use ruminate_models::LlamaConfig;
     use ruminate_torch::optim::AdafactorConfig;
 
     use super::*;
@@ -224,6 +229,27 @@ mod tests {
         let again = TrainerConfig { gradient_checkpointing: true, ..config };
         let again = Plan::new(&again, networks, &[pass, answers], 1.0);
         assert!((again.flops_per_step / plan.flops_per_step - 4.0 / 3.0).abs() < 1e-12);
+        assert!(again.memory.activations < plan.memory.activations / 5);
+    }
+
+    /// A rank alone: 16 bytes for each parameter and 2 for its bfloat16 copy. Of 2048 tokens, 32 blocks keep 4096 floats each, and one
+    /// block all that is in it.
+    #[test]
+    fn llama_2_needs_what_was_reckoned_by_hand() {
+        let shape = LlamaConfig::published("llama-2-7b").unwrap_or_else(|| unreachable!());
+        let config = TrainerConfig {
+            precision: Precision::Bf16,
+            gradient_checkpointing: true,
+            ..TrainerConfig::default()
+        };
+        let (source, target) = ([1024.0; 2], [1024.0; 2]);
+        let pass = Pass { work: Work::Training, times: 64.0, networks: 1, rows: 1, source, target };
+        let plan = Plan::new(&config, Networks::single(&shape), &[pass], 1.0);
+        assert_eq!(plan.parameters, 6_738_415_616);
+        assert_eq!((plan.memory.total() - plan.memory.activations) / plan.parameters, 18);
+        let whole = shape.activation_bytes(BatchShape { rows: 1.0, source: 1024.0, target: 1024.0 }, true);
+        let inputs = 4 * 4096 * 2048 * 32;
+        assert_eq!(plan.memory.activations, inputs + (whole / 32.0) as u64);
     }
 
     /// 16 bytes for each parameter in float32 with Adam, and 4 for the reference (large 15 GB, 3b 57 GB, 11b 226 GB).

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use ruminate_datasets::environments::{Benchmark, Compat, Gsm8k, Problem};
 use ruminate_datasets::rise::{
     Answerer, Ask, ConvertConfig, Episode, Failed, Log, MultiTurn, Quiet, Reply, RolloutConfig, RolloutError,
-    RolloutObserver, convert,
+    RolloutObserver, Stopped, convert,
 };
 use ruminate_datasets::{BadRows, Error};
 
@@ -118,6 +118,26 @@ fn a_file_of_another_run_is_refused() {
     assert!(says(play(&config, 4, 3, Some(&path))).contains("line 2"));
     std::fs::write(&path, "{\"rollout\": {\"colour\": 1}}\n").unwrap();
     assert!(says(play(&config, 4, 3, Some(&path))).contains("line 1"));
+}
+
+#[test]
+fn who_is_stopped_keeps_what_is_finished_and_goes_on_later() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("rollout.jsonl");
+    let environment = Gsm8k::default();
+    let tired = |asks: &[Ask]| -> Result<Vec<Reply>, Failed> {
+        if asks[0].row >= 2 { Err(Stopped.into()) } else { student(asks) }
+    };
+    let play = |answerer: &dyn Answerer| {
+        let turns = MultiTurn::new(&environment, RolloutConfig::collect(&[1]), &[answerer]).unwrap();
+        turns.batch(2).play(&problems(5), Some(&path), &mut Quiet).unwrap()
+    };
+    let rows = |log: &Log| log.episodes.iter().map(|episode| episode.task_id).collect::<Vec<_>>();
+    assert_eq!(rows(&play(&tired)), [0, 1]);
+    // Nobody is blocked for it.
+    let config = RolloutConfig::collect(&[1]);
+    let undisturbed = MultiTurn::new(&environment, config, &[&student]).unwrap();
+    assert_eq!(play(&student), undisturbed.play(&problems(5), None, &mut Quiet).unwrap());
 }
 
 #[test]

@@ -29,11 +29,21 @@ pub trait ModelShape: std::fmt::Debug {
 
     /// Bytes of the intermediate results that the backward pass of a training step needs, estimated.
     fn activation_bytes(&self, batch: BatchShape, bf16: bool) -> f64;
+
+    /// Blocks that sources and targets go through.
+    fn blocks(&self) -> [i64; 2];
+
+    /// The same with activation checkpointing: the inputs of all blocks in float32, and what is inside of one of them.
+    fn checkpointed_activation_bytes(&self, batch: BatchShape, bf16: bool) -> f64 {
+        let [source, target] = self.blocks().map(|blocks| blocks as f64);
+        let inputs = 4.0 * self.width() as f64 * batch.rows * (source * batch.source + target * batch.target);
+        inputs + self.activation_bytes(batch, bf16) / source.max(1.0)
+    }
 }
 
 /// The methods of the same names, documented there.
 macro_rules! model_shape {
-    ($config:ty, $width:ident) => {
+    ($config:ty, $width:ident, $source:ident, $target:ident) => {
         impl ModelShape for $config {
             fn width(&self) -> i64 {
                 self.$width
@@ -54,9 +64,13 @@ macro_rules! model_shape {
             fn activation_bytes(&self, batch: BatchShape, bf16: bool) -> f64 {
                 <$config>::activation_bytes(self, batch, bf16)
             }
+
+            fn blocks(&self) -> [i64; 2] {
+                [self.$source, self.$target]
+            }
         }
     };
 }
 
-model_shape!(T5Config, d_model);
-model_shape!(LlamaConfig, hidden_size);
+model_shape!(T5Config, d_model, num_layers, num_decoder_layers);
+model_shape!(LlamaConfig, hidden_size, num_hidden_layers, num_hidden_layers);

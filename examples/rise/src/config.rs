@@ -519,3 +519,54 @@ impl RiseConfig {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use ruminate::run::config;
+
+    use super::*;
+
+    const PUBLISHED: &str = include_str!("../configs/published.toml");
+
+    #[test]
+    fn the_published_settings_are_the_defaults() {
+        let mut config: RiseConfig = config::load_text("configs/published.toml", PUBLISHED, &[]).unwrap();
+        config.validate().unwrap();
+        // Which model is the user's choice.
+        assert!(config.model.pretrained.take().is_some());
+        assert_eq!(config, RiseConfig::default());
+    }
+
+    #[test]
+    fn the_published_settings_name_and_explain_every_key() {
+        let mut section = String::new();
+        let mut explained = std::collections::BTreeSet::new();
+        let mut above = "";
+        for line in PUBLISHED.lines() {
+            if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
+                section = format!("{name}.");
+            } else if let Some((key, _)) = line.trim_start_matches("# ").split_once(" = ")
+                && !key.contains(' ')
+            {
+                assert!(above.starts_with("# "), "{section}{key} is not explained");
+                explained.insert(format!("{section}{key}"));
+            }
+            above = line;
+        }
+        let defaults = config::to_toml(&RiseConfig::default()).unwrap();
+        let mut keys = 0;
+        let mut table = String::new();
+        for line in defaults.lines() {
+            if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
+                table = format!("{name}.");
+            } else if let Some((key, _)) = line.split_once(" = ") {
+                // Tables in one line, such as that of the key, are explained as a whole.
+                let key = format!("{table}{key}");
+                let whole = |named: &String| key == *named || key.starts_with(&format!("{named}."));
+                assert!(explained.iter().any(whole), "configs/published.toml lacks {key}");
+                keys += 1;
+            }
+        }
+        assert!(keys > 90, "{keys}");
+    }
+}

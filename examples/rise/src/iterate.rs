@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use tch::Device;
 
 use crate::collect::{collect, load, turns};
-use crate::config::{Evaluating, Phase, Player, RiseConfig, Start};
+use crate::config::{Evaluating, EvaluationSection, Phase, Player, RiseConfig, Source, Start};
 use crate::convert::{self, EXAMPLES, SUMMARY};
 use crate::evaluate::{METRICS, evaluate};
 use crate::finetune::fit;
@@ -77,7 +77,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
             "system": "rise", "phase": "iterate", "start": iterations.start, "iterations": iterations.finished,
         }))?;
     } else {
-        table(&iterations).print()?;
+        table(&config, &iterations).print()?;
     }
     Ok(if done { Outcome::Done } else { Outcome::Interrupted })
 }
@@ -126,7 +126,7 @@ pub(crate) fn iterate(
         };
         student = finished.best.clone();
         iterations.finished.push(finished);
-        write_report(out, &iterations)?;
+        write_report(config, out, &iterations)?;
     }
     Ok(iterations)
 }
@@ -196,7 +196,7 @@ fn iteration(
     training.model = LlamaModelConfig::of_folder(&start);
     let first = if section.merge { 1 } else { number };
     training.finetune.examples = (first..=number).map(|i| folder(i).join("convert").join(EXAMPLES)).collect();
-    training.finetune.source = crate::config::Source::Examples;
+    training.finetune.source = Source::Examples;
     let begin = |config: &RiseConfig| {
         let dir = open(&here.join("finetune"), config)?;
         let observer = RunObserver::new(&dir, place.verbosity, place.stop.clone())?;
@@ -263,29 +263,44 @@ fn open(folder: &Path, config: &RiseConfig) -> Result<RunDir, RunDirError> {
 }
 
 /// The iterations side by side.
-fn table(iterations: &Iterations) -> Table {
-    let all = std::iter::once(&iterations.start).chain(iterations.finished.iter().map(|done| &done.metrics));
-    let mut shown: Vec<(&str, &str)> = vec![];
-    for (setting, name) in all.flat_map(|metrics| {
-        metrics.iter().flat_map(|(setting, metrics)| metrics.keys().map(move |name| (&**setting, &**name)))
-    }) {
-        if !shown.contains(&(setting, name)) && worth_a_column(setting, name) {
-            shown.push((setting, name));
-        }
-    }
-    let columns = shown.iter().map(|(_, name)| (*name).to_owned());
+fn table(config: &RiseConfig, iterations: &Iterations) -> Table {
+    let EvaluationSection { turns, samples, .. } = config.evaluation;
+    let shown: Vec<(&str, String)> = config
+        .iteration
+        .evaluate
+        .iter()
+        .flat_map(|setting| {
+            let names = match setting {
+                Evaluating::Sequential => vec![
+                    "m1@t1".into(),
+                    format!("acc@t{turns}"),
+                    format!("m1@t{turns}"),
+                    format!("p1@t{turns}"),
+                    "improved_t1_to_last".into(),
+                    "broken_t1_to_last".into(),
+                ],
+                Evaluating::Oracle => vec![format!("p1@t{turns}")],
+                Evaluating::Parallel => vec![format!("m{samples}@t1"), format!("pass{samples}@t1")],
+            };
+            names.into_iter().map(|name| (setting.name(), name))
+        })
+        .collect();
+    let columns = shown.iter().map(|(setting, name)| match *setting {
+        "sequential" => name.replace("_t1_to_last", ""),
+        setting => format!("{name}, {setting}"),
+    });
     let header = ["model", "problems", "solved", "examples", "mean weight"].map(String::from);
     let mut table = Table::new(header.into_iter().chain(columns));
     let values = |metrics: &Metrics| -> Vec<String> {
-        let value = |(setting, name): &(&str, &str)| metrics.get(*setting)?.get(*name).copied();
+        let value = |(setting, name): &(&str, String)| metrics.get(*setting)?.get(name).copied();
         shown
             .iter()
             .map(|column| value(column).map_or(String::new(), |value| format!("{value:.3}")))
             .collect()
     };
-    let none = || String::new();
-    let start = [vec!["start".into(), none(), none(), none(), none()], values(&iterations.start)];
-    table.row(start.concat());
+    let mut start = vec![String::new(); 5];
+    start[0] = "start".into();
+    table.row([start, values(&iterations.start)].concat());
     for done in &iterations.finished {
         let [problems, solved] = done.problems.map(|count| count.to_string());
         let name = format!("iteration {}", done.iteration);
@@ -295,19 +310,8 @@ fn table(iterations: &Iterations) -> Table {
     table
 }
 
-/// First turns and votes of all turns; of the others, what has a meaning of its own.
-fn worth_a_column(setting: &str, name: &str) -> bool {
-    match setting {
-        _ if setting == Evaluating::Sequential.name() => {
-            name == "m1@t1" || (!name.starts_with("acc@") && !name.ends_with("@t1"))
-        }
-        _ if setting == Evaluating::Oracle.name() => name.starts_with("p1@") && name != "p1@t1",
-        _ => name.starts_with("pass") || (name.starts_with('m') && name != "m1@t1"),
-    }
-}
-
 /// The page about all iterations.
-fn write_report(out: &Path, iterations: &Iterations) -> Result<PathBuf, RunDirError> {
+fn write_report(config: &RiseConfig, out: &Path, iterations: &Iterations) -> Result<PathBuf, RunDirError> {
     let mut page =
         ReportPage::new("RISE", "Iterations of trying again, and of learning from what attempts were worth.");
     page.heading("Iterations")
@@ -315,7 +319,7 @@ fn write_report(out: &Path, iterations: &Iterations) -> Result<PathBuf, RunDirEr
             "Each iteration collects with the student of the one before and trains on what came of it. Solved problems are those with a \
              right attempt in the end, the last turn's included; metrics are those of the new student on the problems of the evaluation.",
         )
-        .table(&table(iterations));
+        .table(&table(config, iterations));
     let folder = |done: &Finished| format!("iteration-{}", done.iteration);
     let runs: Vec<_> = iterations
         .finished

@@ -4,9 +4,10 @@ use std::fs;
 use std::path::Path;
 
 use ruminate_algorithms::rwr::{
-    EncodedExamples, LocalModel, Rwr, TooLong, WeightedExample, Weighting, encode_texts, trainer_config,
+    EncodedExamples, LocalModel, Rwr, RwrConfig, RwrData, TooLong, WeightedExample, Weighting, encode_texts,
+    trainer_config,
 };
-use ruminate_algorithms::{Algorithm, Ending, Silent, Trainer};
+use ruminate_algorithms::{Algorithm, Ending, Silent, Trainer, TrainerConfig};
 use ruminate_datasets::chat::{ChatTemplate, NamedTemplate};
 use ruminate_datasets::environments::{Gsm8k, Problem};
 use ruminate_datasets::rise::{Answerer, MultiTurn, Quiet, RolloutConfig, TrainingText};
@@ -99,6 +100,41 @@ fn stops_leave_no_trace() {
     assert_eq!(process(parts.path(), 1, &mut Recorder::stopping_after(3)), Ending::Stopped);
     assert_eq!(process(parts.path(), 99, &mut Recorder::default()), Ending::Finished);
     assert!(last(whole.path()) == last(parts.path()), "parameters, optimizer or state differ");
+}
+
+#[test]
+fn problems_are_held_out_as_a_whole_and_steps_follow_from_the_rest() {
+    let tokenizer = tokenizer();
+    let text = |i: usize| TrainingText {
+        text: "Ada Adam Agnes Alan".into(),
+        spans: std::iter::once(9..19).collect(),
+        weight: (i % 3 + 1) as f64,
+    };
+    let texts: Vec<TrainingText> = (0..30).map(text).collect();
+    let problems: Vec<usize> = (0..30).map(|i| i / 3).collect();
+    let config = RwrConfig { held_out: 0.25, epochs: 1.5, ..RwrConfig::default() };
+    let data = RwrData::new(&tokenizer, &texts, &problems, &config).unwrap();
+    assert_eq!((data.examples.len(), data.held_out.len()), (24, 6));
+    // Each problem has one example of each weight.
+    let weights = |examples: &[WeightedExample]| examples.iter().map(|e| f64::from(e.weight)).sum::<f64>();
+    assert_eq!((weights(&data.examples), weights(&data.held_out)), (48.0, 12.0));
+    assert_eq!((data.counts.examples, data.counts.held_out, data.counts.mean_weight), (24, 6, 2.0));
+    assert_eq!(data, RwrData::new(&tokenizer, &texts, &problems, &config).unwrap());
+    // 36 examples in updates of 7; 4 % of 6 steps are one.
+    let base = TrainerConfig { accumulate: 7, ..RwrConfig::trainer() };
+    let trainer = data.trainer(&config, &base);
+    assert_eq!((trainer.steps, trainer.warmup_steps), (6, 1));
+    let kept = RwrConfig { epochs: 0.0, warmup_ratio: 0.0, ..config.clone() };
+    assert_eq!(data.trainer(&kept, &base), base);
+    let pass = data.passes(&config, &trainer)[0];
+    assert_eq!((pass.times, pass.rows, pass.source[0] + pass.target[1]), (7.0, 1, 4.0));
+
+    let refused =
+        |config: RwrConfig| RwrData::new(&tokenizer, &texts, &problems, &config).unwrap_err().to_string();
+    assert!(refused(RwrConfig { held_out: 1.0, ..config.clone() }).contains("held_out"));
+    assert!(refused(RwrConfig { batch_size: 25, ..config.clone() }).contains("24 examples"));
+    assert!(refused(RwrConfig { max_length: 2, ..config }).contains("30 without a trained token"));
+    assert!(RwrData::new(&tokenizer, &texts, &problems[1..], &RwrConfig::default()).is_err());
 }
 
 #[test]

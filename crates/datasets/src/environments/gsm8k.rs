@@ -112,6 +112,24 @@ fn leading_number(text: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn worked_solutions_are_right_answers() {
+        let problem = |solution: &str| Problem { solution: solution.into(), ..Problem::default() };
+        for (solution, worked) in [
+            (
+                "48/2 = <<48/2=24>>24.\nSo 2*24=<<2*24=48>>48\n#### 48",
+                "48/2 = 24.\nSo 2*24=48\nAnswer: \\boxed{48}",
+            ),
+            ("1 << 2 #### 2,125", "1 << 2\nAnswer: \\boxed{2125}"),
+            ("#### -3", "\nAnswer: \\boxed{-3}"),
+        ] {
+            let problem = problem(solution);
+            let written = Gsm8k::default().worked_solution(&problem);
+            assert_eq!(written, worked);
+            assert!(Gsm8k::default().judge(&problem, &written).success());
+        }
+    }
+
     use super::*;
 
     #[test]

@@ -281,7 +281,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::environments::Gsm8k;
+    use crate::environments::{Gsm8k, QuestionOnly};
     use crate::rise::TurnHistory;
 
     fn log(rewards: &[Vec<i8>]) -> Log {
@@ -303,6 +303,39 @@ mod tests {
             }
         };
         Log { episodes: rewards.iter().enumerate().map(episode).collect() }
+    }
+
+    #[test]
+    fn solutions_are_examples_and_openings_tell_problems_apart() {
+        let problem = |row: usize| Problem {
+            row,
+            question: format!("q{row}"),
+            solution: "So #### 1".into(),
+            ..Problem::default()
+        };
+        let problems = [problem(0), problem(1)];
+        for (environment, messages) in [
+            (Box::new(Gsm8k::default()) as Box<dyn Environment>, 4),
+            (Box::new(QuestionOnly(Gsm8k::default())), 2),
+        ] {
+            let examples = solutions(&problems, &*environment);
+            let trained =
+                |example: &TrainingExample| example.conversations.last().map(|said| said.value.clone());
+            assert_eq!(examples[1].conversations.len(), messages);
+            assert_eq!(trained(&examples[1]).as_deref(), Some("So\nAnswer: \\boxed{1}"));
+            assert_eq!((examples[1].weight(), &*examples[1].id), (1.0, "identity_1"));
+            for (example, problem) in examples.iter().zip(&problems) {
+                assert_eq!(example.opening(&*environment), environment.opening(problem));
+            }
+            // Those of episodes begin in the same way.
+            let log = log(&[vec![0, 1]]);
+            let converted = convert(&log, &*environment, &ConvertConfig::default()).examples;
+            assert!(
+                converted
+                    .iter()
+                    .all(|example| example.opening(&*environment) == environment.opening(&problems[0]))
+            );
+        }
     }
 
     #[test]

@@ -1,12 +1,48 @@
 //! A teacher that takes the last turn of a rollout.
 
+use std::ops::ControlFlow;
+
 use ruminate_datasets::environments::{Gsm8k, Problem};
 use ruminate_datasets::rise::{
     Answerer, Ask, Failed, MultiTurn, Quiet, Reply, RolloutConfig, TeacherAnswerer,
 };
-use ruminate_datasets::teacher::Teacher;
+use ruminate_datasets::teacher::{Progress, Teacher, TeacherConfig, TeacherObserver};
 
 use crate::stub::{Act, Stub};
+
+/// Stops once there are answers.
+struct Impatient;
+
+impl TeacherObserver for Impatient {
+    fn progress(&mut self, progress: &Progress) -> ControlFlow<()> {
+        if progress.answered > 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+}
+
+#[test]
+fn whoever_watches_the_teacher_may_stop_the_rollout() {
+    let stub = Stub::start(|_| Act::slow(10, Act::say(&[r"\boxed{5}"])));
+    let folder = tempfile::tempdir().unwrap();
+    let (path, episodes) = (folder.path().join("answers.jsonl"), folder.path().join("episodes.jsonl"));
+    let problem = |row| Problem {
+        row,
+        question: format!("row {row}?"),
+        solution: "#### 5".into(),
+        ..Problem::default()
+    };
+    let problems: Vec<Problem> = (0..6).map(problem).collect();
+    let environment = Gsm8k::default();
+    let play = |teacher: TeacherAnswerer| {
+        let turns = MultiTurn::new(&environment, RolloutConfig::collect(&[1]), &[&teacher]).unwrap();
+        turns.play(&problems, Some(&episodes), &mut Quiet).unwrap()
+    };
+    let config = || TeacherConfig { concurrency: 1, ..stub.config() };
+    let teacher = || TeacherAnswerer::new(Teacher::new(config()).unwrap(), &path);
+    assert!(play(teacher().watched_by(Impatient)).episodes.is_empty());
+    let log = play(teacher());
+    assert!(log.episodes.iter().all(|episode| episode.max_reward == Some(1.0)));
+    assert_eq!((log.episodes.len(), stub.seen().len()), (6, 6));
+}
 
 #[test]
 fn a_teacher_answers_what_the_student_cannot_and_is_asked_once() {

@@ -263,6 +263,14 @@ impl LlamaConfig {
     }
 
     /// Tokens that the model can read. `max_position_embeddings` counts a stretch already, except for a linear one.
+    ///
+    /// ```
+    /// use ruminate_models::{LlamaConfig, RopeScaling};
+    /// let llama = LlamaConfig::published("llama-2-7b").ok_or("unknown")?;
+    /// let stretched = LlamaConfig { rope_scaling: RopeScaling::Linear { factor: 2.0 }, ..llama.clone() };
+    /// assert_eq!([llama, stretched].map(|llama| llama.context_length()), [4096, 8192]);
+    /// # Ok::<(), &'static str>(())
+    /// ```
     #[must_use]
     pub fn context_length(&self) -> usize {
         let stretch = match self.rope_scaling {

@@ -1,0 +1,8 @@
+//! The `rise` binary as users run it.
+
+mod bad_input;
+mod real_data;
+#[path = "../../../../crates/datasets/tests/teacher/stub.rs"]
+#[allow(dead_code, reason = "it also serves other tests")]
+mod stub;
+mod support;
