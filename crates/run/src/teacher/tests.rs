@@ -38,7 +38,7 @@ fn ask(
 /// Tells of every event.
 fn console(out: &Captured, verbosity: Verbosity) -> TeacherConsole {
     let console = Console::lines(Box::new(out.clone()), Duration::ZERO, verbosity);
-    TeacherConsole { console, stop: StopFlag::default(), prices: None }
+    TeacherConsole { console, stop: StopFlag::default(), prices: None, part: false }
 }
 
 fn prompts(stub: &Stub) -> BTreeSet<String> {
