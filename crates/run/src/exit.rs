@@ -8,6 +8,7 @@ use ruminate_datasets::teacher::TeacherError;
 use crate::cli::DeviceError;
 use crate::config::ConfigError;
 use crate::launch::LaunchError;
+use crate::model::ModelError;
 use crate::rundir::RunDirError;
 
 /// How a binary ended that did not fail.
@@ -80,6 +81,8 @@ fn is_usage(error: &(dyn Error + 'static)) -> bool {
         || error.downcast_ref().is_some_and(ruminate_algorithms::Error::is_configuration)
         || error.downcast_ref().is_some_and(LaunchError::is_usage)
         || error.downcast_ref::<RunDirError>().is_some_and(RunDirError::is_usage)
+        // A transparent error does not name its cause.
+        || matches!(error.downcast_ref(), Some(ModelError::Config(_)))
         || matches!(error.downcast_ref(), Some(TeacherError::Config { .. } | TeacherError::MissingKey(_)))
 }
 
@@ -121,6 +124,7 @@ mod tests {
         let setting = ruminate_algorithms::Error::Config { key: "lr".into(), reason: "is 0".into() };
         assert_eq!(run(Err(setting.into())).0, 2);
         assert_eq!(run(Err(RunDirError::HoldsRun("out".into()).into())).0, 2);
+        assert_eq!(run(Err(ModelError::from(ConfigError::invalid("no model")).into())).0, 2);
         let key = KeySource::Env("NO_SUCH_KEY".into());
         assert_eq!(run(Err(TeacherError::MissingKey(key).into())).0, 2);
         assert_eq!(
