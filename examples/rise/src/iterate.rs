@@ -343,7 +343,7 @@ fn write_report(config: &RiseConfig, out: &Path, iterations: &Iterations) -> Res
 /// Curves of the training.
 pub(crate) const CURVES: [(&str, &str); 4] = [
     ("train/rwr_loss", "weighted loss"),
-    ("train/nll", "negative log-likelihood"),
+    ("nll", "negative log-likelihood"),
     ("eval/loss", "weighted loss of held-out examples"),
     ("eval/nll", "negative log-likelihood of held-out examples"),
 ];
