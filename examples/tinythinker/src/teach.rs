@@ -200,12 +200,14 @@ fn finish(
         return Ok(Outcome::Done);
     }
     let questions: BTreeSet<String> = items.iter().map(|item| item.question.block()).collect();
-    let mut summary = Table::new(["items", "questions", "candidates in order", "rejected", "relabelled"]);
+    let mut summary =
+        Table::new(["items", "questions", "without items", "candidates in order", "rejected", "relabelled"]);
     let count =
         |of: fn(&TaughtCounts) -> usize| counts.map_or(String::new(), |counts| of(counts).to_string());
     summary.row([
         items.len().to_string(),
         questions.len().to_string(),
+        count(|counts| counts.without_items),
         count(|counts| counts.accepted),
         count(|counts| counts.rejected),
         count(|counts| counts.relabelled),

@@ -21,6 +21,8 @@ pub(super) struct StageRows {
 pub(super) struct StageBatches {
     interval: Interval,
     orders: Vec<Order>,
+    /// The order of each stage's last epoch, and which epoch it was: files are long, and steps are many.
+    drawn: Vec<Option<(u64, Vec<usize>)>>,
     batch_size: usize,
     accumulate: usize,
     /// The rest of the present step.
@@ -53,7 +55,14 @@ impl StageBatches {
         let order = |(stage, &rows)| Order::reshuffled(rows, derive_seed(seed, &[stage as u64]));
         let orders = rows.iter().enumerate().map(order).collect();
         let interval = Interval::new(limits, batches, machine)?;
-        Ok(Self { interval, orders, batch_size, accumulate, pending: VecDeque::new() })
+        Ok(Self {
+            interval,
+            orders,
+            drawn: vec![None; rows.len()],
+            batch_size,
+            accumulate,
+            pending: VecDeque::new(),
+        })
     }
 
     /// When stages take turns.
@@ -66,7 +75,9 @@ impl StageBatches {
         if self.pending.is_empty()
             && let Some(turn) = self.interval.next()
         {
-            let order = self.orders[turn.stage].indices(turn.epoch);
+            let drawn = self.drawn[turn.stage].take().filter(|(epoch, _)| *epoch == turn.epoch);
+            let (_, order) = self.drawn[turn.stage]
+                .insert(drawn.unwrap_or_else(|| (turn.epoch, self.orders[turn.stage].indices(turn.epoch))));
             let batch = order.chunks(self.batch_size).nth(turn.batch as usize).unwrap_or_default();
             let mut parts = batch.chunks(batch.len().div_ceil(self.accumulate).max(1));
             self.pending.extend(
