@@ -23,8 +23,19 @@ fn main() {
     build
         .cpp(true)
         .files(
-            ["shim", "adafactor", "checkpoint", "dist", "dropout", "info", "log_probs", "matmul", "sampling"]
-                .map(|name| format!("shim/{name}.cpp")),
+            [
+                "shim",
+                "adafactor",
+                "checkpoint",
+                "dist",
+                "dropout",
+                "info",
+                "log_probs",
+                "matmul",
+                "reducer",
+                "sampling",
+            ]
+            .map(|name| format!("shim/{name}.cpp")),
         )
         .include(&include)
         // Gloo's names, in case libtorch comes without its headers.

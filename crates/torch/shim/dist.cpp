@@ -1,36 +1,21 @@
-#include "dist.h"
-
 #include "guard.h"
+#include "group.h"
 
 #include <chrono>
 #include <cstdlib>
 #include <string>
 #include <vector>
 
-#include <ATen/core/Tensor.h>
-#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/tensor.h>
-#include <ATen/ops/zeros_like.h>
 #include <c10/core/GradMode.h>
 
-#define USE_C10D_GLOO
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 #ifdef RUMINATE_NCCL
 #define USE_C10D_NCCL
 #include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
 #endif
-#include <torch/csrc/distributed/c10d/TCPStore.hpp>
-
-struct ruminate_group {
-  c10::intrusive_ptr<c10d::TCPStore> store;
-  c10::intrusive_ptr<c10d::Backend> backend;
-  at::Device device = at::kCPU;
-};
 
 namespace {
-
-using Work = c10::intrusive_ptr<c10d::Work>;
 
 c10d::ReduceOp reduction(int op) { return op == 2 ? c10d::ReduceOp::MAX : c10d::ReduceOp::SUM; }
 
@@ -39,13 +24,6 @@ void finish(at::Tensor &tensor, int op, int size) {
   if (op == 1) {
     tensor.div_(size);
   }
-}
-
-Work all_reduce(ruminate_group &group, const at::Tensor &tensor, c10d::ReduceOp op) {
-  std::vector<at::Tensor> tensors{tensor};
-  c10d::AllreduceOptions options;
-  options.reduceOp = op;
-  return group.backend->allreduce(tensors, options);
 }
 
 c10::intrusive_ptr<c10d::Backend> over_gloo(const c10::intrusive_ptr<c10d::Store> &store, const std::string &host, int rank,
@@ -178,60 +156,6 @@ int ruminate_barrier(ruminate_group *group, char **error) {
     // Not NCCL's own, which would have to guess the device.
     auto one = at::empty({1}, at::TensorOptions(group->device)).zero_();
     all_reduce(*group, one, c10d::ReduceOp::SUM)->wait();
-  });
-}
-
-int ruminate_all_reduce_grads(ruminate_group *group, at::Tensor *const *params, size_t count, size_t bucket_bytes,
-                              char **error) {
-  return guarded(error, [&] {
-    at::NoGradGuard no_grad;
-    auto present = at::empty({static_cast<int64_t>(count)}, at::kByte);
-    for (size_t i = 0; i < count; ++i) {
-      present.data_ptr<uint8_t>()[i] = params[i]->grad().defined();
-    }
-    present = present.to(group->device);
-    all_reduce(*group, present, c10d::ReduceOp::MAX)->wait();
-    present = present.cpu();
-
-    struct Bucket {
-      std::vector<at::Tensor> grads;
-      at::Tensor flat;
-      Work work;
-    };
-    std::vector<Bucket> buckets;
-    size_t bytes = bucket_bytes;
-    for (size_t i = 0; i < count; ++i) {
-      if (!present.data_ptr<uint8_t>()[i]) {
-        continue;
-      }
-      auto &grad = params[i]->mutable_grad();
-      if (!grad.defined()) {
-        grad = at::zeros_like(*params[i]);
-      }
-      if (bytes >= bucket_bytes || buckets.back().grads[0].scalar_type() != grad.scalar_type()) {
-        buckets.emplace_back();
-        bytes = 0;
-      }
-      buckets.back().grads.push_back(grad);
-      bytes += grad.nbytes();
-    }
-    // All are under way before the first is waited for: while one is sent, the next is laid out.
-    for (auto &bucket : buckets) {
-      std::vector<at::Tensor> rows;
-      for (const auto &grad : bucket.grads) {
-        rows.push_back(grad.reshape({-1}));
-      }
-      bucket.flat = at::cat(rows);
-      bucket.work = all_reduce(*group, bucket.flat, c10d::ReduceOp::SUM);
-    }
-    for (auto &bucket : buckets) {
-      bucket.work->wait();
-      int64_t offset = 0;
-      for (auto &grad : bucket.grads) {
-        grad.copy_(bucket.flat.narrow(0, offset, grad.numel()).view(grad.sizes()));
-        offset += grad.numel();
-      }
-    }
   });
 }
 }

@@ -27,8 +27,21 @@ int ruminate_all_gather(ruminate_group *group, at::Tensor *tensor, at::Tensor **
 int ruminate_reduce_scatter(ruminate_group *group, at::Tensor *tensor, int op, at::Tensor **out, char **error);
 int ruminate_barrier(ruminate_group *group, char **error);
 
-// Sums the parameters' gradients over all ranks. Where a parameter has a gradient on some ranks only, the others count as
-// zeros; where it has none on any, it keeps none.
-int ruminate_all_reduce_grads(ruminate_group *group, at::Tensor *const *params, size_t count, size_t bucket_bytes,
-                              char **error);
+// Sums gradients over all ranks, bucket by bucket, while the backward pass still runs.
+struct ruminate_reducer;
+
+// Watches `params`, given in the order in which the model uses them; those that need no gradient are left alone. With `owners` (one
+// rank for each parameter) a sum goes to the rank that owns the parameter, without them to all. The group outlives the reducer.
+int ruminate_reducer_new(ruminate_group *group, at::Tensor *const *params, const int *owners, size_t count,
+                         size_t bucket_bytes, ruminate_reducer **out, char **error);
+void ruminate_reducer_free(ruminate_reducer *reducer);
+// From here to `finish`, gradients are sent as soon as they are there.
+void ruminate_reducer_begin(ruminate_reducer *reducer);
+// Sends what has not been sent and waits for all of it. After the last round, the sums of all rounds are the gradients: where a parameter
+// had one on some ranks only, the others count as zeros; where it had none on any, or this rank does not own it, there is none.
+int ruminate_reducer_finish(ruminate_reducer *reducer, int last, char **error);
+// Gives all ranks the parameters of those that own them.
+int ruminate_reducer_publish(ruminate_reducer *reducer, char **error);
+// Bytes that this rank gave to collective operations so far.
+int64_t ruminate_reducer_bytes(const ruminate_reducer *reducer);
 }

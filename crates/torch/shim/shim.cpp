@@ -32,6 +32,13 @@ std::vector<at::Tensor> grads_of(at::Tensor *const *params, size_t count) {
   return grads;
 }
 
+// PyTorch's rule: multiply by max_norm / (norm + 1e-6) where that is below 1. It stays on the device.
+void scale(std::vector<at::Tensor> &grads, const at::Tensor &norm, double max_norm) {
+  if (max_norm < std::numeric_limits<double>::infinity()) {
+    at::_foreach_mul_(grads, (norm + 1e-6).reciprocal_().mul_(max_norm).clamp_max_(1.0));
+  }
+}
+
 at::Generator generator(int device_index) {
   return at::globalContext().defaultGenerator(
       device_index < 0 ? at::Device(at::kCPU) : at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(device_index)));
@@ -88,11 +95,18 @@ int ruminate_clip_grad_norm(at::Tensor *const *params, size_t count, double max_
       return;
     }
     auto norm = at::linalg_vector_norm(at::stack(at::_foreach_norm(grads, 2)));
-    if (max_norm < std::numeric_limits<double>::infinity()) {
-      // PyTorch's rule: multiply by max_norm / (norm + 1e-6) where that is below 1. It stays on the device.
-      at::_foreach_mul_(grads, (norm + 1e-6).reciprocal_().mul_(max_norm).clamp_max_(1.0));
-    }
+    scale(grads, norm, max_norm);
     *out = new at::Tensor(norm);
+  });
+}
+
+int ruminate_scale_grads(at::Tensor *const *params, size_t count, at::Tensor *norm, double max_norm, char **error) {
+  return guarded(error, [&] {
+    at::NoGradGuard no_grad;
+    auto grads = grads_of(params, count);
+    if (!grads.empty()) {
+      scale(grads, *norm, max_norm);
+    }
   });
 }
 

@@ -35,6 +35,8 @@ int ruminate_clear_grads(at::Tensor *const *params, size_t count, char **error);
 // Scales all gradients so that their global 2-norm is at most max_norm; *out is the norm before, on the device.
 int ruminate_clip_grad_norm(at::Tensor *const *params, size_t count, double max_norm, at::Tensor **out,
                             char **error);
+// Scales all gradients as a global 2-norm of `norm` asks for.
+int ruminate_scale_grads(at::Tensor *const *params, size_t count, at::Tensor *norm, double max_norm, char **error);
 
 // State of a device's default generator as a byte tensor. device_index -1 is the CPU.
 int ruminate_generator_state(int device_index, at::Tensor **out, char **error);

@@ -15,6 +15,12 @@ pub(crate) struct Group {
     _opaque: [u8; 0],
 }
 
+/// The shim's summing of gradients.
+#[repr(C)]
+pub(crate) struct Reducer {
+    _opaque: [u8; 0],
+}
+
 /// A Rust closure as the shim calls it.
 pub(crate) type Body = unsafe extern "C" fn(
     closure: *mut c_void,
@@ -57,6 +63,13 @@ unsafe extern "C" {
     pub(crate) fn ruminate_clear_grads(
         params: *const TensorPtr,
         count: usize,
+        error: *mut *mut c_char,
+    ) -> c_int;
+    pub(crate) fn ruminate_scale_grads(
+        params: *const TensorPtr,
+        count: usize,
+        norm: TensorPtr,
+        max_norm: f64,
         error: *mut *mut c_char,
     ) -> c_int;
     pub(crate) fn ruminate_clip_grad_norm(
@@ -177,13 +190,24 @@ unsafe extern "C" {
         error: *mut *mut c_char,
     ) -> c_int;
     pub(crate) fn ruminate_barrier(group: *mut Group, error: *mut *mut c_char) -> c_int;
-    pub(crate) fn ruminate_all_reduce_grads(
+    pub(crate) fn ruminate_reducer_new(
         group: *mut Group,
         params: *const TensorPtr,
+        owners: *const c_int,
         count: usize,
         bucket_bytes: usize,
+        out: *mut *mut Reducer,
         error: *mut *mut c_char,
     ) -> c_int;
+    pub(crate) fn ruminate_reducer_free(reducer: *mut Reducer);
+    pub(crate) fn ruminate_reducer_begin(reducer: *mut Reducer);
+    pub(crate) fn ruminate_reducer_finish(
+        reducer: *mut Reducer,
+        last: c_int,
+        error: *mut *mut c_char,
+    ) -> c_int;
+    pub(crate) fn ruminate_reducer_publish(reducer: *mut Reducer, error: *mut *mut c_char) -> c_int;
+    pub(crate) fn ruminate_reducer_bytes(reducer: *const Reducer) -> i64;
 }
 
 /// Borrowed pointers for a call; they live as long as the tensors do.

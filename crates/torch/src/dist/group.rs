@@ -33,9 +33,6 @@ pub struct ProcessGroup {
     timeout: Duration,
 }
 
-/// Gradients travel in buckets of this size, as in PyTorch's DDP.
-const BUCKET_BYTES: usize = 25 << 20;
-
 impl ProcessGroup {
     /// How long a rank waits for the others if nothing else is said: longer than it takes to write a checkpoint.
     pub const TIMEOUT: Duration = Duration::from_secs(600);
@@ -176,26 +173,6 @@ impl ProcessGroup {
         lengths.iter().enumerate().map(of).collect()
     }
 
-    /// Sums the gradients of `parameters` over all ranks, after the backward pass, in buckets that travel while others are
-    /// laid out. A parameter that has a gradient on some ranks only gets one on all; one that has none anywhere keeps
-    /// none.
-    ///
-    /// # Errors
-    /// [`Error::Collective`].
-    pub fn sum_gradients(&self, parameters: &[Tensor]) -> Result<()> {
-        let pointers = ffi::pointers(parameters);
-        // SAFETY: as above.
-        self.run("all-reduce of gradients", |error| unsafe {
-            ffi::ruminate_all_reduce_grads(
-                self.raw.as_ptr(),
-                pointers.as_ptr(),
-                pointers.len(),
-                BUCKET_BYTES,
-                error,
-            )
-        })
-    }
-
     /// The sums over all ranks of some whole numbers.
     ///
     /// # Errors
@@ -206,7 +183,11 @@ impl ProcessGroup {
         Ok(Vec::try_from(tensor.f_to_kind(Kind::Int64)?)?)
     }
 
-    fn run(&self, op: &'static str, body: impl FnOnce(*mut *mut c_char) -> c_int) -> Result<()> {
+    pub(super) fn raw(&self) -> *mut Group {
+        self.raw.as_ptr()
+    }
+
+    pub(super) fn run(&self, op: &'static str, body: impl FnOnce(*mut *mut c_char) -> c_int) -> Result<()> {
         collective(&self.world, self.timeout, op, body)
     }
 }

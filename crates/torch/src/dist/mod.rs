@@ -5,7 +5,9 @@
 //! operations in the same order; one that waits for others waits no longer than the group's time-out.
 
 mod group;
+mod reducer;
 mod world;
 
 pub use group::{ProcessGroup, Reduce};
+pub use reducer::{Reducer, Sharding, owners};
 pub use world::World;

@@ -35,11 +35,7 @@ pub trait Optimizer: std::fmt::Debug {
     /// # Errors
     /// When libtorch refuses.
     fn zero_grad(&mut self) -> Result<()> {
-        let params = ffi::pointers(self.parameters());
-        // SAFETY: the pointers are valid for the call.
-        ffi::call("clear gradients", |error| unsafe {
-            ffi::ruminate_clear_grads(params.as_ptr(), params.len(), error)
-        })
+        zero_grad(self.parameters())
     }
 
     /// Restores what [`state`](Self::state) returned; `find` looks a tensor up by name.
@@ -121,5 +117,26 @@ pub fn clip_grad_norm(parameters: &[Tensor], max_norm: f64) -> Result<Tensor> {
     // SAFETY: the pointers are valid for the call.
     ffi::call_tensor("clip gradient norm", |out, error| unsafe {
         ffi::ruminate_clip_grad_norm(params.as_ptr(), params.len(), max_norm, out, error)
+    })
+}
+
+/// Scales gradients whose norm is known, as [`clip_grad_norm`] does. `norm` is a scalar on their device.
+pub(crate) fn scale_grads(parameters: &[Tensor], norm: &Tensor, max_norm: f64) -> Result<()> {
+    let params = ffi::pointers(parameters);
+    // SAFETY: the pointers are valid for the call.
+    ffi::call("scale gradients", |error| unsafe {
+        ffi::ruminate_scale_grads(params.as_ptr(), params.len(), norm.as_ptr(), max_norm, error)
+    })
+}
+
+/// Forgets the gradients of parameters.
+///
+/// # Errors
+/// When libtorch refuses.
+pub fn zero_grad(parameters: &[Tensor]) -> Result<()> {
+    let params = ffi::pointers(parameters);
+    // SAFETY: the pointers are valid for the call.
+    ffi::call("clear gradients", |error| unsafe {
+        ffi::ruminate_clear_grads(params.as_ptr(), params.len(), error)
     })
 }

@@ -2,10 +2,12 @@
 
 use std::net::TcpListener;
 use std::process::{Child, Command, Output, Stdio};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use ruminate_torch::Error;
-use ruminate_torch::dist::{ProcessGroup, Reduce, World};
+use ruminate_torch::dist::{ProcessGroup, Reduce, Reducer, Sharding, World, owners};
+use ruminate_torch::optim;
 use tch::{Device, Kind, Tensor};
 
 const TASK: &str = "RUMINATE_TEST_TASK";
@@ -59,7 +61,8 @@ fn rank() {
     let (rank, size) = (group.rank() as i64, group.size() as i64);
     match task.as_str() {
         "operations" => operations(&group, rank, size),
-        "gradients" => gradients(&group, rank, size),
+        "gradients" => gradients(group, rank, size),
+        "gone" => gone(group, rank),
         "late" => {
             if rank == 1 {
                 std::thread::sleep(timeout + Duration::from_secs(4));
@@ -119,31 +122,131 @@ fn operations(group: &ProcessGroup, rank: i64, size: i64) {
     group.barrier().unwrap();
 }
 
-fn gradients(group: &ProcessGroup, rank: i64, size: i64) {
-    // More than one bucket; one parameter that only rank 0 uses, one that nobody does, and another kind.
-    let shapes: [&[i64]; 5] = [&[3000, 2000], &[1500, 1000], &[7], &[2, 2], &[5]];
-    let parameters: Vec<Tensor> = shapes
-        .iter()
-        .enumerate()
-        .map(|(i, shape)| {
-            let kind = if i == 4 { Kind::Double } else { Kind::Float };
-            crate::parameter(shape, i as f64).detach().to_kind(kind).set_requires_grad(true)
-        })
-        .collect();
-    for (i, parameter) in parameters.iter().enumerate() {
-        if i != 3 && (i != 2 || rank == 0) {
-            (parameter * (rank + 1)).sum(Kind::Double).backward();
-        }
-    }
-    group.sum_gradients(&parameters).unwrap();
+/// Several buckets, of which the first is full before the end of a backward pass; one parameter that nobody uses, one that only rank 0
+/// does, another kind, and one that is frozen.
+fn parameters() -> Vec<Tensor> {
+    let shapes: [&[i64]; 6] = [&[2, 2], &[3000, 2000], &[7], &[1500, 1000], &[5], &[3]];
+    let parameter = |(i, shape): (usize, &&[i64])| {
+        let kind = if i == 4 { Kind::Double } else { Kind::Float };
+        crate::parameter(shape, i as f64).detach().to_kind(kind).set_requires_grad(i != 5)
+    };
+    shapes.iter().enumerate().map(parameter).collect()
+}
+
+/// A gradient of `factor` everywhere: for the third parameter on rank 0 only, for the first nowhere.
+fn loss(parameters: &[Tensor], rank: i64, factor: i64) -> Tensor {
+    let used = parameters.iter().enumerate().filter(|(i, _)| *i != 0 && (*i != 2 || rank == 0));
+    used.map(|(_, parameter)| (parameter * factor).sum(Kind::Double)).reduce(|a, b| a + b).unwrap()
+}
+
+fn expect_gradients(parameters: &[Tensor], owns: impl Fn(usize) -> bool, first: i64, all: i64) {
     for (i, parameter) in parameters.iter().enumerate() {
         let grad = parameter.grad();
-        assert_eq!(grad.defined(), i != 3);
-        if i != 3 {
-            let expected = if i == 2 { 1 } else { size * (size + 1) / 2 };
+        assert_eq!(grad.defined(), i != 0 && i != 5 && owns(i), "parameter {i}");
+        if grad.defined() {
+            let expected = if i == 2 { first } else { all };
             assert_eq!(grad, parameter.detach().ones_like() * expected, "parameter {i}");
         }
     }
+}
+
+fn gradients(group: ProcessGroup, rank: i64, size: i64) {
+    let group = Rc::new(group);
+    let ranks = size * (size + 1) / 2;
+    for sharding in [Sharding::None, Sharding::Optimizer, Sharding::Gradients] {
+        let parameters = parameters();
+        let mut reducer = Reducer::new(Rc::clone(&group), &parameters, sharding).unwrap();
+        let owners = owners(&[4, 6_000_000, 7, 1_500_000, 5, 3], size as usize);
+        let owns = |i: usize| sharding == Sharding::None || owners[i] == rank as usize;
+        assert!((0..6).all(|i| reducer.owns(i) == owns(i)));
+        for step in 1..3 {
+            optim::zero_grad(&parameters).unwrap();
+            reducer.begin();
+            loss(&parameters, rank, rank + step).backward();
+            reducer.finish(true).unwrap();
+            let offset = size * (step - 1);
+            expect_gradients(&parameters, owns, step, ranks + offset);
+        }
+        // Accumulation: gradients of earlier passes travel with those of the last, or in rounds of their own.
+        optim::zero_grad(&parameters).unwrap();
+        let rounds = if sharding == Sharding::Gradients { 3 } else { 1 };
+        for micro in 0..3 {
+            let travels = micro + rounds >= 3;
+            if travels {
+                reducer.begin();
+            }
+            // The last rank has fewer micro-batches.
+            if rank == 0 || micro < 2 {
+                loss(&parameters, rank, 1).backward();
+            }
+            if travels {
+                reducer.finish(micro == 2).unwrap();
+                let held = parameters.iter().filter(|p| p.grad().defined()).count();
+                assert!(micro == 2 || held == 0, "gradients stay after a round");
+            }
+        }
+        expect_gradients(&parameters, owns, 3, 2 * size + 1);
+        // Two backward passes after `begin`: the second comes after the first was sent.
+        optim::zero_grad(&parameters).unwrap();
+        reducer.begin();
+        loss(&parameters, rank, 1).backward();
+        if rank == 0 {
+            loss(&parameters, rank, 10).backward();
+        }
+        reducer.finish(true).unwrap();
+        expect_gradients(&parameters, owns, 11, size + 10);
+        let own: Vec<Tensor> = (0..6).filter(|&i| owns(i)).map(|i| parameters[i].shallow_clone()).collect();
+        let norm = reducer.clip_grad_norm(&own, 1.0).unwrap().double_value(&[]);
+        // As libtorch reckons the norm of each, in float32.
+        let square = |i: usize| {
+            let value = if i == 2 { 11 } else { size + 10 };
+            (parameters[i].detach().ones_like() * value).norm().double_value(&[]).powi(2)
+        };
+        let expected = [1, 2, 3, 4].map(square).iter().sum::<f64>().sqrt();
+        assert!((norm / expected - 1.0).abs() < 1e-6, "{norm} instead of {expected}");
+        let scaled =
+            own.iter().filter(|p| p.grad().defined()).all(|p| p.grad().max().double_value(&[]) < 1.0);
+        assert!(scaled);
+        // Owners move what they own, and all have it then.
+        tch::no_grad(|| {
+            for (i, parameter) in parameters.iter().enumerate() {
+                if owns(i) {
+                    let _ = parameter.shallow_clone().fill_(i as f64 + 0.5);
+                } else {
+                    let _ = parameter.shallow_clone().fill_(-1.0);
+                }
+            }
+        });
+        reducer.publish().unwrap();
+        for (i, parameter) in parameters.iter().enumerate().take(5) {
+            assert_eq!(parameter.min().double_value(&[]), i as f64 + 0.5, "{sharding:?}");
+            assert_eq!(parameter.max().double_value(&[]), i as f64 + 0.5);
+        }
+        let sent = match sharding {
+            // Two steps, one with three passes, and one where a parameter came late and travels again.
+            Sharding::None => 4 * 30_000_000 + 6_000_000,
+            // After all of it, the parameters.
+            Sharding::Optimizer => 5 * 30_000_000 + 6_000_000,
+            Sharding::Gradients => 7 * 30_000_000 + 6_000_000,
+        };
+        assert_eq!(reducer.bytes() / 1_000_000 * 1_000_000, sent, "{sharding:?}");
+        drop(reducer);
+        // Nothing is watched any more.
+        optim::zero_grad(&parameters).unwrap();
+        loss(&parameters, rank, 2).backward();
+        assert_eq!(parameters[1].grad().max().double_value(&[]), 2.0);
+    }
+}
+
+fn gone(group: ProcessGroup, rank: i64) {
+    let parameters = parameters();
+    let mut reducer = Reducer::new(Rc::new(group), &parameters, Sharding::None).unwrap();
+    reducer.begin();
+    if rank == 1 {
+        std::process::abort();
+    }
+    loss(&parameters, rank, 1).backward();
+    report(reducer.finish(true));
 }
 
 #[test]
@@ -155,9 +258,20 @@ fn operations_reach_all_ranks() {
 
 #[test]
 fn gradients_are_summed_in_buckets() {
-    for size in [1, 2] {
+    for size in [1, 2, 3] {
         run("gradients", size);
     }
+}
+
+#[test]
+fn a_rank_that_dies_within_a_backward_pass_is_an_error_of_the_others() {
+    let (port, started) = (port(), Instant::now());
+    let ranks = [0, 1].map(|rank| start("gone", rank, 2, port, 300));
+    let [first, second] = ranks.map(|child| child.wait_with_output().unwrap());
+    assert!(!second.status.success());
+    let text = text(&first, false);
+    assert!(text.contains("seen by 0 in all-reduce of gradients: rank 0 of 2: "), "{text}");
+    assert!(started.elapsed() < Duration::from_secs(60));
 }
 
 #[test]
