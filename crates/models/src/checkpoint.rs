@@ -24,11 +24,23 @@ pub(crate) const SHARD_BYTES: u64 = 5_000_000_000;
 /// # Errors
 /// When the file cannot be read, is truncated or damaged, or holds a type that libtorch lacks.
 pub fn read_tensors(path: &Path, device: Device) -> Result<BTreeMap<String, Tensor>> {
+    read_some_tensors(path, device, &|_| true)
+}
+
+/// Reads those tensors of a safetensors file whose names are wanted; the others cost nothing.
+///
+/// # Errors
+/// Those of [`read_tensors`], for the tensors that are wanted.
+pub fn read_some_tensors(
+    path: &Path,
+    device: Device,
+    wanted: &dyn Fn(&str) -> bool,
+) -> Result<BTreeMap<String, Tensor>> {
     let map = ruminate_torch::map_file(path).map_err(Error::read(path))?;
     let file = SafeTensors::deserialize(&map)
         .map_err(|source| Error::Safetensors { path: path.to_path_buf(), source })?;
     let mut tensors = BTreeMap::new();
-    for (name, view) in file.tensors() {
+    for (name, view) in file.tensors().into_iter().filter(|(name, _)| wanted(name)) {
         let refuse = |what: String| Error::Weights {
             path: path.to_path_buf(),
             problems: vec![format!("`{name}` has {what}, which is not supported")],

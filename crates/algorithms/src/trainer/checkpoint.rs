@@ -8,13 +8,13 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-use ruminate_models::checkpoint::{read_json, read_tensors, write_json, write_tensors};
+use ruminate_models::checkpoint::{read_json, read_some_tensors, write_json, write_tensors};
 use ruminate_torch::optim::Optimizer;
 use ruminate_torch::rng;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
-use super::Algorithm;
+use super::{Algorithm, Mover, Ranks};
 use crate::{Error, Result};
 
 pub use manifest::{Damage, MANIFEST, seal, verify};
@@ -23,6 +23,8 @@ pub use manifest::{Damage, MANIFEST, seal, verify};
 const TRAINER: &str = "trainer.safetensors";
 /// [`TrainerState`].
 const STATE: &str = "state.json";
+/// How the names of generators begin.
+const RNG: &str = "rng.";
 const RNG_CPU: &str = "rng.cpu";
 const RNG_CUDA: &str = "rng.cuda";
 
@@ -69,6 +71,53 @@ impl TrainerState {
         }
         best
     }
+}
+
+/// What a checkpoint holds besides model and algorithm.
+pub(super) struct States<'a> {
+    pub(super) mover: &'a Mover,
+    /// Of rank 0: those of all ranks.
+    pub(super) generators: Vec<(String, Tensor)>,
+    pub(super) ranks: &'a Ranks,
+}
+
+impl States<'_> {
+    /// Writes this rank's file.
+    fn write(&self, folder: &Path) -> Result<()> {
+        let (rank, size) = (self.ranks.rank(), self.ranks.size());
+        let file = if self.mover.is_sharded() { shard(rank, size) } else { TRAINER.into() };
+        let state = self.mover.optimizer().state();
+        let generators = if rank == 0 { &self.generators[..] } else { &[] };
+        let tensors = state.iter().chain(generators).map(|(name, tensor)| (name.as_str(), tensor));
+        Ok(write_tensors(&folder.join(file), tensors)?)
+    }
+}
+
+/// The file of a rank that has states of its own, named as Hugging Face names the parts of a model.
+fn shard(rank: usize, size: usize) -> String {
+    format!("trainer-{:05}-of-{size:05}.safetensors", rank + 1)
+}
+
+/// The states of this optimizer and of all generators, from the one file or those of all ranks that wrote the checkpoint.
+fn read_states(folder: &Path, optimizer: &dyn Optimizer) -> Result<BTreeMap<String, Tensor>> {
+    let own: BTreeSet<String> = optimizer.state().into_iter().map(|(name, _)| name).collect();
+    let wanted = |name: &str| own.contains(name) || name.starts_with(RNG);
+    let mut files: Vec<PathBuf> = vec![];
+    for entry in fs::read_dir(folder).map_err(Error::io("read", folder))? {
+        let path = entry.map_err(Error::io("read", folder))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with("trainer-") && name.ends_with(".safetensors") {
+            files.push(path);
+        }
+    }
+    if files.is_empty() {
+        files.push(folder.join(TRAINER));
+    }
+    let mut tensors = BTreeMap::new();
+    for file in files {
+        tensors.extend(read_some_tensors(&file, Device::Cpu, &wanted)?);
+    }
+    Ok(tensors)
 }
 
 /// A folder of checkpoints `step-N`, with the links `last` and `best`.
@@ -176,7 +225,7 @@ impl Checkpoints {
         let device = algorithm.policy().device();
         algorithm.policy().restore(&folder)?;
         let path = folder.join(TRAINER);
-        let tensors = read_tensors(&path, Device::Cpu)?;
+        let tensors = read_states(&folder, optimizer)?;
         optimizer.load_state(&|name| tensors.get(name).map(Tensor::shallow_clone)).map_err(|e| {
             Error::Checkpoint {
                 path: path.clone(),
@@ -210,22 +259,30 @@ impl Checkpoints {
         Ok(Some(state))
     }
 
-    /// Writes the checkpoint of the current step, and removes those that are not kept any more.
+    /// Writes the checkpoint of the current step, and removes those that are not kept any more. With several ranks that have
+    /// optimizer states of their own, each adds a file of its own; otherwise rank 0 does all of it.
     pub(super) fn save<A: Algorithm>(
         &self,
         algorithm: &A,
         state: &mut TrainerState,
-        optimizer: &dyn Optimizer,
-        generators: Vec<(String, Tensor)>,
+        states: States<'_>,
     ) -> Result<PathBuf> {
         let folder = self.folder(state.step);
+        let temporary = self.root.join(format!("{TEMPORARY}step-{}", state.step));
+        let sharded = states.mover.is_sharded();
         if self.rank > 0 {
+            if sharded {
+                // Rank 0 makes the folder.
+                states.ranks.barrier()?;
+                let written = states.write(&temporary);
+                written.map_err(|error| no_room(error, &folder, || needed(algorithm, &states)))?;
+                states.ranks.barrier()?;
+            }
             return Ok(folder);
         }
         state.algorithm = algorithm.state();
-        let temporary = self.root.join(format!("{TEMPORARY}step-{}", state.step));
         fs::create_dir(&temporary).map_err(Error::io("create", &temporary))?;
-        let written = self.write(&temporary, algorithm, state, optimizer, generators);
+        let written = self.write(&temporary, algorithm, state, &states);
         if written.is_err() {
             // A full disk must not be kept full by half a checkpoint.
             let _ = fs::remove_dir_all(&temporary);
@@ -233,7 +290,7 @@ impl Checkpoints {
         written
             .and_then(|()| self.put(&temporary, &folder))
             .and_then(|()| self.link("last", state.step))
-            .map_err(|error| no_room(error, &folder, || needed(algorithm, optimizer)))?;
+            .map_err(|error| no_room(error, &folder, || needed(algorithm, &states)))?;
         self.settle(state)?;
         Ok(folder)
     }
@@ -265,15 +322,20 @@ impl Checkpoints {
         folder: &Path,
         algorithm: &A,
         state: &TrainerState,
-        optimizer: &dyn Optimizer,
-        generators: Vec<(String, Tensor)>,
+        states: &States<'_>,
     ) -> Result<()> {
+        let sharded = states.mover.is_sharded();
+        if sharded {
+            states.ranks.barrier()?;
+        }
         algorithm.policy().save(folder)?;
         algorithm.save_extras(folder)?;
-        let mut tensors = optimizer.state();
-        tensors.extend(generators);
-        write_tensors(&folder.join(TRAINER), tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)))?;
+        states.write(folder)?;
         write_json(&folder.join(STATE), state)?;
+        if sharded {
+            // The files of all ranks are there.
+            states.ranks.barrier()?;
+        }
         seal(folder)
     }
 
@@ -348,10 +410,12 @@ fn sync(folder: &Path) -> Result<()> {
 }
 
 /// Bytes of a checkpoint, up to some thousands for names and settings.
-fn needed<A: Algorithm>(algorithm: &A, optimizer: &dyn Optimizer) -> u64 {
+fn needed<A: Algorithm>(algorithm: &A, states: &States<'_>) -> u64 {
     let bytes = |tensor: &Tensor| (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64;
     let weights: u64 = algorithm.policy().parameters().iter().map(|(_, tensor)| bytes(tensor)).sum();
-    weights + optimizer.state().iter().map(|(_, tensor)| bytes(tensor)).sum::<u64>()
+    let own: u64 = states.mover.optimizer().state().iter().map(|(_, tensor)| bytes(tensor)).sum();
+    // Ranks have about equal parts.
+    weights + if states.mover.is_sharded() { own * states.ranks.size() as u64 } else { own }
 }
 
 /// Says how much room a save would have needed, if that is why it failed.

@@ -2,6 +2,7 @@
 
 mod checkpoint;
 mod log;
+mod mover;
 mod optimizer;
 mod phases;
 mod ranks;
@@ -12,17 +13,18 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use ruminate_models::Policy;
-use ruminate_torch::dist::ProcessGroup;
-use ruminate_torch::optim::{Optimizer, clip_grad_norm};
+use ruminate_torch::dist::{ProcessGroup, Sharding};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
 use crate::{Error, Metrics, Observer, Result, Schedule, StepReport};
 
 use log::Log;
+use mover::Mover;
 use ranks::Ranks;
 pub(crate) use ranks::exchange;
 
+use checkpoint::States;
 pub use checkpoint::{Checkpoints, Damage, MANIFEST, TrainerState, seal, verify};
 pub use optimizer::OptimizerChoice;
 pub use phases::Phases;
@@ -76,6 +78,8 @@ pub struct TrainerConfig {
     pub precision: Precision,
     /// Make activations again in the backward pass instead of keeping them: less memory, and a second forward pass.
     pub gradient_checkpointing: bool,
+    /// What several processes divide among them, for memory: nothing, the optimizer's states, or these and the gradients.
+    pub sharding: Sharding,
 }
 
 impl Default for TrainerConfig {
@@ -97,6 +101,7 @@ impl Default for TrainerConfig {
             keep: Checkpoints::KEEP,
             precision: Precision::F32,
             gradient_checkpointing: false,
+            sharding: Sharding::None,
         }
     }
 }
@@ -353,9 +358,8 @@ impl Trainer {
         let (config, ranks) = (&self.config, &self.ranks);
         ranks.join(algorithm)?;
         algorithm.policy_mut().set_gradient_checkpointing(config.gradient_checkpointing)?;
-        let mut optimizer = config.optimizer().build(algorithm.policy().parameters().named())?;
-        let optimizer = optimizer.as_mut();
-        let mut state = self.checkpoints.restore(algorithm, optimizer)?.unwrap_or_default();
+        let mover = &mut Mover::new(config, algorithm.policy(), ranks)?;
+        let mut state = self.checkpoints.restore(algorithm, mover.optimizer_mut())?.unwrap_or_default();
         ranks.align(algorithm.policy(), state.step)?;
         observer.started(state.step, config.steps).map_err(Error::Observer)?;
         let mut log = Log::default();
@@ -363,15 +367,15 @@ impl Trainer {
             let step = state.step;
             if config.validates_at(step) || (config.eval_every == 0 && algorithm.phase_begins(step)) {
                 log.check(step, ranks)?;
-                self.validate(algorithm, &mut state, optimizer, &mut log.phases, observer)?;
+                self.validate(algorithm, &mut state, mover, &mut log.phases, observer)?;
             } else if due(config.save_every, step) && step > 0 {
                 log.check(step, ranks)?;
-                self.save(algorithm, &mut state, optimizer, &mut log.phases, observer)?;
+                self.save(algorithm, &mut state, mover, &mut log.phases, observer)?;
             }
             let started = Instant::now();
             let lr = config.schedule.lr(config.lr, step, config.warmup_steps, config.steps);
-            let lr = optimizer.rate(lr);
-            log.tokens = self.update(algorithm, optimizer, lr, step, &mut log)?;
+            let lr = mover.optimizer().rate(lr);
+            log.tokens = self.update(algorithm, mover, lr, step, &mut log)?;
             state.step += 1;
             let last = state.step == config.steps;
             let mut metrics = vec![];
@@ -390,12 +394,12 @@ impl Trainer {
                 .map_err(Error::Observer)?;
             if !last && ranks.any(observer.stop_requested())? {
                 log.check(step, ranks)?;
-                self.save(algorithm, &mut state, optimizer, &mut log.phases, observer)?;
+                self.save(algorithm, &mut state, mover, &mut log.phases, observer)?;
                 return self.fitted(&state, Ending::Stopped, log, observer);
             }
         }
         // The reference leaves its last steps unsaved and unvalidated.
-        self.validate(algorithm, &mut state, optimizer, &mut log.phases, observer)?;
+        self.validate(algorithm, &mut state, mover, &mut log.phases, observer)?;
         self.fitted(&state, Ending::Finished, log, observer)
     }
 
@@ -403,7 +407,7 @@ impl Trainer {
     fn update<A: Algorithm>(
         &self,
         algorithm: &mut A,
-        optimizer: &mut dyn Optimizer,
+        mover: &mut Mover,
         lr: f64,
         step: u64,
         log: &mut Log,
@@ -419,19 +423,22 @@ impl Trainer {
             let own = algorithm.phases();
             log.phases.add("data", (started.elapsed().as_secs_f64() - own.total()).max(0.0));
             log.phases.merge(own);
-            let terms = batches.as_deref().map(|batches| counts(algorithm, batches));
-            let Some(counts) = self.ranks.counts(terms)? else { break };
+            let own = batches.as_deref().map(|batches| (counts(algorithm, batches), batches.len()));
+            let Some((counts, rounds)) = self.ranks.counts(own)? else { break };
+            let batches = batches.unwrap_or_default();
             algorithm.policy_mut().set_training(true);
-            optimizer.zero_grad()?;
+            mover.zero_grad()?;
             log.begin_update();
             self.ranks.expect(&counts, algorithm.loss_name(), log)?;
-            tokens += self.backward(algorithm, &batches.unwrap_or_default(), &counts, log)?;
-            self.ranks.sum_gradients(optimizer.parameters(), &mut log.phases)?;
-            let started = Instant::now();
-            let norm = clip_grad_norm(optimizer.parameters(), max_norm)?;
+            for round in 0..rounds {
+                mover.begin(round, rounds);
+                if let Some(batch) = batches.get(round) {
+                    tokens += self.backward(algorithm, batch, &counts, log)?;
+                }
+                mover.finish(round, rounds, &mut log.phases)?;
+            }
+            let norm = mover.step(max_norm, lr, &mut log.phases)?;
             log.add("grad_norm", &self.ranks.share(norm)?)?;
-            optimizer.step(lr)?;
-            log.phases.add("optimizer", started.elapsed().as_secs_f64());
             algorithm.policy_mut().set_training(false);
             update += 1;
         }
@@ -439,37 +446,33 @@ impl Trainer {
         self.ranks.total(tokens)
     }
 
-    /// Adds the gradients of the micro-batches of one update; returns the tokens that went through the model.
+    /// Adds the gradients of a micro-batch; returns the tokens that went through the model.
     fn backward<A: Algorithm>(
         &self,
         algorithm: &mut A,
-        batches: &[A::Batch],
+        batch: &A::Batch,
         counts: &Counts,
         log: &mut Log,
     ) -> Result<u64> {
         let (device, name) = (algorithm.policy().device(), algorithm.loss_name());
-        let mut tokens = 0;
-        for batch in batches {
-            let terms = algorithm.terms(batch);
-            let mut forward = || algorithm.sums(batch);
-            let sums = log.phases.time("forward", || self.precisely(device, &mut forward))?;
-            tokens += sums.tokens;
-            let mut loss: Option<Tensor> = None;
-            for (term, sum) in terms.iter().zip(&sums.sums) {
-                let mean = sum.f_div_scalar(counts[term.name].max(1) as f64)?;
-                log.add(term.name, &mean.f_detach()?)?;
-                let share = mean.f_mul_scalar(term.weight)?;
-                loss = Some(match loss {
-                    Some(loss) => loss.f_add(&share)?,
-                    None => share,
-                });
-            }
-            if let Some(loss) = loss {
-                log.phases.time("backward", || loss.f_backward())?;
-                log.add(name, &loss.f_detach()?)?;
-            }
+        let terms = algorithm.terms(batch);
+        let mut forward = || algorithm.sums(batch);
+        let sums = log.phases.time("forward", || self.precisely(device, &mut forward))?;
+        let mut loss: Option<Tensor> = None;
+        for (term, sum) in terms.iter().zip(&sums.sums) {
+            let mean = sum.f_div_scalar(counts[term.name].max(1) as f64)?;
+            log.add(term.name, &mean.f_detach()?)?;
+            let share = mean.f_mul_scalar(term.weight)?;
+            loss = Some(match loss {
+                Some(loss) => loss.f_add(&share)?,
+                None => share,
+            });
         }
-        Ok(tokens)
+        if let Some(loss) = loss {
+            log.phases.time("backward", || loss.f_backward())?;
+            log.add(name, &loss.f_detach()?)?;
+        }
+        Ok(sums.tokens)
     }
 
     /// Runs the model in the precision of the configuration.
@@ -485,7 +488,7 @@ impl Trainer {
         &self,
         algorithm: &mut A,
         state: &mut TrainerState,
-        optimizer: &dyn Optimizer,
+        mover: &Mover,
         phases: &mut Phases,
         observer: &mut dyn Observer,
     ) -> Result<()> {
@@ -500,20 +503,21 @@ impl Trainer {
         }
         observer.evaluated(state.step, &evaluation.metrics).map_err(Error::Observer)?;
         state.scores.insert(state.step, evaluation.score);
-        self.save(algorithm, state, optimizer, phases, observer)
+        self.save(algorithm, state, mover, phases, observer)
     }
 
     fn save<A: Algorithm>(
         &self,
         algorithm: &A,
         state: &mut TrainerState,
-        optimizer: &dyn Optimizer,
+        mover: &Mover,
         phases: &mut Phases,
         observer: &mut dyn Observer,
     ) -> Result<()> {
         let path = phases.time("checkpoint", || {
             let generators = self.ranks.generators(algorithm.policy().device())?;
-            let path = self.checkpoints.save(algorithm, state, optimizer, generators)?;
+            let states = States { mover, generators, ranks: &self.ranks };
+            let path = self.checkpoints.save(algorithm, state, states)?;
             self.ranks.barrier().map(|()| path)
         })?;
         observer.checkpoint(state.step, &path).map_err(Error::Observer)

@@ -3,14 +3,14 @@
 use std::rc::Rc;
 
 use ruminate_models::Policy;
-use ruminate_torch::dist::{ProcessGroup, Reduce};
+use ruminate_torch::dist::{ProcessGroup, Reduce, Reducer, Sharding};
 use ruminate_torch::rng;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tch::{Device, Kind, Tensor};
 
 use super::checkpoint::{generators, of_rank};
-use super::{Algorithm, Counts, Log, Phases};
+use super::{Algorithm, Counts, Log};
 use crate::{Error, Result};
 
 /// The other processes, if there are any. All ranks call all methods in the same order.
@@ -24,6 +24,10 @@ impl Ranks {
 
     pub(super) fn rank(&self) -> usize {
         self.0.as_ref().map_or(0, |group| group.rank())
+    }
+
+    pub(super) fn size(&self) -> usize {
+        self.0.as_ref().map_or(1, |group| group.size())
     }
 
     pub(super) fn barrier(&self) -> Result<()> {
@@ -79,12 +83,17 @@ impl Ranks {
         Ok(())
     }
 
-    /// Counts over all ranks; `None` when none has an update to make.
-    pub(super) fn counts(&self, own: Option<Counts>) -> Result<Option<Counts>> {
-        let Some(group) = &self.0 else { return Ok(own) };
-        let mut sum: Option<Counts> = None;
-        for counts in exchange(group, &own)?.into_iter().flatten() {
-            let sum = sum.get_or_insert_default();
+    /// Counts over all ranks and the largest number of micro-batches, of which there is at least one; `None` when no rank has
+    /// an update to make.
+    pub(super) fn counts(&self, own: Option<(Counts, usize)>) -> Result<Option<(Counts, usize)>> {
+        let all = match &self.0 {
+            Some(group) => exchange(group, &own)?,
+            None => vec![own],
+        };
+        let mut sum: Option<(Counts, usize)> = None;
+        for (counts, batches) in all.into_iter().flatten() {
+            let (sum, rounds) = sum.get_or_insert((Counts::new(), 1));
+            *rounds = batches.max(*rounds);
             for (name, count) in counts {
                 *sum.entry(name).or_insert(0) += count;
             }
@@ -100,10 +109,10 @@ impl Ranks {
         counts.keys().map(String::as_str).chain(loss).try_for_each(|name| log.add(name, &nothing))
     }
 
-    /// Sums gradients over all ranks.
-    pub(super) fn sum_gradients(&self, parameters: &[Tensor], phases: &mut Phases) -> Result<()> {
-        let Some(group) = &self.0 else { return Ok(()) };
-        Ok(phases.time("communication", || group.sum_gradients(parameters))?)
+    /// What brings the gradients of these parameters together.
+    pub(super) fn reducer(&self, parameters: &[Tensor], sharding: Sharding) -> Result<Option<Reducer>> {
+        let Some(group) = &self.0 else { return Ok(None) };
+        Ok(Some(Reducer::new(Rc::clone(group), parameters, sharding)?))
     }
 
     /// This rank's share of a value that all ranks have, so that the shares add up to it.

@@ -14,7 +14,7 @@ use ruminate_algorithms::{
 };
 use ruminate_datasets::{Cursor, Order, Shard, TrainBatches};
 use ruminate_models::{Example, Policy};
-use ruminate_torch::dist::{ProcessGroup, World};
+use ruminate_torch::dist::{ProcessGroup, Sharding, World};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
@@ -29,6 +29,9 @@ const ROWS: usize = 8;
 struct Setup {
     method: Method,
     accumulate: usize,
+    sharding: Sharding,
+    /// Activations are made again, so that backward passes run within the backward pass.
+    checkpointing: bool,
     dropout: f64,
     steps: u64,
     /// This rank asks to stop after a step.
@@ -51,6 +54,8 @@ impl Default for Setup {
         Self {
             method: Method::Sft,
             accumulate: 1,
+            sharding: Sharding::None,
+            checkpointing: false,
             dropout: 0.0,
             steps: STEPS,
             stop: None,
@@ -114,10 +119,12 @@ impl<P: Policy> Curriculum<P> for Uneven {
 }
 
 fn config(setup: &Setup) -> TrainerConfig {
-    let Setup { steps, accumulate, .. } = *setup;
+    let Setup { steps, accumulate, sharding, checkpointing: gradient_checkpointing, .. } = *setup;
     TrainerConfig {
         steps,
         accumulate,
+        sharding,
+        gradient_checkpointing,
         lr: 1e-3,
         max_grad_norm: 1.0,
         eval_every: 8,
@@ -274,13 +281,19 @@ fn as_one(method: Method) {
     let whole = tempfile::tempdir().unwrap();
     let setup = Setup { method, ..Setup::default() };
     let (_, single) = fit(&setup, whole.path(), None).unwrap();
-    for (size, accumulate) in [(1, 1), (2, 1), (4, 1), (1, 2), (2, 2), (4, 2)] {
+    let plain = [(1, 1), (2, 1), (4, 1), (1, 2), (2, 2), (4, 2)].map(|(size, a)| (size, a, Sharding::None));
+    let optimizer = [(1, 1), (2, 1), (4, 2)].map(|(size, a)| (size, a, Sharding::Optimizer));
+    let gradients = [(2, 2), (4, 1), (4, 2)].map(|(size, a)| (size, a, Sharding::Gradients));
+    for (size, accumulate, sharding) in plain.into_iter().chain(optimizer).chain(gradients) {
         let folder = tempfile::tempdir().unwrap();
-        let texts = run(&Setup { accumulate, ..setup.clone() }, folder.path(), size);
+        // Half of the cases.
+        let checkpointing = accumulate == 2;
+        let setup = Setup { accumulate, sharding, checkpointing, ..setup.clone() };
+        let texts = run(&setup, folder.path(), size);
         same_model(folder.path(), whole.path());
         for text in texts {
             let record = record(&text);
-            assert_eq!(record.events, single.events, "size {size}");
+            assert_eq!(record.events, single.events, "{setup:?}, size {size}");
             assert_eq!(record.metrics.len(), single.metrics.len());
             for (step, metrics) in &single.metrics {
                 for (name, value) in metrics.iter().filter(|(name, _)| !name.starts_with("time/")) {
@@ -321,6 +334,60 @@ fn a_run_goes_on_with_another_number_of_ranks() {
     run(&Setup { stop: Some((0, 12)), ..Setup::default() }, moved.path(), 2);
     fit(&Setup::default(), moved.path(), None).unwrap();
     same_model(through.path(), moved.path());
+}
+
+/// States that four ranks saved in parts go on in two ranks and in one, also whole, and back.
+#[test]
+fn divided_states_go_on_with_another_number_of_ranks() {
+    let _alone = alone();
+    let [through, moved] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let (_, single) = fit(&Setup::default(), through.path(), None).unwrap();
+    let sharded = Setup { sharding: Sharding::Optimizer, ..Setup::default() };
+    let mut losses = vec![];
+    let mut part = |setup: Setup, size: usize| {
+        let texts = run(&setup, moved.path(), size);
+        losses.extend(record(&texts[0]).metrics);
+    };
+    part(Setup { stop: Some((0, 4)), ..sharded.clone() }, 4);
+    assert_eq!(files(moved.path()), [1, 2, 3, 4].map(|i| format!("trainer-0000{i}-of-00004.safetensors")));
+    part(Setup { stop: Some((0, 8)), sharding: Sharding::Gradients, ..Setup::default() }, 2);
+    assert_eq!(files(moved.path()), [1, 2].map(|i| format!("trainer-0000{i}-of-00002.safetensors")));
+    part(Setup { stop: Some((0, 12)), ..sharded.clone() }, 1);
+    part(Setup { stop: Some((0, 16)), ..Setup::default() }, 2);
+    assert_eq!(files(moved.path()), ["trainer.safetensors"]);
+    part(sharded, 4);
+    same_model(through.path(), moved.path());
+    let loss = |metrics: &[(String, f64)]| metrics.iter().find(|(name, _)| name == "train/loss").map(|m| m.1);
+    for (step, metrics) in losses {
+        let (found, expected) = (loss(&metrics), loss(&single.metrics[&step]));
+        if let (Some(found), Some(expected)) = (found, expected) {
+            assert!((found - expected).abs() < 1e-5 * expected.abs(), "step {step}: {found}, not {expected}");
+        }
+    }
+}
+
+/// The files of optimizer states in the last checkpoint.
+fn files(folder: &Path) -> Vec<String> {
+    let mut names: Vec<String> = std::fs::read_dir(folder.join("last"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+        .filter(|name| name.starts_with("trainer"))
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_part_of_the_states_that_is_missing_is_an_error() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    let setup = Setup { sharding: Sharding::Optimizer, steps: 2, ..Setup::default() };
+    run(&setup, folder.path(), 2);
+    std::fs::remove_file(folder.path().join("last/trainer-00002-of-00002.safetensors")).unwrap();
+    for (succeeded, text) in finish(start(&Setup { steps: 4, ..setup }, folder.path(), 2)) {
+        assert!(!succeeded);
+        assert!(text.contains("trainer-00002-of-00002.safetensors") && text.contains("missing"), "{text}");
+    }
 }
 
 #[test]
