@@ -1,7 +1,9 @@
 //! What a run will need, before anything is loaded.
 
 use ruminate_models::{BatchShape, ModelShape, T5Config};
+use ruminate_torch::dist::{Bucket, Sharding, owners};
 use serde::Serialize;
+use tch::Kind;
 
 use crate::{Precision, TrainerConfig};
 
@@ -70,15 +72,18 @@ impl<'a> Networks<'a> {
     }
 }
 
-/// Bytes on the device. The largest moment of a step has them all at once.
+/// Bytes on the device of each process, of the one that needs most. The largest moment of a step has them all at once.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
 pub struct MemoryPlan {
     /// Parameters in float32.
     pub weights: u64,
-    /// Their gradients.
+    /// Their gradients; with [`Sharding`], those that a process keeps.
     pub gradients: u64,
-    /// The optimizer's state: two moments of every parameter for Adam, next to nothing for Adafactor.
+    /// The optimizer's state: two moments of every parameter for Adam, next to nothing for Adafactor. With [`Sharding`], that of the
+    /// parameters that a process owns.
     pub optimizer: u64,
+    /// Buckets in which gradients and parameters travel between processes.
+    pub buckets: u64,
     /// Copies of the weights in bfloat16, which autocast keeps during a step.
     pub bf16_weights: u64,
     /// Frozen models beside the one that is trained, such as a reference policy and those behind rewards.
@@ -92,7 +97,13 @@ impl MemoryPlan {
     /// All together.
     #[must_use]
     pub fn total(&self) -> u64 {
-        self.weights + self.gradients + self.optimizer + self.bf16_weights + self.reference + self.activations
+        self.weights
+            + self.gradients
+            + self.optimizer
+            + self.buckets
+            + self.bf16_weights
+            + self.reference
+            + self.activations
     }
 }
 
@@ -122,6 +133,13 @@ pub struct Plan {
     pub checkpoint_bytes: u64,
     /// Checkpoints on disk at the same time: the newest ones, the best one, and the one that is being written.
     pub checkpoints_kept: u64,
+    /// Processes that share the work, each of which does what this plan says.
+    pub processes: usize,
+    #[serde(skip)]
+    trainer: TrainerConfig,
+    /// Of all trained parameters.
+    #[serde(skip)]
+    shapes: Vec<Vec<i64>>,
 }
 
 impl Plan {
@@ -173,12 +191,52 @@ impl Plan {
                 weights,
                 gradients: weights,
                 optimizer,
+                buckets: 0,
                 bf16_weights: if bf16 { weights / 2 } else { 0 },
                 reference: F32 * networks.frozen_parameters(),
                 activations: activations as u64,
             },
             checkpoint_bytes: weights + optimizer,
             checkpoints_kept: config.keep as u64 + BEST_AND_NEXT,
+            processes: 1,
+            trainer: config.clone(),
+            shapes,
+        }
+    }
+
+    /// The plan of each of several processes, where this is that of one: the same work, and the memory of the process that needs
+    /// most.
+    #[must_use]
+    pub fn across(mut self, processes: usize) -> Self {
+        if processes > 1 {
+            self.processes = processes;
+            self.divide();
+        }
+        self
+    }
+
+    fn divide(&mut self) {
+        const F32: u64 = 4;
+        let Self { trainer, shapes, processes, memory, .. } = self;
+        let numbers: Vec<u64> = shapes.iter().map(|s| s.iter().product::<i64>().unsigned_abs()).collect();
+        let parameters: Vec<_> = numbers.iter().map(|&n| Some((Kind::Float, n))).collect();
+        let buckets: Vec<u64> =
+            Bucket::fill(&parameters, trainer.sharding, *processes).iter().map(|b| b.bytes).collect();
+        if trainer.sharding == Sharding::None {
+            // A bucket becomes the gradients that it was made of; only for a moment are both there.
+            memory.buckets = buckets.into_iter().max().unwrap_or(0);
+            return;
+        }
+        let travelling = buckets.windows(Bucket::IN_FLIGHT.min(buckets.len()).max(1)).map(|w| w.iter().sum());
+        memory.buckets = travelling.max().unwrap_or(0);
+        let owners = owners(&numbers, *processes);
+        let own = |rank: usize| owners.iter().enumerate().filter(move |(_, owner)| **owner == rank).map(|(i, _)| i);
+        let largest = |bytes: &dyn Fn(usize) -> u64| (0..*processes).map(bytes).max().unwrap_or(0);
+        memory.optimizer =
+            largest(&|rank| trainer.optimizer().state_bytes(own(rank).map(|i| &shapes[i])));
+        // Whoever accumulates keeps them all until they travel, unless each micro-batch's do.
+        if trainer.sharding == Sharding::Gradients || trainer.accumulate == 1 {
+            memory.gradients = largest(&|rank| F32 * own(rank).map(|i| numbers[i]).sum::<u64>());
         }
     }
 }
@@ -190,6 +248,66 @@ mod tests {
 
     use super::*;
     use crate::OptimizerChoice;
+
+    /// The table of docs/guide/distributed.md: gigabytes of each process, activations aside.
+    #[test]
+    fn the_guide_has_these_numbers() {
+        let guide = include_str!("../../../docs/guide/distributed.md");
+        let llama = |name: &str| LlamaConfig::published(name).unwrap_or_else(|| unreachable!());
+        let [large, xl, xxl] = ["t5-large", "t5-3b", "t5-11b"].map(published);
+        let [seven, eight] = ["llama-2-7b", "llama-3-8b"].map(llama);
+        let models: [(&str, &dyn ModelShape); 5] = [
+            ("T5-large", &large),
+            ("T5-3B", &xl),
+            ("T5-11B", &xxl),
+            ("Llama-2-7B", &seven),
+            ("Llama-3-8B", &eight),
+        ];
+        for (name, shape) in models {
+            for precision in [Precision::F32, Precision::Bf16] {
+                let total = |sharding, processes| {
+                    let config = TrainerConfig { sharding, precision, accumulate: 2, ..TrainerConfig::default() };
+                    let plan = Plan::new(&config, Networks::single(shape), &[], 1.0).across(processes);
+                    format!("{:.0}", plan.memory.total() as f64 / 1e9)
+                };
+                let cells = [total(Sharding::None, 1), total(Sharding::None, 8)]
+                    .into_iter()
+                    .chain([2, 4, 8].map(|n| total(Sharding::Optimizer, n)))
+                    .chain([2, 4, 8].map(|n| total(Sharding::Gradients, n)));
+                let kind = if precision == Precision::F32 { "f32" } else { "bf16" };
+                let row = format!("| {name} | {kind} | {} |", cells.collect::<Vec<_>>().join(" | "));
+                assert!(guide.contains(&row), "the guide should have\n{row}");
+            }
+        }
+    }
+
+    #[test]
+    fn processes_divide_what_they_are_told_to() {
+        let large = published("t5-large");
+        let plan = |sharding, accumulate, processes| {
+            let config = TrainerConfig { sharding, accumulate, ..TrainerConfig::default() };
+            Plan::new(&config, Networks::single(&large), &[], 1.0).across(processes)
+        };
+        let alone = plan(Sharding::None, 1, 1);
+        assert_eq!(alone, plan(Sharding::None, 1, 1).across(1));
+        let [all, states, whole, both] = [
+            (Sharding::None, 1),
+            (Sharding::Optimizer, 1),
+            (Sharding::Optimizer, 2),
+            (Sharding::Gradients, 2),
+        ]
+        .map(|(sharding, accumulate)| plan(sharding, accumulate, 4).memory);
+        let MemoryPlan { gradients, optimizer, .. } = alone.memory;
+        // The largest bucket has the embedding, and what came before it.
+        let embedding = 4 * 32128 * 1024;
+        assert!((embedding..embedding + Bucket::BYTES).contains(&all.buckets));
+        assert_eq!((all.gradients, all.optimizer), (gradients, optimizer));
+        let close = |part: u64, whole: u64| (part as f64 / whole as f64 * 4.0 - 1.0).abs() < 0.01;
+        assert!(close(states.optimizer, optimizer) && close(states.gradients, gradients));
+        assert_eq!((whole.optimizer, whole.gradients), (states.optimizer, gradients));
+        assert_eq!(both, states);
+        assert!((embedding..embedding + 4 * (Bucket::BYTES + (4 << 20))).contains(&both.buckets));
+    }
 
     fn published(name: &str) -> T5Config {
         T5Config::published(name).unwrap_or_else(|| unreachable!())

@@ -116,8 +116,15 @@ impl RunArgs {
     /// # Errors
     /// See [`config::load`].
     pub fn load<T: Serialize + DeserializeOwned>(&self, keys: FlagKeys) -> Result<T, ConfigError> {
-        let stored = self.out.as_deref().filter(|_| self.resume).and_then(RunDir::stored_config);
+        let stored = self.out.as_deref().filter(|_| self.resumes()).and_then(RunDir::stored_config);
         config::load(self.config.as_deref().or(stored.as_deref()), &self.overrides(keys)?)
+    }
+
+    /// Whether the run goes on where it was: with `--resume`, or when torchrun has started this process anew after a rank had
+    /// failed (`--max-restarts`) and the run folder is there.
+    pub fn resumes(&self) -> bool {
+        let restarted = World::restarts().is_ok_and(|restarts| restarts > 0);
+        self.resume || restarted && self.out.as_deref().and_then(RunDir::stored_config).is_some()
     }
 
     /// Creates the run folder, or opens it again with `--resume`, at the checkpoint of `--resume-from`.
@@ -128,9 +135,9 @@ impl RunArgs {
     pub fn open<T: Serialize>(&self, config: &T) -> Result<RunDir, RunDirError> {
         let out = self.out.as_deref().ok_or(RunDirError::NoFolder)?;
         if !self.leads() {
-            return Ok(RunDir::follow(out, self.resume));
+            return Ok(RunDir::follow(out, self.resumes()));
         }
-        if !self.resume {
+        if !self.resumes() {
             return RunDir::create(out, config);
         }
         let dir = RunDir::resume(out, config)?;
@@ -154,7 +161,7 @@ impl RunArgs {
         }
         match World::from_env() {
             Ok(Some(world)) => self.device.of_rank(world.local_rank).resolve(),
-            _ if self.nproc.is_some_and(|nproc| nproc > 1) => Err(DeviceError::OneProcess),
+            _ if self.nproc.is_some_and(|nproc| nproc > 1) && !self.dry_run => Err(DeviceError::OneProcess),
             _ => self.device.resolve(),
         }
     }
@@ -183,6 +190,14 @@ impl RunArgs {
         let Some(world) = World::from_env()? else { return Ok(None) };
         let timeout = Duration::from_secs(self.rank_timeout.into());
         Ok(Some(Rc::new(ProcessGroup::join(&world, device, timeout)?)))
+    }
+
+    /// How many processes share the run: those of `--nproc`, or those that another launcher started.
+    pub fn processes(&self) -> usize {
+        match World::from_env() {
+            Ok(Some(world)) => world.size,
+            _ => self.nproc.map_or(1, usize::from),
+        }
     }
 
     /// Whether this is the process that writes files and shows results: the only one, or rank 0.

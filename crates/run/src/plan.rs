@@ -62,6 +62,9 @@ impl DryRun<'_> {
         let mut row = |name: &str, value: String| {
             training.row([name.to_owned(), value]);
         };
+        if plan.processes > 1 {
+            row("processes, each of which does and needs this", plan.processes.to_string());
+        }
         row("parameters", format!("{:.2} M", plan.parameters as f64 / 1e6));
         row("steps", plan.steps.to_string());
         let longest = "the longest that the settings allow";
@@ -98,6 +101,7 @@ impl DryRun<'_> {
             ("weights, f32", memory.weights),
             ("gradients, f32", memory.gradients),
             ("optimizer, f32", memory.optimizer),
+            ("what travels between processes", memory.buckets),
             ("weights, bf16 copies", memory.bf16_weights),
             ("frozen models, f32", memory.reference),
             ("activations of the largest batch, estimated", memory.activations),

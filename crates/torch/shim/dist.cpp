@@ -9,11 +9,13 @@
 #include <ATen/ops/empty.h>
 #include <c10/core/GradMode.h>
 
+#include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 #ifdef RUMINATE_NCCL
 #define USE_C10D_NCCL
 #include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
 #endif
+#include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
 namespace {
 
@@ -60,18 +62,24 @@ c10::intrusive_ptr<c10d::Backend> over_nccl(const c10::intrusive_ptr<c10d::Store
 
 extern "C" {
 
-int ruminate_group_join(const char *host, uint16_t port, int rank, int size, int device_index, int64_t timeout_ms,
-                        ruminate_group **out, char **error) {
+int ruminate_group_join(const char *host, uint16_t port, int serve, const char *prefix, int rank, int size, int device_index,
+                        int64_t timeout_ms, ruminate_group **out, char **error) {
   return guarded(error, [&] {
     const std::chrono::milliseconds timeout(timeout_ms);
     auto group = std::make_unique<ruminate_group>();
     c10d::TCPStoreOptions options;
     options.port = port;
-    options.isServer = rank == 0;
-    options.numWorkers = size;
+    options.isServer = serve != 0;
+    // Who else uses a store that is not ours nobody can tell.
+    if (*prefix == 0) {
+      options.numWorkers = size;
+    }
     options.timeout = timeout;
     group->store = c10::make_intrusive<c10d::TCPStore>(host, options);
     group->store->setTimeout(timeout);
+    if (*prefix != 0) {
+      group->store = c10::make_intrusive<c10d::PrefixStore>(prefix, group->store);
+    }
     if (device_index < 0) {
       group->backend = over_gloo(group->store, host, rank, size, timeout);
     } else {

@@ -13,9 +13,10 @@ class Tensor;
 extern "C" {
 struct ruminate_group;
 
-// Joins the group. Rank 0 listens at `port`; device_index -1 is the CPU (Gloo), others are CUDA devices (NCCL).
-int ruminate_group_join(const char *host, uint16_t port, int rank, int size, int device_index, int64_t timeout_ms,
-                        ruminate_group **out, char **error);
+// Joins the group. The ranks meet in a store at `port` of `host`: this process serves it, or another one does. In a store that others use
+// too, names begin with `prefix`. device_index -1 is the CPU (Gloo), others are CUDA devices (NCCL).
+int ruminate_group_join(const char *host, uint16_t port, int serve, const char *prefix, int rank, int size, int device_index,
+                        int64_t timeout_ms, ruminate_group **out, char **error);
 void ruminate_group_free(ruminate_group *group);
 
 // op: 0 sum, 1 mean, 2 maximum. In place.
@@ -30,10 +31,11 @@ int ruminate_barrier(ruminate_group *group, char **error);
 // Sums gradients over all ranks, bucket by bucket, while the backward pass still runs.
 struct ruminate_reducer;
 
-// Watches `params`, given in the order in which the model uses them; those that need no gradient are left alone. With `owners` (one
-// rank for each parameter) a sum goes to the rank that owns the parameter, without them to all. The group outlives the reducer.
-int ruminate_reducer_new(ruminate_group *group, at::Tensor *const *params, const int *owners, size_t count,
-                         size_t bucket_bytes, ruminate_reducer **out, char **error);
+// Watches those of `params` that are in one of the `buckets`, which are sent in their order: the first has the first `sizes[0]` of
+// `members` (indices into `params`, of one kind), and so on. The sum of a bucket goes to the rank that `owners` names, -1 for all.
+// Buckets that go to one rank are in memory `in_flight` at a time. The group outlives the reducer.
+int ruminate_reducer_new(ruminate_group *group, at::Tensor *const *params, size_t count, const size_t *members, const size_t *sizes,
+                         const int *owners, size_t buckets, size_t in_flight, ruminate_reducer **out, char **error);
 void ruminate_reducer_free(ruminate_reducer *reducer);
 // From here to `finish`, gradients are sent as soon as they are there.
 void ruminate_reducer_begin(ruminate_reducer *reducer);

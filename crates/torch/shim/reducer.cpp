@@ -13,16 +13,10 @@
 
 namespace {
 
-// The first bucket is small, so that sending starts early, as in PyTorch's DDP.
-constexpr size_t FIRST_BUCKET_BYTES = 1 << 20;
-// Where buckets leave memory once they are sent, so many are there at a time.
-constexpr size_t IN_FLIGHT = 4;
-
 struct Bucket {
   std::vector<size_t> members;
   // The rank that gets the sum; -1 for all.
   int owner = -1;
-  size_t bytes = 0;
   // Members without a gradient so far.
   size_t waiting = 0;
   at::Tensor flat;
@@ -35,7 +29,10 @@ struct ruminate_reducer {
   ruminate_group &group;
   std::vector<at::Tensor> params;
   std::vector<Bucket> buckets;
+  // SIZE_MAX for parameters that are in none.
   std::vector<size_t> bucket_of;
+  // Where buckets leave memory once they are sent, so many are there at a time.
+  size_t in_flight;
   // Of the current round: the backward pass was through with it; it was sent with a gradient.
   std::vector<bool> ready, sent;
   // Of all rounds: this rank had a gradient; the sum, as far as it is known here.
@@ -49,51 +46,11 @@ struct ruminate_reducer {
   // CUDA's gradients come from a thread of libtorch's.
   std::mutex mutex;
 
-  ruminate_reducer(ruminate_group &group, at::Tensor *const *tensors, const int *owners, size_t count, size_t bucket_bytes)
-      : group(group) {
+  ruminate_reducer(ruminate_group &group, at::Tensor *const *tensors, size_t count, size_t in_flight)
+      : group(group), params(count), bucket_of(count, SIZE_MAX), in_flight(in_flight), ready(count), sent(count), present(count),
+        sums(count) {
     for (size_t i = 0; i < count; ++i) {
-      params.push_back(*tensors[i]);
-    }
-    bucket_of.assign(count, SIZE_MAX);
-    ready.assign(count, false);
-    sent.assign(count, false);
-    present.assign(count, false);
-    sums.resize(count);
-    fill_buckets(owners, bucket_bytes);
-  }
-
-  // The backward pass meets parameters from the last to the first. A bucket takes its place in the order of sending when it is full:
-  // then the gradients of all its members are there.
-  void fill_buckets(const int *owners, size_t bucket_bytes) {
-    std::vector<Bucket> open;
-    const auto close = [&](size_t at) {
-      for (size_t i : open[at].members) {
-        bucket_of[i] = buckets.size();
-      }
-      buckets.push_back(std::move(open[at]));
-      open.erase(open.begin() + static_cast<std::ptrdiff_t>(at));
-    };
-    for (size_t i = params.size(); i-- > 0;) {
-      if (!params[i].requires_grad()) {
-        continue;
-      }
-      const int owner = owners ? owners[i] : -1;
-      size_t at = 0;
-      while (at < open.size() && (open[at].owner != owner || params[open[at].members[0]].scalar_type() != params[i].scalar_type())) {
-        ++at;
-      }
-      if (at == open.size()) {
-        open.emplace_back();
-        open[at].owner = owner;
-      }
-      open[at].members.push_back(i);
-      open[at].bytes += params[i].nbytes();
-      if (open[at].bytes >= (buckets.empty() ? std::min(FIRST_BUCKET_BYTES, bucket_bytes) : bucket_bytes)) {
-        close(at);
-      }
-    }
-    while (!open.empty()) {
-      close(0);
+      params[i] = *tensors[i];
     }
   }
 
@@ -142,7 +99,7 @@ struct ruminate_reducer {
 
   void launch() {
     auto &bucket = buckets[launched];
-    while (bucket.owner >= 0 && launched - received >= IN_FLIGHT) {
+    while (bucket.owner >= 0 && launched - received >= in_flight) {
       receive();
     }
     bucket.flat = take(bucket.members);
@@ -272,7 +229,7 @@ struct ruminate_reducer {
     };
     for (; launched < buckets.size(); ++launched) {
       auto &bucket = buckets[launched];
-      if (launched - received >= IN_FLIGHT) {
+      if (launched - received >= in_flight) {
         receive();
       }
       bucket.flat = flat(bucket.members);
@@ -304,13 +261,23 @@ struct Arrival : torch::autograd::PostAccumulateGradHook {
 
 extern "C" {
 
-int ruminate_reducer_new(ruminate_group *group, at::Tensor *const *params, const int *owners, size_t count, size_t bucket_bytes,
-                         ruminate_reducer **out, char **error) {
+int ruminate_reducer_new(ruminate_group *group, at::Tensor *const *params, size_t count, const size_t *members, const size_t *sizes,
+                         const int *owners, size_t buckets, size_t in_flight, ruminate_reducer **out, char **error) {
   return guarded(error, [&] {
-    auto reducer = std::make_unique<ruminate_reducer>(*group, params, owners, count, bucket_bytes);
+    auto reducer = std::make_unique<ruminate_reducer>(*group, params, count, in_flight);
+    for (size_t at = 0; at < buckets; ++at) {
+      Bucket bucket;
+      bucket.members.assign(members, members + sizes[at]);
+      bucket.owner = owners[at];
+      members += sizes[at];
+      for (size_t i : bucket.members) {
+        TORCH_CHECK(reducer->params[i].is_leaf(), "parameter ", i, " is computed from others");
+        reducer->bucket_of[i] = at;
+      }
+      reducer->buckets.push_back(std::move(bucket));
+    }
     for (size_t i = 0; i < count; ++i) {
       if (reducer->bucket_of[i] != SIZE_MAX) {
-        TORCH_CHECK(reducer->params[i].is_leaf(), "parameter ", i, " is computed from others");
         torch::autograd::impl::set_post_acc_grad_hooks(reducer->params[i], std::make_unique<Arrival>(reducer.get(), i));
       }
     }

@@ -156,6 +156,8 @@ unsafe extern "C" {
     pub(crate) fn ruminate_group_join(
         host: *const c_char,
         port: u16,
+        serve: c_int,
+        prefix: *const c_char,
         rank: c_int,
         size: c_int,
         device_index: c_int,
@@ -193,9 +195,12 @@ unsafe extern "C" {
     pub(crate) fn ruminate_reducer_new(
         group: *mut Group,
         params: *const TensorPtr,
-        owners: *const c_int,
         count: usize,
-        bucket_bytes: usize,
+        members: *const usize,
+        sizes: *const usize,
+        owners: *const c_int,
+        buckets: usize,
+        in_flight: usize,
         out: *mut *mut Reducer,
         error: *mut *mut c_char,
     ) -> c_int;

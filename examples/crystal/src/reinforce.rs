@@ -37,7 +37,7 @@ pub(crate) fn run(args: &ReinforceArgs) -> anyhow::Result<Outcome> {
     let model = args.model.as_deref().map(settled);
     if let Some(model) = &model {
         let stored = model.parent().and_then(Path::parent).and_then(RunDir::stored_config);
-        run.config = run.config.or(stored.filter(|_| !run.resume));
+        run.config = run.config.or(stored.filter(|_| !run.resumes()));
     }
     let mut config: CrystalConfig = run.load(FLAGS)?;
     if let Some(model) = &model {
@@ -68,7 +68,7 @@ pub(crate) fn run(args: &ReinforceArgs) -> anyhow::Result<Outcome> {
 
 /// A run is resumed by the command that began it. Only checkpoints of Stage II predict values.
 pub(crate) fn check_stage(run: &RunArgs, reinforced: bool) -> Result<(), ConfigError> {
-    let last = run.out.as_deref().filter(|_| run.resume).map(|out| out.join("checkpoints/last"));
+    let last = run.out.as_deref().filter(|_| run.resumes()).map(|out| out.join("checkpoints/last"));
     match last {
         Some(last) if last.exists() && last.join(VALUE_WEIGHTS).exists() != reinforced => {
             let (stage, command) = if reinforced { ("I", "imitate") } else { ("II", "reinforce") };

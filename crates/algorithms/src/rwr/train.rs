@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use ruminate_models::{Example, Policy, Tokenizer, Want};
+use ruminate_torch::dist::Sharding;
 use tch::{Kind, Tensor};
 
 use super::{RwrLoss, WeightedExample, rwr_loss};
@@ -17,8 +18,8 @@ pub fn warmup_steps(total: u64, share: f64) -> u64 {
 }
 
 /// The trainer's settings for `steps` updates as RISE was trained: AdamW without decay, rate 1e-5 on a cosine after a warm-up of 4 %,
-/// gradients clipped at 1, 16 micro-batches an update, bfloat16, activation checkpointing, a checkpoint every 100 updates of which
-/// 8 are kept.
+/// gradients clipped at 1, 16 micro-batches an update, bfloat16, activation checkpointing, states and gradients divided among several
+/// processes, a checkpoint every 100 updates of which 8 are kept.
 #[must_use]
 pub fn trainer_config(steps: u64) -> TrainerConfig {
     TrainerConfig {
@@ -32,6 +33,7 @@ pub fn trainer_config(steps: u64) -> TrainerConfig {
         keep: 8,
         precision: Precision::Bf16,
         gradient_checkpointing: true,
+        sharding: Sharding::Gradients,
         ..TrainerConfig::default()
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::TcpListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -180,6 +180,7 @@ fn rank() {
     let world = World::from_env().unwrap().unwrap();
     let group = Rc::new(ProcessGroup::join(&world, Device::Cpu, Duration::from_secs(60)).unwrap());
     let folder = std::env::var("RUMINATE_TEST_FOLDER").unwrap();
+    std::fs::write(joined(Path::new(&folder), group.rank()), "").unwrap();
     match fit(&setup, Path::new(&folder), Some(group)) {
         Ok((fitted, recorder)) => {
             let ending = if fitted.ending == Ending::Stopped { "stopped" } else { "finished" };
@@ -191,6 +192,11 @@ fn rank() {
             std::process::exit(1);
         }
     }
+}
+
+/// Is there once the rank is among the others.
+fn joined(folder: &Path, rank: usize) -> PathBuf {
+    folder.join(format!("joined-{rank}"))
 }
 
 fn start(setup: &Setup, folder: &Path, size: usize) -> Vec<Child> {
@@ -420,6 +426,38 @@ fn a_rank_that_dies_ends_the_others_and_the_run_resumes() {
         assert_eq!(record(&text).events[0], "started 8 of 20");
     }
     same_model(through.path(), broken.path());
+}
+
+/// Twenty times one of two ranks is killed, at any moment, while they train, validate and write divided checkpoints.
+#[test]
+fn killed_twenty_times_a_run_ends_as_an_undisturbed_one() {
+    let _alone = alone();
+    let [through, broken] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let setup = Setup { dropout: 0.2, steps: 1000, sharding: Sharding::Optimizer, ..Setup::default() };
+    run(&setup, through.path(), 2);
+    for life in 0..20 {
+        let _ = [0, 1].map(|rank| std::fs::remove_file(joined(broken.path(), rank)));
+        let mut ranks = start(&setup, broken.path(), 2);
+        while !(0..2).all(|rank| joined(broken.path(), rank).exists()) {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let random = ruminate_models::derive_seed(8, &[life]);
+        std::thread::sleep(Duration::from_millis(random % 250));
+        let killed = (random >> 32) as usize % 2;
+        ranks[killed].kill().unwrap();
+        let started = Instant::now();
+        let texts = finish(ranks);
+        assert!(started.elapsed() < Duration::from_secs(60));
+        let (succeeded, text) = &texts[1 - killed];
+        assert!(!succeeded, "life {life} reached the end: {text}");
+        assert!(text.contains(&format!("rank {} of 2: ", 1 - killed)), "{text}");
+        assert!(text.contains(" failed after "), "{text}");
+    }
+    let texts = run(&setup, broken.path(), 2);
+    assert!(!record(&texts[0]).events[0].starts_with("started 0 "), "nothing was kept");
+    for ((name, a), b) in weights(through.path()).iter().zip(weights(broken.path()).values()) {
+        assert_eq!(a, b, "{name}");
+    }
 }
 
 #[test]

@@ -49,6 +49,10 @@ impl ProcessGroup {
             variable: "MASTER_ADDR",
             reason: format!("is {:?}, which is no host", world.master_addr),
         })?;
+        // As PyTorch names them, so that a new attempt does not read what the last one wrote.
+        let prefix = world.attempt.map_or(String::new(), |attempt| format!("/worker/attempt_{attempt}"));
+        let prefix = CString::new(prefix).unwrap_or_default();
+        let serve = world.attempt.is_none() && world.rank == 0;
         let index = match device {
             Device::Cuda(index) => index as c_int,
             _ => -1,
@@ -57,11 +61,13 @@ impl ProcessGroup {
         let millis = i64::try_from(timeout.as_millis()).unwrap_or(i64::MAX);
         let (rank, size) = (world.rank as c_int, world.size as c_int);
         collective(world, timeout, "joining the group", |error| {
-            // SAFETY: the string and both out-pointers outlive the call.
+            // SAFETY: the strings and both out-pointers outlive the call.
             unsafe {
                 ffi::ruminate_group_join(
                     host.as_ptr(),
                     world.master_port,
+                    serve.into(),
+                    prefix.as_ptr(),
                     rank,
                     size,
                     index,

@@ -9,5 +9,5 @@ mod reducer;
 mod world;
 
 pub use group::{ProcessGroup, Reduce};
-pub use reducer::{Reducer, Sharding, owners};
+pub use reducer::{Bucket, Reducer, Sharding, owners};
 pub use world::World;

@@ -46,6 +46,54 @@ pub fn owners(sizes: &[u64], ranks: usize) -> Vec<usize> {
     owners
 }
 
+/// Parameters whose gradients travel together, from the last to the first: the order of the backward pass.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bucket {
+    /// Their indices.
+    pub members: Vec<usize>,
+    /// The rank that gets the sum; `None` for all.
+    pub owner: Option<usize>,
+    /// Their gradients' size.
+    pub bytes: u64,
+    kind: Kind,
+}
+
+impl Bucket {
+    /// A bucket is full with this many bytes, as in PyTorch.
+    pub const BYTES: u64 = 25 << 20;
+    /// The first one is full sooner, so that sending starts early.
+    pub const FIRST_BYTES: u64 = 1 << 20;
+    /// With [`Sharding`], so many are in memory at the same time, besides the gradients themselves.
+    pub const IN_FLIGHT: usize = 4;
+
+    /// Puts parameters of these kinds and numbers of scalars into buckets, in the order in which they are full, for so many ranks.
+    /// `None` stands for a parameter without gradient.
+    #[must_use]
+    pub fn fill(parameters: &[Option<(Kind, u64)>], sharding: Sharding, ranks: usize) -> Vec<Self> {
+        let owners = (sharding != Sharding::None).then(|| owners(&sizes(parameters), ranks));
+        let (mut full, mut open): (Vec<Self>, Vec<Self>) = (vec![], vec![]);
+        for (index, &parameter) in parameters.iter().enumerate().rev() {
+            let Some((kind, numbers)) = parameter else { continue };
+            let owner = owners.as_ref().map(|owners| owners[index]);
+            let at = open.iter().position(|b| b.owner == owner && b.kind == kind).unwrap_or_else(|| {
+                open.push(Self { members: vec![], owner, bytes: 0, kind });
+                open.len() - 1
+            });
+            open[at].members.push(index);
+            open[at].bytes += numbers * kind.elt_size_in_bytes() as u64;
+            if open[at].bytes >= if full.is_empty() { Self::FIRST_BYTES } else { Self::BYTES } {
+                full.push(open.remove(at));
+            }
+        }
+        full.extend(open);
+        full
+    }
+}
+
+fn sizes(parameters: &[Option<(Kind, u64)>]) -> Vec<u64> {
+    parameters.iter().map(|p| p.map_or(0, |(_, numbers)| numbers)).collect()
+}
+
 /// Sums the gradients of parameters over all ranks, as PyTorch's `DistributedDataParallel` does: in buckets of 25 MiB that are sent as
 /// soon as the backward pass is through with all that is in them, while it goes on. With [`Sharding`], a sum goes to the
 /// parameter's owner alone.
@@ -69,36 +117,40 @@ pub struct Reducer {
     raw: NonNull<ffi::Reducer>,
     group: Rc<ProcessGroup>,
     sharding: Sharding,
-    owners: Vec<usize>,
+    /// Whether this rank moves each parameter.
+    owned: Vec<bool>,
 }
 
 impl Reducer {
-    /// Bytes of a bucket. The first is smaller, so that sending starts early.
-    pub const BUCKET_BYTES: usize = 25 << 20;
-    /// With [`Sharding`], buckets that are in memory at the same time, besides the gradients themselves.
-    pub const BUCKETS_IN_FLIGHT: usize = 4;
-
     /// Watches parameters, given in the order in which the model uses them, the same on all ranks. The tensors are shared.
     ///
     /// # Errors
     /// When one of them is no parameter, but computed.
     pub fn new(group: Rc<ProcessGroup>, parameters: &[Tensor], sharding: Sharding) -> Result<Self> {
-        let sizes: Vec<u64> = parameters.iter().map(|p| p.numel() as u64).collect();
-        let owners = match sharding {
-            Sharding::None => vec![],
-            Sharding::Optimizer | Sharding::Gradients => owners(&sizes, group.size()),
-        };
-        let ranks: Vec<c_int> = owners.iter().map(|&rank| rank as c_int).collect();
+        let of = |p: &Tensor| p.requires_grad().then(|| (p.kind(), p.numel() as u64));
+        let kinds: Vec<_> = parameters.iter().map(of).collect();
+        let buckets = Bucket::fill(&kinds, sharding, group.size());
+        let owners = owners(&sizes(&kinds), group.size());
+        let owned =
+            owners.iter().map(|&rank| sharding == Sharding::None || rank == group.rank()).collect();
+        let members: Vec<usize> = buckets.iter().flat_map(|bucket| bucket.members.iter().copied()).collect();
+        let sizes: Vec<usize> = buckets.iter().map(|bucket| bucket.members.len()).collect();
+        let ranks: Vec<c_int> =
+            buckets.iter().map(|bucket| bucket.owner.map_or(-1, |rank| rank as c_int)).collect();
         let pointers = ffi::pointers(parameters);
         let mut raw: *mut ffi::Reducer = std::ptr::null_mut();
-        // SAFETY: the arrays have `pointers.len()` entries, or `ranks` is not read; all outlive the call. The group is kept.
+        // SAFETY: `sizes` and `ranks` have an entry for each bucket, `members` those of all of them, which are indices of
+        // `pointers`; all outlive the call. The group is kept.
         ffi::call("watch gradients", |error| unsafe {
             ffi::ruminate_reducer_new(
                 group.raw(),
                 pointers.as_ptr(),
-                if ranks.is_empty() { std::ptr::null() } else { ranks.as_ptr() },
                 pointers.len(),
-                Self::BUCKET_BYTES,
+                members.as_ptr(),
+                sizes.as_ptr(),
+                ranks.as_ptr(),
+                buckets.len(),
+                Bucket::IN_FLIGHT,
                 &mut raw,
                 error,
             )
@@ -107,13 +159,13 @@ impl Reducer {
             op: "watch gradients",
             message: "it returned neither a reducer nor an error".into(),
         })?;
-        Ok(Self { raw, group, sharding, owners })
+        Ok(Self { raw, group, sharding, owned })
     }
 
     /// Whether this rank moves the parameter of that index: all of them without [`Sharding`].
     #[must_use]
     pub fn owns(&self, index: usize) -> bool {
-        self.owners.get(index).is_none_or(|&owner| owner == self.group.rank())
+        self.owned.get(index).copied().unwrap_or(false)
     }
 
     /// What is divided.
@@ -147,7 +199,7 @@ impl Reducer {
     /// # Errors
     /// [`Error::Collective`].
     pub fn clip_grad_norm(&self, own: &[Tensor], max_norm: f64) -> Result<Tensor> {
-        if self.owners.is_empty() {
+        if self.sharding == Sharding::None {
             return crate::optim::clip_grad_norm(own, max_norm);
         }
         let norm = crate::optim::clip_grad_norm(own, f64::INFINITY)?;
@@ -163,7 +215,7 @@ impl Reducer {
     /// # Errors
     /// [`Error::Collective`].
     pub fn publish(&mut self) -> Result<()> {
-        if self.owners.is_empty() {
+        if self.sharding == Sharding::None {
             return Ok(());
         }
         self.group.run("broadcast of parameters", |error| unsafe {

@@ -15,6 +15,8 @@ pub struct World {
     pub master_addr: String,
     /// Port at which rank 0 listens.
     pub master_port: u16,
+    /// Where torchrun itself listens at that port, instead of rank 0: how often it has started the ranks anew.
+    pub attempt: Option<u32>,
 }
 
 /// What a launcher tells, and in which variables.
@@ -29,6 +31,10 @@ const TORCH: Launcher = Launcher { rank: "RANK", size: "WORLD_SIZE", local_rank:
 /// `srun`. In the batch script itself there is no step, and only one process.
 const SLURM: Launcher =
     Launcher { rank: "SLURM_PROCID", size: "SLURM_STEP_NUM_TASKS", local_rank: "SLURM_LOCALID" };
+/// Set by torchrun where it serves the meeting place itself.
+const AGENT: &str = "TORCHELASTIC_USE_AGENT_STORE";
+/// Set by torchrun.
+const RESTARTS: &str = "TORCHELASTIC_RESTART_COUNT";
 const ADDRESS: &str = "MASTER_ADDR";
 const PORT: &str = "MASTER_PORT";
 
@@ -47,6 +53,14 @@ impl World {
     /// When a variable is missing or makes no sense.
     pub fn from_env() -> Result<Option<Self>> {
         Self::from_vars(|name| std::env::var(name).ok())
+    }
+
+    /// How often torchrun has started this process anew (`--max-restarts`), after a rank had failed; 0 without it.
+    ///
+    /// # Errors
+    /// When its variable makes no sense.
+    pub fn restarts() -> Result<u32> {
+        restarts(&|name| std::env::var(name).ok())
     }
 
     /// [`from_env`](Self::from_env) with variables from elsewhere.
@@ -115,8 +129,18 @@ impl World {
             None if slurm => 15_000 + (number("SLURM_JOB_ID", required("SLURM_JOB_ID")?)? % 15_000) as u16,
             None => return Err(refuse(PORT, "is not set; it is the port at which rank 0 listens")),
         };
-        Ok(Some(Self { rank, size, local_rank, master_addr, master_port }))
+        let serves = |text: String| text.trim().eq_ignore_ascii_case("true") || text.trim() == "1";
+        let attempt = var(AGENT).is_some_and(serves).then(|| restarts(&var)).transpose()?;
+        Ok(Some(Self { rank, size, local_rank, master_addr, master_port, attempt }))
     }
+}
+
+/// How often torchrun has started the ranks anew, after one of them had failed.
+fn restarts(var: &impl Fn(&str) -> Option<String>) -> Result<u32> {
+    let Some(text) = var(RESTARTS) else { return Ok(0) };
+    text.trim()
+        .parse()
+        .map_err(|_| refuse(RESTARTS, format!("is `{text}`, but must be a whole number, 0 or above")))
 }
 
 fn refuse(variable: &'static str, reason: impl Into<String>) -> Error {

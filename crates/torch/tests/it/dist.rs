@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use ruminate_torch::Error;
-use ruminate_torch::dist::{ProcessGroup, Reduce, Reducer, Sharding, World, owners};
+use ruminate_torch::dist::{Bucket, ProcessGroup, Reduce, Reducer, Sharding, World, owners};
 use ruminate_torch::optim;
 use tch::{Device, Kind, Tensor};
 
@@ -156,7 +156,7 @@ fn gradients(group: ProcessGroup, rank: i64, size: i64) {
     for sharding in [Sharding::None, Sharding::Optimizer, Sharding::Gradients] {
         let parameters = parameters();
         let mut reducer = Reducer::new(Rc::clone(&group), &parameters, sharding).unwrap();
-        let owners = owners(&[4, 6_000_000, 7, 1_500_000, 5, 3], size as usize);
+        let owners = owners(&[4, 6_000_000, 7, 1_500_000, 5, 0], size as usize);
         let owns = |i: usize| sharding == Sharding::None || owners[i] == rank as usize;
         assert!((0..6).all(|i| reducer.owns(i) == owns(i)));
         for step in 1..3 {
@@ -257,6 +257,25 @@ fn operations_reach_all_ranks() {
 }
 
 #[test]
+fn buckets_are_filled_from_the_last_parameter_on() {
+    let float = |numbers: u64| Some((Kind::Float, numbers));
+    let mebi = (1 << 20) / 4;
+    let parameters = [float(30 * mebi), float(20 * mebi), None, float(5 * mebi), Some((Kind::Double, 1)), float(mebi)];
+    let of = |sharding, ranks| {
+        let buckets = Bucket::fill(&parameters, sharding, ranks);
+        let parts = buckets.into_iter().map(|b| (b.members, b.owner, b.bytes >> 20));
+        parts.collect::<Vec<_>>()
+    };
+    let all = [(vec![5], None, 1), (vec![3, 1], None, 25), (vec![0], None, 30), (vec![4], None, 0)];
+    assert_eq!(of(Sharding::None, 2), all);
+    // The largest belongs to the first rank; the others together are less.
+    let parts =
+        [(vec![5], Some(1), 1), (vec![3, 1], Some(1), 25), (vec![0], Some(0), 30), (vec![4], Some(1), 0)];
+    assert_eq!(of(Sharding::Optimizer, 2), parts);
+    assert!(Bucket::fill(&[], Sharding::None, 1).is_empty());
+}
+
+#[test]
 fn gradients_are_summed_in_buckets() {
     for size in [1, 2, 3] {
         run("gradients", size);
@@ -314,7 +333,8 @@ fn world(vars: &[(&str, &str)]) -> Result<Option<World>, Error> {
 #[test]
 fn launchers_are_understood() {
     let expected = |rank, size, local_rank, addr: &str, port| {
-        Some(World { rank, size, local_rank, master_addr: addr.into(), master_port: port })
+        let master_addr = addr.into();
+        Some(World { rank, size, local_rank, master_addr, master_port: port, attempt: None })
     };
     assert_eq!(world(&[]).unwrap(), None);
     // A Slurm batch script is no step, and a single process.
@@ -329,6 +349,13 @@ fn launchers_are_understood() {
         ("SLURM_STEP_NUM_TASKS", "1"),
     ];
     assert_eq!(world(&torchrun).unwrap(), expected(3, 4, 1, "gpu1", 29500));
+    // It listens itself, and starts ranks anew.
+    let elastic = |count| {
+        let more = [("TORCHELASTIC_USE_AGENT_STORE", "True"), ("TORCHELASTIC_RESTART_COUNT", count)];
+        world(&[&torchrun[..], &more].concat())
+    };
+    assert_eq!(elastic("2").unwrap().unwrap().attempt, Some(2));
+    assert!(elastic("-1").is_err());
     let kubernetes =
         [("RANK", "1"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "job-master-0"), ("MASTER_PORT", "23456")];
     assert_eq!(world(&kubernetes).unwrap(), expected(1, 2, 0, "job-master-0", 23456));
