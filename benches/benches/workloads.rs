@@ -1,14 +1,14 @@
 //! Criterion groups of the workloads, with throughput.
 //!
-//! `RUMINATE_BENCH_MODEL` chooses the size of model (default `t5-mini`, which takes a minute or two in all). With the group
-//! `loss` comes the peak memory with and without full logits.
+//! `RUMINATE_BENCH_MODEL` chooses the size of model (default `t5-mini`, which like `llama-mini` takes a minute or two in all). With
+//! the group `loss` comes the peak memory with and without full logits.
 #![allow(missing_docs, clippy::print_stderr, reason = "a benchmark")]
 
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput};
-use ruminate_benches::{Precision, Setting, config, prepare};
+use ruminate_benches::{Precision, Setting, WORKLOADS, prepare, shape};
 use tch::Device;
 
 /// Groups and their workloads.
@@ -16,6 +16,8 @@ const GROUPS: &[(&str, &[&str])] = &[
     ("train", &["sft", "sft_no_dropout"]),
     ("loss", &["loss", "loss_full_logits"]),
     ("optimizer", &["adam"]),
+    ("prefill", &["prefill"]),
+    ("decode", &["decode_1", "decode_8", "decode_32"]),
     ("generate", &["gen_greedy_8", "gen_top_p_8"]),
     ("rollout", &["rollout_8", "rollout_32"]),
     ("ppo", &["ppo", "ppo_step"]),
@@ -49,10 +51,14 @@ fn main() {
 
 fn measure(criterion: &mut Criterion, model: &str, name: &str, device: Device) {
     let setting =
-        Setting::new(config(model).unwrap_or_else(|error| panic!("{error}")), Precision::Fp32, device);
+        Setting::new(shape(model).unwrap_or_else(|error| panic!("{error}")), Precision::Fp32, device);
     for (group, workloads) in GROUPS {
         let mut group = criterion.benchmark_group(*group);
         for &workload in *workloads {
+            if WORKLOADS.iter().any(|entry| entry.name == workload && !entry.fits(&setting.model)) {
+                eprintln!("{workload}: skipped, it is no workload of {model}");
+                continue;
+            }
             let mut prepared =
                 prepare(workload, &setting).unwrap_or_else(|error| panic!("{workload}: {error:#}"));
             group.throughput(Throughput::Elements(prepared.tokens as u64));

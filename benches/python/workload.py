@@ -24,19 +24,36 @@ import torch
 import torch.nn.functional as F
 import transformers
 
-SOURCE, TARGET, RESPONSE, VOCABULARY = 128, 64, 32, 32128
+SOURCE, NEW, RESPONSE = 128, 64, 32
 
 
-def size(d_model, d_ff, layers, heads, **more):
-    return dict(d_model=d_model, d_kv=64, d_ff=d_ff, num_layers=layers, num_heads=heads, vocab_size=VOCABULARY, **more)
+def t5(d_model, d_ff, layers, heads, **more):
+    return dict(d_model=d_model, d_kv=64, d_ff=d_ff, num_layers=layers, num_heads=heads, vocab_size=32128, **more)
+
+
+def llama(hidden, intermediate, layers, heads, vocab_size=32000, shared=None, tied=False, theta=10000.0):
+    return dict(
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=shared or heads,
+        vocab_size=vocab_size,
+        tie_word_embeddings=tied,
+        rms_norm_eps=1e-5,
+        rope_parameters={"rope_type": "default", "rope_theta": theta},
+    )
 
 
 MODELS = {
-    "t5-mini": size(256, 1024, 2, 4),
-    "t5-small": size(512, 2048, 6, 8),
-    "t5-base": size(768, 3072, 12, 12),
-    "t5-large": size(1024, 4096, 24, 16),
-    "flan-t5-base": size(768, 2048, 12, 12, feed_forward_proj="gated-gelu", tie_word_embeddings=False),
+    "t5-mini": t5(256, 1024, 2, 4),
+    "t5-small": t5(512, 2048, 6, 8),
+    "t5-base": t5(768, 3072, 12, 12),
+    "t5-large": t5(1024, 4096, 24, 16),
+    "flan-t5-base": t5(768, 2048, 12, 12, feed_forward_proj="gated-gelu", tie_word_embeddings=False),
+    "llama-mini": llama(256, 688, 2, 4),
+    "llama-60m": llama(512, 1376, 8, 8),
+    "llama-1b": llama(2048, 8192, 16, 32, vocab_size=128256, shared=8, tied=True, theta=500000.0),
 }
 
 
@@ -46,18 +63,21 @@ class Setting:
         self.device = torch.device("cuda" if arguments.cuda else "cpu")
         self.dtype = torch.bfloat16 if arguments.dtype == "bf16" else torch.float32
         self.parameters = 0
+        self.size = MODELS[arguments.model]
+        # Whether prompt and target are read in one row.
+        self.one_row = "hidden_size" in self.size
+        self.target = 128 if self.one_row else 64
 
     def build(self, training=False, dropout=0.1):
-        config = transformers.T5Config(
-            **MODELS[self.arguments.model],
-            dropout_rate=dropout,
-            decoder_start_token_id=0,
-            pad_token_id=0,
-            eos_token_id=1,
-        )
-        model = transformers.T5ForConditionalGeneration(config)
-        if not config.tie_word_embeddings:
-            model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+        if self.one_row:
+            model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**self.size))
+        else:
+            config = transformers.T5Config(
+                **self.size, dropout_rate=dropout, decoder_start_token_id=0, pad_token_id=0, eos_token_id=1
+            )
+            model = transformers.T5ForConditionalGeneration(config)
+            if not config.tie_word_embeddings:
+                model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
         model = model.to(self.device, self.dtype).train(training)
         self.parameters = sum(p.numel() for p in model.parameters())
         return model
@@ -66,7 +86,7 @@ class Setting:
         return self.arguments.batch or default
 
     def ids(self, rows, tokens):
-        return torch.randint(3, VOCABULARY, (rows, tokens), device=self.device)
+        return torch.randint(3, self.size["vocab_size"], (rows, tokens), device=self.device)
 
     def precision(self):
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.arguments.dtype == "amp")
@@ -76,7 +96,10 @@ def sft(setting, dropout=0.1):
     """Trainer's step without the Trainer: the model's own loss, clipping, torch.optim.AdamW as it comes."""
     rows = setting.rows(8)
     model = setting.build(training=True, dropout=dropout)
-    ids, labels = setting.ids(rows, SOURCE), setting.ids(rows, TARGET)
+    if setting.one_row:
+        ids = labels = setting.ids(rows, SOURCE + setting.target)
+    else:
+        ids, labels = setting.ids(rows, SOURCE), setting.ids(rows, setting.target)
     mask = torch.ones_like(ids)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.01)
 
@@ -88,7 +111,7 @@ def sft(setting, dropout=0.1):
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
 
-    return repeat, rows, rows * (SOURCE + TARGET)
+    return repeat, rows, rows * (SOURCE + setting.target)
 
 
 def adam(setting):
@@ -103,24 +126,37 @@ def without_end(model):
     """No end token, so that every row has the same number of tokens."""
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
-    model.generation_config.decoder_start_token_id = 0
+    if model.config.is_encoder_decoder:
+        model.generation_config.decoder_start_token_id = 0
     return model
 
 
-def generation(setting, rows, length=TARGET, **how):
+def generation(setting, rows, length=NEW, given=SOURCE, **how):
     model = without_end(setting.build())
     rows = setting.rows(rows)
-    ids = setting.ids(rows, SOURCE)
+    ids = setting.ids(rows, given)
     mask = torch.ones_like(ids)
+    before = given if setting.one_row else 1
 
     def repeat():
         with torch.inference_mode(), setting.precision():
             written = model.generate(
                 input_ids=ids, attention_mask=mask, max_new_tokens=length, num_beams=1, use_cache=True, **how
             )
-        assert written.shape == (rows, length + 1), written.shape
+        assert written.shape == (rows, before + length), written.shape
 
     return repeat, rows, rows * length
+
+
+def prefill(setting):
+    """The prompts are read, and the first token is chosen."""
+    repeat, rows, _ = generation(setting, 8, 1, do_sample=False)
+    return repeat, rows, rows * SOURCE
+
+
+def decode(setting, rows):
+    """As many tokens as a prompt has, behind a single one: steps and nothing else."""
+    return generation(setting, rows, SOURCE, given=1, do_sample=False)
 
 
 def greedy(setting, rows):
@@ -138,37 +174,50 @@ def rollout(setting, rows):
     return generation(setting, rows, RESPONSE, **CRYSTAL)
 
 
-def label_log_probs(model, ids, mask, labels):
+def label_output(model, ids, labels, **options):
+    """The model's output, its logits those of the labels: a decoder-only model reads them behind the prompt, and projects only
+    what is asked for."""
+    if model.config.is_encoder_decoder:
+        inputs = F.pad(labels, (1, 0))[:, :-1]
+        mask = torch.ones_like(ids)
+        return model(input_ids=ids, attention_mask=mask, decoder_input_ids=inputs, use_cache=False, **options)
+    rows = torch.cat([ids, labels], 1)
+    kept = labels.shape[1] + 1
+    output = model(
+        input_ids=rows, attention_mask=torch.ones_like(rows), use_cache=False, logits_to_keep=kept, **options
+    )
+    output.logits = output.logits[:, :-1]
+    return output
+
+
+def label_log_probs(model, ids, labels):
     """Log-probability of every label: forward with labels' inputs, log-softmax over the vocabulary, gather."""
-    inputs = F.pad(labels, (1, 0))[:, :-1]
-    logits = model(input_ids=ids, attention_mask=mask, decoder_input_ids=inputs, use_cache=False).logits
+    logits = label_output(model, ids, labels).logits
     return logits.float().log_softmax(-1).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
 
 
 def score(setting):
     rows = setting.rows(32)
     model = setting.build()
-    ids, labels = setting.ids(rows, SOURCE), setting.ids(rows, TARGET)
-    mask = torch.ones_like(ids)
+    ids, labels = setting.ids(rows, SOURCE), setting.ids(rows, setting.target)
 
     def repeat():
         with torch.inference_mode(), setting.precision():
-            label_log_probs(model, ids, mask, labels).sum(-1)
+            label_log_probs(model, ids, labels).sum(-1)
 
-    return repeat, rows, rows * (SOURCE + TARGET)
+    return repeat, rows, rows * (SOURCE + setting.target)
 
 
 def choices(setting, length):
-    """Every (question, choice) is a row of its own, as one usually batches it: the prompt is encoded once per choice."""
+    """Every (question, choice) is a row of its own, as one usually batches it: the prompt is read once per choice."""
     questions, count = setting.rows(8), 4
     model = setting.build()
     ids = setting.ids(questions, SOURCE).repeat_interleave(count, 0)
     labels = setting.ids(questions * count, length)
-    mask = torch.ones_like(ids)
 
     def repeat():
         with torch.inference_mode(), setting.precision():
-            label_log_probs(model, ids, mask, labels).view(questions, count, length).sum(-1)
+            label_log_probs(model, ids, labels).view(questions, count, length).sum(-1)
 
     return repeat, questions, questions * count * (SOURCE + length)
 
@@ -180,32 +229,28 @@ class Learner:
         self.setting = setting
         self.model = without_end(setting.build())
         self.reference = copy.deepcopy(self.model).requires_grad_(False)
-        self.head = torch.nn.Linear(self.model.config.d_model, 1).to(setting.device)
+        self.head = torch.nn.Linear(self.model.config.hidden_size, 1).to(setting.device)
         self.parameters = [*self.model.parameters(), *self.head.parameters()]
         setting.parameters = sum(p.numel() for p in self.parameters)
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-5, weight_decay=0.01)
 
-    def scores(self, ids, mask, responses):
+    def scores(self, ids, responses):
         """Log-probability and value of every token."""
         with self.setting.precision():
-            inputs = F.pad(responses, (1, 0))[:, :-1]
-            output = self.model(
-                input_ids=ids,
-                attention_mask=mask,
-                decoder_input_ids=inputs,
-                use_cache=False,
-                output_hidden_states=True,
-            )
-            values = self.head(output.decoder_hidden_states[-1].float()).squeeze(-1).float()
+            output = label_output(self.model, ids, responses, output_hidden_states=True)
+            if self.setting.one_row:
+                states = output.hidden_states[-1][:, -responses.shape[1] - 1 : -1]
+            else:
+                states = output.decoder_hidden_states[-1]
+            values = self.head(states.float()).squeeze(-1).float()
         log_probs = output.logits.float().log_softmax(-1)
         return log_probs.gather(-1, responses.unsqueeze(-1)).squeeze(-1), values
 
     def update(self, ids, responses, rewards, passes):
-        mask = torch.ones_like(ids)
         with torch.no_grad():
-            old_log_probs, old_values = self.scores(ids, mask, responses)
+            old_log_probs, old_values = self.scores(ids, responses)
             with self.setting.precision():
-                reference = label_log_probs(self.reference, ids, mask, responses)
+                reference = label_log_probs(self.reference, ids, responses)
             token_rewards = -0.2 * (old_log_probs - reference)
             token_rewards[:, -1] += rewards
             advantages, following = [], 0.0
@@ -220,7 +265,7 @@ class Learner:
 
         for _ in range(passes):
             self.optimizer.zero_grad(set_to_none=True)
-            log_probs, values = self.scores(ids, mask, responses)
+            log_probs, values = self.scores(ids, responses)
             ratio = (log_probs - old_log_probs).exp()
             policy_loss = torch.max(-advantages * ratio, -advantages * ratio.clamp(0.8, 1.2)).mean()
             clipped = torch.clamp(values, old_values - 0.2, old_values + 0.2)
@@ -240,15 +285,13 @@ class Learner:
                 **CRYSTAL,
             )
         # A tensor of inference mode cannot be trained on.
-        return written[:, 1:].clone()
+        return written[:, -RESPONSE:].clone()
 
     def worth(self, ids, choices):
         """How far the first choice's first-token logit is ahead of the others."""
         with torch.no_grad(), self.setting.precision():
-            start = torch.zeros_like(ids[:, :1])
-            logits = self.model(
-                input_ids=ids, attention_mask=torch.ones_like(ids), decoder_input_ids=start, use_cache=False
-            ).logits
+            # Which label stands there changes nothing.
+            logits = label_output(self.model, ids, ids[:, :1]).logits
         scores = logits[:, 0].float().gather(-1, choices)
         return 0.5 * (scores[:, 0] - scores[:, 1:].max(-1).values).tanh()
 
@@ -256,9 +299,9 @@ class Learner:
 def ppo(setting):
     rows = setting.rows(8)
     learner = Learner(setting)
-    ids, responses = setting.ids(rows, SOURCE), setting.ids(rows, TARGET)
+    ids, responses = setting.ids(rows, SOURCE), setting.ids(rows, setting.target)
     rewards = torch.arange(rows, device=setting.device).sin()
-    return lambda: learner.update(ids, responses, rewards, 2), rows, rows * (SOURCE + TARGET)
+    return lambda: learner.update(ids, responses, rewards, 2), rows, rows * (SOURCE + setting.target)
 
 
 def ppo_step(setting):
@@ -278,13 +321,12 @@ def ppo_step(setting):
 def pairs(setting, count):
     """Prompts, and chosen and rejected completions below each other, as TRL batches them: every prompt is there twice."""
     ids = setting.ids(count, SOURCE).repeat(2, 1)
-    return ids, torch.ones_like(ids), setting.ids(2 * count, TARGET)
+    return ids, setting.ids(2 * count, setting.target)
 
 
-def completion_log_probs(model, ids, mask, labels):
+def completion_log_probs(model, ids, labels):
     """Sums over completions. Token by token as TRL's `selective_log_softmax`: no log-softmax of all logits."""
-    inputs = F.pad(labels, (1, 0))[:, :-1]
-    logits = model(input_ids=ids, attention_mask=mask, decoder_input_ids=inputs, use_cache=False).logits.float()
+    logits = label_output(model, ids, labels).logits.float()
     chosen = logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
     return (chosen - torch.stack([row.logsumexp(-1) for row in logits])).sum(-1)
 
@@ -292,13 +334,13 @@ def completion_log_probs(model, ids, mask, labels):
 def score_pairs(setting):
     count = setting.rows(16)
     model = setting.build()
-    ids, mask, labels = pairs(setting, count)
+    ids, labels = pairs(setting, count)
 
     def repeat():
         with torch.inference_mode(), setting.precision():
-            completion_log_probs(model, ids, mask, labels).tolist()
+            completion_log_probs(model, ids, labels).tolist()
 
-    return repeat, count, 2 * count * (SOURCE + TARGET)
+    return repeat, count, 2 * count * (SOURCE + setting.target)
 
 
 def dpo(setting):
@@ -307,26 +349,30 @@ def dpo(setting):
     model = setting.build()
     reference = copy.deepcopy(model).requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.01)
-    ids, mask, labels = pairs(setting, count)
+    ids, labels = pairs(setting, count)
 
     def repeat():
         optimizer.zero_grad(set_to_none=True)
         with setting.precision():
             with torch.no_grad():
-                held_at = completion_log_probs(reference, ids, mask, labels)
-            ratios = completion_log_probs(model, ids, mask, labels) - held_at
+                held_at = completion_log_probs(reference, ids, labels)
+            ratios = completion_log_probs(model, ids, labels) - held_at
             loss = -F.logsigmoid(0.1 * (ratios[:count] - ratios[count:])).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
 
-    return repeat, count, 2 * count * (SOURCE + TARGET)
+    return repeat, count, 2 * count * (SOURCE + setting.target)
 
 
 WORKLOADS = {
     "sft": sft,
     "sft_no_dropout": lambda setting: sft(setting, dropout=0.0),
     "adam": adam,
+    "prefill": prefill,
+    "decode_1": lambda setting: decode(setting, 1),
+    "decode_8": lambda setting: decode(setting, 8),
+    "decode_32": lambda setting: decode(setting, 32),
     "gen_greedy_8": lambda setting: greedy(setting, 8),
     "gen_greedy_32": lambda setting: greedy(setting, 32),
     "gen_top_p_8": lambda setting: top_p(setting, 8),
@@ -410,7 +456,7 @@ def main():
         "threads": arguments.threads,
         "batch": rows,
         "tokens": tokens,
-        "dropout": 0.1 if arguments.bench == "sft" else 0.0,
+        "dropout": 0.1 if arguments.bench == "sft" and not setting.one_row else 0.0,
         "warmup": arguments.warmup,
         "repeats": len(secs),
         "median_s": round(median, 5),

@@ -8,6 +8,7 @@ use ruminate_algorithms::dpo::{Dpo, DpoConfig, Pair, Reference, ShuffledPairs, p
 use ruminate_models::Tokenizer;
 use ruminate_torch::optim::{Adam, Optimizer, clip_grad_norm};
 
+use crate::models::Model;
 use crate::training::{ADAM, LR};
 use crate::{Setting, Workload};
 
@@ -29,8 +30,8 @@ fn tokens(setting: &Setting, pairs: usize) -> usize {
 }
 
 /// Log-probabilities of both completions under the reference, as they are precomputed.
-pub(crate) fn score(setting: &Setting) -> Result<Workload> {
-    let model = setting.build()?;
+pub(crate) fn score<M: Model>(setting: &Setting) -> Result<Workload> {
+    let model: M = setting.build()?;
     let mut pairs = pairs(setting, setting.rows(16));
     let sizes = (pairs.len(), tokens(setting, pairs.len()), model.parameters().count());
     let forward = setting.clone();
@@ -41,9 +42,9 @@ pub(crate) fn score(setting: &Setting) -> Result<Workload> {
 }
 
 /// A step of DPO with a frozen copy of the policy as its reference: forward of both, backward, clipping, AdamW.
-pub(crate) fn step(setting: &Setting) -> Result<Workload> {
+pub(crate) fn step<M: Model>(setting: &Setting) -> Result<Workload> {
     let pairs = pairs(setting, setting.rows(4));
-    let (policy, reference) = (setting.build()?, setting.build()?);
+    let (policy, reference): (M, M) = (setting.build()?, setting.build()?);
     let sizes = (pairs.len(), tokens(setting, pairs.len()), policy.parameters().count());
     // It goes into checkpoints only, which nobody writes here.
     let tokenizer = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/world/t5");

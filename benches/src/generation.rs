@@ -2,24 +2,43 @@
 
 use anyhow::Result;
 use ruminate_algorithms::ppo::RolloutConfig;
-use ruminate_models::{Generate, GenerationConfig, Sampling, Strategy, derive_seed};
+use ruminate_models::{GenerationConfig, Sampling, Strategy, TokenId, derive_seed};
 
+use crate::models::Model;
 use crate::{Setting, Workload};
 
+/// Eight prompts are read, and the first token is chosen; prompt tokens count.
+pub(crate) fn prefill<M: Model>(setting: &Setting) -> Result<Workload> {
+    let prompts = setting.ids(setting.rows(8), setting.source, 1);
+    let mut workload = generate::<M>(setting, prompts, config(1, Strategy::Greedy))?;
+    workload.tokens = workload.batch * setting.source;
+    Ok(workload)
+}
+
+/// As many tokens as a prompt has, the most probable ones, behind a single token: steps and nothing else.
+pub(crate) fn decode<M: Model>(setting: &Setting, rows: usize) -> Result<Workload> {
+    let prompts = setting.ids(setting.rows(rows), 1, 1);
+    generate::<M>(setting, prompts, config(setting.source, Strategy::Greedy))
+}
+
 /// The most probable token at each step.
-pub(crate) fn greedy(setting: &Setting, rows: usize) -> Result<Workload> {
-    generate(setting, rows, config(setting.target, Strategy::Greedy))
+pub(crate) fn greedy<M: Model>(setting: &Setting, rows: usize) -> Result<Workload> {
+    generate::<M>(setting, prompts(setting, rows), config(setting.new, Strategy::Greedy))
 }
 
 /// Temperature 0.7, then top-p 0.9 over the full vocabulary.
-pub(crate) fn top_p(setting: &Setting, rows: usize) -> Result<Workload> {
+pub(crate) fn top_p<M: Model>(setting: &Setting, rows: usize) -> Result<Workload> {
     let sampling = Sampling { temperature: 0.7, top_k: None, top_p: Some(0.9) };
-    generate(setting, rows, config(setting.target, Strategy::Sample(sampling)))
+    generate::<M>(setting, prompts(setting, rows), config(setting.new, Strategy::Sample(sampling)))
 }
 
 /// One response to each prompt, drawn as Crystal does.
-pub(crate) fn rollout(setting: &Setting, rows: usize) -> Result<Workload> {
-    generate(setting, rows, crystal(setting))
+pub(crate) fn rollout<M: Model>(setting: &Setting, rows: usize) -> Result<Workload> {
+    generate::<M>(setting, prompts(setting, rows), crystal(setting))
+}
+
+fn prompts(setting: &Setting, rows: usize) -> Vec<Vec<TokenId>> {
+    setting.ids(setting.rows(rows), setting.source, 1)
 }
 
 /// Crystal's way of drawing responses: temperature 0.7, then top-k 50.
@@ -37,12 +56,15 @@ pub(crate) fn seeds(rows: usize) -> Vec<u64> {
     (0..rows as u64).map(|row| derive_seed(1, &[row])).collect()
 }
 
-fn generate(setting: &Setting, rows: usize, config: GenerationConfig) -> Result<Workload> {
-    let model = setting.build()?;
+fn generate<M: Model>(
+    setting: &Setting,
+    prompts: Vec<Vec<TokenId>>,
+    config: GenerationConfig,
+) -> Result<Workload> {
+    let model: M = setting.build()?;
     let parameters = model.parameters().count();
-    let rows = setting.rows(rows);
-    let prompts = setting.ids(rows, setting.source, 1);
-    let (seeds, new) = (seeds(rows), config.max_new_tokens);
+    let (rows, new) = (prompts.len(), config.max_new_tokens);
+    let seeds = seeds(rows);
     let forward = setting.clone();
     Ok(Workload::new(setting, (rows, rows * new, parameters), move || {
         let written = forward.forward(|| Ok(model.generate(&prompts, &config, &seeds)?))?;

@@ -1,7 +1,7 @@
 //! The workloads that are timed: what one repeat does, on models with random weights.
 //!
-//! A new workload is a function `fn(&Setting) -> Result<Workload>` and its line in [`WORKLOADS`]. To time it beside the Python
-//! stack, `python/workload.py` gets a function of the same name.
+//! A new workload is a function `fn<M: Model>(&Setting) -> Result<Workload>` and its line in [`WORKLOADS`]. To time it beside
+//! the Python stack, `python/workload.py` gets a function of the same name.
 
 mod dpo;
 mod generation;
@@ -16,10 +16,11 @@ use anyhow::{Context, Result};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use ruminate_algorithms::Phases;
-use ruminate_models::{Example, T5, T5Config, TokenId};
+use ruminate_models::{Example, Llama, T5, TokenId};
 use tch::{Device, Kind};
 
-pub use models::{MODELS, config};
+use models::Model;
+pub use models::{MODELS, Shape, shape};
 
 /// In which precision a workload runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -52,15 +53,17 @@ impl Precision {
 #[derive(Debug, Clone)]
 pub struct Setting {
     /// The architecture; weights are random.
-    pub model: T5Config,
+    pub model: Shape,
     /// The precision.
     pub precision: Precision,
     /// Where the model lies.
     pub device: Device,
     /// Tokens of each prompt.
     pub source: usize,
-    /// Tokens of each target, and tokens that generation writes.
+    /// Tokens of each target.
     pub target: usize,
+    /// Tokens that generation writes.
+    pub new: usize,
     /// Tokens of each response that is drawn for reinforcement.
     pub response: usize,
     /// Rows instead of the workload's own number.
@@ -68,18 +71,19 @@ pub struct Setting {
 }
 
 impl Setting {
-    /// The shapes of the definitions: prompts of 128 tokens, targets of 64, responses of 32.
+    /// The shapes of the definitions: prompts of 128 tokens, targets of 64 for a T5 and 128 for a Llama, responses of 32.
     #[must_use]
-    pub fn new(model: T5Config, precision: Precision, device: Device) -> Self {
-        Self { model, precision, device, source: 128, target: 64, response: 32, batch: None }
+    pub fn new(model: Shape, precision: Precision, device: Device) -> Self {
+        let target = if matches!(model, Shape::T5(_)) { 64 } else { 128 };
+        Self { model, precision, device, source: 128, target, new: 64, response: 32, batch: None }
     }
 
     fn rows(&self, default: usize) -> usize {
         self.batch.unwrap_or(default)
     }
 
-    fn build(&self) -> Result<T5> {
-        Ok(T5::new(self.model.clone(), self.precision.kind(), self.device, 1)?)
+    fn build<M: Model>(&self) -> Result<M> {
+        M::build(&self.model, self.precision.kind(), self.device)
     }
 
     /// Runs a forward pass in this precision.
@@ -93,7 +97,7 @@ impl Setting {
     /// Rows of random ids, none of them special.
     fn ids(&self, rows: usize, tokens: usize, seed: u64) -> Vec<Vec<TokenId>> {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let vocab = self.model.vocab_size;
+        let vocab = self.model.vocab_size();
         (0..rows).map(|_| (0..tokens).map(|_| rng.random_range(3..vocab)).collect()).collect()
     }
 
@@ -101,6 +105,17 @@ impl Setting {
         let prompts = self.ids(rows, self.source, 1);
         let targets = self.ids(rows, self.target, 2);
         prompts.into_iter().zip(targets).map(|(prompt, target)| Example { prompt, target }).collect()
+    }
+
+    /// Rows to be learnt: of a T5 the targets, of a Llama everything behind the first token.
+    fn lessons(&self, rows: usize) -> Vec<Example> {
+        let mut examples = self.examples(rows);
+        if matches!(self.model, Shape::Llama(_)) {
+            for Example { prompt, target } in &mut examples {
+                target.splice(..0, prompt.drain(1..));
+            }
+        }
+        examples
     }
 }
 
@@ -158,42 +173,96 @@ impl std::fmt::Debug for Workload {
 }
 
 /// Builds a workload.
-pub type Prepare = fn(&Setting) -> Result<Workload>;
+type Prepare = fn(&Setting) -> Result<Workload>;
 
-/// Every workload by its name.
-pub const WORKLOADS: &[(&str, Prepare)] = &[
-    ("sft", training::sft),
-    ("sft_no_dropout", training::sft_no_dropout),
-    ("sft_full_logits", training::sft_full_logits),
-    ("adam", training::adam),
-    ("loss", training::loss),
-    ("loss_full_logits", training::loss_full_logits),
-    ("gen_greedy_8", |setting| generation::greedy(setting, 8)),
-    ("gen_greedy_32", |setting| generation::greedy(setting, 32)),
-    ("gen_top_p_8", |setting| generation::top_p(setting, 8)),
-    ("gen_top_p_32", |setting| generation::top_p(setting, 32)),
-    ("rollout_8", |setting| generation::rollout(setting, 8)),
-    ("rollout_32", |setting| generation::rollout(setting, 32)),
-    ("ppo", ppo::update),
-    ("ppo_step", ppo::step),
-    ("quark", mario::quark),
-    ("reward_consistency", mario::consistency),
-    ("reward_plausibility", mario::plausibility),
-    ("reward_diversity", mario::diversity),
-    ("score", scoring::score),
-    ("score_pairs", dpo::score),
-    ("dpo", dpo::step),
-    ("choices_2", |setting| scoring::choices(setting, 2)),
-    ("choices_16", |setting| scoring::choices(setting, 16)),
+/// A workload's name, and what builds it.
+#[derive(Debug, Clone, Copy)]
+pub struct Entry {
+    /// The name.
+    pub name: &'static str,
+    t5: Prepare,
+    llama: Option<Prepare>,
+}
+
+impl Entry {
+    fn prepare(&self, model: &Shape) -> Option<Prepare> {
+        match model {
+            Shape::T5(_) => Some(self.t5),
+            Shape::Llama(_) => self.llama,
+        }
+    }
+
+    /// Whether such a model can do it.
+    #[must_use]
+    pub fn fits(&self, model: &Shape) -> bool {
+        self.prepare(model).is_some()
+    }
+}
+
+/// A workload of any model.
+macro_rules! any {
+    ($name:literal, $module:ident :: $function:ident $(, $size:literal)?) => {
+        Entry {
+            name: $name,
+            t5: |setting| $module::$function::<T5>(setting $(, $size)?),
+            llama: Some(|setting| $module::$function::<Llama>(setting $(, $size)?)),
+        }
+    };
+}
+
+/// A workload of T5.
+const fn t5(name: &'static str, t5: Prepare) -> Entry {
+    Entry { name, t5, llama: None }
+}
+
+/// Every workload.
+pub const WORKLOADS: &[Entry] = &[
+    any!("sft", training::sft),
+    t5("sft_no_dropout", training::sft_no_dropout),
+    any!("sft_full_logits", training::sft_full_logits),
+    any!("adam", training::adam),
+    any!("loss", training::loss),
+    any!("loss_full_logits", training::loss_full_logits),
+    any!("prefill", generation::prefill),
+    any!("decode_1", generation::decode, 1),
+    any!("decode_8", generation::decode, 8),
+    any!("decode_32", generation::decode, 32),
+    any!("gen_greedy_8", generation::greedy, 8),
+    any!("gen_greedy_32", generation::greedy, 32),
+    any!("gen_top_p_8", generation::top_p, 8),
+    any!("gen_top_p_32", generation::top_p, 32),
+    any!("rollout_8", generation::rollout, 8),
+    any!("rollout_32", generation::rollout, 32),
+    any!("ppo", ppo::update),
+    any!("ppo_step", ppo::step),
+    t5("quark", mario::quark),
+    t5("reward_consistency", mario::consistency),
+    t5("reward_plausibility", mario::plausibility),
+    t5("reward_diversity", mario::diversity),
+    any!("score", scoring::score),
+    any!("score_pairs", dpo::score),
+    any!("dpo", dpo::step),
+    any!("choices_2", scoring::choices, 2),
+    any!("choices_16", scoring::choices, 16),
 ];
 
 /// Builds the workload of that name.
 ///
 /// # Errors
-/// When there is none of that name, or memory is short.
+/// When there is none of that name, or none for such a model, or memory is short.
 pub fn prepare(name: &str, setting: &Setting) -> Result<Workload> {
-    let names = || WORKLOADS.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
-    let found = WORKLOADS.iter().find(|(candidate, _)| *candidate == name);
-    let (_, prepare) = found.with_context(|| format!("no workload '{name}'; there are {}", names()))?;
+    let names = |of: &dyn Fn(&Entry) -> bool| {
+        let names: Vec<_> = WORKLOADS.iter().filter(|entry| of(entry)).map(|entry| entry.name).collect();
+        names.join(", ")
+    };
+    let found = WORKLOADS.iter().find(|entry| entry.name == name);
+    let entry = found.with_context(|| format!("no workload '{name}'; there are {}", names(&|_| true)))?;
+    let prepare = entry.prepare(&setting.model).with_context(|| {
+        let family = setting.model.family();
+        format!(
+            "'{name}' is no workload of a {family}; those are {}",
+            names(&|entry| entry.fits(&setting.model))
+        )
+    })?;
     prepare(setting)
 }

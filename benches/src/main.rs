@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use ruminate_benches::{Precision, Setting, config, host, prepare};
+use ruminate_benches::{Precision, Setting, host, prepare, shape};
 use serde_json::json;
 use tch::{Device, Kind};
 
@@ -48,7 +48,7 @@ fn main() -> Result<()> {
     tch::set_num_threads(cli.threads);
     let device = if cli.cuda { Device::Cuda(0) } else { Device::Cpu };
     anyhow::ensure!(!cli.cuda || tch::Cuda::is_available(), "there is no CUDA device");
-    let mut setting = Setting::new(config(&cli.model)?, cli.dtype, device);
+    let mut setting = Setting::new(shape(&cli.model)?, cli.dtype, device);
     setting.batch = cli.batch;
     let before = host::peak_rss_mib()?;
     let mut workload = prepare(&cli.bench, &setting)?;
@@ -80,7 +80,7 @@ fn main() -> Result<()> {
     let peak = host::peak_rss_mib()?;
     let kind = if cli.dtype == Precision::Fp32 { Kind::Float } else { Kind::BFloat16 };
     let dropout = if cli.bench.starts_with("sft") && cli.bench != "sft_no_dropout" {
-        setting.model.dropout_rate
+        setting.model.dropout()
     } else {
         0.0
     };

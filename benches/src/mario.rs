@@ -7,6 +7,7 @@ use ruminate_rewards::mario::ngram_diversity;
 use ruminate_torch::optim::{Adam, Optimizer, clip_grad_norm};
 use tch::Tensor;
 
+use crate::models::Shape;
 use crate::training::{ADAM, LR};
 use crate::{Setting, Workload};
 
@@ -19,7 +20,7 @@ const CODE: usize = 4;
 
 /// Consistency: two models choose among four labels, one with a rationale in its prompt.
 pub(crate) fn consistency(setting: &Setting) -> Result<Workload> {
-    let models = [setting.build()?, setting.build()?];
+    let models: [T5; 2] = [setting.build()?, setting.build()?];
     let rows = setting.rows(RESPONSES);
     let question = setting.source.div_ceil(2);
     let prompts = [setting.ids(rows, question, 1), setting.ids(rows, question + setting.target, 2)];
@@ -37,7 +38,8 @@ pub(crate) fn consistency(setting: &Setting) -> Result<Workload> {
 
 /// Plausibility: an encoder reads rationales.
 pub(crate) fn plausibility(setting: &Setting) -> Result<Workload> {
-    let config = T5Config { is_encoder_decoder: false, ..setting.model.clone() };
+    let Shape::T5(config) = setting.model.clone() else { anyhow::bail!("only a T5 has an encoder") };
+    let config = T5Config { is_encoder_decoder: false, ..config };
     let encoder = T5::new(config, setting.precision.kind(), setting.device, 1)?;
     let rows = setting.rows(RESPONSES);
     let rationales = setting.ids(rows, setting.target, 1);
@@ -63,7 +65,7 @@ pub(crate) fn diversity(setting: &Setting) -> Result<Workload> {
 
 /// A step of Quark: samples behind their codes, the divergence from a frozen reference, backward, clipping, Adam.
 pub(crate) fn quark(setting: &Setting) -> Result<Workload> {
-    let (policy, reference) = (setting.build()?, setting.build()?);
+    let (policy, reference): (T5, T5) = (setting.build()?, setting.build()?);
     let mut adam = Adam::new(policy.parameters().named(), ADAM)?;
     let rows = setting.rows(8);
     let bare = setting.examples(rows);
@@ -83,7 +85,7 @@ pub(crate) fn quark(setting: &Setting) -> Result<Workload> {
             let of = |model: &T5, examples: &[Example], code| predictions(model, examples, &labels, code);
             let policy = of(&policy, &coded, CODE)?;
             let reference = tch::no_grad(|| of(&reference, &bare, 0))?;
-            let vocab = forward.model.vocab_size;
+            let vocab = forward.model.vocab_size();
             let terms = TokenTerms::chunked(&policy, Some(&reference), &labels.targets, vocab)?;
             let loss = quark_loss(&terms, 0.1, 0.0)?;
             Ok(loss.sum.f_div_scalar(loss.count as f64)?)

@@ -3,12 +3,13 @@
 use anyhow::Result;
 use ruminate_algorithms::ppo::{Estimates, Estimation, Grid, Mask, policy_loss, token_rewards, value_loss};
 use ruminate_datasets::Compat;
-use ruminate_models::{ActorCritic, Example, Generate, Policy, T5, TokenId, Want};
+use ruminate_models::{ActorCritic, Example, Policy, ScoreChoices, TokenId, Want};
 use ruminate_rewards::{RewardError, Shape, first_token_scores};
 use ruminate_torch::optim::{Adam, Optimizer, clip_grad_norm};
 use tch::{Kind, Tensor};
 
 use crate::generation::{crystal, seeds};
+use crate::models::Model;
 use crate::training::{ADAM, LR};
 use crate::{Setting, Workload};
 
@@ -17,11 +18,11 @@ const KL_COEF: f64 = 0.2;
 const CLIP: f64 = 0.2;
 
 /// Scoring of given responses, estimates, and two passes over all of them.
-pub(crate) fn update(setting: &Setting) -> Result<Workload> {
+pub(crate) fn update<M: Model>(setting: &Setting) -> Result<Workload> {
     let rows = setting.rows(8);
     let examples = setting.examples(rows);
     let rewards: Vec<f64> = (0..rows).map(|row| (row as f64).sin()).collect();
-    let mut learner = Learner::new(setting)?;
+    let mut learner = Learner::<M>::new(setting)?;
     let tokens = rows * (setting.source + setting.target);
     let sizes = (rows, tokens, learner.model.parameters().count());
     Ok(Workload::in_phases(setting, sizes, move |phases| {
@@ -31,11 +32,11 @@ pub(crate) fn update(setting: &Setting) -> Result<Workload> {
 }
 
 /// A whole step: responses are drawn, the policy judges what they do for its own answers, and four passes.
-pub(crate) fn step(setting: &Setting) -> Result<Workload> {
+pub(crate) fn step<M: Model>(setting: &Setting) -> Result<Workload> {
     let rows = setting.rows(8);
     let (prompts, choices) = (setting.ids(rows, setting.source, 1), setting.ids(rows, 4, 2));
     let (generation, seeds) = (crystal(setting), seeds(rows));
-    let mut learner = Learner::new(setting)?;
+    let mut learner = Learner::<M>::new(setting)?;
     let tokens = rows * (setting.source + setting.response);
     let sizes = (rows, tokens, learner.model.parameters().count());
     let forward = setting.clone();
@@ -57,7 +58,7 @@ pub(crate) fn step(setting: &Setting) -> Result<Workload> {
 }
 
 /// What the responses do for the first choice of each question, as `SelfFeedback` counts it.
-fn rewards(policy: &T5, examples: &[Example], choices: &[Vec<TokenId>]) -> Result<Vec<f64>> {
+fn rewards(policy: &impl ScoreChoices, examples: &[Example], choices: &[Vec<TokenId>]) -> Result<Vec<f64>> {
     let asked = examples.iter().zip(choices).flat_map(|(example, choices)| {
         [example.prompt.clone(), [&example.prompt[..], &example.target].concat()]
             .map(|prompt| (prompt, choices.clone()))
@@ -67,10 +68,10 @@ fn rewards(policy: &T5, examples: &[Example], choices: &[Vec<TokenId>]) -> Resul
 }
 
 /// A policy with its value head, their optimizer, and the policy that is not to be left.
-struct Learner {
+struct Learner<M> {
     setting: Setting,
-    model: ActorCritic<T5>,
-    reference: T5,
+    model: ActorCritic<M>,
+    reference: M,
     adam: Adam,
 }
 
@@ -82,7 +83,7 @@ struct Old {
     returns: Tensor,
 }
 
-impl Learner {
+impl<M: Model> Learner<M> {
     fn new(setting: &Setting) -> Result<Self> {
         let model = ActorCritic::shared(setting.build()?, 1)?;
         let adam = Adam::new(model.parameters().named(), ADAM)?;

@@ -1,14 +1,15 @@
 //! Log-probabilities of given tokens.
 
 use anyhow::Result;
-use ruminate_models::{Policy, ScoreChoices, TokenId, Want};
+use ruminate_models::{TokenId, Want};
 use tch::Kind;
 
+use crate::models::Model;
 use crate::{Setting, Workload};
 
 /// Log-probability of every target token, and their sum per row.
-pub(crate) fn score(setting: &Setting) -> Result<Workload> {
-    let model = setting.build()?;
+pub(crate) fn score<M: Model>(setting: &Setting) -> Result<Workload> {
+    let model: M = setting.build()?;
     let parameters = model.parameters().count();
     let rows = setting.rows(32);
     let examples = setting.examples(rows);
@@ -24,9 +25,9 @@ pub(crate) fn score(setting: &Setting) -> Result<Workload> {
 }
 
 /// Eight questions with four answer choices of `length` tokens each: log-probability of every choice.
-pub(crate) fn choices(setting: &Setting, length: usize) -> Result<Workload> {
+pub(crate) fn choices<M: Model>(setting: &Setting, length: usize) -> Result<Workload> {
     const CHOICES: usize = 4;
-    let model = setting.build()?;
+    let model: M = setting.build()?;
     let parameters = model.parameters().count();
     let questions = setting.rows(8);
     let prompts = setting.ids(questions, setting.source, 1);

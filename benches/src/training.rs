@@ -1,11 +1,12 @@
 //! Training: whole steps, and their parts.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use ruminate_algorithms::cross_entropy;
-use ruminate_models::{Batch, Labels, Policy, T5, Want};
+use ruminate_models::{Labels, T5, Want};
 use ruminate_torch::optim::{Adam, AdamConfig, Optimizer, clip_grad_norm};
 use tch::{Kind, Tensor};
 
+use crate::models::{Model, Shape};
 use crate::{Setting, Workload};
 
 pub(crate) const LR: f64 = 1e-5;
@@ -19,9 +20,9 @@ pub(crate) const ADAM: AdamConfig = AdamConfig {
 };
 
 /// One step of supervised fine-tuning with the model's dropout.
-pub(crate) fn sft(setting: &Setting) -> Result<Workload> {
-    let examples = setting.examples(setting.rows(8));
-    step(setting, move |model| {
+pub(crate) fn sft<M: Model>(setting: &Setting) -> Result<Workload> {
+    let examples = setting.lessons(setting.rows(8));
+    step(setting, move |model: &M| {
         let loss = cross_entropy(&model.score(&examples, Want::default())?)?;
         Ok(loss.sum.f_div_scalar(loss.count as f64)?)
     })
@@ -30,27 +31,28 @@ pub(crate) fn sft(setting: &Setting) -> Result<Workload> {
 /// The same without dropout.
 pub(crate) fn sft_no_dropout(setting: &Setting) -> Result<Workload> {
     let mut setting = setting.clone();
-    setting.model.dropout_rate = 0.0;
-    sft(&setting)
+    if let Shape::T5(config) = &mut setting.model {
+        config.dropout_rate = 0.0;
+    }
+    sft::<T5>(&setting)
 }
 
 /// The same step with all logits in memory: what it would cost without chunks.
-pub(crate) fn sft_full_logits(setting: &Setting) -> Result<Workload> {
-    let examples = setting.examples(setting.rows(8));
-    let prompts: Vec<_> = examples.iter().map(|e| e.prompt.as_slice()).collect();
+pub(crate) fn sft_full_logits<M: Model>(setting: &Setting) -> Result<Workload> {
+    let examples = setting.lessons(setting.rows(8));
     let targets: Vec<_> = examples.iter().map(|e| e.target.as_slice()).collect();
-    let source = Batch::new(&prompts, 0, ruminate_models::Side::Right, setting.device)?;
-    let labels = Labels::new(&targets, setting.device)?;
-    step(setting, move |model| {
-        let inputs = model.shift_right(&labels.ids)?;
-        let logits = model.logits(&model.decode(&model.encode(&source)?, &inputs)?)?;
-        mean_loss(&logits.f_flatten(0, 1)?, &labels.targets)
+    let targets = Labels::new(&targets, setting.device)?.targets;
+    step(setting, move |model: &M| {
+        let states = model.states(&examples)?.context("the model has states")?.f_flatten(0, 1)?;
+        let output = model.output_weight().context("the model has an output matrix")?;
+        let states = states.f_mul_scalar(model.output_scale())?;
+        mean_loss(&ruminate_torch::linear(&states, output)?.f_to_kind(Kind::Float)?, &targets)
     })
 }
 
 /// Forward, backward, clipping, AdamW.
-fn step(setting: &Setting, loss: impl Fn(&T5) -> Result<Tensor> + 'static) -> Result<Workload> {
-    let mut model = setting.build()?;
+fn step<M: Model>(setting: &Setting, loss: impl Fn(&M) -> Result<Tensor> + 'static) -> Result<Workload> {
+    let mut model: M = setting.build()?;
     model.set_training(true);
     let parameters = model.parameters().count();
     let mut adam = Adam::new(model.parameters().named(), ADAM)?;
@@ -66,8 +68,8 @@ fn step(setting: &Setting, loss: impl Fn(&T5) -> Result<Tensor> + 'static) -> Re
 }
 
 /// The optimizer step alone; its tokens are parameters.
-pub(crate) fn adam(setting: &Setting) -> Result<Workload> {
-    let model = setting.build()?;
+pub(crate) fn adam<M: Model>(setting: &Setting) -> Result<Workload> {
+    let model: M = setting.build()?;
     let parameters = model.parameters().count();
     let mut adam = Adam::new(model.parameters().named(), ADAM)?;
     // The sum of all parameters: a gradient of 1 everywhere.
@@ -76,22 +78,22 @@ pub(crate) fn adam(setting: &Setting) -> Result<Workload> {
     Ok(Workload::new(setting, (1, parameters as usize, parameters), move || Ok(adam.step(LR)?)))
 }
 
-/// Forward and backward of the loss alone, from the decoder's states and the output matrix.
-pub(crate) fn loss(setting: &Setting) -> Result<Workload> {
-    head(setting, |states, weight, targets| {
+/// Forward and backward of the loss alone, from the last states and the output matrix.
+pub(crate) fn loss<M: Model>(setting: &Setting) -> Result<Workload> {
+    head::<M>(setting, |states, weight, targets| {
         Ok(ruminate_torch::log_probs(states, weight, targets, 1.0, false)?.log_probs.f_mean(Kind::Float)?)
     })
 }
 
 /// The same with all logits in memory.
-pub(crate) fn loss_full_logits(setting: &Setting) -> Result<Workload> {
-    head(setting, |states, weight, targets| {
+pub(crate) fn loss_full_logits<M: Model>(setting: &Setting) -> Result<Workload> {
+    head::<M>(setting, |states, weight, targets| {
         let logits = states.f_linear(weight, None::<&Tensor>)?.f_to_kind(Kind::Float)?;
         mean_loss(&logits, targets)
     })
 }
 
-fn head(
+fn head<M: Model>(
     setting: &Setting,
     loss: impl Fn(&Tensor, &Tensor, &Tensor) -> Result<Tensor> + 'static,
 ) -> Result<Workload> {
@@ -99,8 +101,9 @@ fn head(
     let labels = Labels::new(&setting.ids(rows, setting.target, 2), setting.device)?;
     let options = (setting.precision.kind(), setting.device);
     let count = (rows * setting.target) as i64;
-    let states = Tensor::f_randn([count, setting.model.d_model], options)?.set_requires_grad(true);
-    let weight = Tensor::f_randn([setting.model.vocab_size, setting.model.d_model], options)?;
+    let (vocab, width) = (setting.model.vocab_size(), setting.model.hidden_size());
+    let states = Tensor::f_randn([count, width], options)?.set_requires_grad(true);
+    let weight = Tensor::f_randn([vocab, width], options)?;
     let weight = weight.f_mul_scalar(0.05)?.set_requires_grad(true);
     let parameters = weight.numel() as u64;
     let forward = setting.clone();

@@ -1,31 +1,66 @@
 //! Every workload runs, at a size that takes no time.
 
-use ruminate_benches::{Precision, Setting, WORKLOADS, config, prepare};
+use ruminate_benches::{MODELS, Precision, Setting, Shape, WORKLOADS, prepare, shape};
 use tch::Device;
 
-fn tiny(precision: Precision) -> Setting {
-    let mut setting = Setting::new(config("tiny").unwrap(), precision, Device::Cpu);
-    (setting.source, setting.target, setting.response, setting.batch) = (5, 3, 4, Some(2));
+fn tiny(model: &str, precision: Precision) -> Setting {
+    let mut setting = Setting::new(shape(model).unwrap(), precision, Device::Cpu);
+    (setting.source, setting.target, setting.new, setting.response) = (5, 3, 3, 4);
+    setting.batch = Some(2);
     setting
 }
 
 #[test]
 fn every_workload_runs_in_every_precision() {
-    for precision in [Precision::Fp32, Precision::Bf16, Precision::Amp] {
-        for (name, _) in WORKLOADS {
-            let mut workload =
-                prepare(name, &tiny(precision)).unwrap_or_else(|error| panic!("{name}: {error:#}"));
-            for _ in 0..2 {
-                workload.repeat().unwrap_or_else(|error| panic!("{name} {precision:?}: {error:#}"));
+    for model in ["tiny", "llama-tiny"] {
+        for precision in [Precision::Fp32, Precision::Bf16, Precision::Amp] {
+            let setting = tiny(model, precision);
+            for entry in WORKLOADS.iter().filter(|entry| entry.fits(&setting.model)) {
+                let name = entry.name;
+                let mut workload =
+                    prepare(name, &setting).unwrap_or_else(|error| panic!("{name} {model}: {error:#}"));
+                for _ in 0..2 {
+                    let done = workload.repeat();
+                    done.unwrap_or_else(|error| panic!("{name} {model} {precision:?}: {error:#}"));
+                }
+                assert!(workload.tokens > 0 && workload.parameters > 0, "{name}");
             }
-            assert!(workload.tokens > 0 && workload.parameters > 0, "{name}");
         }
     }
 }
 
 #[test]
+fn tokens_are_counted_as_defined() {
+    let tokens = |model: &str, name| {
+        let mut setting = Setting::new(shape(model).unwrap(), Precision::Fp32, Device::Cpu);
+        // Nothing of a smaller model is counted.
+        setting.model =
+            tiny(if model.starts_with("t5") { "tiny" } else { "llama-tiny" }, Precision::Fp32).model;
+        prepare(name, &setting).unwrap().tokens
+    };
+    let all = ["sft", "gen_greedy_8", "gen_top_p_32", "score", "dpo", "ppo", "prefill", "decode_8"];
+    assert_eq!(all.map(|name| tokens("t5-small", name)), [1536, 512, 2048, 6144, 1536, 1536, 1024, 1024]);
+    assert_eq!(all.map(|name| tokens("llama-60m", name)), [2048, 512, 2048, 8192, 2048, 2048, 1024, 1024]);
+}
+
+#[test]
+fn models_have_their_sizes() {
+    let parameters = |name: &str| match shape(name).unwrap() {
+        Shape::T5(config) => config.parameter_count(),
+        Shape::Llama(config) => config.parameter_count(),
+    };
+    assert!(MODELS.into_iter().all(|name| parameters(name) > 0));
+    assert_eq!(parameters("t5-small"), 60_506_624);
+    assert_eq!(parameters("llama-60m"), 58_073_600);
+    assert_eq!(parameters("llama-1b"), 1_235_814_400);
+}
+
+#[test]
 fn an_unknown_name_is_told_which_exist() {
-    let error = prepare("sgd", &tiny(Precision::Fp32)).unwrap_err().to_string();
-    assert!(error.contains("'sgd'") && error.contains("sft"), "{error}");
-    assert!(config("t6").is_err());
+    let refusal = |name, model| format!("{:#}", prepare(name, &tiny(model, Precision::Fp32)).unwrap_err());
+    let error = refusal("sgd", "tiny");
+    assert!(error.contains("'sgd'") && error.contains("sft") && error.contains("quark"), "{error}");
+    let error = refusal("quark", "llama-tiny");
+    assert!(error.contains("Llama") && error.contains("decode_1") && !error.contains("reward"), "{error}");
+    assert!(shape("t6").is_err());
 }

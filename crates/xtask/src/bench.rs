@@ -23,21 +23,17 @@ pub(crate) struct Bench {
     /// Time workloads in turns with the same ones in Python (transformers), and print the ratios
     #[arg(long, conflicts_with = "filter")]
     against_python: bool,
-    /// Workloads to compare
-    #[arg(
-        long,
-        value_delimiter = ',',
-        requires = "against_python",
-        default_value = "sft,sft_no_dropout,gen_greedy_8,gen_greedy_32,gen_top_p_8,gen_top_p_32,rollout_8,rollout_32,ppo,ppo_step,score,score_pairs,dpo,choices_2,choices_16"
-    )]
-    workloads: Vec<String>,
+    /// Workloads to compare [default: those of the model's family]
+    #[arg(long, value_delimiter = ',', requires = "against_python")]
+    workloads: Option<Vec<String>>,
     /// How often the two sides take turns
     #[arg(long, default_value_t = 5, requires = "against_python")]
     rounds: usize,
     /// Precision of both sides
     #[arg(long, value_enum, default_value_t = Dtype::Fp32, requires = "against_python")]
     dtype: Dtype,
-    /// Size of the model: t5-mini, t5-small, t5-base, t5-large or flan-t5-base [default: t5-small; t5-mini for criterion]
+    /// Size of the model: t5-mini, t5-small, t5-base, t5-large, flan-t5-base, llama-mini, llama-60m or llama-1b
+    /// [default: t5-small; t5-mini for criterion]
     #[arg(long)]
     model: Option<String>,
     /// Threads of each side
@@ -59,6 +55,33 @@ enum Dtype {
     Bf16,
     /// float32 weights, matrix products in bfloat16
     Amp,
+}
+
+/// What is compared of every model.
+const COMPARED: &[&str] = &[
+    "sft",
+    "prefill",
+    "decode_1",
+    "decode_8",
+    "decode_32",
+    "gen_greedy_8",
+    "gen_greedy_32",
+    "gen_top_p_8",
+    "gen_top_p_32",
+    "rollout_8",
+    "rollout_32",
+    "ppo",
+    "ppo_step",
+    "score",
+    "score_pairs",
+    "dpo",
+    "choices_2",
+    "choices_16",
+];
+
+fn compared(model: &str) -> Vec<String> {
+    let own: &[&str] = if model.starts_with("llama") { &[] } else { &["sft_no_dropout"] };
+    own.iter().chain(COMPARED).map(ToString::to_string).collect()
 }
 
 pub(crate) fn bench(root: &Path, args: &Bench) -> Result<u8> {
@@ -125,7 +148,7 @@ fn against_python(root: &Path, args: &Bench) -> Result<u8> {
     let mut file = fs::File::create(&path).with_context(|| format!("creating {}", path.display()))?;
 
     let mut comparisons = vec![];
-    for bench in &args.workloads {
+    for bench in &args.workloads.clone().unwrap_or_else(|| compared(model)) {
         eprintln!("{bench} ...");
         // Cargo finds the program; a build of it has just succeeded, so it starts at once.
         let mut ours = cargo(root, &libtorch)?;
