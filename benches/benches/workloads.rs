@@ -14,6 +14,7 @@ use tch::Device;
 /// Groups and their workloads.
 const GROUPS: &[(&str, &[&str])] = &[
     ("train", &["sft", "sft_no_dropout"]),
+    ("ranks", &["sft_ranks", "sft_ranks_optimizer"]),
     ("loss", &["loss", "loss_full_logits"]),
     ("optimizer", &["adam"]),
     ("prefill", &["prefill"]),

@@ -9,8 +9,12 @@ pub mod host;
 mod mario;
 mod models;
 mod ppo;
+mod ranks;
 mod scoring;
 mod training;
+
+use std::cell::Cell;
+use std::rc::Rc;
 
 use anyhow::{Context, Result};
 use rand::{Rng, SeedableRng};
@@ -129,6 +133,8 @@ pub struct Workload {
     pub parameters: u64,
     /// Where the time went, for workloads that tell.
     pub phases: Phases,
+    /// Bytes given to collective operations so far, for workloads of several processes.
+    pub sent: Rc<Cell<u64>>,
     repeat: Repeat,
     device: Device,
 }
@@ -150,7 +156,8 @@ impl Workload {
         repeat: impl FnMut(&mut Phases) -> Result<()> + 'static,
     ) -> Self {
         let phases = Phases::default();
-        Self { batch, tokens, parameters, phases, repeat: Box::new(repeat), device: setting.device }
+        let sent = Rc::default();
+        Self { batch, tokens, parameters, phases, sent, repeat: Box::new(repeat), device: setting.device }
     }
 
     /// Does it once, and waits for the device.
@@ -219,6 +226,8 @@ const fn t5(name: &'static str, t5: Prepare) -> Entry {
 pub const WORKLOADS: &[Entry] = &[
     any!("sft", training::sft),
     t5("sft_no_dropout", training::sft_no_dropout),
+    any!("sft_ranks", ranks::plain),
+    any!("sft_ranks_optimizer", ranks::optimizer),
     any!("sft_full_logits", training::sft_full_logits),
     any!("adam", training::adam),
     any!("loss", training::loss),

@@ -94,6 +94,11 @@ fn main() -> Result<()> {
         "matmul_gflops": host::matmul_gflops(kind, device)?.round(), "load_average": host::load_average()?,
         "program": concat!("ruminate ", env!("CARGO_PKG_VERSION")),
     });
+    if workload.sent.get() > 0 {
+        let repeats = (cli.warmup + secs.len()) as f64;
+        result["sent_mib_per_repeat"] =
+            json!(rounded(workload.sent.get() as f64 / repeats / 1024.0 / 1024.0, 1));
+    }
     for (phase, total) in workload.phases.take() {
         result[phase] = json!(rounded(total / secs.len() as f64, 5));
     }

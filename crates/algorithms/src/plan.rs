@@ -230,10 +230,10 @@ impl Plan {
         let travelling = buckets.windows(Bucket::IN_FLIGHT.min(buckets.len()).max(1)).map(|w| w.iter().sum());
         memory.buckets = travelling.max().unwrap_or(0);
         let owners = owners(&numbers, *processes);
-        let own = |rank: usize| owners.iter().enumerate().filter(move |(_, owner)| **owner == rank).map(|(i, _)| i);
+        let own =
+            |rank: usize| owners.iter().enumerate().filter(move |(_, owner)| **owner == rank).map(|(i, _)| i);
         let largest = |bytes: &dyn Fn(usize) -> u64| (0..*processes).map(bytes).max().unwrap_or(0);
-        memory.optimizer =
-            largest(&|rank| trainer.optimizer().state_bytes(own(rank).map(|i| &shapes[i])));
+        memory.optimizer = largest(&|rank| trainer.optimizer().state_bytes(own(rank).map(|i| &shapes[i])));
         // Whoever accumulates keeps them all until they travel, unless each micro-batch's do.
         if trainer.sharding == Sharding::Gradients || trainer.accumulate == 1 {
             memory.gradients = largest(&|rank| F32 * own(rank).map(|i| numbers[i]).sum::<u64>());
@@ -255,18 +255,20 @@ mod tests {
         let guide = include_str!("../../../docs/guide/distributed.md");
         let llama = |name: &str| LlamaConfig::published(name).unwrap_or_else(|| unreachable!());
         let [large, xl, xxl] = ["t5-large", "t5-3b", "t5-11b"].map(published);
-        let [seven, eight] = ["llama-2-7b", "llama-3-8b"].map(llama);
+        let [seven, eight] = ["llama-2-7b", "llama-3.1-8b"].map(llama);
         let models: [(&str, &dyn ModelShape); 5] = [
             ("T5-large", &large),
             ("T5-3B", &xl),
             ("T5-11B", &xxl),
             ("Llama-2-7B", &seven),
-            ("Llama-3-8B", &eight),
+            ("Llama-3.1-8B", &eight),
         ];
+        let mut missing = vec![];
         for (name, shape) in models {
             for precision in [Precision::F32, Precision::Bf16] {
                 let total = |sharding, processes| {
-                    let config = TrainerConfig { sharding, precision, accumulate: 2, ..TrainerConfig::default() };
+                    let config =
+                        TrainerConfig { sharding, precision, accumulate: 2, ..TrainerConfig::default() };
                     let plan = Plan::new(&config, Networks::single(shape), &[], 1.0).across(processes);
                     format!("{:.0}", plan.memory.total() as f64 / 1e9)
                 };
@@ -276,9 +278,10 @@ mod tests {
                     .chain([2, 4, 8].map(|n| total(Sharding::Gradients, n)));
                 let kind = if precision == Precision::F32 { "f32" } else { "bf16" };
                 let row = format!("| {name} | {kind} | {} |", cells.collect::<Vec<_>>().join(" | "));
-                assert!(guide.contains(&row), "the guide should have\n{row}");
+                missing.extend((!guide.contains(&row)).then_some(row));
             }
         }
+        assert!(missing.is_empty(), "the guide should have\n{}", missing.join("\n"));
     }
 
     #[test]
@@ -306,7 +309,7 @@ mod tests {
         assert!(close(states.optimizer, optimizer) && close(states.gradients, gradients));
         assert_eq!((whole.optimizer, whole.gradients), (states.optimizer, gradients));
         assert_eq!(both, states);
-        assert!((embedding..embedding + 4 * (Bucket::BYTES + (4 << 20))).contains(&both.buckets));
+        assert!((embedding..embedding + 4 * (Bucket::BYTES + (16 << 20))).contains(&both.buckets));
     }
 
     fn published(name: &str) -> T5Config {

@@ -54,7 +54,8 @@ fn print(
         Err(error) => ((longest, vec![]), Some(missing.unwrap_or(error))),
     };
     let problems = problem.iter().map(|error| format!("{error:#}")).collect();
-    DryRun { plan: plan.across(args.processes()), data, problems, device, out: args.out.as_deref() }.print(args.json)?;
+    DryRun { plan: plan.across(args.processes()), data, problems, device, out: args.out.as_deref() }
+        .print(args.json)?;
     problem.map_or(Ok(Outcome::Done), Err)
 }
 

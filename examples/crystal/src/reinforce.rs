@@ -37,7 +37,8 @@ pub(crate) fn run(args: &ReinforceArgs) -> anyhow::Result<Outcome> {
     let model = args.model.as_deref().map(settled);
     if let Some(model) = &model {
         let stored = model.parent().and_then(Path::parent).and_then(RunDir::stored_config);
-        run.config = run.config.or(stored.filter(|_| !run.resumes()));
+        let resumes = run.resumes();
+        run.config = run.config.or(stored.filter(|_| !resumes));
     }
     let mut config: CrystalConfig = run.load(FLAGS)?;
     if let Some(model) = &model {

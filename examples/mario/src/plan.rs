@@ -41,7 +41,8 @@ pub(crate) fn run(config: &mut MarioConfig, args: &RunArgs, stage: Stage) -> any
     let networks = Networks { frozen, others: &others, ..Networks::single(&shape) };
     let plan = Plan::new(settings, networks, &passes, 1.0);
     let problems = problem.iter().map(|error| format!("{error:#}")).collect();
-    DryRun { plan: plan.across(args.processes()), data, problems, device, out: args.out.as_deref() }.print(args.json)?;
+    DryRun { plan: plan.across(args.processes()), data, problems, device, out: args.out.as_deref() }
+        .print(args.json)?;
     problem.map_or(Ok(Outcome::Done), Err)
 }
 

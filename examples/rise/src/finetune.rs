@@ -125,7 +125,8 @@ fn plan(config: RiseConfig, args: &RunArgs) -> anyhow::Result<Outcome> {
     };
     let plan = Plan::new(&trainer, Networks::single(&shape), &passes, 1.0);
     let problems = problem.iter().map(|error| format!("{error:#}")).collect();
-    DryRun { plan: plan.across(args.processes()), data: rows, problems, device, out: args.out.as_deref() }.print(args.json)?;
+    DryRun { plan: plan.across(args.processes()), data: rows, problems, device, out: args.out.as_deref() }
+        .print(args.json)?;
     problem.map_or(Ok(Outcome::Done), Err)
 }
 

@@ -131,8 +131,7 @@ impl Reducer {
         let kinds: Vec<_> = parameters.iter().map(of).collect();
         let buckets = Bucket::fill(&kinds, sharding, group.size());
         let owners = owners(&sizes(&kinds), group.size());
-        let owned =
-            owners.iter().map(|&rank| sharding == Sharding::None || rank == group.rank()).collect();
+        let owned = owners.iter().map(|&rank| sharding == Sharding::None || rank == group.rank()).collect();
         let members: Vec<usize> = buckets.iter().flat_map(|bucket| bucket.members.iter().copied()).collect();
         let sizes: Vec<usize> = buckets.iter().map(|bucket| bucket.members.len()).collect();
         let ranks: Vec<c_int> =

@@ -1,7 +1,7 @@
 //! Several processes train as one, and end together.
 
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -86,7 +86,7 @@ fn a_killed_rank_ends_the_run_which_then_resumes() {
     let children = format!("/proc/{0}/task/{0}/children", launcher.id());
     let ranks = std::fs::read_to_string(children).unwrap();
     let last = ranks.split_whitespace().last().unwrap();
-    assert!(std::process::Command::new("kill").args(["-KILL", last]).status().unwrap().success());
+    assert!(Command::new("kill").args(["-KILL", last]).status().unwrap().success());
     let killed = Instant::now();
     let finished = Finished::from(launcher.wait_with_output().unwrap());
     assert!(killed.elapsed() < Duration::from_secs(60));
@@ -94,6 +94,52 @@ fn a_killed_rank_ends_the_run_which_then_resumes() {
     assert!(finished.stderr.contains("error: rank 1 of 2 failed (signal: 9"), "{}", finished.stderr);
     assert!(finished.stderr.contains("the others were stopped"), "{}", finished.stderr);
     succeed(&["imitate", "--out", &out, "--resume", "--nproc", "2"]);
+    same_model(&through, &out);
+}
+
+/// Where `RUMINATE_PYTHON` names a Python with PyTorch: its launcher starts the ranks anew after one was killed, and they go on.
+#[test]
+#[expect(clippy::print_stderr, reason = "says why nothing was tested")]
+fn torchrun_starts_a_run_again_that_goes_on() {
+    let Some(python) = std::env::var_os("RUMINATE_PYTHON") else {
+        eprintln!("skipped: RUMINATE_PYTHON names no Python with PyTorch");
+        return;
+    };
+    let place = Workplace::new();
+    still(&place);
+    let (_, through) = train(&place, &["imitate"], "runs/through", 8, &["--nproc", "2"]);
+    let (config, out) = (place.path("config.toml"), place.path("runs/elastic"));
+    let sets = ["--set", "imitation.batch_size=8", "--set", "trainer.steps=20"];
+    let launcher = Command::new(python)
+        .args(["-m", "torch.distributed.run", "--standalone", "--no-python", "--nproc-per-node", "2"])
+        .args([
+            "--max-restarts",
+            "2",
+            env!("CARGO_BIN_EXE_crystal"),
+            "imitate",
+            "--config",
+            &config,
+            "--out",
+            &out,
+        ])
+        .args(sets)
+        .env("OMP_NUM_THREADS", "1")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let started = Instant::now();
+    while !Path::new(&out).join("checkpoints/last").exists() {
+        assert!(started.elapsed() < Duration::from_secs(120));
+        sleep(Duration::from_millis(2));
+    }
+    let children = format!("/proc/{0}/task/{0}/children", launcher.id());
+    let ranks = std::fs::read_to_string(children).unwrap();
+    let rank = ranks.split_whitespace().last().unwrap();
+    assert!(Command::new("kill").args(["-KILL", rank]).status().unwrap().success());
+    let finished = Finished::from(launcher.wait_with_output().unwrap());
+    assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+    assert!(finished.stderr.contains("restart"), "{}", finished.stderr);
     same_model(&through, &out);
 }
 
