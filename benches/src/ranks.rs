@@ -1,5 +1,6 @@
 //! Training in several processes: what it costs to be one of them.
 
+use std::cell::Cell;
 use std::net::TcpListener;
 use std::rc::Rc;
 use std::time::Duration;
@@ -52,7 +53,7 @@ fn step<M: Model>(setting: &Setting, sharding: Sharding) -> Result<Workload> {
     let mut adam = Adam::new(named.collect(), ADAM)?;
     let tokens = own * world.size * (setting.source + setting.target);
     let forward = setting.clone();
-    let sent = Rc::default();
+    let sent: Rc<Cell<u64>> = Rc::default();
     let counter = Rc::clone(&sent);
     let workload = Workload::in_phases(setting, (rows, tokens, count), move |phases| {
         zero_grad(&parameters)?;
