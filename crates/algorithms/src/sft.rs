@@ -8,7 +8,7 @@ use ruminate_models::{Example, IGNORED, Policy, Tokenizer, Want};
 use ruminate_torch::dist::ProcessGroup;
 
 use crate::trainer::{Algorithm, Evaluation, Sums, Term};
-use crate::{Error, Observer, Result, cross_entropy};
+use crate::{Error, Observer, Peers, Result, cross_entropy};
 
 /// Examples of one kind, and the weight of their loss.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,6 +31,12 @@ pub trait Curriculum<P> {
     /// When the data cannot be divided, or has too few rows.
     fn deal(&mut self, shard: Shard) -> Result<()> {
         Error::alone(shard.world())
+    }
+
+    /// Gets to know the other processes, among which [`evaluate`](Self::evaluate) may divide its work with [`Peers::map`]; otherwise
+    /// each of them validates on everything. Called once, after [`deal`](Self::deal).
+    fn meet(&mut self, peers: &Peers) {
+        let _ = peers;
     }
 
     /// The objectives of the next micro-batch. With several, their weighted mean losses are added.
@@ -93,7 +99,9 @@ impl<P: Policy, C: Curriculum<P>> Algorithm for Sft<P, C> {
     }
 
     fn join(&mut self, group: &Rc<ProcessGroup>) -> Result<()> {
-        self.curriculum.deal(Shard::new(group.rank(), group.size())?)
+        self.curriculum.deal(Shard::new(group.rank(), group.size())?)?;
+        self.curriculum.meet(&group.into());
+        Ok(())
     }
 
     fn batches(&mut self, step: u64, update: usize, accumulate: usize) -> Result<Option<Vec<Self::Batch>>> {

@@ -4,7 +4,6 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{ArgAction, Args};
-use ruminate_algorithms::Observer;
 use ruminate_algorithms::trainer::Checkpoints;
 use ruminate_torch::dist::{ProcessGroup, World};
 use serde::Serialize;
@@ -14,9 +13,9 @@ use crate::config::{self, ConfigError};
 use crate::console::Verbosity;
 use crate::exit::Outcome;
 use crate::launch::{LaunchError, launch};
-use crate::observer::RunObserver;
 use crate::rundir::{RunDir, RunDirError};
 use crate::signals::StopFlag;
+use crate::worker::Worker;
 
 /// The flags that every binary shares; flatten them into its own: `#[command(flatten)] run: RunArgs`.
 ///
@@ -192,7 +191,12 @@ impl RunArgs {
         Ok(Some(Rc::new(ProcessGroup::join(&world, device, timeout)?)))
     }
 
-    /// How many processes share the run: those of `--nproc`, or those that another launcher started.
+    /// Whether this is the process that writes files and shows results: the only one, or rank 0.
+    pub fn leads(&self) -> bool {
+        !matches!(World::from_env(), Ok(Some(world)) if world.rank > 0)
+    }
+
+    /// How many processes work on this command: those that a launcher has started, or as many as `--nproc` says.
     pub fn processes(&self) -> usize {
         match World::from_env() {
             Ok(Some(world)) => world.size,
@@ -200,22 +204,20 @@ impl RunArgs {
         }
     }
 
-    /// Whether this is the process that writes files and shows results: the only one, or rank 0.
-    pub fn leads(&self) -> bool {
-        !matches!(World::from_env(), Ok(Some(world)) if world.rank > 0)
+    /// Whether the run goes on with exactly the settings that are stored in its folder: those that were counted from the data and from
+    /// the number of processes need not be counted again.
+    pub fn goes_on(&self) -> bool {
+        self.resumes() && self.config.is_none()
     }
 
-    /// The observer of a run: it writes and shows everything in the process that [leads](Self::leads), and passes on requests
-    /// to stop in the others.
+    /// What this process works with, once it has joined the others. After [`launch`](Self::launch).
     ///
     /// # Errors
-    /// The files cannot be created.
-    pub fn observer(&self, dir: &RunDir, stop: StopFlag) -> Result<Box<dyn Observer>, RunDirError> {
-        if self.leads() {
-            Ok(Box::new(RunObserver::new(dir, self.verbosity(), stop)?))
-        } else {
-            Ok(Box::new(Follower(stop)))
-        }
+    /// See [`setup`](Self::setup), [`join`](Self::join) and [`StopFlag::on_ctrl_c`].
+    pub fn worker(&self) -> anyhow::Result<Worker> {
+        let device = self.setup()?;
+        let peers = self.join(device)?.into();
+        Ok(Worker { device, peers, verbosity: self.verbosity(), stop: StopFlag::on_ctrl_c()? })
     }
 
     /// How much `-q` and `-v` let through.
@@ -242,15 +244,6 @@ impl RunArgs {
             overrides.extend(keys.iter().map(|key| format!("{key}={value}")));
         }
         Ok(overrides)
-    }
-}
-
-/// The observer of a process that does not lead.
-struct Follower(StopFlag);
-
-impl Observer for Follower {
-    fn stop_requested(&self) -> bool {
-        self.0.is_requested()
     }
 }
 

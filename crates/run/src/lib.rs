@@ -19,6 +19,7 @@ mod shared;
 mod signals;
 mod teacher;
 mod tensorboard;
+mod worker;
 
 #[cfg(test)]
 mod captured;
@@ -40,3 +41,4 @@ pub use rundir::{Difference, RunDir, RunDirError};
 pub use shared::SharedCommand;
 pub use signals::{SignalError, StopFlag};
 pub use teacher::TeacherConsole;
+pub use worker::Worker;

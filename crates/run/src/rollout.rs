@@ -2,11 +2,13 @@ use std::ops::ControlFlow;
 use std::time::Instant;
 
 use indicatif::FormattedDuration;
+use ruminate_algorithms::Peers;
 use ruminate_datasets::environments::is_success;
 use ruminate_datasets::rise::{Episode, RolloutObserver};
 
 use crate::console::{Console, Verbosity};
 use crate::signals::StopFlag;
+use crate::worker::Worker;
 
 /// Shows on stderr how far a rollout is, with the time left and the share of problems solved so far, and ends it when a [`StopFlag`] is
 /// raised: the problems under way are finished, and all that is finished is kept.
@@ -14,6 +16,7 @@ use crate::signals::StopFlag;
 pub struct RolloutConsole {
     console: Console,
     stop: StopFlag,
+    peers: Peers,
     unit: &'static str,
     started: Instant,
     /// Episodes of this process, and those of them that ended with a right attempt.
@@ -28,11 +31,19 @@ impl RolloutConsole {
         Self {
             console: Console::stderr(verbosity),
             stop,
+            peers: Peers::default(),
             unit,
             started: Instant::now(),
             played: 0,
             solved: 0,
         }
+    }
+
+    /// For a rollout of several processes: rank 0 shows, and all end when one of them was asked to.
+    #[must_use]
+    pub fn of(worker: &Worker, unit: &'static str) -> Self {
+        let verbosity = if worker.peers.leads() { worker.verbosity } else { Verbosity::Quiet };
+        Self { peers: worker.peers.clone(), ..Self::new(unit, verbosity, worker.stop.clone()) }
     }
 }
 
@@ -45,11 +56,9 @@ impl RolloutObserver for RolloutConsole {
         let solved = 100.0 * self.solved as f64 / self.played as f64;
         let status = format!("{} left  {solved:.0} % solved", FormattedDuration(left));
         self.console.work(self.unit, done as u64, all as u64, &status);
-        if self.stop.is_requested() && done < all {
-            ControlFlow::Break(())
-        } else {
-            ControlFlow::Continue(())
-        }
+        // One that cannot be asked is gone, and whoever asks for it next says so.
+        let stop = self.peers.any(self.stop.is_requested()).unwrap_or(true);
+        if stop && done < all { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 
     fn blocked(&mut self, row: usize, turn: usize, reason: &str) {

@@ -8,7 +8,6 @@ mod results;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::rc::Rc;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
@@ -16,14 +15,13 @@ use ruminate::algorithms::crystal::{
     EvaluationConfig, Imitation, KnowledgeSource, Notice, QuestionEncoder, evaluate, evaluation_folder,
     read_eval, read_silver, write_evaluation,
 };
-use ruminate::algorithms::{Fitted, Observer, Sft, Trainer};
+use ruminate::algorithms::{Fitted, Observer, Peers, Sft, Trainer};
 use ruminate::datasets::Split;
 use ruminate::datasets::knowledge::DataForm;
 use ruminate::run::{
-    ConfigError, ConsoleObserver, FlagKeys, Outcome, RunArgs, RunDir, RunDirError, SharedCommand, StopFlag,
-    Table, exit_code, print_json,
+    ConfigError, ConsoleObserver, FlagKeys, Outcome, RunArgs, RunDir, RunDirError, SharedCommand, Table,
+    exit_code, print_json,
 };
-use ruminate::torch::dist::ProcessGroup;
 use serde_json::json;
 
 use config::{CrystalConfig, FLAGS};
@@ -127,15 +125,13 @@ fn run_imitate(args: &ImitateArgs) -> anyhow::Result<Outcome> {
     if let Some(outcome) = args.launch()? {
         return Ok(outcome);
     }
-    let device = args.setup()?;
-    let group = args.join(device)?;
-    let stop = StopFlag::on_ctrl_c()?;
+    let worker = args.worker()?;
     // Everything that can be wrong with the data or the model shows before the run folder is touched.
-    let (imitation, notices) = prepare(&config, device)?;
+    let (imitation, notices) = prepare(&config, worker.device)?;
     let dir = args.open(&config)?;
     show(&notices, args.quiet || !args.leads());
-    let mut observer = args.observer(&dir, stop)?;
-    let (fitted, _) = imitate(&config, imitation, group, &dir, observer.as_mut())?;
+    let mut observer = worker.observer(&dir)?;
+    let (fitted, _) = imitate(&config, imitation, &worker.peers, &dir, observer.as_mut())?;
     drop(observer);
     if args.leads() {
         print_fitted(&fitted, "imitation", args.json)?;
@@ -181,11 +177,11 @@ fn imitation(config: &CrystalConfig, encoder: QuestionEncoder) -> anyhow::Result
 fn imitate(
     config: &CrystalConfig,
     mut sft: Imitating,
-    group: Option<Rc<ProcessGroup>>,
+    peers: &Peers,
     dir: &RunDir,
     observer: &mut dyn Observer,
 ) -> anyhow::Result<(Fitted, Imitating)> {
-    let trainer = Trainer::across(config.trainer.clone(), &dir.checkpoints(), group)?;
+    let trainer = Trainer::across(config.trainer.clone(), &dir.checkpoints(), peers.group().cloned())?;
     Ok((trainer.fit(&mut sft, observer)?, sft))
 }
 

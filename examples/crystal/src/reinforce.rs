@@ -1,16 +1,14 @@
 //! Stage II as a command.
 
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 
 use ruminate::algorithms::crystal::{
     Notice, Reinforcement, ReinforcementData, read_questions, reinforcement, reward_normalization,
 };
-use ruminate::algorithms::{Fitted, Observer, Trainer};
+use ruminate::algorithms::{Fitted, Observer, Peers, Trainer};
 use ruminate::datasets::{Part, Split};
 use ruminate::models::{T5, VALUE_WEIGHTS};
-use ruminate::run::{ConfigError, Outcome, RunArgs, RunDir, RunDirError, StopFlag, settled};
-use ruminate::torch::dist::ProcessGroup;
+use ruminate::run::{ConfigError, Outcome, RunArgs, RunDir, RunDirError, settled};
 use tch::Device;
 
 use crate::config::{CrystalConfig, FLAGS};
@@ -51,15 +49,13 @@ pub(crate) fn run(args: &ReinforceArgs) -> anyhow::Result<Outcome> {
     if let Some(outcome) = run.launch()? {
         return Ok(outcome);
     }
-    let device = run.setup()?;
-    let group = run.join(device)?;
-    let stop = StopFlag::on_ctrl_c()?;
+    let worker = run.worker()?;
     // Everything that can be wrong with the data or the model shows before the run folder is touched.
-    let (stage, notices) = prepare(&config, device)?;
+    let (stage, notices) = prepare(&config, worker.device)?;
     let dir = run.open(&config)?;
     crate::show(&notices, run.quiet || !run.leads());
-    let mut observer = run.observer(&dir, stop)?;
-    let (fitted, _) = reinforce(&config, stage, group, &dir, observer.as_mut())?;
+    let mut observer = worker.observer(&dir)?;
+    let (fitted, _) = reinforce(&config, stage, &worker.peers, &dir, observer.as_mut())?;
     drop(observer);
     if run.leads() {
         crate::print_fitted(&fitted, "reinforcement", run.json)?;
@@ -123,14 +119,14 @@ pub(crate) fn prepare(
 pub(crate) fn reinforce(
     config: &CrystalConfig,
     stage: Reinforcement<T5>,
-    group: Option<Rc<ProcessGroup>>,
+    peers: &Peers,
     dir: &RunDir,
     observer: &mut dyn Observer,
 ) -> anyhow::Result<(Fitted, Reinforcement<T5>)> {
     let settings = &config.reinforcement;
-    let normalization = reward_normalization(settings, &stage, &dir.path().join("reward"), observer)?;
+    let normalization = reward_normalization(settings, &stage, &dir.path().join("reward"), peers, observer)?;
     let mut stage = stage.normalized_by(normalization);
-    let trainer = Trainer::across(settings.trainer.clone(), &dir.checkpoints(), group)?;
+    let trainer = Trainer::across(settings.trainer.clone(), &dir.checkpoints(), peers.group().cloned())?;
     let fitted = trainer.fit(&mut stage, observer)?;
     Ok((fitted, stage))
 }

@@ -9,9 +9,7 @@ use std::time::Instant;
 use ruminate::algorithms::quark::Condition;
 use ruminate::algorithms::{Ending, Observer};
 use ruminate::datasets::Split;
-use ruminate::run::{
-    ConfigError, ConsoleObserver, Outcome, RunDir, RunObserver, StopFlag, Verbosity, config, print_json,
-};
+use ruminate::run::{ConfigError, ConsoleObserver, Outcome, StopFlag, Verbosity, Worker, config, print_json};
 use serde_json::json;
 use tch::Device;
 
@@ -155,15 +153,8 @@ fn train(
     if !args.quiet {
         heading(&format!("{}, seed {}: {}", stage.name(), config.seed, out.display()));
     }
-    let open = |config: &MarioConfig| {
-        let dir = match RunDir::stored_config(&out) {
-            Some(_) => RunDir::resume(&out, config)?,
-            None => RunDir::create(&out, config)?,
-        };
-        let observer = RunObserver::new(&dir, verbosity(args), stop.clone())?;
-        Ok((dir, observer))
-    };
-    let fitted = fit(&mut config, stage, Device::Cpu, &out, open)?;
+    let worker = Worker::alone(verbosity(args), stop.clone());
+    let fitted = fit(&mut config, stage, false, &worker, &out, |config| worker.open(&out, config))?;
     let checkpoint = if stage == Stage::Quark { fitted.best.2 } else { fitted.last };
     Ok((fitted.ending == Ending::Finished).then_some(checkpoint))
 }

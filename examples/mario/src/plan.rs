@@ -94,14 +94,18 @@ fn measure(config: &MarioConfig, stage: Stage, tokenizer: Tokenizer) -> anyhow::
         Stage::Sft => {
             let trainer = &config.sft.trainer;
             let rationales = rationales(config, tokenizer)?;
-            let (steps, passes) = (rationales.steps(trainer), rationales.passes(trainer));
+            let (steps, passes) = (rationales.steps(trainer, 1), rationales.passes(trainer));
             Measured { rows: rationales.rows(), steps, passes }
         }
         Stage::I2o | Stage::Ir2o => {
             let mode = if stage == Stage::I2o { OptionMode::I2o } else { OptionMode::Ir2o };
             let trainer = &config.option_training(mode).trainer;
             let options = options(config, mode, &tokenizer)?;
-            Measured { rows: options.rows(), steps: options.steps(trainer), passes: options.passes(trainer) }
+            Measured {
+                rows: options.rows(),
+                steps: options.steps(trainer, 1),
+                passes: options.passes(trainer),
+            }
         }
         Stage::Vera => {
             let (training, trainer) = (&config.vera.training, &config.vera.trainer);

@@ -7,12 +7,10 @@ use ruminate::algorithms::mario::{
     quark_data,
 };
 use ruminate::algorithms::quark::{ControlTokens, Quark};
-use ruminate::algorithms::{Fitted, Sft, Trainer, TrainerConfig};
+use ruminate::algorithms::{Fitted, Observer, Sft, Trainer, TrainerConfig};
 use ruminate::datasets::Split;
 use ruminate::models::{T5, Tokenizer};
-use ruminate::run::{
-    ConfigError, Outcome, RunArgs, RunDir, RunDirError, RunObserver, StopFlag, Table, print_json, settled,
-};
+use ruminate::run::{ConfigError, Outcome, RunArgs, RunDir, RunDirError, Table, Worker, print_json, settled};
 use serde_json::json;
 use tch::{Device, Kind};
 
@@ -25,16 +23,15 @@ pub(crate) fn run(args: &RunArgs, stage: Stage) -> anyhow::Result<Outcome> {
     if args.dry_run {
         return plan::run(&mut config, args, stage);
     }
-    let device = args.setup()?;
-    let stop = StopFlag::on_ctrl_c()?;
+    if let Some(outcome) = args.launch()? {
+        return Ok(outcome);
+    }
+    let worker = args.worker()?;
     let out = args.out.as_deref().ok_or(RunDirError::NoFolder)?;
-    let open = |config: &MarioConfig| {
-        let dir = args.open(config)?;
-        let observer = RunObserver::new(&dir, args.verbosity(), stop)?;
-        Ok((dir, observer))
-    };
-    let fitted = fit(&mut config, stage, device, out, open)?;
-    print_fitted(&fitted, config.stage, args.json)?;
+    let fitted = fit(&mut config, stage, args.goes_on(), &worker, out, |config| args.open(config))?;
+    if worker.peers.leads() {
+        print_fitted(&fitted, config.stage, args.json)?;
+    }
     Ok(fitted.ending.into())
 }
 
@@ -48,28 +45,33 @@ fn load(args: &RunArgs, stage: Stage) -> anyhow::Result<MarioConfig> {
     Ok(config)
 }
 
+/// What trains an algorithm.
+type Fit<'a> = dyn FnMut(&Trainer, &mut dyn Observer) -> ruminate::algorithms::Result<Fitted> + 'a;
+
 /// Trains a stage; result files go below `out`. Everything that can be wrong with the data or the models shows before the run
-/// folder is opened.
+/// folder is opened. A run that goes on keeps the number of its steps, which may have been another with as many processes as now.
 pub(crate) fn fit(
     config: &mut MarioConfig,
     stage: Stage,
-    device: Device,
+    goes_on: bool,
+    worker: &Worker,
     out: &Path,
-    open: impl FnOnce(&MarioConfig) -> Result<(RunDir, RunObserver), RunDirError>,
+    open: impl FnOnce(&MarioConfig) -> Result<RunDir, RunDirError>,
 ) -> anyhow::Result<Fitted> {
-    let seed = config.seed;
-    let finish =
-        |algorithm: &mut dyn FnMut(&Trainer, &mut RunObserver) -> ruminate::algorithms::Result<Fitted>,
-         config: &MarioConfig,
-         trainer: &TrainerConfig| {
-            let (dir, mut observer) = open(config)?;
-            Ok(algorithm(&Trainer::new(trainer.clone(), &dir.checkpoints())?, &mut observer)?)
-        };
+    let (seed, device, processes) = (config.seed, worker.device, worker.peers.size());
+    let finish = |algorithm: &mut Fit<'_>, config: &MarioConfig, trainer: &TrainerConfig| {
+        let dir = open(config)?;
+        let mut observer = worker.observer(&dir)?;
+        let trainer = Trainer::across(trainer.clone(), &dir.checkpoints(), worker.peers.group().cloned())?;
+        Ok(algorithm(&trainer, observer.as_mut())?)
+    };
     match stage {
         Stage::Sft => {
             let (t5, tokenizer) = config.sft.model.open(seed, device)?;
             let rationales = rationales(config, tokenizer.clone())?;
-            config.sft.trainer.steps = rationales.steps(&config.sft.trainer);
+            if !goes_on {
+                config.sft.trainer.steps = rationales.steps(&config.sft.trainer, processes);
+            }
             let mut sft = Sft::new(t5, rationales.log_to(out.join("op_scores_val_greedy.txt")), tokenizer);
             finish(&mut |trainer, observer| trainer.fit(&mut sft, observer), config, &config.sft.trainer)
         }
@@ -78,7 +80,9 @@ pub(crate) fn fit(
             let (t5, tokenizer) = config.option_training(mode).model.open(seed, device)?;
             let options = options(config, mode, &tokenizer)?;
             let trainer = &mut config.option_training_mut(mode).trainer;
-            trainer.steps = options.steps(trainer);
+            if !goes_on {
+                trainer.steps = options.steps(trainer, processes);
+            }
             let trainer = trainer.clone();
             let mut sft = Sft::new(t5, options.log_to(out.join("op_scores_val.txt")), tokenizer);
             finish(&mut |trainer, observer| trainer.fit(&mut sft, observer), config, &trainer)

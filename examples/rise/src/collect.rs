@@ -1,14 +1,14 @@
 //! Episodes to learn from.
 
+use ruminate::algorithms::rwr::Divided;
 use ruminate::datasets::environments::Problem;
 use ruminate::datasets::rise::{Answerer, Log, MultiTurn, RolloutConfig};
 use ruminate::run::{
-    ConfigError, LlamaModelConfig, Outcome, RolloutConsole, RunArgs, RunDir, RunDirError, StopFlag, Table,
-    Verbosity, print_json, settled,
+    ConfigError, LlamaModelConfig, Outcome, RolloutConsole, RunArgs, RunDir, RunDirError, Table, Worker,
+    print_json, settled,
 };
 use serde::Serialize;
 use serde_json::json;
-use tch::Device;
 
 use crate::config::{FLAGS, Phase, Player, RiseConfig};
 use crate::players::{Local, service};
@@ -20,13 +20,18 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
     let mut config = load(args, Phase::Collect)?;
     config.collection.student = config.collection.student.as_deref().map(settled);
     config.collection.teacher_model = config.collection.teacher_model.as_deref().map(settled);
-    let device = args.setup()?;
-    let stop = StopFlag::on_ctrl_c()?;
+    if let Some(outcome) = args.launch()? {
+        return Ok(outcome);
+    }
+    let worker = args.worker()?;
     let problems = config.data.training()?;
     let dir = args.open(&config)?;
-    let Some(log) = collect(&config, &problems, device, &dir, args.verbosity(), &stop)? else {
+    let Some(log) = collect(&config, &problems, &dir, &worker)? else {
         return Ok(Outcome::Interrupted);
     };
+    if !worker.peers.leads() {
+        return Ok(Outcome::Done);
+    }
     let turns = turns(&log);
     let path = dir.path().join(config.rollout().file_name());
     if args.json {
@@ -63,19 +68,18 @@ pub(crate) fn load(args: &RunArgs, phase: Phase) -> anyhow::Result<RiseConfig> {
     Ok(config)
 }
 
-/// Plays all problems and writes the log; `None` when the user asked to stop.
+/// Plays all problems and writes the log; `None` when the user asked to stop. Processes divide what local models are asked; a service is
+/// asked by rank 0.
 pub(crate) fn collect(
     config: &RiseConfig,
     problems: &[Problem],
-    device: Device,
     dir: &RunDir,
-    verbosity: Verbosity,
-    stop: &StopFlag,
+    worker: &Worker,
 ) -> anyhow::Result<Option<Log>> {
     let section = &config.collection;
     let wanted = |player| section.models.contains(&player);
     let open = |model: &LlamaModelConfig, template: &str| {
-        Local::open(model, template, &section.generation, config.seed, device)
+        Local::open(model, template, &section.generation, config.seed, worker.device)
     };
     let folder = |path| LlamaModelConfig::of_folder(path);
     let student = section.student.as_deref().map_or_else(|| config.model.clone(), folder);
@@ -85,48 +89,52 @@ pub(crate) fn collect(
     match &section.teacher_model {
         _ if !wanted(Player::Teacher) => {}
         Some(path) => teacher = Some(open(&folder(path), template)?),
-        None => asked = Some(service(config, dir.path(), verbosity, stop)?),
+        None => asked = Some(service(config, dir.path(), worker)?),
     }
     let [student, teacher] = [&student, &teacher].map(|local| local.as_ref().map(Local::answerer));
-    let answerer = |player: &Player| -> Option<&dyn Answerer> {
-        match player {
-            Player::Student => student.as_ref().map(|local| local as &dyn Answerer),
-            Player::Teacher => {
-                let local = teacher.as_ref().map(|local| local as &dyn Answerer);
-                local.or(asked.as_ref().map(|service| service as &dyn Answerer))
-            }
+    let peers = &worker.peers;
+    let answerer = |player: &Player| match player {
+        Player::Student => student.as_ref().map(|local| Divided::new(local, peers)),
+        Player::Teacher => {
+            let local = teacher.as_ref().map(|local| Divided::new(local, peers));
+            local.or(asked.as_ref().map(|service| Divided::by_first(service, peers)))
         }
     };
-    let answerers: Vec<&dyn Answerer> = section.models.iter().filter_map(answerer).collect();
-    play(
-        config,
-        problems,
-        config.rollout(),
-        &answerers,
-        section.batch,
-        dir,
-        RolloutConsole::new("problems", verbosity, stop.clone()),
-    )
+    let answerers: Vec<Divided<'_>> = section.models.iter().filter_map(answerer).collect();
+    play(config, problems, config.rollout(), &answerers, (section.batch, "problems"), dir, worker)
 }
 
-/// Plays problems into a folder; `None` when the user asked to stop before the last one.
+/// Plays problems into a folder, `batch` at a time in each process; `None` when the user asked to stop before the last one.
 pub(crate) fn play(
     config: &RiseConfig,
     problems: &[Problem],
     rollout: RolloutConfig,
-    answerers: &[&dyn Answerer],
-    batch: usize,
+    answerers: &[Divided<'_>],
+    (batch, shown): (usize, &'static str),
     dir: &RunDir,
-    mut console: RolloutConsole,
+    worker: &Worker,
 ) -> anyhow::Result<Option<Log>> {
     let environment = config.data.environment();
-    let path = dir.path().join(rollout.file_name());
-    let turns = MultiTurn::new(&*environment, rollout, answerers)?.batch(batch);
-    let log = turns.play(problems, Some(&dir.path().join(EPISODES)), &mut console)?;
+    let [path, episodes] = [&rollout.file_name(), EPISODES].map(|name| dir.path().join(name));
+    let answerers: Vec<&dyn Answerer> = answerers.iter().map(|of| of as &dyn Answerer).collect();
+    let peers = &worker.peers;
+    let turns = MultiTurn::new(&*environment, rollout, &answerers)?.batch(batch * peers.size());
+    let mut console = RolloutConsole::of(worker, shown);
+    // The others play what rank 0 plays, and write nothing.
+    let finished = peers.first(|| anyhow::Ok(turns.finished(problems, &episodes)?))?;
+    let log = if peers.leads() {
+        turns.play(problems, Some(&episodes), &mut console)?
+    } else {
+        let open: Vec<_> = problems.iter().filter(|p| !finished.contains(&p.row)).cloned().collect();
+        turns.play(&open, None, &mut console)?
+    };
+    let log = Log { episodes: peers.first(|| anyhow::Ok(log.episodes))? };
     if log.episodes.len() < problems.len() {
         return Ok(None);
     }
-    log.write(&path)?;
+    if peers.leads() {
+        log.write(&path)?;
+    }
     Ok(Some(log))
 }
 

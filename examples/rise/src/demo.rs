@@ -11,10 +11,9 @@ use ruminate::algorithms::rwr::Weighting;
 use ruminate::datasets::rise::Log;
 use ruminate::rewards::rise::Attempts;
 use ruminate::run::{
-    ConfigError, LlamaModelConfig, Outcome, RunDir, RunObserver, StopFlag, Verbosity, config, print_json,
+    ConfigError, LlamaModelConfig, Outcome, StopFlag, Verbosity, Worker, config, print_json,
 };
 use serde_json::json;
-use tch::Device;
 
 use crate::config::{Evaluating, Phase, RiseConfig};
 use crate::convert::EXAMPLES;
@@ -104,7 +103,8 @@ fn train_and_compare(args: &DemoArgs, seed: u64, stop: &StopFlag) -> anyhow::Res
     let material = Material::read(&config)?;
     let out = args.out.join(run_name("iterate", seed));
     announce(args, "iterate", seed);
-    let iterations = iterate(&config, &material, Device::Cpu, &out, verbosity(args), stop)?;
+    let worker = Worker::alone(verbosity(args), stop.clone());
+    let iterations = iterate(&config, &material, &out, &worker)?;
     let Some(last) = iterations.finished.last() else { return Ok(None) };
     // The same examples, all of weight 1.
     let mut unweighted = config.clone();
@@ -115,8 +115,8 @@ fn train_and_compare(args: &DemoArgs, seed: u64, stop: &StopFlag) -> anyhow::Res
     let mut evaluating = RiseConfig { phase: Some(Phase::Evaluate), ..config.clone() };
     evaluating.evaluation.model = Some(plain);
     (evaluating.evaluation.setting, evaluating.evaluation.context_window) = (Evaluating::Sequential, 2);
-    let dir = open(&folder, &evaluating)?;
-    if evaluate(&evaluating, &material.test, Device::Cpu, &dir, verbosity(args), stop)?.is_none() {
+    let dir = worker.open(&folder, &evaluating)?;
+    if evaluate(&evaluating, &material.test, &dir, &worker)?.is_none() {
         return Ok(None);
     }
     let logs = [out.join("start/sequential"), out.join("iteration-1/evaluate/sequential"), folder];
@@ -136,21 +136,11 @@ fn finetune(
     stop: &StopFlag,
 ) -> anyhow::Result<Option<PathBuf>> {
     announce(args, name, config.seed);
-    let begin = |config: &RiseConfig| {
-        let dir = open(&args.out.join(run_name(name, config.seed)), config)?;
-        let observer = RunObserver::new(&dir, verbosity(args), stop.clone())?;
-        Ok((dir, observer))
-    };
+    let worker = Worker::alone(verbosity(args), stop.clone());
     let config = RiseConfig { phase: Some(Phase::Finetune), ..config.clone() };
-    let (fitted, _) = fit(config, Device::Cpu, begin)?;
+    let out = args.out.join(run_name(name, config.seed));
+    let (fitted, _) = fit(config, false, &worker, |config| worker.open(&out, config))?;
     Ok((fitted.ending == Ending::Finished).then_some(fitted.last))
-}
-
-fn open(folder: &Path, config: &RiseConfig) -> Result<RunDir, ruminate::run::RunDirError> {
-    match RunDir::stored_config(folder) {
-        Some(_) => RunDir::resume(folder, config),
-        None => RunDir::create(folder, config),
-    }
 }
 
 fn announce(args: &DemoArgs, name: &str, seed: u64) {

@@ -2,16 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
+use ruminate::algorithms::rwr::Divided;
 use ruminate::datasets::environments::Problem;
 use ruminate::datasets::json;
-use ruminate::datasets::rise::{Answerer, Log};
+use ruminate::datasets::rise::Log;
 use ruminate::rewards::rise::{Attempts, TurnMetric, turn_metrics};
 use ruminate::run::{
-    ConfigError, LlamaModelConfig, Outcome, RolloutConsole, RunArgs, RunDir, RunDirError, StopFlag, Table,
-    Verbosity, print_json, settled,
+    ConfigError, LlamaModelConfig, Outcome, RunArgs, RunDir, RunDirError, Table, Worker, print_json, settled,
 };
 use serde_json::{Map, Value, json};
-use tch::Device;
 
 use crate::collect::play;
 use crate::config::{Evaluating, FLAGS, Phase, RiseConfig};
@@ -59,13 +58,18 @@ pub(crate) fn run(args: &EvaluateArgs) -> anyhow::Result<Outcome> {
     }
     config.evaluation.model = model.or(config.evaluation.model);
     config.phase = Some(Phase::Evaluate);
-    let device = args.run.setup()?;
-    let stop = StopFlag::on_ctrl_c()?;
+    if let Some(outcome) = args.run.launch()? {
+        return Ok(outcome);
+    }
+    let worker = args.run.worker()?;
     let problems = config.data.read(&config.evaluation.problems, config.evaluation.limit)?;
     let dir = args.run.open(&config)?;
-    let Some(metrics) = evaluate(&config, &problems, device, &dir, args.run.verbosity(), &stop)? else {
+    let Some(metrics) = evaluate(&config, &problems, &dir, &worker)? else {
         return Ok(Outcome::Interrupted);
     };
+    if !worker.peers.leads() {
+        return Ok(Outcome::Done);
+    }
     let log = dir.path().join(config.evaluation.rollout(config.data.compat).file_name());
     print(&metrics, problems.len(), &log, args.run.json)?;
     Ok(Outcome::Done)
@@ -77,7 +81,7 @@ fn load(args: &EvaluateArgs, model: Option<&Path>) -> anyhow::Result<RiseConfig>
         return Err(RunDirError::NoFolder.into());
     }
     let mut run = args.run.clone();
-    if !run.resume {
+    if !run.resumes() {
         let folder = model.and_then(Path::parent).and_then(Path::parent);
         run.config = run.config.or(folder.and_then(RunDir::stored_config));
     }
@@ -98,23 +102,21 @@ fn load(args: &EvaluateArgs, model: Option<&Path>) -> anyhow::Result<RiseConfig>
 pub(crate) fn evaluate(
     config: &RiseConfig,
     problems: &[Problem],
-    device: Device,
     dir: &RunDir,
-    verbosity: Verbosity,
-    stop: &StopFlag,
+    worker: &Worker,
 ) -> anyhow::Result<Option<Vec<TurnMetric>>> {
     let section = &config.evaluation;
     let model = LlamaModelConfig::of_folder(section.model.as_deref().unwrap_or(Path::new("")));
-    let local = Local::open(&model, &config.chat.template, &section.generation, config.seed, device)?;
+    let local = Local::open(&model, &config.chat.template, &section.generation, config.seed, worker.device)?;
     let answerer = local.answerer();
     let rollout = section.rollout(config.data.compat);
-    let answerers: Vec<&dyn Answerer> = vec![&answerer; rollout.samples.len()];
-    let console = RolloutConsole::new(section.setting.name(), verbosity, stop.clone());
-    let Some(log) = play(config, problems, rollout, &answerers, section.batch, dir, console)? else {
-        return Ok(None);
-    };
+    let answerers = vec![Divided::new(&answerer, &worker.peers); rollout.samples.len()];
+    let how = (section.batch, section.setting.name());
+    let Some(log) = play(config, problems, rollout, &answerers, how, dir, worker)? else { return Ok(None) };
     let metrics = metrics(config, &log)?;
-    json::write(&dir.path().join(METRICS), &report(log.episodes.len(), &metrics))?;
+    if worker.peers.leads() {
+        json::write(&dir.path().join(METRICS), &report(log.episodes.len(), &metrics))?;
+    }
     Ok(Some(metrics))
 }
 

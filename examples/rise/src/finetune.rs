@@ -9,11 +9,10 @@ use ruminate::datasets::json;
 use ruminate::datasets::rise::{TrainingExample, solutions, training_text};
 use ruminate::models::{LlamaConfig, Tokenizer};
 use ruminate::run::{
-    ConfigError, DryRun, Outcome, RunArgs, RunDir, RunDirError, RunObserver, StopFlag, Table, print_json,
-    settled,
+    ConfigError, DryRun, Outcome, RunArgs, RunDir, RunDirError, Table, Worker, print_json, settled,
 };
 use serde_json::json;
-use tch::{Device, Kind};
+use tch::Kind;
 
 use crate::collect::load;
 use crate::config::{Phase, RiseConfig, Source};
@@ -27,36 +26,43 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
     if args.dry_run {
         return plan(config, args);
     }
-    let device = args.setup()?;
-    let stop = StopFlag::on_ctrl_c()?;
-    let open = |config: &RiseConfig| {
-        let dir = args.open(config)?;
-        let observer = RunObserver::new(&dir, args.verbosity(), stop)?;
-        Ok((dir, observer))
-    };
-    let (fitted, counts) = fit(config, device, open)?;
-    print_fitted(&fitted, &counts, args.json)?;
+    if let Some(outcome) = args.launch()? {
+        return Ok(outcome);
+    }
+    let worker = args.worker()?;
+    let (fitted, counts) = fit(config, args.goes_on(), &worker, |config| args.open(config))?;
+    if worker.peers.leads() {
+        print_fitted(&fitted, &counts, args.json)?;
+    }
     Ok(fitted.ending.into())
 }
 
-/// Trains a model. Everything that can be wrong with data or model shows before the run folder is opened.
+/// Trains a model. Everything that can be wrong with data or model shows before the run folder is opened. A run that goes on keeps the
+/// number of its steps, which may have been another with as many processes as now.
 pub(crate) fn fit(
     mut config: RiseConfig,
-    device: Device,
-    open: impl FnOnce(&RiseConfig) -> Result<(RunDir, RunObserver), RunDirError>,
+    goes_on: bool,
+    worker: &Worker,
+    open: impl FnOnce(&RiseConfig) -> Result<RunDir, RunDirError>,
 ) -> anyhow::Result<(Fitted, RwrCounts)> {
     let shape = config.model.shape()?;
     let data = data(&config, &shape, &config.model.tokenizer(&shape)?)?;
-    let (llama, tokenizer) = config.model.open(config.seed, Kind::Float, device)?;
+    let (llama, tokenizer) = config.model.open(config.seed, Kind::Float, worker.device)?;
     let RwrData { examples, held_out, counts } = data.clone();
     let training = &config.finetune.training;
-    config.finetune.trainer = data.trainer(training, &config.finetune.trainer);
+    if !goes_on {
+        config.finetune.trainer = data.trainer(training, &config.finetune.trainer, worker.peers.size());
+    }
     let mut rwr = Rwr::new(llama, examples, held_out, training.batch_size, training.shuffle_seed, tokenizer)?
         .with_files(companions(&config.model.tokenizer_folder())?);
-    let (dir, mut observer) = open(&config)?;
-    json::write(&dir.path().join("data.json"), &counts)?;
-    let fitted = Trainer::new(config.finetune.trainer, &dir.checkpoints())?.fit(&mut rwr, &mut observer)?;
-    Ok((fitted, counts))
+    let dir = open(&config)?;
+    let mut observer = worker.observer(&dir)?;
+    if worker.peers.leads() {
+        json::write(&dir.path().join("data.json"), &counts)?;
+    }
+    let group = worker.peers.group().cloned();
+    let trainer = Trainer::across(config.finetune.trainer, &dir.checkpoints(), group)?;
+    Ok((trainer.fit(&mut rwr, observer.as_mut())?, counts))
 }
 
 /// The examples in token ids.
@@ -110,7 +116,7 @@ fn plan(config: RiseConfig, args: &RunArgs) -> anyhow::Result<Outcome> {
     let training = &config.finetune.training;
     let (passes, rows, problem) = match measured {
         Ok(data) => {
-            trainer = data.trainer(training, &trainer);
+            trainer = data.trainer(training, &trainer, 1);
             let name = config.data.benchmark.to_string();
             let rows = vec![(name, "train".into(), data.counts.texts, data.counts.examples)];
             (data.passes(training, &trainer), rows, missing)

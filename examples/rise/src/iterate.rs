@@ -8,11 +8,10 @@ use ruminate::datasets::environments::Problem;
 use ruminate::datasets::json;
 use ruminate::datasets::rise::Log;
 use ruminate::run::{
-    ConfigError, LlamaModelConfig, Outcome, ReportPage, RunArgs, RunDir, RunDirError, RunObserver, StopFlag,
-    Table, Verbosity, print_json, settled,
+    ConfigError, LlamaModelConfig, Outcome, ReportPage, RunArgs, RunDirError, Table, Worker, print_json,
+    settled,
 };
 use serde::{Deserialize, Serialize};
-use tch::Device;
 
 use crate::collect::{collect, load, turns};
 use crate::config::{Evaluating, EvaluationSection, Phase, Player, RiseConfig, Source, Start};
@@ -52,13 +51,6 @@ pub(crate) struct Iterations {
     pub(crate) finished: Vec<Finished>,
 }
 
-/// Where an iteration works, and who is told.
-struct Place<'a> {
-    device: Device,
-    verbosity: Verbosity,
-    stop: &'a StopFlag,
-}
-
 pub(crate) fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
     let mut config = load(args, Phase::Iterate)?;
     for path in
@@ -66,12 +58,17 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
     {
         *path = path.as_deref().map(settled);
     }
-    let device = args.setup()?;
-    let stop = StopFlag::on_ctrl_c()?;
+    if let Some(outcome) = args.launch()? {
+        return Ok(outcome);
+    }
+    let worker = args.worker()?;
     let material = Material::read(&config)?;
     let dir = args.open(&config)?;
-    let iterations = iterate(&config, &material, device, dir.path(), args.verbosity(), &stop)?;
+    let iterations = iterate(&config, &material, dir.path(), &worker)?;
     let done = iterations.finished.len() as u64 == config.iteration.iterations;
+    if !worker.peers.leads() {
+        return Ok(if done { Outcome::Done } else { Outcome::Interrupted });
+    }
     if args.json {
         print_json(&serde_json::json!({
             "system": "rise", "phase": "iterate", "start": iterations.start, "iterations": iterations.finished,
@@ -101,32 +98,39 @@ impl Material {
 pub(crate) fn iterate(
     config: &RiseConfig,
     material: &Material,
-    device: Device,
     out: &Path,
-    verbosity: Verbosity,
-    stop: &StopFlag,
+    worker: &Worker,
 ) -> anyhow::Result<Iterations> {
-    let place = Place { device, verbosity, stop };
     let mut student = first_student(config)?;
     let mut iterations = Iterations::default();
     // With the window of the first iteration, so that the numbers can be compared.
-    match assess(config, &student, 2, material, &out.join("start"), &place)? {
+    match assess(config, &student, 2, material, &out.join("start"), worker)? {
         Some(metrics) => iterations.start = metrics,
         None => return Ok(iterations),
     }
     for number in 1..=config.iteration.iterations {
         let folder = out.join(format!("iteration-{number}"));
         let summary = folder.join("iteration.json");
-        let finished: Finished = if summary.is_file() {
-            json::read(&summary)?
-        } else {
-            let Some(finished) = iteration(config, number, &student, material, out, &place)? else { break };
-            json::write(&summary, &finished)?;
-            finished
+        let stored = worker.peers.first(|| -> anyhow::Result<Option<Finished>> {
+            Ok(if summary.is_file() { Some(json::read(&summary)?) } else { None })
+        })?;
+        let finished = match stored {
+            Some(finished) => finished,
+            None => {
+                let Some(finished) = iteration(config, number, &student, material, out, worker)? else {
+                    break;
+                };
+                if worker.peers.leads() {
+                    json::write(&summary, &finished)?;
+                }
+                finished
+            }
         };
         student = finished.best.clone();
         iterations.finished.push(finished);
-        write_report(config, out, &iterations)?;
+        if worker.peers.leads() {
+            write_report(config, out, &iterations)?;
+        }
     }
     Ok(iterations)
 }
@@ -154,7 +158,7 @@ fn iteration(
     student: &Path,
     material: &Material,
     out: &Path,
-    place: &Place<'_>,
+    worker: &Worker,
 ) -> anyhow::Result<Option<Finished>> {
     let folder = |number: u64| out.join(format!("iteration-{number}"));
     let here = folder(number);
@@ -168,24 +172,29 @@ fn iteration(
     // Another one for each iteration, within what TOML can write.
     let seed = config.collection.seed.wrapping_add(number - 1);
     collecting.collection.seed = seed & i64::MAX.unsigned_abs();
-    let dir = open(&here.join("collect"), &collecting)?;
+    let dir = worker.open(&here.join("collect"), &collecting)?;
     let path = dir.path().join(collecting.rollout().file_name());
-    let log = if path.is_file() {
-        Log::read(&path)?
-    } else {
-        let Place { device, verbosity, stop } = *place;
-        match collect(&collecting, &material.problems, device, &dir, verbosity, stop)? {
+    let stored = worker.peers.first(|| -> anyhow::Result<_> {
+        Ok(if path.is_file() { Some(Log::read(&path)?.episodes) } else { None })
+    })?;
+    let log = match stored {
+        Some(episodes) => Log { episodes },
+        None => match collect(&collecting, &material.problems, &dir, worker)? {
             Some(log) => log,
             None => return Ok(None),
-        }
+        },
     };
 
     let mut converting = RiseConfig { phase: Some(Phase::Convert), ..config.clone() };
     converting.conversion.logs = vec![path];
-    let dir = open(&here.join("convert"), &converting)?;
-    if !dir.path().join(SUMMARY).is_file() {
-        convert::write(&converting, &log, &dir)?;
-    }
+    let dir = worker.open(&here.join("convert"), &converting)?;
+    // The others read the examples when they are there.
+    worker.peers.first(|| -> anyhow::Result<()> {
+        if !dir.path().join(SUMMARY).is_file() {
+            convert::write(&converting, &log, &dir)?;
+        }
+        Ok(())
+    })?;
 
     let start = match section.start {
         Start::Previous => student.to_path_buf(),
@@ -197,18 +206,14 @@ fn iteration(
     let first = if section.merge { 1 } else { number };
     training.finetune.examples = (first..=number).map(|i| folder(i).join("convert").join(EXAMPLES)).collect();
     training.finetune.source = Source::Examples;
-    let begin = |config: &RiseConfig| {
-        let dir = open(&here.join("finetune"), config)?;
-        let observer = RunObserver::new(&dir, place.verbosity, place.stop.clone())?;
-        Ok((dir, observer))
-    };
-    let (fitted, counts) = fit(training, place.device, begin)?;
+    let finetune = here.join("finetune");
+    let (fitted, counts) = fit(training, false, worker, |config| worker.open(&finetune, config))?;
     if fitted.ending == Ending::Stopped {
         return Ok(None);
     }
 
     let best = fitted.best.2;
-    let Some(metrics) = assess(config, &best, turns_before + 1, material, &here.join("evaluate"), place)?
+    let Some(metrics) = assess(config, &best, turns_before + 1, material, &here.join("evaluate"), worker)?
     else {
         return Ok(None);
     };
@@ -232,7 +237,7 @@ fn assess(
     window: usize,
     material: &Material,
     folder: &Path,
-    place: &Place<'_>,
+    worker: &Worker,
 ) -> anyhow::Result<Option<Metrics>> {
     let mut all = Metrics::new();
     for &setting in &config.iteration.evaluate {
@@ -240,26 +245,16 @@ fn assess(
         config.evaluation.model = Some(model.into());
         config.evaluation.setting = setting;
         config.evaluation.context_window = window;
-        let dir = open(&folder.join(setting.name()), &config)?;
+        let dir = worker.open(&folder.join(setting.name()), &config)?;
         let file = dir.path().join(METRICS);
-        if !file.is_file() {
-            let Place { device, verbosity, stop } = *place;
-            if evaluate(&config, &material.test, device, &dir, verbosity, stop)?.is_none() {
-                return Ok(None);
-            }
+        let there = worker.peers.first(|| anyhow::Ok(file.is_file()))?;
+        if !there && evaluate(&config, &material.test, &dir, worker)?.is_none() {
+            return Ok(None);
         }
-        let report: serde_json::Value = json::read(&file)?;
+        let report = worker.peers.first(|| anyhow::Ok(json::read::<serde_json::Value>(&file)?))?;
         all.insert(setting.name().into(), serde_json::from_value(report["metrics"].clone())?);
     }
     Ok(Some(all))
-}
-
-/// The run of a step, begun or gone on with.
-fn open(folder: &Path, config: &RiseConfig) -> Result<RunDir, RunDirError> {
-    match RunDir::stored_config(folder) {
-        Some(_) => RunDir::resume(folder, config),
-        None => RunDir::create(folder, config),
-    }
 }
 
 /// The iterations side by side.

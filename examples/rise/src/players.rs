@@ -8,7 +8,7 @@ use ruminate::datasets::chat::ChatTemplate;
 use ruminate::datasets::rise::TeacherAnswerer;
 use ruminate::datasets::teacher::{Sampling as TeacherSampling, Teacher};
 use ruminate::models::{GenerationConfig, Llama, Sampling, Strategy, Tokenizer};
-use ruminate::run::{LlamaModelConfig, StopFlag, TeacherConsole, Verbosity};
+use ruminate::run::{LlamaModelConfig, TeacherConsole, Worker};
 use tch::{Device, Kind};
 
 use crate::config::{GenerationSection, RiseConfig};
@@ -57,10 +57,9 @@ impl Local {
 pub(crate) fn service(
     config: &RiseConfig,
     folder: &Path,
-    verbosity: Verbosity,
-    stop: &StopFlag,
+    worker: &Worker,
 ) -> anyhow::Result<TeacherAnswerer> {
-    let mut console = TeacherConsole::new(verbosity, stop.clone()).as_part();
+    let mut console = TeacherConsole::new(worker.verbosity, worker.stop.clone()).as_part();
     if let Some(prices) = config.collection.prices {
         console = console.with_prices(prices);
     }

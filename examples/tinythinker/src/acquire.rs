@@ -3,11 +3,8 @@
 use ruminate::algorithms::tinythinker::Acquisition;
 use ruminate::algorithms::{Fitted, Networks, Plan, Sft, Trainer};
 use ruminate::models::Tokenizer;
-use ruminate::run::{
-    DryRun, Outcome, RunArgs, RunDir, RunDirError, RunObserver, StopFlag, Table, print_json,
-};
+use ruminate::run::{DryRun, Outcome, RunArgs, RunDir, RunDirError, Table, Worker, print_json};
 use serde_json::json;
-use tch::Device;
 
 use crate::config::{FLAGS, Phase, TinyThinkerConfig};
 
@@ -17,15 +14,14 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
     if args.dry_run {
         return plan(config, args);
     }
-    let device = args.setup()?;
-    let stop = StopFlag::on_ctrl_c()?;
-    let open = |config: &TinyThinkerConfig| {
-        let dir = args.open(config)?;
-        let observer = RunObserver::new(&dir, args.verbosity(), stop)?;
-        Ok((dir, observer))
-    };
-    let fitted = fit(config, device, open)?;
-    print_fitted(&fitted, args.json)?;
+    if let Some(outcome) = args.launch()? {
+        return Ok(outcome);
+    }
+    let worker = args.worker()?;
+    let fitted = fit(config, args.goes_on(), &worker, |config| args.open(config))?;
+    if worker.peers.leads() {
+        print_fitted(&fitted, args.json)?;
+    }
     Ok(fitted.ending.into())
 }
 
@@ -40,18 +36,25 @@ pub(crate) fn load(args: &RunArgs, phase: Phase) -> anyhow::Result<TinyThinkerCo
     Ok(config)
 }
 
-/// Trains a student. Everything that can be wrong with data or model shows before the run folder is opened.
+/// Trains a student. Everything that can be wrong with data or model shows before the run folder is opened. A run that goes on keeps
+/// the number of its steps.
 pub(crate) fn fit(
     mut config: TinyThinkerConfig,
-    device: Device,
-    open: impl FnOnce(&TinyThinkerConfig) -> Result<(RunDir, RunObserver), RunDirError>,
+    goes_on: bool,
+    worker: &Worker,
+    open: impl FnOnce(&TinyThinkerConfig) -> Result<RunDir, RunDirError>,
 ) -> anyhow::Result<Fitted> {
-    let (t5, tokenizer) = config.model.open(config.seed, device)?;
+    let (t5, tokenizer) = config.model.open(config.seed, worker.device)?;
     let acquisition = acquisition(&config, tokenizer.clone())?;
-    config.acquisition.trainer = acquisition.trainer(&config.acquisition.trainer);
+    if !goes_on {
+        config.acquisition.trainer = acquisition.trainer(&config.acquisition.trainer, worker.peers.size());
+    }
     let mut sft = Sft::new(t5, acquisition, tokenizer);
-    let (dir, mut observer) = open(&config)?;
-    Ok(Trainer::new(config.acquisition.trainer, &dir.checkpoints())?.fit(&mut sft, &mut observer)?)
+    let dir = open(&config)?;
+    let mut observer = worker.observer(&dir)?;
+    let group = worker.peers.group().cloned();
+    let trainer = Trainer::across(config.acquisition.trainer, &dir.checkpoints(), group)?;
+    Ok(trainer.fit(&mut sft, observer.as_mut())?)
 }
 
 fn acquisition(config: &TinyThinkerConfig, tokenizer: Tokenizer) -> anyhow::Result<Acquisition> {
@@ -70,7 +73,7 @@ fn plan(config: TinyThinkerConfig, args: &RunArgs) -> anyhow::Result<Outcome> {
     let mut trainer = config.acquisition.trainer.clone();
     let (passes, data, problem) = match measured {
         Ok(acquisition) => {
-            trainer = acquisition.trainer(&trainer);
+            trainer = acquisition.trainer(&trainer, 1);
             let name = format!("{:?}", config.data.dataset).to_lowercase();
             let rows = acquisition.rows();
             (acquisition.passes(&trainer), vec![(name, "train".into(), rows, rows)], missing)

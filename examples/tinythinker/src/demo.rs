@@ -11,9 +11,7 @@ use ruminate::algorithms::{Ending, Observer};
 use ruminate::datasets::BadRows;
 use ruminate::datasets::tinythinker::{Question, Splits, StageRecords, Variant, read_items};
 use ruminate::models::{T5, Tokenizer};
-use ruminate::run::{
-    ConfigError, ConsoleObserver, Outcome, RunDir, RunObserver, StopFlag, Verbosity, config, print_json,
-};
+use ruminate::run::{ConfigError, ConsoleObserver, Outcome, StopFlag, Verbosity, Worker, config, print_json};
 use serde_json::json;
 use tch::{Device, Kind};
 
@@ -129,7 +127,8 @@ fn train_and_compare(
     announce(args, Model::Reflected, seed);
     let material = Material::read(&config)?;
     let out = folder(args, Model::Reflected, seed);
-    let rounds = reflect(&config, &material, Device::Cpu, &out, verbosity(args), stop)?;
+    let worker = Worker::alone(verbosity(args), stop.clone());
+    let rounds = reflect(&config, &material, &out, &worker)?;
     let Some(last) = rounds.last().filter(|last| last.round == config.reflection.iterations) else {
         return Ok(None);
     };
@@ -171,17 +170,10 @@ fn acquire(
 ) -> anyhow::Result<Option<PathBuf>> {
     let out = folder(args, model, config.seed);
     announce(args, model, config.seed);
-    let open = |config: &TinyThinkerConfig| {
-        let dir = match RunDir::stored_config(&out) {
-            Some(_) => RunDir::resume(&out, config)?,
-            None => RunDir::create(&out, config)?,
-        };
-        let observer = RunObserver::new(&dir, verbosity(args), stop.clone())?;
-        Ok((dir, observer))
-    };
+    let worker = Worker::alone(verbosity(args), stop.clone());
     let mut config = config.clone();
     config.phase = Some(Phase::Acquire);
-    let fitted = fit(config, Device::Cpu, open)?;
+    let fitted = fit(config, false, &worker, |config| worker.open(&out, config))?;
     Ok((fitted.ending == Ending::Finished).then_some(fitted.best.2))
 }
 

@@ -9,11 +9,10 @@ use ruminate::datasets::tinythinker::{Question, Run, questions_of, teacher_runs}
 use ruminate::datasets::{BadRows, json};
 use ruminate::models::{T5, Tokenizer};
 use ruminate::run::{
-    ConfigError, Outcome, ReportPage, RunArgs, RunDir, RunDirError, RunObserver, StopFlag, Table, Verbosity,
-    print_json, settled,
+    ConfigError, Outcome, ReportPage, RunArgs, RunDirError, Table, Worker, print_json, settled,
 };
 use serde::{Deserialize, Serialize};
-use tch::{Device, Kind};
+use tch::Kind;
 
 use crate::acquire::load;
 use crate::config::{Phase, TinyThinkerConfig};
@@ -47,13 +46,18 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
         }
     }
     let mut config = load(args, Phase::Reflect)?;
-    let device = args.setup()?;
-    let stop = StopFlag::on_ctrl_c()?;
+    if let Some(outcome) = args.launch()? {
+        return Ok(outcome);
+    }
+    let worker = args.worker()?;
     config.reflection.start = config.reflection.start.as_deref().map(settled);
     let material = Material::read(&config)?;
     let dir = args.open(&config)?;
-    let rounds = reflect(&config, &material, device, dir.path(), args.verbosity(), &stop)?;
+    let rounds = reflect(&config, &material, dir.path(), &worker)?;
     let done = rounds.len() as u64 == config.reflection.iterations;
+    if !worker.peers.leads() {
+        return Ok(if done { Outcome::Done } else { Outcome::Interrupted });
+    }
     if args.json {
         print_json(&serde_json::json!({ "system": "tinythinker", "phase": "reflect", "rounds": rounds }))?;
     } else {
@@ -96,10 +100,8 @@ impl Material {
 pub(crate) fn reflect(
     config: &TinyThinkerConfig,
     material: &Material,
-    device: Device,
     out: &Path,
-    verbosity: Verbosity,
-    stop: &StopFlag,
+    worker: &Worker,
 ) -> anyhow::Result<Vec<Finished>> {
     let Some(mut start) = config.reflection.start.clone() else {
         let reason = "name a checkpoint of `tinythinker acquire` with reflection.start, such as runs/acquire/checkpoints/best";
@@ -109,20 +111,26 @@ pub(crate) fn reflect(
     for number in 1..=config.reflection.iterations {
         let folder = out.join(format!("round-{number}"));
         let summary = folder.join("round.json");
-        let finished = if summary.is_file() {
-            json::read(&summary)?
-        } else {
-            let mut config = config.clone();
-            config.reflection.start = Some(start);
-            let Some(finished) = round(&config, number, material, device, &folder, verbosity, stop)? else {
-                break;
-            };
-            json::write(&summary, &finished)?;
-            finished
+        let stored = || -> anyhow::Result<Option<Finished>> {
+            Ok(if summary.is_file() { Some(json::read(&summary)?) } else { None })
+        };
+        let finished = match worker.peers.first(stored)? {
+            Some(finished) => finished,
+            None => {
+                let mut config = config.clone();
+                config.reflection.start = Some(start);
+                let Some(finished) = round(&config, number, material, &folder, worker)? else { break };
+                if worker.peers.leads() {
+                    json::write(&summary, &finished)?;
+                }
+                finished
+            }
         };
         start = finished.best.clone();
         rounds.push(finished);
-        write_report(out, &rounds)?;
+        if worker.peers.leads() {
+            write_report(out, &rounds)?;
+        }
     }
     Ok(rounds)
 }
@@ -132,46 +140,44 @@ fn round(
     config: &TinyThinkerConfig,
     number: u64,
     material: &Material,
-    device: Device,
     folder: &Path,
-    verbosity: Verbosity,
-    stop: &StopFlag,
+    worker: &Worker,
 ) -> anyhow::Result<Option<Finished>> {
     let section = &config.reflection;
     let start = section.start.clone().unwrap_or_default();
     verify(&start)?;
-    let policy = T5::load(&start, Kind::Float, device)?;
+    let policy = T5::load(&start, Kind::Float, worker.device)?;
     let tokenizer = Tokenizer::open(&start)?;
     tch::manual_seed(config.seed as i64);
-    let dir = match RunDir::stored_config(folder) {
-        Some(_) => RunDir::resume(folder, config)?,
-        None => RunDir::create(folder, config)?,
-    };
-    let mut observer = RunObserver::new(&dir, verbosity, stop.clone())?;
+    let dir = worker.open(folder, config)?;
+    let mut observer = worker.observer(&dir)?;
+    let (peers, observer) = (&worker.peers, observer.as_mut());
     let variant = config.variant();
     let model = identity(&start)?;
-    let round = Round { number, model: &model, folder };
+    let round = Round { number, model: &model, folder, peers };
     let student = Student { policy: &policy, tokenizer: &tokenizer, variant };
     let Material { questions, teacher, valid } = material;
-    let Some(pairs) = student.make_pairs(questions, teacher, &section.training, &round, &mut observer)?
-    else {
+    let Some(pairs) = student.make_pairs(questions, teacher, &section.training, &round, observer)? else {
         return Ok(None);
     };
     let training = section.training.clone();
     let accumulate = section.trainer.accumulate;
     let reflection = Reflection::new(training, &tokenizer, &pairs.recall, &pairs.analyze, accumulate)?;
-    let trainer = reflection.trainer(&section.trainer);
+    let trainer = reflection.trainer(&section.trainer, peers.size())?;
     let prompts_cut = reflection.counts.prompts_cut;
     let without_pairs: Vec<String> = reflection.without_pairs.iter().map(|s| s.name().to_string()).collect();
     let cache = folder.join("reference_logps.json");
-    let mut dpo = reflection.start(policy, tokenizer, variant, valid, &cache)?;
+    let mut dpo = reflection.start(policy, tokenizer, variant, valid, &cache, peers)?;
     let Fitted { ending, best: (step, best, path), .. } =
-        Trainer::new(trainer, &dir.checkpoints())?.fit(&mut dpo, &mut observer)?;
+        Trainer::across(trainer, &dir.checkpoints(), peers.group().cloned())?.fit(&mut dpo, observer)?;
     if ending == Ending::Stopped {
         return Ok(None);
     }
-    let before = Checkpoints::open(&dir.checkpoints())?.last_state()?;
-    let before = before.and_then(|state| state.scores.get(&0).copied()).unwrap_or(f64::NAN);
+    let before = peers.first(|| -> anyhow::Result<_> {
+        let state = Checkpoints::open(&dir.checkpoints())?.last_state()?;
+        Ok(state.and_then(|state| state.scores.get(&0).copied()))
+    })?;
+    let before = before.unwrap_or(f64::NAN);
     let sampled = pairs.summary;
     Ok(Some(Finished {
         round: number,

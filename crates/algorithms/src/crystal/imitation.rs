@@ -10,7 +10,7 @@ use tch::Tensor;
 
 use super::{QuestionEncoder, most_choices};
 use crate::trainer::Evaluation;
-use crate::{Curriculum, Error, Metrics, Objective, Observer, Result, mean_loss};
+use crate::{Curriculum, Error, Metrics, Objective, Observer, Peers, Result, mean_loss};
 
 /// Answer slots of a question in Stage I.
 const CHOICE_CAPACITY: usize = 8;
@@ -162,6 +162,7 @@ pub struct Imitation {
     dev: Instances,
     tasks: Vec<String>,
     batches: TrainBatches,
+    peers: Peers,
 }
 
 impl Imitation {
@@ -185,7 +186,7 @@ impl Imitation {
         if dev.is_empty() {
             return Err(Error::config("data", "no validation question has a statement; check the dev files"));
         }
-        Ok(Self { config, encoder, train, dev, tasks, batches })
+        Ok(Self { config, encoder, train, dev, tasks, batches, peers: Peers::default() })
     }
 
     /// Training instances: pairs of a question and a statement.
@@ -219,6 +220,22 @@ impl Imitation {
             .collect()
     }
 
+    fn validate<P: Policy + ScoreChoices>(&self, policy: &P, indices: &[usize]) -> Result<Validated> {
+        let losses = self
+            .config
+            .losses()
+            .map(|(phase, ..)| Ok(mean_loss(policy, &self.examples(phase, &self.dev, indices)?)?.to_bits()));
+        let losses = losses.collect::<Result<_>>()?;
+        let predictions = |phase| -> Result<Vec<i64>> {
+            let examples = self.examples(phase, &self.dev, indices)?;
+            let prompts: Vec<Vec<TokenId>> = examples.into_iter().map(|e| e.prompt).collect();
+            self.predictions(policy, &prompts, indices)
+        };
+        let knowless = predictions(Phase::Qa)?;
+        let knowful = if self.config.with_knowledge() { predictions(Phase::Qka)? } else { vec![] };
+        Ok(Validated { losses, knowless, knowful })
+    }
+
     /// Predictions by the length-normalised score of the labels (section 5.4 of the method's description).
     fn predictions<P: ScoreChoices>(
         &self,
@@ -246,11 +263,25 @@ impl Imitation {
     }
 }
 
+/// What validation finds in a batch.
+#[derive(Debug, Serialize, Deserialize)]
+struct Validated {
+    /// The mean of each loss that has a weight, in bits: no number survives JSON that is none.
+    losses: Vec<u64>,
+    /// Choices without knowledge and with it.
+    knowless: Vec<i64>,
+    knowful: Vec<i64>,
+}
+
 impl<P: Policy + ScoreChoices> Curriculum<P> for Imitation {
     fn deal(&mut self, shard: Shard) -> Result<()> {
         let order = Order::shuffled(self.train.len(), self.config.shuffle_seed);
         self.batches = TrainBatches::new(order, self.config.batch_size, shard)?;
         Ok(())
+    }
+
+    fn meet(&mut self, peers: &Peers) {
+        self.peers = peers.clone();
     }
 
     fn next(&mut self, step: u64) -> Result<Vec<Objective>> {
@@ -264,28 +295,27 @@ impl<P: Policy + ScoreChoices> Curriculum<P> for Imitation {
 
     fn evaluate(&mut self, policy: &P, step: u64, observer: &mut dyn Observer) -> Result<Evaluation> {
         let losses: Vec<_> = self.config.losses().collect();
-        let mut sums = vec![0.0; losses.len()];
-        let (mut knowless, mut knowful) = (vec![], vec![]);
         let all: Vec<usize> = (0..self.dev.len()).collect();
         let batches: Vec<&[usize]> = all.chunks(self.config.eval_batch_size).collect();
-        for (done, indices) in batches.iter().enumerate() {
-            for ((phase, _, _), sum) in losses.iter().zip(&mut sums) {
-                *sum += mean_loss(policy, &self.examples(*phase, &self.dev, indices)?)?;
+        let validated = self.peers.map(batches.len(), |mine| {
+            let mut validated = vec![];
+            for (done, &i) in mine.iter().enumerate() {
+                validated.push(self.validate(policy, batches[i])?);
+                observer
+                    .progress("validation", done as u64 + 1, mine.len() as u64)
+                    .map_err(Error::Observer)?;
             }
-            let prompts = |phase| -> Result<Vec<Vec<TokenId>>> {
-                Ok(self.examples(phase, &self.dev, indices)?.into_iter().map(|e| e.prompt).collect())
-            };
-            knowless.extend(self.predictions(policy, &prompts(Phase::Qa)?, indices)?);
-            if self.config.with_knowledge() {
-                knowful.extend(self.predictions(policy, &prompts(Phase::Qka)?, indices)?);
-            }
-            observer
-                .progress("validation", done as u64 + 1, batches.len() as u64)
-                .map_err(Error::Observer)?;
+            Ok(validated)
+        })?;
+        let (mut knowless, mut knowful) = (vec![], vec![]);
+        for batch in &validated {
+            knowless.extend_from_slice(&batch.knowless);
+            knowful.extend_from_slice(&batch.knowful);
         }
         let mut metrics: Metrics = vec![];
         let mut loss = 0.0;
-        for ((_, name, weight), sum) in losses.iter().zip(sums) {
+        for (i, (_, name, weight)) in losses.iter().enumerate() {
+            let sum: f64 = validated.iter().map(|batch| f64::from_bits(batch.losses[i])).sum();
             let mean = sum / batches.len() as f64;
             loss += weight * mean;
             metrics.push((format!("eval/{name}"), mean));

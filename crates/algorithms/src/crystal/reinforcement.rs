@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::QuestionEncoder;
 use crate::ppo::{Ppo, PpoConfig, PpoData, Prompt, RolloutConfig, Supervision};
-use crate::{Error, Objective, Observer, Result, TrainerConfig};
+use crate::{Error, Objective, Observer, Peers, Result, TrainerConfig};
 
 /// Answer slots of a question in training and in validation.
 const TRAIN_CAPACITY: usize = 8;
@@ -188,7 +188,8 @@ fn prompt(encoder: &QuestionEncoder, question: &Question) -> Result<Prompt<Encod
 }
 
 /// Scale of the rewards: as configured, or as `folder/reward_normalization.json` has it, or measured and written there,
-/// with the rewards of each task beside it. Where no step is reinforced, they stay as they are.
+/// with the rewards of each task beside it. Where no step is reinforced, they stay as they are. Processes that train together measure
+/// together.
 ///
 /// # Errors
 /// When the model fails, the rewards have no spread, or the folder is not writable.
@@ -196,25 +197,34 @@ pub fn reward_normalization<P>(
     config: &ReinforcementConfig,
     stage: &Reinforcement<P>,
     folder: &Path,
+    peers: &Peers,
     observer: &mut dyn Observer,
 ) -> Result<Normalization>
 where
     P: Policy + Generate + ScoreChoices,
 {
     let path = folder.join("reward_normalization.json");
+    // Rank 0 may write the file while others look for it.
+    let stored = || if path.exists() { Ok::<_, Error>(Some(Normalization::load(&path)?)) } else { Ok(None) };
     let map = match (config.gain, config.bias) {
         (Some(gain), Some(bias)) => Normalization { gain, bias },
         // Nothing is rewarded.
         _ if config.ppo.rl_steps == 0 => Normalization::default(),
-        _ if path.exists() => return Ok(Normalization::load(&path)?),
         _ => {
+            if let Some(map) = peers.first(stored)? {
+                return Ok(map);
+            }
             let batches = (config.normalization_batches > 0).then_some(config.normalization_batches);
-            let (map, by_task) = stage.measure_rewards(batches, observer)?;
-            json::write(&folder.join("reward_statistics.json"), &by_task)?;
+            let (map, by_task) = stage.measure_rewards(batches, peers, observer)?;
+            if peers.leads() {
+                json::write(&folder.join("reward_statistics.json"), &by_task)?;
+            }
             map
         }
     };
-    map.save(&path)?;
+    if peers.leads() {
+        map.save(&path)?;
+    }
     Ok(map)
 }
 

@@ -7,7 +7,7 @@ use ruminate_models::{Policy, TokenId, Tokenizer, Truncate, by_length};
 use serde::{Deserialize, Serialize};
 
 use super::train::score_pairs;
-use crate::{Error, Result, Shuffled};
+use crate::{Error, Peers, Result, Shuffled};
 
 /// A preference in token ids. Trajectories of a model go in as they are; texts through [`encode_pairs`].
 #[derive(Debug, Clone, PartialEq)]
@@ -187,7 +187,7 @@ struct Cache {
 }
 
 /// As [`precompute`], but once: the values are kept in a file, and read from it as long as pairs, weights and `ld_alpha` are the
-/// same. Tells whether they were read.
+/// same. Tells whether they were read. Processes divide the pairs, and rank 0 keeps the file.
 ///
 /// # Errors
 /// When the model fails, or the file cannot be written. A file that cannot be read is made anew.
@@ -197,22 +197,36 @@ pub fn precompute_cached<P: Policy>(
     ld_alpha: f64,
     batch_size: usize,
     file: &Path,
+    peers: &Peers,
 ) -> Result<bool> {
     let key = cache_key(reference, pairs, ld_alpha)?;
-    if let Ok(cache) = ruminate_datasets::json::read::<Cache>(file)
-        && cache.key == key
-        && cache.logps.len() == pairs.len()
-        && cache.logps.iter().flatten().all(|value| value.is_finite())
-    {
-        for (pair, value) in pairs.iter_mut().zip(cache.logps) {
-            pair.reference = Some(value);
+    let stored = peers.first(|| -> Result<_> {
+        let cache = ruminate_datasets::json::read::<Cache>(file).ok().filter(|cache| {
+            let finite = cache.logps.iter().flatten().all(|value| value.is_finite());
+            finite && cache.key == key && cache.logps.len() == pairs.len()
+        });
+        Ok(cache.map(|cache| cache.logps))
+    })?;
+    let read = stored.is_some();
+    let logps = match stored {
+        Some(logps) => logps,
+        None => {
+            let bits = peers.map(pairs.len(), |mine| {
+                let mut part: Vec<Pair> = mine.iter().map(|&i| pairs[i].clone()).collect();
+                precompute(reference, &mut part, ld_alpha, batch_size)?;
+                // No number survives JSON that is none.
+                Ok(part.iter().filter_map(|pair| pair.reference).map(|of| of.map(f32::to_bits)).collect())
+            })?;
+            bits.into_iter().map(|of| of.map(f32::from_bits)).collect()
         }
-        return Ok(true);
+    };
+    for (pair, &value) in pairs.iter_mut().zip(&logps) {
+        pair.reference = Some(value);
     }
-    precompute(reference, pairs, ld_alpha, batch_size)?;
-    let logps = pairs.iter().filter_map(|pair| pair.reference).collect();
-    ruminate_datasets::json::write(file, &Cache { key, logps })?;
-    Ok(false)
+    if !read && peers.leads() {
+        ruminate_datasets::json::write(file, &Cache { key, logps })?;
+    }
+    Ok(read)
 }
 
 /// Changes with whatever the log-probabilities depend on.

@@ -19,15 +19,27 @@ pub struct DpoState {
 }
 
 impl DpoState {
-    /// The mean of all rewards so far.
-    fn shift(&mut self, rewards: [&Tensor; 2]) -> Result<f64> {
-        for reward in rewards {
-            self.reward_sum += reward.f_detach()?.f_sum(Kind::Double)?.f_double_value(&[])?;
-            self.rewards += reward.numel() as u64;
+    /// Adds sums of rewards, and their number.
+    pub(super) fn add(&mut self, [chosen, rejected, count]: [f64; 3]) {
+        self.reward_sum += chosen;
+        self.reward_sum += rejected;
+        self.rewards += count as u64;
+    }
+
+    /// The mean of all rewards so far, those of other processes included.
+    fn shift(&mut self, rewards: [&Tensor; 2], of_all: OfAll<'_>) -> Result<f64> {
+        let mut own = [0.0; 3];
+        for (reward, sum) in rewards.into_iter().zip(&mut own) {
+            *sum = reward.f_detach()?.f_sum(Kind::Double)?.f_double_value(&[])?;
         }
+        own[2] = (rewards[0].numel() + rewards[1].numel()) as f64;
+        self.add(of_all(own)?);
         Ok(self.reward_sum / self.rewards.max(1) as f64)
     }
 }
+
+/// Sums of chosen and rejected rewards and their number, over all processes instead of this one.
+pub(super) type OfAll<'a> = &'a dyn Fn([f64; 3]) -> Result<[f64; 3]>;
 
 /// The preference part of a loss.
 #[derive(Debug)]
@@ -71,6 +83,17 @@ pub fn preference_loss(
     config: &DpoConfig,
     state: &mut DpoState,
 ) -> Result<LossOutput> {
+    preference_loss_among(policy, reference, config, state, &|own| Ok(own))
+}
+
+/// As [`preference_loss`], for a part of a batch: `of_all` is called once for each term with a running mean.
+pub(super) fn preference_loss_among(
+    policy: &PairLogps,
+    reference: Option<&PairLogps>,
+    config: &DpoConfig,
+    state: &mut DpoState,
+    of_all: OfAll<'_>,
+) -> Result<LossOutput> {
     if reference.is_some() && config.reference_free() {
         return Err(Error::config("reference", "is given, but the losses have no place for one"));
     }
@@ -78,7 +101,7 @@ pub fn preference_loss(
     let ratios = Ratios::new(policy, reference, config.divergence)?;
     let mut losses = Tensor::f_zeros_like(&policy.chosen)?;
     for term in config.terms.iter().filter(|term| term.weight != 0.0) {
-        if let Some(loss) = ratios.loss(&term.loss, beta, state)? {
+        if let Some(loss) = ratios.loss(&term.loss, beta, state, of_all)? {
             losses = losses.f_add(&loss.f_mul_scalar(term.weight)?)?;
         }
     }
@@ -134,7 +157,13 @@ impl<'a> Ratios<'a> {
     }
 
     /// One loss, `[pairs]`; nothing for a loss that is a likelihood only.
-    fn loss(&self, loss: &PreferenceLoss, beta: f64, state: &mut DpoState) -> Result<Option<Tensor>> {
+    fn loss(
+        &self,
+        loss: &PreferenceLoss,
+        beta: f64,
+        state: &mut DpoState,
+        of_all: OfAll<'_>,
+    ) -> Result<Option<Tensor>> {
         let Self { policy, a, b, sa, sb, .. } = self;
         let scaled = |x: &Tensor| x.f_mul_scalar(beta);
         let h = sa.f_sub(sb)?;
@@ -168,7 +197,7 @@ impl<'a> Ratios<'a> {
             }
             PreferenceLoss::BcoPair { shift } => {
                 let (ba, bb) = (scaled(sa)?, scaled(sb)?);
-                let shift = if shift { state.shift([&ba, &bb])? } else { 0.0 };
+                let shift = if shift { state.shift([&ba, &bb], of_all)? } else { 0.0 };
                 let down = bb.f_sub_scalar(shift)?.f_neg()?;
                 neg_log_sigmoid(&ba.f_sub_scalar(shift)?)?.f_add(&neg_log_sigmoid(&down)?)?
             }

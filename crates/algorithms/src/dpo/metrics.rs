@@ -2,13 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use ruminate_torch::dist::ProcessGroup;
+use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use super::logps::PairLogps;
 use super::loss::LossOutput;
-use crate::trainer::exchange;
-use crate::{Metrics, Result};
+use crate::{Metrics, Peers, Result};
 
 /// Sums over the tokens of each completion, `[pairs]` for chosen and rejected, where [`DpoConfig::logit_metrics`] asks for
 /// them.
@@ -28,6 +27,14 @@ pub(super) struct LogitSums {
 pub(super) struct Records {
     /// Per batch, `[columns, pairs]`.
     batches: Vec<Tensor>,
+    sources: Vec<String>,
+    referenced: bool,
+}
+
+/// [`Records`] that travel: rows in bits, because no number survives JSON that is none.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Told {
+    rows: Vec<Vec<u64>>,
     sources: Vec<String>,
     referenced: bool,
 }
@@ -84,24 +91,35 @@ impl Records {
         Ok(())
     }
 
-    /// Means since the last call, over the pairs of all ranks.
-    pub(super) fn take(&mut self, group: Option<&ProcessGroup>) -> Result<Metrics> {
-        let Self { batches, mut sources, mut referenced } = std::mem::take(self);
-        let mut rows: Vec<Vec<f64>> = match batches.is_empty() {
+    /// What there is since the last call.
+    pub(super) fn told(&mut self) -> Result<Told> {
+        let Self { batches, sources, referenced } = std::mem::take(self);
+        let rows: Vec<Vec<f64>> = match batches.is_empty() {
             true => vec![],
             false => Vec::try_from(Tensor::f_cat(&batches, 0)?)?,
         };
-        if let Some(group) = group {
-            let all: Vec<(Vec<Vec<f64>>, Vec<String>, bool)> = exchange(group, &(rows, sources, referenced))?;
-            referenced = all.iter().any(|(.., referenced)| *referenced);
-            (rows, sources) = Default::default();
-            for (rows_of, sources_of, _) in all {
-                rows.extend(rows_of);
-                sources.extend(sources_of);
-            }
-        }
+        let rows = rows.into_iter().map(|row| row.into_iter().map(f64::to_bits).collect()).collect();
+        Ok(Told { rows, sources, referenced })
+    }
+
+    /// Means since the last call, over the pairs of all ranks.
+    pub(super) fn take(&mut self, peers: &Peers) -> Result<Metrics> {
+        Ok(Told::metrics(peers.exchange(self.told()?)?))
+    }
+}
+
+impl Told {
+    /// Means over the pairs of all.
+    pub(super) fn metrics(all: Vec<Self>) -> Metrics {
+        let referenced = all.iter().any(|told| told.referenced);
+        let rows: Vec<Vec<f64>> = all
+            .iter()
+            .flat_map(|told| &told.rows)
+            .map(|row| row.iter().map(|&bits| f64::from_bits(bits)).collect())
+            .collect();
+        let sources: Vec<&String> = all.iter().flat_map(|told| &told.sources).collect();
         if rows.is_empty() {
-            return Ok(vec![]);
+            return vec![];
         }
         let pairs: Vec<Pair<'_>> = rows.iter().map(|row| Pair(row)).collect();
         let mean = |of: &dyn Fn(&Pair<'_>) -> f64| pairs.iter().map(of).sum::<f64>() / pairs.len() as f64;
@@ -140,7 +158,7 @@ impl Records {
             debug_assert!(pairs.iter().all(|p| p.0.len() == Pair::COLUMNS));
         }
         let mut by_source: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
-        for (pair, source) in pairs.iter().zip(&sources).filter(|(_, source)| !source.is_empty()) {
+        for (pair, source) in pairs.iter().zip(sources).filter(|(_, source)| !source.is_empty()) {
             by_source.entry(source).or_default().push(pair.margin());
         }
         for (source, margins) in by_source {
@@ -149,7 +167,7 @@ impl Records {
             let right = &mut margins.iter().map(|&margin| share(margin > 0.0));
             put(&format!("rewards/accuracies/{source}"), mean(right));
         }
-        Ok(metrics)
+        metrics
     }
 }
 
@@ -166,5 +184,5 @@ pub fn preference_metrics(
 ) -> Result<Metrics> {
     let mut records = Records::default();
     records.add(policy, reference, output, None, [])?;
-    records.take(None)
+    Ok(Told::metrics(vec![records.told()?]))
 }

@@ -1,22 +1,24 @@
 //! Preference optimisation as an algorithm of the trainer.
 
+mod validation;
+
 use std::path::Path;
 use std::rc::Rc;
 
-use ruminate_datasets::Shard;
 use ruminate_models::checkpoint::{read_tensors, write_tensors};
 use ruminate_models::{Policy, TokenId, Tokenizer, Want};
 use ruminate_torch::dist::ProcessGroup;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-use super::config::{DpoConfig, NllNorm, PreferenceLoss, ReferenceSync, WeightedLoss};
+use super::config::{DpoConfig, NllNorm, ReferenceSync};
 use super::data::{Pair, PairSource};
 use super::logps::{PairLogps, confidence};
-use super::loss::{DpoState, chosen_nll, preference_loss};
-use super::metrics::{LogitSums, Records};
+use super::loss::{DpoState, OfAll, chosen_nll, preference_loss_among};
+use super::metrics::{LogitSums, Records, Told};
 use crate::trainer::{Algorithm, Evaluation, Sums, Term};
-use crate::{Error, Metrics, Observer, Result};
+use crate::{Error, Metrics, Observer, Peers, Result};
+use validation::HeldOut;
 
 const PREFERENCE: &str = "preference_loss";
 const NLL: &str = "nll_loss";
@@ -36,6 +38,11 @@ pub enum Reference<P> {
 
 /// How the policy does at what the preferences are for, e.g. the accuracy of its answers.
 pub trait PolicyEvaluation<P> {
+    /// Gets to know the other processes, as [`Curriculum::meet`](crate::Curriculum::meet) does.
+    fn meet(&mut self, peers: &Peers) {
+        let _ = peers;
+    }
+
     /// Validates the policy before step `step`; its score chooses the best checkpoint.
     ///
     /// # Errors
@@ -58,8 +65,8 @@ pub struct Dpo<P, S> {
     evaluation: Option<Box<dyn PolicyEvaluation<P>>>,
     state: DpoState,
     records: Records,
-    /// The other processes that train this policy.
-    group: Option<Rc<ProcessGroup>>,
+    /// The processes that train this policy.
+    peers: Peers,
 }
 
 impl<P, S> std::fmt::Debug for Dpo<P, S> {
@@ -93,8 +100,8 @@ impl<P: Policy, S: PairSource> Dpo<P, S> {
         if config.sync.is_some() && !matches!(reference, Reference::Model(_)) {
             return refuse("must be a model, so that it can follow the policy (`sync`)");
         }
-        let (state, records, evaluation, group) = Default::default();
-        Ok(Self { config, policy, reference, source, held_out, tokenizer, evaluation, state, records, group })
+        let (state, records, evaluation, peers) = Default::default();
+        Ok(Self { config, policy, reference, source, held_out, tokenizer, evaluation, state, records, peers })
     }
 
     /// Adds an evaluation, whose score then chooses the best checkpoint.
@@ -146,12 +153,18 @@ impl<P: Policy, S: PairSource> Dpo<P, S> {
     }
 
     /// Sums of the preference losses and of the chosen's negative log-likelihoods.
-    fn forward(&self, pairs: &[&Pair], state: &mut DpoState, records: &mut Records) -> Result<Forward> {
+    fn forward(
+        &self,
+        pairs: &[&Pair],
+        state: &mut DpoState,
+        records: &mut Records,
+        of_all: OfAll<'_>,
+    ) -> Result<Forward> {
         let config = &self.config;
         let statistics = config.wpo || config.logit_metrics;
         let scored = score_pairs(&self.policy, pairs, config.ld_alpha, statistics)?;
         let reference = self.reference_logps(pairs, &scored.logps)?;
-        let output = preference_loss(&scored.logps, reference.as_ref(), config, state)?;
+        let output = preference_loss_among(&scored.logps, reference.as_ref(), config, state, of_all)?;
         let weights: Vec<f32> = pairs.iter().map(|pair| pair.weight).collect();
         let mut losses = output.losses.shallow_clone();
         if weights.iter().any(|&weight| weight != 1.0) {
@@ -310,13 +323,11 @@ impl<P: Policy, S: PairSource> Algorithm for Dpo<P, S> {
     }
 
     fn join(&mut self, group: &Rc<ProcessGroup>) -> Result<()> {
-        let shifts = |term: &WeightedLoss| matches!(term.loss, PreferenceLoss::BcoPair { shift: true });
-        if group.size() > 1 && self.config.terms.iter().any(shifts) {
-            let reason = "the running mean of rewards (`shift`) is known in one process only so far";
-            return Err(Error::config("terms", reason));
+        self.peers = group.into();
+        self.source.deal(self.peers.shard()?)?;
+        if let Some(evaluation) = &mut self.evaluation {
+            evaluation.meet(&self.peers);
         }
-        self.source.deal(Shard::new(group.rank(), group.size())?)?;
-        self.group = Some(Rc::clone(group));
         Ok(())
     }
 
@@ -329,10 +340,15 @@ impl<P: Policy, S: PairSource> Algorithm for Dpo<P, S> {
             self.follow(sync)?;
         }
         let batches = (0..accumulate).map(|_| self.source.next(step)).collect::<Result<Vec<_>>>()?;
-        Ok(Some(batches.into_iter().filter(|batch| !batch.is_empty()).collect()))
+        // A running mean is one of all ranks, so they go through as many micro-batches.
+        let kept = |batch: &Vec<Pair>| !batch.is_empty() || self.running_means() > 0;
+        Ok(Some(batches.into_iter().filter(kept).collect()))
     }
 
     fn terms(&self, batch: &Self::Batch) -> Vec<Term> {
+        if batch.is_empty() {
+            return vec![];
+        }
         let mut terms = vec![Term { name: PREFERENCE, weight: 1.0, count: batch.len() as u64 }];
         let weight = self.config.nll_weight();
         if weight > 0.0 {
@@ -347,7 +363,18 @@ impl<P: Policy, S: PairSource> Algorithm for Dpo<P, S> {
         self.policy.set_training(self.config.dropout);
         let pairs: Vec<&Pair> = batch.iter().collect();
         let (mut state, mut records) = (self.state, std::mem::take(&mut self.records));
-        let forward = self.forward(&pairs, &mut state, &mut records);
+        let peers = self.peers.clone();
+        let of_all = |own: [f64; 3]| {
+            let sums = peers.sums(&own)?;
+            Ok(std::array::from_fn(|i| sums[i]))
+        };
+        if pairs.is_empty() {
+            for _ in 0..self.running_means() {
+                self.state.add(of_all([0.0; 3])?);
+            }
+            return Ok(Sums { sums: vec![], tokens: 0 });
+        }
+        let forward = self.forward(&pairs, &mut state, &mut records, &of_all);
         self.records = records;
         let forward = forward?;
         self.state = state;
@@ -356,27 +383,13 @@ impl<P: Policy, S: PairSource> Algorithm for Dpo<P, S> {
     }
 
     fn metrics(&mut self) -> Result<Metrics> {
-        self.records.take(self.group.as_deref())
+        self.records.take(&self.peers)
     }
 
     fn evaluate(&mut self, step: u64, observer: &mut dyn Observer) -> Result<Evaluation> {
         self.check_validation()?;
-        let size = 32;
-        let total = self.held_out.len() as u64;
-        // The running mean belongs to training.
-        let (mut state, mut records) = (self.state, Records::default());
-        let (mut preference, mut nll, mut tokens) = (0.0, 0.0, 0);
-        for (i, pairs) in self.held_out.chunks(size).enumerate() {
-            let pairs: Vec<&Pair> = pairs.iter().collect();
-            let forward = tch::no_grad(|| self.forward(&pairs, &mut state, &mut records))?;
-            preference += forward.preference.f_double_value(&[])?;
-            if let Some(sum) = forward.nll {
-                nll += sum.f_double_value(&[])?;
-                tokens += self.nll_count(&pairs);
-            }
-            let done = (i * size + pairs.len()) as u64;
-            observer.progress("validation", done, total).map_err(Error::Observer)?;
-        }
+        let total = self.held_out.len();
+        let (HeldOut { preference, mut nll, tokens }, told) = self.validate(observer)?;
         let mut metrics: Metrics = vec![];
         let mut loss = preference / total.max(1) as f64;
         if tokens > 0 {
@@ -387,8 +400,8 @@ impl<P: Policy, S: PairSource> Algorithm for Dpo<P, S> {
         if total > 0 {
             metrics.insert(0, ("eval/loss".into(), loss));
         }
-        // Every rank sees all held-out pairs.
-        metrics.extend(records.take(None)?.into_iter().map(|(name, value)| (format!("eval/{name}"), value)));
+        let told = Told::metrics(told).into_iter();
+        metrics.extend(told.map(|(name, value)| (format!("eval/{name}"), value)));
         let mut score = -loss;
         if let Some(evaluation) = &mut self.evaluation {
             let found = evaluation.evaluate(&self.policy, step, observer)?;

@@ -1,6 +1,7 @@
 //! The training that gives MaRio its name: Quark with a control token for each of several rewards of rationales.
 
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use ruminate_datasets::Split;
 use ruminate_datasets::mario::{
@@ -9,6 +10,7 @@ use ruminate_datasets::mario::{
 };
 use ruminate_models::{Generate, Policy, Tokenizer};
 use ruminate_rewards::mario::{MarioItem, Summary};
+use ruminate_torch::dist::ProcessGroup;
 
 use super::TextScorer;
 use super::rows::replace_line;
@@ -176,7 +178,9 @@ impl<P: Policy + Generate> Distillation<P> {
         self.quark.scorer().begin(format!("step{step}_eval_{name}greedy"));
         let judged = self.quark.judge(&prompts, &responses)?;
         self.quark.scorer().finish()?;
-        self.write(name, step, &prompts, &responses, &judged)?;
+        if self.quark.peers().leads() {
+            self.write(name, step, &prompts, &responses, &judged)?;
+        }
         Ok((responses, judged))
     }
 
@@ -222,6 +226,10 @@ impl<P: Policy + Generate> Algorithm for Distillation<P> {
 
     fn policy_mut(&mut self) -> &mut dyn Policy {
         self.quark.policy_mut()
+    }
+
+    fn join(&mut self, group: &Rc<ProcessGroup>) -> Result<()> {
+        self.quark.join(group)
     }
 
     fn loss_name(&self) -> &'static str {

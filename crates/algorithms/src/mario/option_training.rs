@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use ruminate_datasets::Order;
 use ruminate_datasets::mario::{MarioDataset, MarioRow, i2o_input, ir2o_input, with_period};
+use ruminate_datasets::{Order, Shard};
 use ruminate_models::{Example, Policy, ScoreChoices, TokenId, Tokenizer};
 use ruminate_rewards::choices::argmax;
 use ruminate_rewards::mario::{Summary, option_scores};
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::rows::{TrainingRows, append, at_least_one};
 use crate::plan::Pass;
 use crate::trainer::Evaluation;
-use crate::{Curriculum, Error, Observer, Result, TrainerConfig};
+use crate::{Curriculum, Error, Observer, Peers, Result, TrainerConfig};
 
 /// What such a model reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -96,6 +96,7 @@ pub struct OptionTraining {
     options: Vec<Vec<TokenId>>,
     held_out: usize,
     log: Option<PathBuf>,
+    peers: Peers,
 }
 
 impl OptionTraining {
@@ -144,7 +145,7 @@ impl OptionTraining {
         let examples = train.iter().map(example).collect::<Result<_>>()?;
         let train = TrainingRows::new(examples, config.batch_size, config.shuffle_seed)?;
         let dev = dev.iter().map(|row| Ok((input(row)?, gold(row)?))).collect::<Result<_>>()?;
-        Ok(Self { config, train, dev, options, held_out, log: None })
+        Ok(Self { config, train, dev, options, held_out, log: None, peers: Peers::default() })
     }
 
     /// Appends the published code's line about each validation to a file.
@@ -153,12 +154,12 @@ impl OptionTraining {
         Self { log: Some(path), ..self }
     }
 
-    /// Updates of the configured epochs, if any are configured.
+    /// Updates of the configured epochs with `processes` processes, if any epochs are configured.
     #[must_use]
-    pub fn steps(&self, trainer: &TrainerConfig) -> u64 {
+    pub fn steps(&self, trainer: &TrainerConfig, processes: usize) -> u64 {
         match self.config.epochs {
             0 => trainer.steps,
-            epochs => self.train.steps(epochs, trainer.accumulate),
+            epochs => self.train.steps(epochs, trainer.accumulate, processes),
         }
     }
 
@@ -192,23 +193,35 @@ fn hold_out(rows: Vec<MarioRow>, questions: usize, seed: u64) -> (Vec<MarioRow>,
 }
 
 impl<P: Policy + ScoreChoices> Curriculum<P> for OptionTraining {
+    fn deal(&mut self, shard: Shard) -> Result<()> {
+        self.train.deal(shard)
+    }
+
+    fn meet(&mut self, peers: &Peers) {
+        self.peers = peers.clone();
+    }
+
     fn next(&mut self, _: u64) -> Result<Vec<crate::Objective>> {
         Ok(self.train.next())
     }
 
     fn evaluate(&mut self, policy: &P, step: u64, observer: &mut dyn Observer) -> Result<Evaluation> {
-        let mut correct = vec![];
-        // Portions only make progress visible; batches of similar length are made inside.
-        for portion in self.dev.chunks(10 * self.config.eval_batch_size) {
-            let prompts: Vec<_> = portion.iter().map(|(prompt, _)| prompt.clone()).collect();
-            let scores = option_scores(policy, &prompts, &self.options, self.config.eval_batch_size)?;
-            correct.extend(scores.iter().zip(portion).map(|(scores, (_, gold))| argmax(scores) == *gold));
-            observer
-                .progress("validation", correct.len() as u64, self.dev.len() as u64)
-                .map_err(Error::Observer)?;
-        }
+        let correct = self.peers.map(self.dev.len(), |mine| {
+            let mut correct = vec![];
+            // Portions only make progress visible; batches of similar length are made inside.
+            for portion in mine.chunks(10 * self.config.eval_batch_size) {
+                let rows = || portion.iter().map(|&ix| &self.dev[ix]);
+                let prompts: Vec<_> = rows().map(|(prompt, _)| prompt.clone()).collect();
+                let scores = option_scores(policy, &prompts, &self.options, self.config.eval_batch_size)?;
+                correct.extend(scores.iter().zip(rows()).map(|(scores, (_, gold))| argmax(scores) == *gold));
+                observer
+                    .progress("validation", correct.len() as u64, mine.len() as u64)
+                    .map_err(Error::Observer)?;
+            }
+            Ok(correct)
+        })?;
         let summary = Summary::of(&[], correct.iter().map(|&correct| (correct, &[][..])));
-        if let Some(log) = &self.log {
+        if let Some(log) = self.log.as_ref().filter(|_| self.peers.leads()) {
             append(log, &summary.line(&format!("Step {step}"), None))?;
         }
         Ok(Evaluation { metrics: vec![("eval/accuracy".into(), summary.accuracy)], score: summary.accuracy })

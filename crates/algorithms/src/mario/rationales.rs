@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use ruminate_datasets::Shard;
 use ruminate_datasets::mario::{
     MarioRow, Target, i2o_target, label, label_sentence, num_sents, num_words, target,
 };
@@ -12,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::rows::{TrainingRows, append, at_least_one};
 use crate::plan::Pass;
 use crate::trainer::Evaluation;
-use crate::{Curriculum, Error, Metrics, Observer, Result, Schedule, TrainerConfig};
+use crate::{Curriculum, Error, Metrics, Observer, Peers, Result, Schedule, TrainerConfig};
 
 /// Responses shown as samples of each validation.
 const SAMPLES: usize = 6;
@@ -91,6 +92,7 @@ pub struct Rationales {
     train: TrainingRows,
     dev: Vec<MarioRow>,
     log: Option<PathBuf>,
+    peers: Peers,
 }
 
 impl Rationales {
@@ -118,7 +120,7 @@ impl Rationales {
             return Err(Error::config("data", "there are no development rows"));
         }
         let train = TrainingRows::new(examples, config.batch_size, config.shuffle_seed)?;
-        Ok(Self { config, tokenizer, train, dev, log: None })
+        Ok(Self { config, tokenizer, train, dev, log: None, peers: Peers::default() })
     }
 
     /// Appends the published code's line about each validation to a file.
@@ -127,12 +129,12 @@ impl Rationales {
         Self { log: Some(path), ..self }
     }
 
-    /// Updates of the configured epochs, if any are configured.
+    /// Updates of the configured epochs with `processes` processes, if any epochs are configured.
     #[must_use]
-    pub fn steps(&self, trainer: &TrainerConfig) -> u64 {
+    pub fn steps(&self, trainer: &TrainerConfig, processes: usize) -> u64 {
         match self.config.epochs {
             0 => trainer.steps,
-            epochs => self.train.steps(epochs, trainer.accumulate),
+            epochs => self.train.steps(epochs, trainer.accumulate, processes),
         }
     }
 
@@ -158,18 +160,21 @@ impl Rationales {
         };
         let prompts: Vec<Vec<TokenId>> =
             self.dev.iter().map(|row| Ok(self.tokenizer.encode(&row.question)?)).collect::<Result<_>>()?;
-        let (mut done, total) = (0, prompts.len() as u64);
-        by_length(&prompts, self.config.eval_batch_size, |batch| {
-            let rows: Vec<_> = batch.iter().map(|&ix| prompts[ix].clone()).collect();
-            let written = policy.generate(&rows, &generation, &[])?;
-            done += batch.len() as u64;
-            observer.progress("validation", done, total).map_err(Error::Observer)?;
-            let text = |samples: Vec<_>| -> Result<String> {
-                let first: Option<&ruminate_models::Generated> = samples.first();
-                let ids = first.map(|sample| sample.ids.as_slice()).unwrap_or_default();
-                Ok(self.tokenizer.decode_clean(ids)?)
-            };
-            written.into_iter().map(text).collect::<Result<_>>()
+        self.peers.map(prompts.len(), |mine| {
+            let prompts: Vec<&[TokenId]> = mine.iter().map(|&ix| prompts[ix].as_slice()).collect();
+            let (mut done, total) = (0, prompts.len() as u64);
+            by_length(&prompts, self.config.eval_batch_size, |batch| {
+                let rows: Vec<_> = batch.iter().map(|&ix| prompts[ix].to_vec()).collect();
+                let written = policy.generate(&rows, &generation, &[])?;
+                done += batch.len() as u64;
+                observer.progress("validation", done, total).map_err(Error::Observer)?;
+                let text = |samples: Vec<_>| -> Result<String> {
+                    let first: Option<&ruminate_models::Generated> = samples.first();
+                    let ids = first.map(|sample| sample.ids.as_slice()).unwrap_or_default();
+                    Ok(self.tokenizer.decode_clean(ids)?)
+                };
+                written.into_iter().map(text).collect::<Result<_>>()
+            })
         })
     }
 }
@@ -185,6 +190,14 @@ fn stated(config: &RationalesConfig, response: &str) -> String {
 }
 
 impl<P: Policy + Generate> Curriculum<P> for Rationales {
+    fn deal(&mut self, shard: Shard) -> Result<()> {
+        self.train.deal(shard)
+    }
+
+    fn meet(&mut self, peers: &Peers) {
+        self.peers = peers.clone();
+    }
+
     fn next(&mut self, _: u64) -> Result<Vec<crate::Objective>> {
         Ok(self.train.next())
     }
@@ -198,7 +211,7 @@ impl<P: Policy + Generate> Curriculum<P> for Rationales {
         let rows: Vec<_> = rows.collect();
         let names = ["num_sents", "num_words"].map(String::from);
         let summary = Summary::of(&names, rows.iter().map(|(correct, counts)| (*correct, &counts[..])));
-        if let Some(log) = &self.log {
+        if let Some(log) = self.log.as_ref().filter(|_| self.peers.leads()) {
             append(log, &summary.line(&format!("Step {step}"), None))?;
         }
         let mut metrics: Metrics = vec![("eval/accuracy".into(), summary.accuracy)];

@@ -17,13 +17,21 @@ pub(super) struct TrainingRows {
     examples: Vec<Example>,
     batches: TrainBatches,
     batch_size: usize,
+    seed: u64,
 }
 
 impl TrainingRows {
     pub(super) fn new(examples: Vec<Example>, batch_size: usize, seed: u64) -> Result<Self> {
         let order = Order::reshuffled(examples.len(), seed);
         let batches = TrainBatches::new(order, batch_size, Shard::SINGLE)?;
-        Ok(Self { examples, batches, batch_size })
+        Ok(Self { examples, batches, batch_size, seed })
+    }
+
+    /// Begins anew with one process's part of each batch.
+    pub(super) fn deal(&mut self, shard: Shard) -> Result<()> {
+        let order = Order::reshuffled(self.examples.len(), self.seed);
+        self.batches = TrainBatches::new(order, self.batch_size, shard)?;
+        Ok(())
     }
 
     pub(super) fn len(&self) -> usize {
@@ -37,9 +45,10 @@ impl TrainingRows {
         vec![Objective { name: "lm_loss", weight: 1.0, examples }]
     }
 
-    /// Updates in that many passes over the rows.
-    pub(super) fn steps(&self, epochs: u64, accumulate: usize) -> u64 {
-        (epochs * (self.examples.len() / self.batch_size) as u64 / accumulate.max(1) as u64).max(1)
+    /// Updates of `processes` processes in that many passes over the rows.
+    pub(super) fn steps(&self, epochs: u64, accumulate: usize, processes: usize) -> u64 {
+        let batches = self.examples.len() / (self.batch_size * processes.max(1));
+        (epochs * batches as u64 / accumulate.max(1) as u64).max(1)
     }
 
     /// The micro-batches of a step, for a plan.

@@ -81,7 +81,6 @@ impl<P: ?Sized> Scorer<P, MarioItem> for TextScorer {
             .collect();
         let scores = self.rewards.scores(&responses)?;
         let correct = Accuracy.scores(&responses)?;
-        self.log.borrow_mut().write(&self.rewards.names(), &responses, &scores);
         let judged = |(i, response): (usize, &Response<'_>)| Judged {
             scores: scores.iter().map(|column| Some(column[i])).collect(),
             valid: is_valid(response.text),
@@ -89,22 +88,26 @@ impl<P: ?Sized> Scorer<P, MarioItem> for TextScorer {
         };
         Ok(responses.iter().enumerate().map(judged).collect())
     }
+
+    fn record(&self, samples: &[Sample<'_, MarioItem>], judged: &[Judged]) {
+        self.log.borrow_mut().write(&self.rewards.names(), samples, judged);
+    }
 }
 
 impl Log {
-    fn write(&mut self, names: &[String], responses: &[Response<'_>], scores: &[Vec<f64>]) {
+    fn write(&mut self, names: &[String], samples: &[Sample<'_, MarioItem>], judged: &[Judged]) {
         let Some(folder) = self.folder.clone() else { return };
-        for (name, scores) in names.iter().zip(scores).filter(|(name, _)| *name != "accuracy") {
+        for (i, name) in names.iter().enumerate().filter(|(_, name)| *name != "accuracy") {
             let (mut bare, mut full) = (String::new(), String::new());
-            for (response, score) in responses.iter().zip(scores) {
-                let score = json!(score);
-                let text = json!(response.text);
+            for (sample, judged) in samples.iter().zip(judged) {
+                let score = json!(judged.scores[i]);
+                let text = json!(sample.text);
                 // Writing to a string cannot fail.
                 let _ = writeln!(bare, "{{\"score\": {score}}}");
                 let _ = writeln!(
                     full,
                     "{{\"prompt\": {}, \"generations\": [{{\"text\": {text}, \"score\": {score}}}]}}",
-                    json!(response.question)
+                    json!(sample.item.question)
                 );
             }
             for (kind, lines) in [("perspective", bare), ("reward", full)] {

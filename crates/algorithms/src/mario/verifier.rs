@@ -1,16 +1,18 @@
 //! A plausibility model of one's own: an encoder that tells true statements from false ones, in Vera's form.
 
 use std::path::Path;
+use std::rc::Rc;
 
 use ruminate_datasets::mario::{Statement, read_statements};
 use ruminate_datasets::{Cursor, Order, Shard, Split, TrainBatches};
 use ruminate_models::{Policy, T5, TokenId, Tokenizer, VeraHead, last_states};
+use ruminate_torch::dist::ProcessGroup;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Reduction, Tensor};
 
 use super::rows::at_least_one;
 use crate::trainer::{Algorithm, Evaluation, Sums, Term};
-use crate::{Error, Observer, Result};
+use crate::{Error, Observer, Peers, Result};
 
 /// Settings of [`VerifierTraining`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -68,7 +70,9 @@ pub struct VerifierTraining {
     train: Encoded,
     dev: Encoded,
     batches: TrainBatches,
+    shuffle_seed: u64,
     eval_batch_size: usize,
+    peers: Peers,
 }
 
 /// Statements as ids, and whether they are true.
@@ -110,7 +114,9 @@ impl VerifierTraining {
             train: Encoded::new(train, &tokenizer)?,
             dev: Encoded::new(dev, &tokenizer)?,
             batches: TrainBatches::new(order, config.batch_size, Shard::SINGLE)?,
+            shuffle_seed: config.shuffle_seed,
             eval_batch_size: config.eval_batch_size,
+            peers: Peers::default(),
             encoder,
             tokenizer,
             head,
@@ -145,6 +151,13 @@ impl Algorithm for VerifierTraining {
         &mut self.encoder
     }
 
+    fn join(&mut self, group: &Rc<ProcessGroup>) -> Result<()> {
+        self.peers = group.into();
+        let order = Order::reshuffled(self.train.0.len(), self.shuffle_seed);
+        self.batches = TrainBatches::new(order, self.batches.batch_size(), self.peers.shard()?)?;
+        Ok(())
+    }
+
     fn batches(&mut self, _: u64, update: usize, accumulate: usize) -> Result<Option<Vec<Self::Batch>>> {
         Ok((update == 0).then(|| self.batches.by_ref().take(accumulate).collect()))
     }
@@ -168,16 +181,21 @@ impl Algorithm for VerifierTraining {
     }
 
     fn evaluate(&mut self, _: u64, observer: &mut dyn Observer) -> Result<Evaluation> {
-        let (mut right, mut done) = (0, 0);
-        for batch in self.dev.0.chunks(self.eval_batch_size) {
-            let rows: Vec<&[TokenId]> = batch.iter().map(|(row, _)| row.as_slice()).collect();
-            let logits: Vec<f32> =
-                Vec::try_from(tch::no_grad(|| self.logits(&rows))?.f_to_kind(Kind::Float)?)?;
-            right += batch.iter().zip(logits).filter(|((_, truth), logit)| (*logit > 0.0) == *truth).count();
-            done += batch.len() as u64;
-            observer.progress("validation", done, self.dev.0.len() as u64).map_err(Error::Observer)?;
-        }
-        let score = 100.0 * right as f64 / self.dev.0.len() as f64;
+        let dev = &self.dev.0;
+        let right = self.peers.map(dev.len(), |mine| {
+            let mut right: Vec<bool> = vec![];
+            for batch in mine.chunks(self.eval_batch_size) {
+                let rows: Vec<&[TokenId]> = batch.iter().map(|&i| dev[i].0.as_slice()).collect();
+                let logits: Vec<f32> =
+                    Vec::try_from(tch::no_grad(|| self.logits(&rows))?.f_to_kind(Kind::Float)?)?;
+                right.extend(batch.iter().zip(logits).map(|(&i, logit)| (logit > 0.0) == dev[i].1));
+                observer
+                    .progress("validation", right.len() as u64, mine.len() as u64)
+                    .map_err(Error::Observer)?;
+            }
+            Ok(right)
+        })?;
+        let score = 100.0 * right.iter().filter(|right| **right).count() as f64 / dev.len() as f64;
         Ok(Evaluation { metrics: vec![("eval/accuracy".into(), score)], score })
     }
 

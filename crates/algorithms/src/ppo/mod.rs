@@ -7,30 +7,31 @@
 
 mod config;
 mod estimate;
+mod evaluation;
 mod kl;
 mod loss;
 mod records;
 mod rollout;
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::rc::Rc;
 
 use ruminate_datasets::{Compat, Cursor, Order, Shard, TrainBatches};
 use ruminate_models::{ActorCritic, Generate, Policy, Tokenizer, Want, derive_seed};
-use ruminate_rewards::{Normalization, Reward, Rewarded, Sample, Statistics, check_rewards};
+use ruminate_rewards::{Normalization, Reward, Rewarded, Sample, check_rewards};
 use ruminate_torch::dist::ProcessGroup;
 use serde::{Deserialize, Serialize};
 use tch::Kind;
 
 use crate::sft::{objective_sums, objective_terms};
 use crate::trainer::{Algorithm, Evaluation, Sums, Term, exchange};
-use crate::{Error, Metrics, Objective, Observer, Phases, Result};
+use crate::{Error, Metrics, Objective, Observer, Peers, Phases, Result};
 
 pub use config::{Phase, PpoConfig, RolloutConfig};
 pub use estimate::{
     Estimates, Estimation, Grid, Mask, Moments, advantages, fill_padding, token_rewards, whiten,
 };
+pub use evaluation::summarize;
 pub use kl::KlPenalty;
 pub use loss::{Drift, clamp, drift, policy_loss, value_loss};
 use records::{Records, Rolled, mean, row_sums, total_drift};
@@ -80,8 +81,8 @@ pub struct Ppo<P, Q, R> {
     drift_tokens: u64,
     records: Records,
     phases: Phases,
-    /// The other processes that train this policy.
-    group: Option<Rc<ProcessGroup>>,
+    /// The processes that train this policy.
+    peers: Peers,
 }
 
 impl<P, Q, R> std::fmt::Debug for Ppo<P, Q, R> {
@@ -144,7 +145,7 @@ where
             drift_tokens: 0,
             records: Records::default(),
             phases: Phases::default(),
-            group: None,
+            peers: Peers::default(),
             config,
             model,
             reference,
@@ -195,51 +196,28 @@ where
         self.model.into_actor()
     }
 
-    /// Rewards of one sampled response to each training prompt, or to those of the first `max_batches` batches: the
-    /// scale that gives them mean 0 and spread 1, and their statistics by task. Nothing is trained.
-    ///
-    /// # Errors
-    /// When the model or the reward fails, or the rewards have no spread.
-    pub fn measure_rewards(
-        &self,
-        max_batches: Option<usize>,
-        observer: &mut dyn Observer,
-    ) -> Result<(Normalization, BTreeMap<String, Statistics>)> {
-        let count = max_batches.map_or(usize::MAX, |n| n.saturating_mul(self.config.batch_size));
-        let prompts: Vec<&Prompt<Q>> = self.data.train.iter().take(count).collect();
-        // A step that never comes, so that no rollout has these seeds.
-        let responses =
-            self.respond(&prompts, (false, 0), u64::MAX, Some((observer, "measuring rewards")))?;
-        let rewards = self.judge(&prompts, &responses)?;
-        let values: Vec<f64> = rewards.iter().map(|r| f64::from(r.value)).collect();
-        let by_task =
-            Statistics::by_task(prompts.iter().map(|p| p.task.as_str()).zip(values.iter().copied()));
-        Ok((Normalization::fit(&values)?, by_task))
-    }
-
-    /// Where this rank's part of a batch begins in the whole batch: its rows have the same seeds there as in one process.
-    fn first_row(&self) -> usize {
-        self.group.as_ref().map_or(0, |group| group.rank() * self.config.batch_size)
-    }
-
+    /// Responses to prompts, of which the `i`-th is number `number(i)` of all.
     fn respond(
         &self,
         prompts: &[&Prompt<Q>],
-        (greedy, first): (bool, usize),
+        number: impl Fn(usize) -> usize,
+        greedy: bool,
         step: u64,
-        mut shown: Option<(&mut dyn Observer, &str)>,
+        progress: impl FnMut(u64) -> Result<()>,
     ) -> Result<Vec<Response>> {
         let rollout = &self.config.rollout;
         let generation = rollout.generation(self.model.pad_token_id(), greedy);
         let seed = derive_seed(self.config.seed, &[step]);
-        let seed = |i: usize| derive_seed(seed, &[(first + i) as u64]);
-        let total = prompts.len() as u64;
-        let progress = |done| match &mut shown {
-            Some((observer, phase)) => observer.progress(phase, done, total).map_err(Error::Observer),
-            None => Ok(()),
-        };
+        let seed = |i: usize| derive_seed(seed, &[number(i) as u64]);
         let actor = self.model.actor();
         respond(actor, &self.tokenizer, prompts, &generation, rollout.batch_size, seed, progress)
+    }
+
+    /// Draws responses to this rank's part of a batch.
+    fn draw(&self, prompts: &[&Prompt<Q>], step: u64) -> Result<Vec<Response>> {
+        // The whole batch has these rows where it has them in one process.
+        let first = self.peers.rank() * self.config.batch_size;
+        self.respond(prompts, |i| first + i, false, step, |_| Ok(()))
     }
 
     fn judge(&self, prompts: &[&Prompt<Q>], responses: &[Response]) -> Result<Vec<Rewarded>> {
@@ -254,8 +232,7 @@ where
         let rows = self.batches.next().unwrap_or_default();
         let prompts: Vec<&Prompt<Q>> = rows.iter().map(|&i| &self.data.train[i]).collect();
         let mut phases = Phases::default();
-        let responses =
-            phases.time("rollout", || self.respond(&prompts, (false, self.first_row()), step, None))?;
+        let responses = phases.time("rollout", || self.draw(&prompts, step))?;
         let rewards = phases.time("reward", || self.judge(&prompts, &responses))?;
         let pad = self.model.pad_token_id();
         let mut judged: Vec<_> = prompts
@@ -268,8 +245,8 @@ where
             judged.retain(|(example, _)| example.target.iter().any(|&id| id != ruminate_models::IGNORED));
         }
         self.rollout = None;
-        let group = self.group.clone();
-        let group = group.as_deref();
+        let peers = self.peers.clone();
+        let group = peers.group().map(Rc::as_ref);
         if judged.is_empty() && group.is_none() {
             // Nothing but padding was drawn: there is nothing to learn from in this step.
             self.phases.merge(phases);
@@ -354,8 +331,7 @@ where
         let rows = self.supervised_batches.as_mut().unwrap_or(&mut self.batches).next().unwrap_or_default();
         let prompts: Vec<&Prompt<Q>> = rows.iter().map(|&i| &own.unwrap_or(&self.data.train)[i]).collect();
         let mut phases = Phases::default();
-        let responses =
-            phases.time("rollout", || self.respond(&prompts, (false, self.first_row()), step, None))?;
+        let responses = phases.time("rollout", || self.draw(&prompts, step))?;
         let samples: Vec<_> = responses.iter().zip(&prompts).map(|(r, p)| r.sample(p)).collect();
         let micro = samples.len().div_ceil(accumulate.max(1)).max(1);
         let batches = samples
@@ -364,7 +340,7 @@ where
             .collect::<Result<_>>()?;
         if self.config.judge_supervised {
             let rewards = phases.time("reward", || self.judge(&prompts, &responses))?;
-            self.records.rewarded(&rewards, self.group.as_deref())?;
+            self.records.rewarded(&rewards, self.peers.group().map(Rc::as_ref))?;
         }
         self.phases.merge(phases);
         Ok(batches)
@@ -375,7 +351,7 @@ where
         if self.config.target_kl == 0.0 {
             return Ok(false);
         }
-        let drift = total_drift(&self.drift, self.drift_tokens, self.group.as_deref())?;
+        let drift = total_drift(&self.drift, self.drift_tokens, self.peers.group().map(Rc::as_ref))?;
         Ok(drift.is_some_and(|[_, kl, tokens]| kl / tokens.max(1.0) > self.config.target_kl))
     }
 }
@@ -401,12 +377,13 @@ where
     }
 
     fn join(&mut self, group: &Rc<ProcessGroup>) -> Result<()> {
-        let shard = Shard::new(group.rank(), group.size())?;
+        let peers = Peers::from(group);
+        let shard = peers.shard()?;
         self.batches = Self::deal(&self.config, &self.data.train, shard)?;
         let supervised = self.data.supervised.as_deref();
         self.supervised_batches =
             supervised.map(|prompts| Self::deal(&self.config, prompts, shard)).transpose()?;
-        self.group = Some(Rc::clone(group));
+        self.peers = peers;
         Ok(())
     }
 
@@ -486,31 +463,13 @@ where
     }
 
     fn metrics(&mut self) -> Result<Metrics> {
-        self.records.take(self.group.as_deref())
+        self.records.take(self.peers.group().map(Rc::as_ref))
     }
 
     /// Draws a greedy response to every held-out prompt. The reward and its parts are averaged over all prompts
     /// (`weighted`) and over the averages of the tasks (`unweighted`), which also is the score.
     fn evaluate(&mut self, step: u64, observer: &mut dyn Observer) -> Result<Evaluation> {
-        let prompts: Vec<&Prompt<Q>> = self.data.held_out.iter().collect();
-        let responses = self.respond(&prompts, (true, 0), step, Some((observer, "validation")))?;
-        let rewards = self.judge(&prompts, &responses)?;
-        let tasks: Vec<&str> = prompts.iter().map(|prompt| prompt.task.as_str()).collect();
-        let evaluation = summarize(&self.config.best_by, &tasks, &rewards)?;
-        // The first prompt of every batch, as the reference shows them.
-        let shown = (0..prompts.len()).step_by(self.config.rollout.batch_size);
-        let samples: Vec<_> = shown
-            .map(|i| {
-                let mut sample = serde_json::json!({
-                    "step": step, "task": tasks[i], "prompt": prompts[i].text,
-                    "response": responses[i].text, "reward": rewards[i].value,
-                });
-                rewards[i].parts.iter().for_each(|(name, value)| sample[*name] = (*value).into());
-                sample
-            })
-            .collect();
-        observer.samples(step, &samples).map_err(Error::Observer)?;
-        Ok(evaluation)
+        self.validate(step, observer)
     }
 
     fn state(&self) -> serde_json::Value {
@@ -556,43 +515,4 @@ struct State {
     prompts: usize,
     kl_coef: f64,
     normalization: Normalization,
-}
-
-/// Averages of rewards and their parts over prompts and over tasks. The main part, `main` or else the reward, is
-/// also shown by task and gives the score; parts whose names begin with its name share its prefix in the records.
-///
-/// # Errors
-/// When there is no reward, or none has the main part.
-pub fn summarize(main: &str, tasks: &[&str], rewards: &[Rewarded]) -> Result<Evaluation> {
-    let part = |r: &Rewarded, name: &str| match name {
-        "reward" => Some(f64::from(r.value)),
-        _ => r.parts.iter().find(|(n, _)| *n == name).map(|(_, value)| f64::from(*value)),
-    };
-    let main = if main.is_empty() { "reward" } else { main };
-    let mut names = vec!["reward"];
-    names.extend(rewards.iter().take(1).flat_map(|r| r.parts.iter().map(|(name, _)| *name)));
-    if !names.contains(&main) {
-        let reason = format!("is `{main}`, but the reward's parts are {names:?}");
-        return Err(Error::config("best_by", reason));
-    }
-    let (mut metrics, mut score): (Metrics, f64) = (vec![], f64::NAN);
-    for name in names {
-        let values: Vec<f64> = rewards.iter().filter_map(|r| part(r, name)).collect();
-        let by_task = Statistics::by_task(tasks.iter().copied().zip(values.iter().copied()));
-        let unweighted = mean(by_task.values().map(|task| task.mean));
-        let (stem, rest) = match name.strip_prefix(main) {
-            Some(rest) => (main, rest),
-            None => (name, ""),
-        };
-        if name == main {
-            score = unweighted;
-            metrics.push((format!("eval/{main}_weighted"), mean(values.iter().copied())));
-        }
-        metrics.push((format!("eval/{stem}_unweighted{rest}"), unweighted));
-        if name == main {
-            let tasks = by_task.iter().filter(|(task, _)| !task.is_empty());
-            metrics.extend(tasks.map(|(task, of)| (format!("eval/{main}/{task}"), of.mean)));
-        }
-    }
-    Ok(Evaluation { metrics, score })
 }

@@ -4,6 +4,7 @@ use ruminate_models::{
     ActorCritic, Example, Generate, GenerationConfig, IGNORED, Policy, TokenId, Tokenizer, Want, by_length,
 };
 use ruminate_rewards::Sample;
+use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use super::{Estimates, Grid, Mask};
@@ -23,7 +24,7 @@ pub struct Prompt<Q> {
 }
 
 /// A response to a prompt.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Response {
     /// The tokens that were drawn, end token included.
     pub ids: Vec<TokenId>,

@@ -93,7 +93,7 @@ impl Default for ExpertConfig {
 pub struct QuarkConfig {
     /// Rewards and their control tokens.
     pub control: ControlConfig,
-    /// Samples of the pool per update.
+    /// Samples of the pool per update and process.
     pub batch_size: usize,
     /// Steps between two rounds of new samples.
     pub sample_interval: u64,

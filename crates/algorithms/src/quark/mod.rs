@@ -23,15 +23,17 @@ mod stages;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::Path;
+use std::rc::Rc;
 
 use ruminate_datasets::{Cursor, Order, Shard, TrainBatches};
 use ruminate_models::{Example, Generate, Labels, Policy, TokenId, Tokenizer, derive_seed};
+use ruminate_torch::dist::ProcessGroup;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use crate::ppo::{KlPenalty, Prompt};
 use crate::trainer::{Algorithm, Evaluation, Sums, Term};
-use crate::{Error, Metrics, Observer, Phases, Result};
+use crate::{Error, Metrics, Observer, Peers, Phases, Result};
 pub(crate) use evaluation::{shown_sample, summarize};
 
 pub use config::{ExpertConfig, Lengths, QuarkConfig, SamplingConfig, Source};
@@ -90,6 +92,8 @@ pub struct Quark<P, Q, S> {
     since: Tally,
     means: BTreeMap<String, (f64, usize)>,
     phases: Phases,
+    /// The processes that train this policy. Each has all of the pool.
+    peers: Peers,
 }
 
 /// What a number of samples had in sum. It stays on the device until it is asked for.
@@ -110,13 +114,15 @@ impl Tally {
         Ok(())
     }
 
-    /// Means over samples.
-    fn take(&mut self) -> Result<Option<[f64; 2]>> {
+    /// Means over the samples of all processes, and how many they are; `None` without any.
+    fn take(&mut self, peers: &Peers) -> Result<Option<([f64; 2], usize)>> {
         let Self { sums, samples } = std::mem::take(self);
-        let Some(sums) = sums else { return Ok(None) };
-        Ok(Some(
-            [sums.f_double_value(&[0])?, sums.f_double_value(&[1])?].map(|sum| sum / samples.max(1) as f64),
-        ))
+        let mut own = [0.0, 0.0, samples as f64];
+        if let Some(sums) = sums {
+            (own[0], own[1]) = (sums.f_double_value(&[0])?, sums.f_double_value(&[1])?);
+        }
+        let all = peers.sums(&own)?;
+        Ok((all[2] > 0.0).then(|| ([all[0] / all[2], all[1] / all[2]], all[2] as usize)))
     }
 }
 
@@ -207,6 +213,7 @@ where
             since: Tally::default(),
             means: BTreeMap::new(),
             phases: Phases::default(),
+            peers: Peers::default(),
             config,
             policy,
             reference,
@@ -257,11 +264,18 @@ where
         &self.pool
     }
 
-    /// Batches of the pool in an order of this round: reshuffled in every pass, without what does not fill a batch.
+    /// The processes that train this policy.
+    pub(crate) fn peers(&self) -> &Peers {
+        &self.peers
+    }
+
+    /// Batches of all processes from the pool, in an order of this round: reshuffled in every pass, without what does not fill a
+    /// batch.
     fn loader(&self) -> Result<TrainBatches> {
         // Sampling's seeds have one part more, the pass.
         let order = Order::reshuffled(self.pool.len(), derive_seed(self.config.seed, &[self.round]));
-        Ok(TrainBatches::new(order, self.config.batch_size.min(self.pool.len()), Shard::SINGLE)?)
+        let batch_size = self.config.batch_size.saturating_mul(self.peers.size()).min(self.pool.len());
+        Ok(TrainBatches::new(order, batch_size, Shard::SINGLE)?)
     }
 
     /// Adds to a mean that is recorded.
@@ -283,10 +297,9 @@ where
     /// An adaptive coefficient follows what the last update has shown.
     fn adapt(&mut self) -> Result<()> {
         let adaptive = |rule| matches!(rule, KlPenalty::Adaptive { .. });
-        let samples = self.update.samples;
-        // Taking waits for the device.
+        // Taking waits for the device, and for other processes.
         if (adaptive(self.config.kl) || adaptive(self.config.entropy))
-            && let Some([kl, nll]) = self.update.take()?
+            && let Some(([kl, nll], samples)) = self.update.take(&self.peers)?
         {
             self.kl_coef = self.config.kl.next(self.kl_coef, kl, samples);
             self.entropy_coef = self.config.entropy.next_bonus(self.entropy_coef, nll, samples);
@@ -347,6 +360,11 @@ where
         &mut self.policy
     }
 
+    fn join(&mut self, group: &Rc<ProcessGroup>) -> Result<()> {
+        self.peers = group.into();
+        Ok(())
+    }
+
     fn loss_name(&self) -> &'static str {
         "loss/total"
     }
@@ -361,6 +379,7 @@ where
 
     fn batches(&mut self, step: u64, update: usize, accumulate: usize) -> Result<Option<Vec<Batch>>> {
         if update > 0 {
+            self.adapt()?;
             return Ok(None);
         }
         if self.config.round_begins(step) {
@@ -369,6 +388,9 @@ where
         let rows = self.loader.as_mut().and_then(Iterator::next).ok_or_else(|| Error::Pool {
             reason: format!("there is none at step {step}; was the checkpoint made by another algorithm?"),
         })?;
+        // The batch of one process is cut into equal parts, of which there may be more than rows.
+        let (rank, size) = (self.peers.rank(), self.peers.size());
+        let rows = &rows[rank * rows.len() / size..(rank + 1) * rows.len() / size];
         self.update = Tally::default();
         let active = self.config.control.stages.training(step, self.tokens.code_len());
         let tokens = |rows: &[usize]| {
@@ -377,7 +399,7 @@ where
         };
         let batch =
             |rows: &[usize]| Batch { rows: rows.to_vec(), tokens: tokens(rows), active: active.clone() };
-        Ok(Some(rows.chunks(rows.len().div_ceil(accumulate.max(1))).map(batch).collect()))
+        Ok(Some(rows.chunks(rows.len().div_ceil(accumulate.max(1)).max(1)).map(batch).collect()))
     }
 
     fn terms(&self, batch: &Batch) -> Vec<Term> {
@@ -426,16 +448,13 @@ where
         }
         self.since.add(&tally, batch.rows.len())?;
         self.update.add(&tally, batch.rows.len())?;
-        if self.update.samples == self.loader.as_ref().map_or(0, TrainBatches::batch_size) {
-            self.adapt()?;
-        }
         let tokens = with_code.iter().map(|e| (e.prompt.len() + e.target.len()) as u64).sum();
         Ok(Sums { sums, tokens })
     }
 
     fn metrics(&mut self) -> Result<Metrics> {
         let mut metrics: Metrics = vec![];
-        if let Some([kl, nll]) = self.since.take()? {
+        if let Some(([kl, nll], _)) = self.since.take(&self.peers)? {
             if self.has_kl() {
                 metrics.push(("train/objective/kl".into(), kl));
             }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::evaluation::total;
 use super::{Buckets, Condition, ControlTokens, Judged, PoolSample, Quark, QuarkConfig, Scorer, Source};
 use crate::ppo::{Prompt, Response};
-use crate::{Error, Phases, Result};
+use crate::{Error, Peers, Phases, Result};
 
 /// A response that somebody else wrote.
 #[derive(Debug, Clone, PartialEq)]
@@ -76,7 +76,8 @@ pub fn respond<P: Policy + Generate, Q>(
     step: u64,
     progress: impl FnMut(u64) -> Result<()>,
 ) -> Result<Vec<Response>> {
-    let writer = |known| Writer { config, model, tokenizer, known };
+    let peers = &Peers::default();
+    let writer = |known| Writer { config, model, tokenizer, known, peers };
     match tokens {
         Some((tokens, condition)) => {
             writer(tokens.id_range().start).respond(tokens, prompts, condition, step, progress)
@@ -95,6 +96,8 @@ struct Writer<'a, P> {
     tokenizer: &'a Tokenizer,
     /// Tokens that may be written: control tokens come last in the vocabulary, and what lies behind them has no token.
     known: TokenId,
+    /// They divide the prompts.
+    peers: &'a Peers,
 }
 
 impl<P: Policy + Generate> Writer<'_, P> {
@@ -124,27 +127,31 @@ impl<P: Policy + Generate> Writer<'_, P> {
         seed: u64,
         mut progress: impl FnMut(u64) -> Result<()>,
     ) -> Result<Vec<Response>> {
-        let Self { config, model, tokenizer, known } = *self;
+        let Self { config, model, tokenizer, known, peers } = *self;
         let vocab = model.output_weight().map_or(0, |weight| weight.size()[0]);
         let forbidden: Vec<TokenId> = std::iter::once(model.pad_token_id()).chain(known..vocab).collect();
         let batch_size = if greedy { config.eval_batch_size } else { config.sampling.batch_size };
-        let mut groups: BTreeMap<&[TokenId], Vec<usize>> = BTreeMap::new();
-        for (i, code) in codes.iter().enumerate() {
-            groups.entry(code).or_default().push(i);
-        }
-        let mut responses: Vec<(usize, Response)> = vec![];
-        for (code, rows) in groups {
-            let generation = config.generation(code, forbidden.clone(), greedy)?;
-            let prompts: Vec<&Prompt<Q>> = rows.iter().map(|&i| prompts[i]).collect();
-            let before = responses.len() as u64;
-            let progress = |done| progress(before + done);
-            let seed = |i: usize| derive_seed(seed, &[i as u64]);
-            let written =
-                crate::ppo::respond(model, tokenizer, &prompts, &generation, batch_size, seed, progress)?;
-            responses.extend(rows.into_iter().zip(written));
-        }
-        responses.sort_by_key(|(i, _)| *i);
-        Ok(responses.into_iter().map(|(_, response)| response).collect())
+        peers.map(prompts.len(), |mine| {
+            let mut groups: BTreeMap<&[TokenId], Vec<usize>> = BTreeMap::new();
+            for &i in mine {
+                groups.entry(&codes[i]).or_default().push(i);
+            }
+            // A part of the prompts stands for all.
+            let (total, part) = (prompts.len() as u64, mine.len() as u64);
+            let mut responses: Vec<(usize, Response)> = vec![];
+            for (code, rows) in groups {
+                let generation = config.generation(code, forbidden.clone(), greedy)?;
+                let prompts: Vec<&Prompt<Q>> = rows.iter().map(|&i| prompts[i]).collect();
+                let before = responses.len() as u64;
+                let progress = |done| progress((before + done) * total / part);
+                let seed = |row: usize| derive_seed(seed, &[rows[row] as u64]);
+                let written =
+                    crate::ppo::respond(model, tokenizer, &prompts, &generation, batch_size, seed, progress)?;
+                responses.extend(rows.into_iter().zip(written));
+            }
+            responses.sort_by_key(|(i, _)| *i);
+            Ok(responses.into_iter().map(|(_, response)| response).collect())
+        })
     }
 }
 
@@ -168,26 +175,30 @@ where
         self.writer(&self.policy).respond(&self.tokens, prompts, condition, step, progress)
     }
 
-    /// Judges responses to prompts.
+    /// Judges responses to prompts. Several processes do so together.
     ///
     /// # Errors
     /// When a reward fails.
     pub fn judge(&self, prompts: &[&Prompt<Q>], responses: &[Response]) -> Result<Vec<Judged>> {
-        let samples: Vec<_> = responses.iter().zip(prompts).map(|(r, p)| r.sample(p)).collect();
-        let judged = tch::no_grad(|| self.scorer.judge(&self.policy, &samples))?;
-        if judged.len() != samples.len() {
-            return Err(RewardError::Count { samples: samples.len(), rewards: judged.len() }.into());
-        }
-        let rewards = self.config.control.rewards.len();
-        match judged.iter().position(|judged| judged.scores.len() != rewards) {
-            Some(i) => {
-                let scores = judged[i].scores.len();
-                Err(Error::Pool {
-                    reason: format!("sample {i} has {scores} scores, but there are {rewards} rewards"),
-                })
+        let judged = self.peers.map(responses.len(), |mine| {
+            let samples: Vec<_> = mine.iter().map(|&i| responses[i].sample(prompts[i])).collect();
+            let judged = tch::no_grad(|| self.scorer.judge(&self.policy, &samples))?;
+            if judged.len() != samples.len() {
+                return Err(RewardError::Count { samples: samples.len(), rewards: judged.len() }.into());
             }
-            None => Ok(judged),
+            Ok(judged)
+        })?;
+        let rewards = self.config.control.rewards.len();
+        if let Some(i) = judged.iter().position(|judged| judged.scores.len() != rewards) {
+            let scores = judged[i].scores.len();
+            let reason = format!("sample {i} has {scores} scores, but there are {rewards} rewards");
+            return Err(Error::Pool { reason });
         }
+        if self.peers.leads() {
+            let samples: Vec<_> = responses.iter().zip(prompts).map(|(r, p)| r.sample(p)).collect();
+            self.scorer.record(&samples, &judged);
+        }
+        Ok(judged)
     }
 
     /// Greedy responses of the reference, without control tokens.
@@ -203,8 +214,8 @@ where
     }
 
     fn writer<'a>(&'a self, model: &'a P) -> Writer<'a, P> {
-        let (config, tokenizer) = (&self.config, &self.tokenizer);
-        Writer { config, model, tokenizer, known: self.tokens.id_range().start }
+        let (config, tokenizer, peers) = (&self.config, &self.tokenizer, &self.peers);
+        Writer { config, model, tokenizer, known: self.tokens.id_range().start, peers }
     }
 
     /// New samples, and a new ranking of all.

@@ -1,9 +1,10 @@
 //! What responses are worth under several rewards.
 
 use ruminate_rewards::{Reward, RewardError, Sample, check_rewards};
+use serde::{Deserialize, Serialize};
 
 /// What is known of a response.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Judged {
     /// One score for each reward, in the order of [`Scorer::names`]; `None` where there is none.
     pub scores: Vec<Option<f64>>,
@@ -55,6 +56,12 @@ pub trait Scorer<P: ?Sized, Q> {
     /// # Errors
     /// Whatever prevents a judgement; it names the sample.
     fn judge(&self, policy: &P, samples: &[Sample<'_, Q>]) -> Result<Vec<Judged>, RewardError>;
+
+    /// Sees judgements of samples that came together, to write them down. Where processes have judged parts of them, rank 0 sees
+    /// them all, and the others see none.
+    fn record(&self, samples: &[Sample<'_, Q>], judged: &[Judged]) {
+        let _ = (samples, judged);
+    }
 }
 
 /// One reward, under a name.

@@ -168,12 +168,12 @@ impl RwrData {
         Ok(Self { examples, held_out, counts })
     }
 
-    /// The trainer's settings with what follows from the data: steps and warm-up.
+    /// The settings of a trainer of `processes` processes with what follows from the data: steps and warm-up.
     #[must_use]
-    pub fn trainer(&self, config: &RwrConfig, trainer: &TrainerConfig) -> TrainerConfig {
+    pub fn trainer(&self, config: &RwrConfig, trainer: &TrainerConfig, processes: usize) -> TrainerConfig {
         let mut trainer = trainer.clone();
         if config.epochs > 0.0 {
-            let update = config.batch_size * trainer.accumulate;
+            let update = config.batch_size * trainer.accumulate * processes;
             let updates = self.examples.len() as f64 / update as f64;
             trainer.steps = ((config.epochs * updates).ceil() as u64).max(1);
         }

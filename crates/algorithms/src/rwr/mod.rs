@@ -4,16 +4,18 @@
 //! [`Rwr`] is an [`Algorithm`](crate::Algorithm): give it a policy and [`WeightedExample`]s, and run it with the
 //! [`Trainer`](crate::Trainer). [`RwrData`] makes examples of the texts of
 //! [`training_text`](ruminate_datasets::rise::training_text); [`rwr_loss`] is the loss as a pure function. A [`LocalModel`] takes turns
-//! in [`MultiTurn`](ruminate_datasets::rise::MultiTurn).
+//! in [`MultiTurn`](ruminate_datasets::rise::MultiTurn), and several processes take turns together as [`Divided`].
 
 mod answerer;
 mod config;
 mod data;
+mod divided;
 mod loss;
 mod train;
 
 pub use answerer::LocalModel;
 pub use config::{RwrConfig, RwrCounts, RwrData};
 pub use data::{EncodedExamples, TooLong, WeightedExample, Weighting, encode_texts};
+pub use divided::Divided;
 pub use loss::{RwrLoss, rwr_loss};
 pub use train::{Rwr, trainer_config, warmup_steps};

@@ -1,15 +1,16 @@
 //! Reward-weighted regression as an algorithm of the trainer.
 
 use std::path::Path;
+use std::rc::Rc;
 
 use ruminate_models::{Example, Policy, Tokenizer, Want};
-use ruminate_torch::dist::Sharding;
+use ruminate_torch::dist::{ProcessGroup, Sharding};
 use tch::{Kind, Tensor};
 
 use super::{RwrLoss, WeightedExample, rwr_loss};
 use crate::dpo::PolicyEvaluation;
 use crate::trainer::{Algorithm, Evaluation, Precision, Sums, Term, TrainerConfig};
-use crate::{Error, Metrics, Observer, Result, Schedule, Shuffled};
+use crate::{Error, Metrics, Observer, Peers, Result, Schedule, Shuffled};
 
 /// Steps in which the rate rises: a share of all, rounded up. RISE's share is 0.04.
 #[must_use]
@@ -53,6 +54,8 @@ pub struct Rwr<P> {
     files: Vec<(String, Vec<u8>)>,
     /// Sums of losses (a tensor, without waiting for the device) and weights since the last record, and how many they are.
     seen: Option<(Tensor, f64, usize)>,
+    /// The processes that train this policy.
+    peers: Peers,
 }
 
 impl<P> std::fmt::Debug for Rwr<P> {
@@ -86,7 +89,8 @@ impl<P: Policy> Rwr<P> {
             }
         }
         let data = Shuffled::new(examples, batch_size, seed)?;
-        Ok(Self { policy, data, held_out, tokenizer, evaluation: None, files: vec![], seen: None })
+        let (evaluation, files, seen, peers) = Default::default();
+        Ok(Self { policy, data, held_out, tokenizer, evaluation, files, seen, peers })
     }
 
     /// Adds an evaluation, whose score then chooses the best checkpoint.
@@ -120,6 +124,27 @@ impl<P: Policy> Rwr<P> {
         let weights = Tensor::f_from_slice(&weights)?.f_to_device(self.policy.device())?;
         Ok((rwr_loss(&scores.log_probs, &scores.labels.mask, &weights)?, scores.tokens))
     }
+
+    /// Sums of weighted and of plain losses of the held-out examples.
+    fn validate(&self, observer: &mut dyn Observer) -> Result<[f64; 2]> {
+        let batches: Vec<&[WeightedExample]> = self.held_out.chunks(16).collect();
+        let sums = self.peers.map(batches.len(), |mine| {
+            let total: usize = mine.iter().map(|&i| batches[i].len()).sum();
+            let mut done = 0;
+            let mut sums = vec![];
+            for &i in mine {
+                let (loss, _) = tch::no_grad(|| self.loss(batches[i]))?;
+                let plain = loss.nll.f_sum(Kind::Float)?.f_double_value(&[])?;
+                // Bits survive the journey even where they are no number.
+                sums.push([loss.loss.sum.f_double_value(&[])?, plain].map(f64::to_bits));
+                done += batches[i].len();
+                observer.progress("validation", done as u64, total as u64).map_err(Error::Observer)?;
+            }
+            Ok(sums)
+        })?;
+        let sum = |part: usize| sums.iter().map(|of| f64::from_bits(of[part])).sum();
+        Ok([sum(0), sum(1)])
+    }
 }
 
 impl<P: Policy> Algorithm for Rwr<P> {
@@ -131,6 +156,15 @@ impl<P: Policy> Algorithm for Rwr<P> {
 
     fn policy_mut(&mut self) -> &mut dyn Policy {
         &mut self.policy
+    }
+
+    fn join(&mut self, group: &Rc<ProcessGroup>) -> Result<()> {
+        self.peers = group.into();
+        self.data.deal(self.peers.shard()?)?;
+        if let Some(evaluation) = &mut self.evaluation {
+            evaluation.meet(&self.peers);
+        }
+        Ok(())
     }
 
     fn batches(&mut self, _: u64, update: usize, accumulate: usize) -> Result<Option<Vec<Self::Batch>>> {
@@ -153,25 +187,23 @@ impl<P: Policy> Algorithm for Rwr<P> {
     }
 
     fn metrics(&mut self) -> Result<Metrics> {
-        let Some((nll, weight, count)) = self.seen.take() else { return Ok(vec![]) };
-        let count = count as f64;
-        Ok(vec![("nll".into(), nll.f_double_value(&[])? / count), ("weight".into(), weight / count)])
+        let own = match self.seen.take() {
+            Some((nll, weight, count)) => [nll.f_double_value(&[])?, weight, count as f64],
+            None => [0.0; 3],
+        };
+        let sums = self.peers.sums(&own)?;
+        if sums[2] == 0.0 {
+            return Ok(vec![]);
+        }
+        Ok(vec![("nll".into(), sums[0] / sums[2]), ("weight".into(), sums[1] / sums[2])])
     }
 
     fn evaluate(&mut self, step: u64, observer: &mut dyn Observer) -> Result<Evaluation> {
         let mut metrics: Metrics = vec![];
         let mut score = step as f64;
         if !self.held_out.is_empty() {
-            let total = self.held_out.len();
-            let (mut weighted, mut plain, mut done) = (0.0, 0.0, 0);
-            for batch in self.held_out.chunks(16) {
-                let (loss, _) = tch::no_grad(|| self.loss(batch))?;
-                weighted += loss.loss.sum.f_double_value(&[])?;
-                plain += loss.nll.f_sum(Kind::Float)?.f_double_value(&[])?;
-                done += batch.len();
-                observer.progress("validation", done as u64, total as u64).map_err(Error::Observer)?;
-            }
-            let total = total as f64;
+            let [weighted, plain] = self.validate(observer)?;
+            let total = self.held_out.len() as f64;
             metrics.extend([("eval/loss".into(), weighted / total), ("eval/nll".into(), plain / total)]);
             score = -weighted / total;
         }

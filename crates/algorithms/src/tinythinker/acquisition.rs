@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use ruminate_datasets::Shard;
 use ruminate_datasets::tinythinker::{Question, Record, Stage, StageRecords, Variant, questions_of};
 use ruminate_models::{Example, Generate, Policy, Tokenizer};
 use serde::{Deserialize, Serialize};
@@ -12,7 +13,7 @@ use super::generation::{Asked, Decoding, GenerationSettings, Response, Student};
 use super::interval::{Interval, Machine, steps_in, supervised_limits};
 use crate::plan::{Pass, Work};
 use crate::trainer::Evaluation;
-use crate::{Curriculum, Error, Objective, Observer, Result, Schedule, TrainerConfig};
+use crate::{Curriculum, Error, Objective, Observer, Peers, Result, Schedule, TrainerConfig};
 
 /// Responses shown as samples of each validation.
 const SAMPLES: usize = 6;
@@ -25,7 +26,7 @@ pub struct AcquisitionConfig {
     pub variant: Variant,
     /// Passes over all records; 0 takes the trainer's `steps`.
     pub epochs: f64,
-    /// Records in an optimizer step, all of one stage. The trainer's `accumulate` divides them.
+    /// Records of a process in an optimizer step, all of one stage. The trainer's `accumulate` divides them.
     pub batch_size: usize,
     /// Length of a block of recall or summarize steps. A block of analyze steps is as many times that as questions have options.
     pub interval: u64,
@@ -182,16 +183,15 @@ impl Acquisition {
         Ok(Self { config, stages, batches, validation })
     }
 
-    /// The trainer's settings with what follows from the data: steps, warm-up and, where `eval_every` is 0, a validation per round of
-    /// blocks.
+    /// The settings of a trainer of `processes` processes with what follows from the data: steps, warm-up and, where `eval_every` is 0,
+    /// a validation per round of blocks.
     #[must_use]
-    pub fn trainer(&self, trainer: &TrainerConfig) -> TrainerConfig {
-        let interval = self.interval();
+    pub fn trainer(&self, trainer: &TrainerConfig, processes: usize) -> TrainerConfig {
         let steps = match self.config.epochs {
             0.0 => trainer.steps,
-            epochs => steps_in(epochs, interval.epoch_steps()),
+            epochs => steps_in(epochs, self.batches.epoch_steps(processes)),
         };
-        scheduled(trainer, steps, self.config.warmup_ratio, interval.cycle_steps())
+        scheduled(trainer, steps, self.config.warmup_ratio, self.interval().cycle_steps())
     }
 
     /// When stages take turns.
@@ -236,6 +236,14 @@ fn options(questions: &[Question]) -> u64 {
 }
 
 impl<P: Policy + Generate> Curriculum<P> for Acquisition {
+    fn deal(&mut self, shard: Shard) -> Result<()> {
+        self.batches.deal(self.interval().limits().to_vec(), shard)
+    }
+
+    fn meet(&mut self, peers: &Peers) {
+        self.validation.meet(peers);
+    }
+
     fn next(&mut self, _: u64) -> Result<Vec<Objective>> {
         let batch = self.batches.next();
         let (stage, examples) = &self.stages[batch.stage];
@@ -264,6 +272,8 @@ pub(super) struct StagedValidation {
     variant: Variant,
     asked: Vec<Asked>,
     generation: GenerationSettings,
+    /// They divide the questions.
+    peers: Peers,
 }
 
 impl StagedValidation {
@@ -276,7 +286,12 @@ impl StagedValidation {
         if questions.is_empty() {
             return Err(Error::config("valid", "there is no question to validate with"));
         }
-        Ok(Self { tokenizer, variant, asked: questions.iter().map(Asked::from).collect(), generation })
+        let asked = questions.iter().map(Asked::from).collect();
+        Ok(Self { tokenizer, variant, asked, generation, peers: Peers::default() })
+    }
+
+    pub(super) fn meet(&mut self, peers: &Peers) {
+        self.peers = peers.clone();
     }
 
     pub(super) fn evaluate<P: Generate>(
@@ -286,7 +301,13 @@ impl StagedValidation {
         observer: &mut dyn Observer,
     ) -> Result<Evaluation> {
         let student = Student { policy, tokenizer: &self.tokenizer, variant: self.variant };
-        let responses = student.respond(&self.asked, Decoding::Greedy, 1, &self.generation, observer)?;
+        let responses = student.respond_among(
+            &self.peers,
+            &self.asked,
+            (Decoding::Greedy, 1),
+            &self.generation,
+            observer,
+        )?;
         let accuracy = Accuracy::of(&responses);
         // Spread over the data.
         let shown = self.asked.len().min(SAMPLES);

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use ruminate_datasets::Order;
+use ruminate_datasets::{Order, Shard};
 use ruminate_models::derive_seed;
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +25,8 @@ pub(super) struct StageBatches {
     drawn: Vec<Option<(u64, Vec<usize>)>>,
     batch_size: usize,
     accumulate: usize,
+    /// Which part of each step is this process's.
+    shard: Shard,
     /// The rest of the present step.
     pending: VecDeque<StageRows>,
 }
@@ -34,10 +36,13 @@ pub(super) struct StageBatches {
 struct Position {
     interval: IntervalState,
     rows: Vec<usize>,
+    /// Rows of a step; 0 where that was not written down yet.
+    #[serde(default)]
+    batch: usize,
 }
 
 impl StageBatches {
-    /// `rows` of each stage, `batch_size` of them in each optimizer step, which takes `accumulate` micro-batches.
+    /// `rows` of each stage, `batch_size` of them in each optimizer step of one process, which takes `accumulate` micro-batches.
     pub(super) fn new(
         rows: &[usize],
         limits: Vec<u64>,
@@ -51,7 +56,7 @@ impl StageBatches {
                 format!("is {batch_size}, but must be at least 1 and hold {accumulate} micro-batches");
             return Err(Error::config("batch_size", reason));
         }
-        let batches = rows.iter().map(|rows| rows.div_ceil(batch_size) as u64).collect();
+        let batches = batches_of(rows, batch_size);
         let order = |(stage, &rows)| Order::reshuffled(rows, derive_seed(seed, &[stage as u64]));
         let orders = rows.iter().enumerate().map(order).collect();
         let interval = Interval::new(limits, batches, machine)?;
@@ -61,8 +66,24 @@ impl StageBatches {
             drawn: vec![None; rows.len()],
             batch_size,
             accumulate,
+            shard: Shard::SINGLE,
             pending: VecDeque::new(),
         })
+    }
+
+    /// Begins anew with one process's part of each step.
+    pub(super) fn deal(&mut self, limits: Vec<u64>, shard: Shard) -> Result<()> {
+        let rows: Vec<usize> = self.orders.iter().map(Order::len).collect();
+        self.interval = self.interval.with(limits, batches_of(&rows, self.batch_size * shard.world()))?;
+        self.shard = shard;
+        self.pending.clear();
+        Ok(())
+    }
+
+    /// Steps of an epoch with so many processes.
+    pub(super) fn epoch_steps(&self, processes: usize) -> u64 {
+        let rows: Vec<usize> = self.orders.iter().map(Order::len).collect();
+        batches_of(&rows, self.batch_size * processes.max(1)).iter().sum()
     }
 
     /// When stages take turns.
@@ -78,7 +99,9 @@ impl StageBatches {
             let drawn = self.drawn[turn.stage].take().filter(|(epoch, _)| *epoch == turn.epoch);
             let (_, order) = self.drawn[turn.stage]
                 .insert(drawn.unwrap_or_else(|| (turn.epoch, self.orders[turn.stage].indices(turn.epoch))));
-            let batch = order.chunks(self.batch_size).nth(turn.batch as usize).unwrap_or_default();
+            let (rank, world) = (self.shard.rank(), self.shard.world());
+            let batch = order.chunks(self.batch_size * world).nth(turn.batch as usize).unwrap_or_default();
+            let batch = &batch[rank * batch.len() / world..(rank + 1) * batch.len() / world];
             let mut parts = batch.chunks(batch.len().div_ceil(self.accumulate).max(1));
             self.pending.extend(
                 (0..self.accumulate).map(|_| StageRows {
@@ -93,11 +116,12 @@ impl StageBatches {
     /// Where the next optimizer step begins.
     pub(super) fn state(&self) -> serde_json::Value {
         let rows = self.orders.iter().map(Order::len).collect();
-        serde_json::json!(Position { interval: self.interval.state().clone(), rows })
+        let batch = self.batch_size * self.shard.world();
+        serde_json::json!(Position { interval: self.interval.state().clone(), rows, batch })
     }
 
     pub(super) fn load_state(&mut self, state: serde_json::Value) -> Result<()> {
-        let Position { interval, rows } = serde_json::from_value(state)
+        let Position { interval, rows, batch } = serde_json::from_value(state)
             .map_err(|e| Error::config("checkpoint", format!("its data position cannot be read: {e}")))?;
         let now: Vec<usize> = self.orders.iter().map(Order::len).collect();
         if rows != now {
@@ -105,17 +129,39 @@ impl StageBatches {
                 format!("it was trained on {rows:?} rows of its stages, but the data now has {now:?}");
             return Err(Error::config("checkpoint", reason));
         }
+        let step = self.batch_size * self.shard.world();
+        if batch != 0 && batch != step {
+            let reason = format!(
+                "it was trained in steps of {batch} rows, which {} processes of batch_size = {} do not make; go on with as many as \
+                 before",
+                self.shard.world(),
+                self.batch_size
+            );
+            return Err(Error::config("checkpoint", reason));
+        }
         self.pending.clear();
         self.interval.resume(interval)
     }
+}
+
+/// Batches of each stage in an epoch.
+fn batches_of(rows: &[usize], batch: usize) -> Vec<u64> {
+    rows.iter().map(|rows| rows.div_ceil(batch) as u64).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn of_rank(batch_size: usize, accumulate: usize, shard: Shard) -> StageBatches {
+        let mut batches =
+            StageBatches::new(&[10, 7], vec![2, 1], batch_size, accumulate, Machine::Reference, 1).unwrap();
+        batches.deal(vec![2, 1], shard).unwrap();
+        batches
+    }
+
     fn batches(accumulate: usize) -> StageBatches {
-        StageBatches::new(&[10, 7], vec![2, 1], 4, accumulate, Machine::Reference, 1).unwrap()
+        of_rank(4, accumulate, Shard::SINGLE)
     }
 
     #[test]
@@ -141,6 +187,29 @@ mod tests {
             assert!(sorted.into_iter().eq(all));
         }
         assert_ne!(epoch(1, 0), epoch(1, 1));
+    }
+
+    #[test]
+    fn several_processes_share_the_steps_of_one() {
+        for world in [2, 3, 4] {
+            let mut whole = of_rank(12, 1, Shard::SINGLE);
+            let dealt = |rank| of_rank(12 / world, 2, Shard::new(rank, world).unwrap());
+            let mut ranks: Vec<StageBatches> = (0..world).map(dealt).collect();
+            for _ in 0..9 {
+                let step = whole.next();
+                // Micro-batches of one rank follow each other.
+                let parts: Vec<StageRows> =
+                    ranks.iter_mut().flat_map(|rank| [(); 2].map(|()| rank.next())).collect();
+                assert!(parts.iter().all(|part| part.stage == step.stage));
+                assert_eq!(parts.iter().flat_map(|part| part.rows.clone()).collect::<Vec<_>>(), step.rows);
+            }
+            // The position is that of all, and of steps of this size.
+            let mut other = of_rank(12, 3, Shard::SINGLE);
+            other.load_state(ranks[world - 1].state()).unwrap();
+            assert_eq!(other.state(), whole.state());
+            let error = of_rank(12 / world, 1, Shard::SINGLE).load_state(whole.state()).unwrap_err();
+            assert!(error.to_string().contains("steps of 12 rows"), "{error}");
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use ruminate_models::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Observer, Result};
+use crate::{Error, Observer, Peers, Result};
 
 /// Settings of generation; the defaults are the published ones.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -95,6 +95,34 @@ pub struct Response {
     pub run: Run,
     /// What it wrote in its last stage.
     pub summarize: String,
+}
+
+/// A run without what is known of its question: for files, and for other processes.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Written {
+    recall: Option<String>,
+    analyses: Vec<(char, String)>,
+    answer: Option<char>,
+}
+
+impl From<&Run> for Written {
+    fn from(run: &Run) -> Self {
+        let (recall, analyses) = (run.draft.recall().map(String::from), run.draft.analyses().to_vec());
+        Self { recall, analyses, answer: run.answer }
+    }
+}
+
+impl Written {
+    /// The run again.
+    pub(super) fn of(&self, asked: &Asked) -> Run {
+        Run {
+            id: asked.id.clone(),
+            draft: asked.draft.clone().stating(self.recall.as_deref(), &self.analyses),
+            gold: asked.gold,
+            answer: self.answer,
+        }
+    }
 }
 
 /// A student: a model that has learnt the stages of a variant.
@@ -212,6 +240,33 @@ impl<P: Generate> Student<'_, P> {
             responses.push(of_question);
         }
         Ok(responses)
+    }
+}
+
+impl<P: Generate> Student<'_, P> {
+    /// As [`respond`](Self::respond); the processes divide the questions.
+    pub(super) fn respond_among(
+        &self,
+        peers: &Peers,
+        asked: &[Asked],
+        (decoding, runs): (Decoding, usize),
+        settings: &GenerationSettings,
+        observer: &mut dyn Observer,
+    ) -> Result<Vec<Vec<Response>>> {
+        if peers.size() == 1 {
+            return self.respond(asked, decoding, runs, settings, observer);
+        }
+        let written: Vec<Vec<(Written, String)>> = peers.map(asked.len(), |mine| {
+            let part: Vec<Asked> = mine.iter().map(|&i| asked[i].clone()).collect();
+            let responses = self.respond(&part, decoding, runs, settings, observer)?;
+            let told = |response: Response| ((&response.run).into(), response.summarize);
+            Ok(responses.into_iter().map(|of| of.into_iter().map(told).collect()).collect())
+        })?;
+        let responses = asked.iter().zip(written).map(|(asked, of)| {
+            let response = |(run, summarize): (Written, String)| Response { run: run.of(asked), summarize };
+            of.into_iter().map(response).collect()
+        });
+        Ok(responses.collect())
     }
 }
 

@@ -78,6 +78,16 @@ impl Interval {
         Ok(interval)
     }
 
+    /// Lengths of the blocks.
+    pub(super) fn limits(&self) -> &[u64] {
+        &self.limits
+    }
+
+    /// The same machine from its beginning, with other blocks and batches.
+    pub(super) fn with(&self, limits: Vec<u64>, batches: Vec<u64>) -> Result<Self> {
+        Self::new(limits, batches, self.machine)
+    }
+
     /// Steps of one round of blocks: how often the published code validates and saves.
     #[must_use]
     pub fn cycle_steps(&self) -> u64 {

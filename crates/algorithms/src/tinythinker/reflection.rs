@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use ruminate_datasets::Shard;
 use ruminate_datasets::tinythinker::{PairOptions, Question, Stage, Variant};
 use ruminate_datasets::{PreferenceExample, tinythinker::StageText};
 use ruminate_models::{Generate, Policy, Tokenizer};
@@ -16,7 +17,7 @@ use crate::dpo::{
     encode_pairs, precompute_cached,
 };
 use crate::trainer::Evaluation;
-use crate::{Error, Observer, Result, TrainerConfig};
+use crate::{Error, Observer, Peers, Result, TrainerConfig};
 
 /// Which stages are trained on pairs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -61,7 +62,7 @@ pub struct ReflectionConfig {
     pub generation_times: usize,
     /// How often the recall and analyze blocks come: a round validates once per block pair, and ends after as many.
     pub blocks: u64,
-    /// Pairs in an optimizer step, all of one stage. The trainer's `accumulate` divides them.
+    /// Pairs of a process in an optimizer step, all of one stage. The trainer's `accumulate` divides them.
     pub batch_size: usize,
     /// What happens to a block when its stage runs out of pairs.
     pub machine: Machine,
@@ -143,9 +144,23 @@ impl ReflectionConfig {
 pub struct StagePairs {
     stages: Vec<Vec<Pair>>,
     batches: StageBatches,
+    /// Pairs of a process in a step.
+    batch_size: usize,
+}
+
+impl StagePairs {
+    /// Block lengths with so many processes.
+    fn limits(stages: &[Vec<Pair>], batch_size: usize, processes: usize) -> Result<Vec<u64>> {
+        let pairs = |stage: usize| stages.get(stage).map(|pairs| pairs.len() as u64);
+        preference_limits(pairs(0), pairs(1), (batch_size * processes) as u64)
+    }
 }
 
 impl PairSource for StagePairs {
+    fn deal(&mut self, shard: Shard) -> Result<()> {
+        self.batches.deal(Self::limits(&self.stages, self.batch_size, shard.world())?, shard)
+    }
+
     fn next(&mut self, _: u64) -> Result<Vec<Pair>> {
         let batch = self.batches.next();
         Ok(batch.rows.iter().map(|&row| self.stages[batch.stage][row].clone()).collect())
@@ -187,10 +202,7 @@ impl Reflection {
         config.validate()?;
         let mut counts = EncodedCounts::default();
         let (mut stages, mut held_out, mut without_pairs) = (vec![], vec![], vec![]);
-        let mut rows = [None; 2];
-        for (place, (stage, examples)) in
-            [(Stage::Recall, recall), (Stage::Analyze, analyze)].into_iter().enumerate()
-        {
+        for (stage, examples) in [(Stage::Recall, recall), (Stage::Analyze, analyze)] {
             if !config.stages.trains(stage) {
                 continue;
             }
@@ -204,7 +216,6 @@ impl Reflection {
                 without_pairs.push(stage);
                 continue;
             }
-            rows[place] = Some(trained.len() as u64);
             stages.push(trained);
             held_out.extend(held);
         }
@@ -216,17 +227,13 @@ impl Reflection {
             );
             return Err(Error::config("pairs", reason));
         }
-        let limits = preference_limits(rows[0], rows[1], config.batch_size as u64)?;
+        let batch_size = config.batch_size;
+        let limits = StagePairs::limits(&stages, batch_size, 1)?;
         let rows: Vec<usize> = stages.iter().map(Vec::len).collect();
-        let batches = StageBatches::new(
-            &rows,
-            limits,
-            config.batch_size,
-            accumulate,
-            config.machine,
-            config.shuffle_seed,
-        )?;
-        Ok(Self { source: StagePairs { stages, batches }, config, held_out, counts, without_pairs })
+        let batches =
+            StageBatches::new(&rows, limits, batch_size, accumulate, config.machine, config.shuffle_seed)?;
+        let source = StagePairs { stages, batches, batch_size };
+        Ok(Self { source, config, held_out, counts, without_pairs })
     }
 
     /// When stages take turns.
@@ -235,16 +242,18 @@ impl Reflection {
         self.source.batches.interval()
     }
 
-    /// The trainer's settings with what follows from the pairs: steps, warm-up and, where `eval_every` is 0, a validation per round of
-    /// blocks.
-    #[must_use]
-    pub fn trainer(&self, trainer: &TrainerConfig) -> TrainerConfig {
-        let cycle = self.interval().cycle_steps();
-        scheduled(trainer, self.config.blocks * cycle, self.config.warmup_ratio, cycle)
+    /// The settings of a trainer of `processes` processes with what follows from the pairs: steps, warm-up and, where `eval_every` is 0,
+    /// a validation per round of blocks.
+    ///
+    /// # Errors
+    /// When there are no processes.
+    pub fn trainer(&self, trainer: &TrainerConfig, processes: usize) -> Result<TrainerConfig> {
+        let cycle = StagePairs::limits(&self.source.stages, self.config.batch_size, processes)?.iter().sum();
+        Ok(scheduled(trainer, self.config.blocks * cycle, self.config.warmup_ratio, cycle))
     }
 
-    /// The algorithm. The reference's log-probabilities are those of `policy` as it is now, and are kept in `cache`. Validation answers
-    /// `valid` in all stages.
+    /// The algorithm. The reference's log-probabilities are those of `policy` as it is now, and are kept in `cache`; processes that will
+    /// train together compute them together. Validation answers `valid` in all stages.
     ///
     /// # Errors
     /// When the model fails, the cache cannot be written, or there is nothing to validate with.
@@ -255,12 +264,13 @@ impl Reflection {
         variant: Variant,
         valid: &[Question],
         cache: &Path,
+        peers: &Peers,
     ) -> Result<Dpo<P, StagePairs>> {
         let config = self.config;
         let validation = StagedValidation::new(tokenizer.clone(), variant, valid, config.generation.clone())?;
         let sizes: Vec<usize> = self.source.stages.iter().map(Vec::len).collect();
         let mut all: Vec<Pair> = self.source.stages.drain(..).flatten().chain(self.held_out).collect();
-        precompute_cached(&policy, &mut all, config.dpo.ld_alpha, config.batch_size * 2, cache)?;
+        precompute_cached(&policy, &mut all, config.dpo.ld_alpha, config.batch_size * 2, cache, peers)?;
         let mut all = all.into_iter();
         self.source.stages = sizes.into_iter().map(|size| all.by_ref().take(size).collect()).collect();
         let dpo =
@@ -283,6 +293,10 @@ struct Choice {
 }
 
 impl<P: Generate> PolicyEvaluation<P> for Choice {
+    fn meet(&mut self, peers: &Peers) {
+        self.validation.meet(peers);
+    }
+
     fn evaluate(&mut self, policy: &P, step: u64, observer: &mut dyn Observer) -> Result<Evaluation> {
         let mut found = self.validation.evaluate(policy, step, observer)?;
         if step == 0 && self.keep_if_worse {

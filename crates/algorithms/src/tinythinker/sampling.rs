@@ -10,11 +10,11 @@ use ruminate_datasets::tinythinker::{PairCounts, Question, Run, Stage, analyze_p
 use ruminate_models::{Generate, derive_seed};
 use serde::{Deserialize, Serialize};
 
-use super::generation::{Asked, Decoding, GenerationSettings, Student};
+use super::generation::{Asked, Decoding, GenerationSettings, Student, Written};
 use super::reflection::ReflectionConfig;
-use crate::{Error, Observer, Result};
+use crate::{Error, Observer, Peers, Result};
 
-/// Questions that are answered together; what was sampled of them is on disk before the next ones begin.
+/// Questions that a process answers together; what was sampled of them is on disk before the next ones begin.
 const CHUNK: usize = 64;
 
 /// The pairs of a round, and what became of its runs.
@@ -57,13 +57,15 @@ pub struct Round<'a> {
     pub model: &'a str,
     /// Where its files are.
     pub folder: &'a Path,
+    /// Who samples.
+    pub peers: &'a Peers,
 }
 
 impl<P: Generate> Student<'_, P> {
     /// Samples the runs of a round and makes its pairs. `teacher` holds the teacher's own runs on the same questions. The student's go to
     /// `recall_runs.jsonl` and `analyze_runs.jsonl` in the round's folder while they are sampled; a second call goes on from what is there.
     /// Then the pairs are written in the published layout, as `recall_dpo.json` and `analyze_dpo.json`, and `pairs.json` tells what became
-    /// of the runs.
+    /// of the runs. Processes divide the questions, and rank 0 writes.
     ///
     /// `None` when the observer asked to stop.
     ///
@@ -78,14 +80,14 @@ impl<P: Generate> Student<'_, P> {
         observer: &mut dyn Observer,
     ) -> Result<Option<RoundPairs>> {
         config.validate()?;
-        let Round { number, model, folder } = *round;
+        let Round { number, model, folder, peers } = *round;
         let runs = config.generation_times;
         let seeded = |pass: u64| GenerationSettings {
             seed: derive_seed(config.generation.seed, &[number, pass]),
             ..config.generation.clone()
         };
         let asked: Vec<Asked> = questions.iter().map(Asked::from).collect();
-        let recall = Pass { decoding: Decoding::RecallPass, runs, settings: seeded(0), model };
+        let recall = Pass { decoding: Decoding::RecallPass, runs, settings: seeded(0), model, peers };
         let file = folder.join("recall_runs.jsonl");
         let Some(sampled) = self.sample(&asked, &recall, &file, observer)? else { return Ok(None) };
         let made = recall_pairs(&sampled, teacher, &config.pairs);
@@ -120,9 +122,11 @@ impl<P: Generate> Student<'_, P> {
         };
         let [first, second, third] =
             ["recall_dpo.json", "analyze_dpo.json", "pairs.json"].map(|n| folder.join(n));
-        ruminate_datasets::json::write(&first, &untagged(&made.pairs))?;
-        ruminate_datasets::json::write(&second, &untagged(&pairs))?;
-        ruminate_datasets::json::write(&third, &summary)?;
+        if peers.leads() {
+            ruminate_datasets::json::write(&first, &untagged(&made.pairs))?;
+            ruminate_datasets::json::write(&second, &untagged(&pairs))?;
+            ruminate_datasets::json::write(&third, &summary)?;
+        }
         Ok(Some(RoundPairs { recall: made.pairs, analyze: pairs, summary }))
     }
 
@@ -135,7 +139,7 @@ impl<P: Generate> Student<'_, P> {
         observer: &mut dyn Observer,
     ) -> Result<Option<Vec<Run>>> {
         let key = pass.key(asked);
-        let mut file = RunFile::open(path, &key, asked)?;
+        let mut file = RunFile::open(path, &key, asked, pass.peers)?;
         let mut open: Vec<usize> =
             (0..asked.len()).filter(|i| !file.runs.contains_key(&asked[*i].id)).collect();
         let total = asked.len() as u64;
@@ -143,13 +147,14 @@ impl<P: Generate> Student<'_, P> {
         let phase = format!("sampling for {} pairs", name.name());
         while !open.is_empty() {
             observer.progress(&phase, total - open.len() as u64, total).map_err(Error::Observer)?;
-            if observer.stop_requested() {
+            if pass.peers.any(observer.stop_requested())? {
                 return Ok(None);
             }
-            let rest = open.split_off(CHUNK.min(open.len()));
+            let rest = open.split_off((CHUNK * pass.peers.size()).min(open.len()));
             let part: Vec<Asked> = open.iter().map(|&i| asked[i].clone()).collect();
+            let how = (pass.decoding, pass.runs);
             let responses =
-                self.respond(&part, pass.decoding, pass.runs, &pass.settings, &mut Stop(observer))?;
+                self.respond_among(pass.peers, &part, how, &pass.settings, &mut Stop(observer))?;
             let runs = responses.into_iter().map(|of| of.into_iter().map(|response| response.run).collect());
             file.append(part.iter().map(|asked| asked.id.as_str()).zip(runs).collect())?;
             open = rest;
@@ -180,6 +185,7 @@ struct Pass<'a> {
     runs: usize,
     settings: GenerationSettings,
     model: &'a str,
+    peers: &'a Peers,
 }
 
 impl Pass<'_> {
@@ -201,9 +207,10 @@ impl Pass<'_> {
     }
 }
 
-/// Runs by question, on disk.
+/// Runs by question, on disk. Rank 0 reads and writes the file.
 struct RunFile<'a> {
     path: &'a Path,
+    peers: &'a Peers,
     asked: BTreeMap<&'a str, &'a Asked>,
     runs: BTreeMap<String, Vec<Run>>,
 }
@@ -220,27 +227,19 @@ struct Head {
 #[serde(deny_unknown_fields)]
 struct Line {
     id: String,
-    runs: Vec<LineRun>,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct LineRun {
-    recall: Option<String>,
-    analyses: Vec<(char, String)>,
-    answer: Option<char>,
+    runs: Vec<Written>,
 }
 
 impl<'a> RunFile<'a> {
     /// What is there; a last line that was cut off is removed.
-    fn open(path: &'a Path, key: &str, asked: &'a [Asked]) -> Result<Self> {
+    fn open(path: &'a Path, key: &str, asked: &'a [Asked], peers: &'a Peers) -> Result<Self> {
         let asked = asked.iter().map(|asked| (asked.id.as_str(), asked)).collect();
-        let mut this = Self { path, asked, runs: BTreeMap::new() };
-        let text = match std::fs::read_to_string(path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
-            Err(source) => return Err(Error::io("read", path)(source)),
-        };
+        let mut this = Self { path, peers, asked, runs: BTreeMap::new() };
+        let text = peers.first(|| match std::fs::read_to_string(path) {
+            Ok(text) => Ok(text),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
+            Err(source) => Err(Error::io("read", path)(source)),
+        })?;
         let whole = text.rfind('\n').map_or(0, |end| end + 1);
         let bad = |number: usize, reason: String| Error::Checkpoint {
             path: path.into(),
@@ -261,6 +260,9 @@ impl<'a> RunFile<'a> {
                 this.restore(&line).ok_or_else(|| bad(number, format!("nobody asked `{}`", line.id)))?;
             this.runs.insert(line.id, runs);
         }
+        if !peers.leads() {
+            return Ok(this);
+        }
         if whole == 0 {
             if let Some(folder) = path.parent() {
                 std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
@@ -276,29 +278,13 @@ impl<'a> RunFile<'a> {
 
     fn restore(&self, line: &Line) -> Option<Vec<Run>> {
         let asked = self.asked.get(line.id.as_str())?;
-        let run = |of: &LineRun| Run {
-            id: line.id.clone(),
-            draft: asked.draft.clone().stating(of.recall.as_deref(), &of.analyses),
-            gold: asked.gold,
-            answer: of.answer,
-        };
-        Some(line.runs.iter().map(run).collect())
+        Some(line.runs.iter().map(|run| run.of(asked)).collect())
     }
 
     fn append(&mut self, runs: Vec<(&str, Vec<Run>)>) -> Result<()> {
         let mut text = String::new();
-        for (id, runs) in &runs {
-            let line = Line {
-                id: (*id).into(),
-                runs: runs
-                    .iter()
-                    .map(|run| LineRun {
-                        recall: run.draft.recall().map(String::from),
-                        analyses: run.draft.analyses().to_vec(),
-                        answer: run.answer,
-                    })
-                    .collect(),
-            };
+        for (id, runs) in runs.iter().filter(|_| self.peers.leads()) {
+            let line = Line { id: (*id).into(), runs: runs.iter().map(Written::from).collect() };
             text.push_str(&serde_json::json!(line).to_string());
             text.push('\n');
         }
@@ -307,7 +293,9 @@ impl<'a> RunFile<'a> {
             file.write_all(text.as_bytes())?;
             file.sync_data()
         };
-        write().map_err(Error::io("write", self.path))?;
+        if self.peers.leads() {
+            write().map_err(Error::io("write", self.path))?;
+        }
         self.runs.extend(runs.into_iter().map(|(id, runs)| (id.to_string(), runs)));
         Ok(())
     }

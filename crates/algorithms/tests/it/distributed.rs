@@ -7,26 +7,29 @@ use std::process::{Child, Command, Stdio};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use ruminate_algorithms::dpo::{Dpo, DpoConfig, Reference, ShuffledPairs};
+use ruminate_algorithms::dpo::{Dpo, DpoConfig, PreferenceLoss, Reference, ShuffledPairs, WeightedLoss};
 use ruminate_algorithms::{
-    Curriculum, Ending, Evaluation, Fitted, Objective, Observer, Result, Sft, Trainer, TrainerConfig,
-    mean_loss,
+    Curriculum, Ending, Evaluation, Fitted, Metrics, Objective, Observer, Peers, Result, Sft, Trainer,
+    TrainerConfig, mean_loss,
 };
 use ruminate_datasets::{Cursor, Order, Shard, TrainBatches};
 use ruminate_models::{Example, Policy};
 use ruminate_torch::dist::{ProcessGroup, Sharding, World};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
+use tempfile::TempDir;
 
 use crate::support::{Recorder, alone, chain, examples, model, tokenizer};
 
+/// The test that is one of several processes.
+const RANK: &str = "distributed::rank";
 const SETUP: &str = "RUMINATE_TEST_SETUP";
 const STEPS: u64 = 20;
 const ROWS: usize = 8;
 
 /// What all ranks of a test do.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Setup {
+pub(crate) struct Setup {
     method: Method,
     accumulate: usize,
     sharding: Sharding,
@@ -46,7 +49,14 @@ struct Setup {
 enum Method {
     Sft,
     Dpo,
+    /// With a running mean of rewards.
+    Bco,
     Ppo,
+    Rwr,
+    Quark,
+    /// TinyThinker's phases.
+    Acquire,
+    Reflect,
 }
 
 impl Default for Setup {
@@ -119,12 +129,15 @@ impl<P: Policy> Curriculum<P> for Uneven {
 }
 
 fn config(setup: &Setup) -> TrainerConfig {
-    let Setup { steps, accumulate, sharding, checkpointing: gradient_checkpointing, .. } = *setup;
+    let Setup { steps, accumulate, sharding, checkpointing: gradient_checkpointing, method, .. } = *setup;
+    // Of an entry whose gradient is next to nothing, Adam would otherwise learn its rounding.
+    let eps = if matches!(method, Method::Rwr | Method::Quark) { 1e-6 } else { 1e-8 };
     TrainerConfig {
         steps,
         accumulate,
         sharding,
         gradient_checkpointing,
+        eps,
         lr: 1e-3,
         max_grad_norm: 1.0,
         eval_every: 8,
@@ -143,6 +156,7 @@ fn fit(setup: &Setup, folder: &Path, group: Option<Rc<ProcessGroup>>) -> Result<
         let config = ruminate_models::T5Config { d_ff: 48, ..crate::support::tiny(0.0) };
         policy = ruminate_models::T5::new(config, tch::Kind::Float, Device::Cpu, 1).unwrap();
     }
+    let peers = Peers::from(group.clone());
     let trainer = Trainer::across(config(setup), folder, group)?;
     let mut recorder = Recorder::default();
     if let Some((_, step)) = setup.stop.filter(|(who, _)| *who == rank) {
@@ -151,21 +165,37 @@ fn fit(setup: &Setup, folder: &Path, group: Option<Rc<ProcessGroup>>) -> Result<
     if let Some((_, step)) = setup.abort.filter(|(who, _)| *who == rank) {
         recorder.abort_after = Some(step);
     }
-    let batch = ROWS / size / setup.accumulate;
+    let (batch, whole) = (ROWS / size / setup.accumulate, ROWS / size);
     let fitted = match setup.method {
         Method::Sft => trainer.fit(&mut Sft::new(policy, Uneven::new(batch), tokenizer()), &mut recorder)?,
-        Method::Dpo => {
-            let config = DpoConfig { rpo_alpha: 0.5, beta: 0.5, ..DpoConfig::default() };
+        method @ (Method::Dpo | Method::Bco) => {
+            let mut config = DpoConfig { rpo_alpha: 0.5, beta: 0.5, ..DpoConfig::default() };
+            if method == Method::Bco {
+                config.terms =
+                    vec![WeightedLoss { loss: PreferenceLoss::BcoPair { shift: true }, weight: 1.0 }];
+            }
             let source = ShuffledPairs::new(crate::dpo::pairs(24), batch, 3)?;
             let reference = Reference::Model(model(0.0, 7));
-            let held_out = crate::dpo::pairs(5);
+            let held_out = crate::dpo::pairs(37);
             trainer.fit(
                 &mut Dpo::new(config, policy, reference, source, held_out, tokenizer())?,
                 &mut recorder,
             )?
         }
-        // One rollout is cut into micro-batches, so a rank's part of it does not depend on how many they are.
-        Method::Ppo => trainer.fit(&mut crate::ppo::of_ranks(policy, ROWS / size)?, &mut recorder)?,
+        Method::Rwr => trainer.fit(&mut crate::rwr::of_ranks(policy, batch)?, &mut recorder)?,
+        // What follows is cut into micro-batches, so a rank's part does not depend on how many they are.
+        Method::Ppo => trainer.fit(&mut crate::ppo::of_ranks(policy, whole)?, &mut recorder)?,
+        Method::Quark => trainer.fit(&mut crate::quark::of_ranks(1 + rank as i64, whole)?, &mut recorder)?,
+        Method::Acquire => {
+            let mut sft = crate::tinythinker::acquisition_of_ranks(whole, setup.accumulate)?;
+            trainer.fit(&mut sft, &mut recorder)?
+        }
+        Method::Reflect => {
+            let (round, batch) = (folder.join("round"), (whole, setup.accumulate));
+            let mut dpo =
+                crate::tinythinker::reflection_of_ranks(&round, batch, &peers, &mut Recorder::default())?;
+            trainer.fit(&mut dpo, &mut recorder)?
+        }
     };
     Ok((fitted, recorder))
 }
@@ -184,7 +214,12 @@ fn rank() {
     match fit(&setup, Path::new(&folder), Some(group)) {
         Ok((fitted, recorder)) => {
             let ending = if fitted.ending == Ending::Stopped { "stopped" } else { "finished" };
-            let record = serde_json::json!({ "metrics": recorder.metrics, "events": recorder.events });
+            let record = Record {
+                metrics: recorder.metrics,
+                validations: recorder.validations,
+                events: recorder.events,
+            };
+            let record = serde_json::json!(record);
             println!("\nRECORD {record}\n{ending} after {}", fitted.steps);
         }
         Err(error) => {
@@ -199,12 +234,13 @@ fn joined(folder: &Path, rank: usize) -> PathBuf {
     folder.join(format!("joined-{rank}"))
 }
 
-fn start(setup: &Setup, folder: &Path, size: usize) -> Vec<Child> {
+/// Starts a test of this binary that is one of `size` processes.
+pub(crate) fn start(test: &str, setup: &Setup, folder: &Path, size: usize) -> Vec<Child> {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let setup = serde_json::to_string(setup).unwrap();
     let rank = |rank: usize| {
         Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "distributed::rank", "--ignored", "--nocapture"])
+            .args(["--exact", test, "--ignored", "--nocapture"])
             .envs([(SETUP, setup.as_str()), ("MASTER_ADDR", "127.0.0.1"), ("OMP_NUM_THREADS", "1")])
             .envs([("RANK", rank.to_string()), ("WORLD_SIZE", size.to_string())])
             .env("MASTER_PORT", port.to_string())
@@ -218,7 +254,7 @@ fn start(setup: &Setup, folder: &Path, size: usize) -> Vec<Child> {
 }
 
 /// What each rank printed, and whether it succeeded.
-fn finish(ranks: Vec<Child>) -> Vec<(bool, String)> {
+pub(crate) fn finish(ranks: Vec<Child>) -> Vec<(bool, String)> {
     let text = |child: Child| {
         let output = child.wait_with_output().unwrap();
         let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
@@ -229,7 +265,7 @@ fn finish(ranks: Vec<Child>) -> Vec<(bool, String)> {
 
 /// What each rank printed; all succeed.
 fn run(setup: &Setup, folder: &Path, size: usize) -> Vec<String> {
-    let ranks = finish(start(setup, folder, size));
+    let ranks = finish(start(RANK, setup, folder, size));
     ranks
         .into_iter()
         .map(|(succeeded, text)| {
@@ -239,10 +275,29 @@ fn run(setup: &Setup, folder: &Path, size: usize) -> Vec<String> {
         .collect()
 }
 
-#[derive(Debug, PartialEq, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Record {
-    metrics: BTreeMap<u64, Vec<(String, f64)>>,
+    metrics: BTreeMap<u64, Metrics>,
+    validations: BTreeMap<u64, Metrics>,
     events: Vec<String>,
+}
+
+/// How far a validation is, each rank says of its own part.
+fn without_progress(events: &[String]) -> Vec<&String> {
+    let phases = ["validation", "recall", "analyze", "summarize"];
+    events.iter().filter(|event| !phases.iter().any(|phase| event.starts_with(phase))).collect()
+}
+
+/// All metrics but times are as in one process.
+fn same_metrics(found: &BTreeMap<u64, Metrics>, single: &BTreeMap<u64, Metrics>, what: &str) {
+    assert!(found.keys().eq(single.keys()), "{what}");
+    for (step, metrics) in single {
+        for (name, value) in metrics.iter().filter(|(name, _)| !name.starts_with("time/")) {
+            let found = found[step].iter().find(|(n, _)| n == name).map(|(_, v)| *v);
+            let close = found.is_some_and(|found| (found - value).abs() <= 1e-5 * (1.0 + value.abs()));
+            assert!(close, "{what}, step {step}, {name}: {found:?} instead of {value}");
+        }
+    }
 }
 
 fn record(text: &str) -> Record {
@@ -269,28 +324,80 @@ fn same_model(a: &Path, b: &Path) {
 
 #[test]
 fn several_processes_take_the_steps_of_one() {
-    as_one(Method::Sft);
+    as_one(Method::Sft, &ALL);
 }
 
 #[test]
 fn several_processes_prefer_as_one() {
-    as_one(Method::Dpo);
+    as_one(Method::Dpo, &ALL);
+}
+
+#[test]
+fn a_running_mean_is_that_of_all_processes() {
+    // It moves with each micro-batch.
+    as_one(Method::Bco, &[(2, 1), (4, 1)]);
 }
 
 #[test]
 fn several_processes_reinforce_as_one() {
-    as_one(Method::Ppo);
+    as_one(Method::Ppo, &ALL);
 }
 
-fn as_one(method: Method) {
+#[test]
+fn several_processes_weigh_as_one() {
+    as_one(Method::Rwr, &ALL);
+}
+
+#[test]
+fn several_processes_rank_as_one() {
+    for (single, several) in as_one(Method::Quark, &ALL) {
+        same_file("last/pool.jsonl", single.path(), several.path());
+    }
+}
+
+#[test]
+fn several_processes_acquire_as_one() {
+    as_one(Method::Acquire, &FEW);
+}
+
+#[test]
+fn several_processes_reflect_as_one() {
+    for (single, several) in as_one(Method::Reflect, &FEW) {
+        for file in ["recall_runs.jsonl", "analyze_runs.jsonl", "recall_dpo.json", "pairs.json"] {
+            same_file(&format!("round/{file}"), single.path(), several.path());
+        }
+    }
+}
+
+fn same_file(name: &str, a: &Path, b: &Path) {
+    let read = |folder: &Path| std::fs::read_to_string(folder.join(name)).unwrap();
+    assert_eq!(read(a), read(b), "{name}");
+}
+
+/// Numbers of processes and of micro-batches, and what is divided.
+type Case = (usize, usize, Sharding);
+const ALL: [Case; 9] = [
+    (1, 1, Sharding::Optimizer),
+    (1, 2, Sharding::None),
+    (2, 1, Sharding::None),
+    (2, 1, Sharding::Optimizer),
+    (2, 2, Sharding::Gradients),
+    (4, 1, Sharding::None),
+    (4, 1, Sharding::Gradients),
+    (4, 2, Sharding::None),
+    (4, 2, Sharding::Optimizer),
+];
+/// For what costs more.
+const FEW: [Case; 2] = [(2, 1, Sharding::None), (4, 2, Sharding::Gradients)];
+
+/// Trains in one process and in several; returns their folders.
+fn as_one(method: Method, cases: &[Case]) -> Vec<(Rc<TempDir>, TempDir)> {
     let _alone = alone();
-    let whole = tempfile::tempdir().unwrap();
+    let whole = Rc::new(tempfile::tempdir().unwrap());
     let setup = Setup { method, ..Setup::default() };
     let (_, single) = fit(&setup, whole.path(), None).unwrap();
-    let plain = [(1, 1), (2, 1), (4, 1), (1, 2), (2, 2), (4, 2)].map(|(size, a)| (size, a, Sharding::None));
-    let optimizer = [(1, 1), (2, 1), (4, 2)].map(|(size, a)| (size, a, Sharding::Optimizer));
-    let gradients = [(2, 2), (4, 1), (4, 2)].map(|(size, a)| (size, a, Sharding::Gradients));
-    for (size, accumulate, sharding) in plain.into_iter().chain(optimizer).chain(gradients) {
+    let mut folders = vec![];
+    for &(size, accumulate, sharding) in cases {
         let folder = tempfile::tempdir().unwrap();
         // Half of the cases.
         let checkpointing = accumulate == 2;
@@ -299,18 +406,14 @@ fn as_one(method: Method) {
         same_model(folder.path(), whole.path());
         for text in texts {
             let record = record(&text);
-            assert_eq!(record.events, single.events, "{setup:?}, size {size}");
-            assert_eq!(record.metrics.len(), single.metrics.len());
-            for (step, metrics) in &single.metrics {
-                for (name, value) in metrics.iter().filter(|(name, _)| !name.starts_with("time/")) {
-                    let found = record.metrics[step].iter().find(|(n, _)| n == name).map(|(_, v)| *v);
-                    let close =
-                        found.is_some_and(|found| (found - value).abs() <= 1e-5 * (1.0 + value.abs()));
-                    assert!(close, "size {size}, step {step}, {name}: {found:?} instead of {value}");
-                }
-            }
+            let what = format!("{size} processes, {accumulate} micro-batches, {sharding:?}");
+            assert_eq!(without_progress(&record.events), without_progress(&single.events), "{what}");
+            same_metrics(&record.metrics, &single.metrics, &what);
+            same_metrics(&record.validations, &single.validations, &what);
         }
+        folders.push((Rc::clone(&whole), folder));
     }
+    folders
 }
 
 #[test]
@@ -333,13 +436,25 @@ fn a_rank_that_asks_stops_all_and_a_resumed_run_is_the_same_bit_for_bit() {
 
 #[test]
 fn a_run_goes_on_with_another_number_of_ranks() {
+    goes_on(Method::Sft);
+}
+
+#[test]
+fn a_pool_goes_on_with_another_number_of_ranks() {
+    let [through, moved] = goes_on(Method::Quark);
+    same_file("last/pool.jsonl", through.path(), moved.path());
+}
+
+fn goes_on(method: Method) -> [TempDir; 2] {
     let _alone = alone();
+    let setup = Setup { method, ..Setup::default() };
     let [through, moved] = [(); 2].map(|()| tempfile::tempdir().unwrap());
-    fit(&Setup::default(), through.path(), None).unwrap();
-    run(&Setup { stop: Some((0, 6)), ..Setup::default() }, moved.path(), 4);
-    run(&Setup { stop: Some((0, 12)), ..Setup::default() }, moved.path(), 2);
-    fit(&Setup::default(), moved.path(), None).unwrap();
+    fit(&setup, through.path(), None).unwrap();
+    run(&Setup { stop: Some((0, 6)), ..setup.clone() }, moved.path(), 4);
+    run(&Setup { stop: Some((0, 12)), ..setup.clone() }, moved.path(), 2);
+    fit(&setup, moved.path(), None).unwrap();
     same_model(through.path(), moved.path());
+    [through, moved]
 }
 
 /// States that four ranks saved in parts go on in two ranks and in one, also whole, and back.
@@ -390,7 +505,7 @@ fn a_part_of_the_states_that_is_missing_is_an_error() {
     let setup = Setup { sharding: Sharding::Optimizer, steps: 2, ..Setup::default() };
     run(&setup, folder.path(), 2);
     std::fs::remove_file(folder.path().join("last/trainer-00002-of-00002.safetensors")).unwrap();
-    for (succeeded, text) in finish(start(&Setup { steps: 4, ..setup }, folder.path(), 2)) {
+    for (succeeded, text) in finish(start(RANK, &Setup { steps: 4, ..setup }, folder.path(), 2)) {
         assert!(!succeeded);
         assert!(text.contains("trainer-00002-of-00002.safetensors") && text.contains("missing"), "{text}");
     }
@@ -414,7 +529,7 @@ fn a_rank_that_dies_ends_the_others_and_the_run_resumes() {
     for dying in [0, 1] {
         let step = 10 + dying as u64;
         let started = Instant::now();
-        let ranks = start(&Setup { abort: Some((dying, step)), ..Setup::default() }, broken.path(), 2);
+        let ranks = start(RANK, &Setup { abort: Some((dying, step)), ..Setup::default() }, broken.path(), 2);
         let texts = finish(ranks);
         assert!(texts.iter().all(|(succeeded, _)| !succeeded));
         let other = 1 - dying;
@@ -437,7 +552,7 @@ fn killed_twenty_times_a_run_ends_as_an_undisturbed_one() {
     run(&setup, through.path(), 2);
     for life in 0..20 {
         let _ = [0, 1].map(|rank| std::fs::remove_file(joined(broken.path(), rank)));
-        let mut ranks = start(&setup, broken.path(), 2);
+        let mut ranks = start(RANK, &setup, broken.path(), 2);
         // Every second time something has been gained before.
         let last = || std::fs::read_link(broken.path().join("last")).ok();
         let before = last();
@@ -467,7 +582,9 @@ fn killed_twenty_times_a_run_ends_as_an_undisturbed_one() {
 fn another_model_on_a_rank_is_an_error_of_all() {
     let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
-    for (succeeded, text) in finish(start(&Setup { odd: Some(1), ..Setup::default() }, folder.path(), 2)) {
+    for (succeeded, text) in
+        finish(start(RANK, &Setup { odd: Some(1), ..Setup::default() }, folder.path(), 2))
+    {
         assert!(!succeeded);
         assert!(
             text.contains("the ranks of this run do not fit together: rank 1 has the parameter"),

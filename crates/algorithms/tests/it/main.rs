@@ -5,6 +5,7 @@ mod checkpoints;
 mod config;
 mod crystal;
 mod distributed;
+mod divided;
 mod dpo;
 mod failures;
 mod learning;

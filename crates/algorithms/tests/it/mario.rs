@@ -34,6 +34,34 @@ fn train() -> Vec<MarioRow> {
     rows(&TRAIN, "the city has sunny weather")
 }
 
+/// The supervised stage, validated on a few questions.
+pub(crate) fn rationales() -> Rationales {
+    let config =
+        RationalesConfig { eval_batch_size: 3, max_length: 8, min_length: 4, ..RationalesConfig::default() };
+    Rationales::new(config, tokenizer(), &train(), rows(&["Amy", "Ada", "Alan"], "dummy")).unwrap()
+}
+
+/// A reward model that chooses among labels.
+pub(crate) fn options() -> OptionTraining {
+    let config = OptionTrainingConfig { eval_batch_size: 1, ..OptionTrainingConfig::default() };
+    let dev = rows(&["Amy", "Ada", "Alan"], "a city");
+    OptionTraining::new(OptionMode::Ir2o, config, &tokenizer(), SET, train(), dev).unwrap()
+}
+
+/// A verifier with five statements.
+pub(crate) fn verifier() -> VerifierTraining {
+    let said = |(i, city): (usize, &str)| Statement {
+        statement: format!("Our Ada lives in {city}."),
+        plausible: i % 2 == 0,
+    };
+    let cities = ["Corvale", "Birkby", "Dunmere", "Holmor", "Birkby"];
+    let statements: Vec<Statement> = cities.into_iter().enumerate().map(said).collect();
+    let config = VerifierConfig { batch_size: 1, eval_batch_size: 2, ..VerifierConfig::default() };
+    let encoder = T5Config { is_encoder_decoder: false, ..tiny(0.0) };
+    let encoder = T5::new(encoder, Kind::Float, Device::Cpu, 1).unwrap();
+    VerifierTraining::new(&config, encoder, tokenizer(), &statements, &statements).unwrap()
+}
+
 #[test]
 fn the_supervised_stage_learns_targets_and_counts_its_steps() {
     let _alone = alone();
@@ -43,7 +71,7 @@ fn the_supervised_stage_learns_targets_and_counts_its_steps() {
     let mut lesson = Rationales::new(config.clone(), tokenizer(), &train(), dev.clone()).unwrap();
     // 12 rows are two whole batches.
     let trainer = TrainerConfig { steps: 7, ..TrainerConfig::default() };
-    assert_eq!((lesson.rows(), lesson.steps(&trainer)), (12, 50));
+    assert_eq!((lesson.rows(), lesson.steps(&trainer, 1), lesson.steps(&trainer, 2)), (12, 50, 25));
     let encode = |text: &str| tokenizer().encode(text).unwrap();
     let expected: Vec<_> = train().iter().map(|row| (encode(&row.question), encode(&target(row)))).collect();
     let objective = Curriculum::<T5>::next(&mut lesson, 0).unwrap().remove(0);

@@ -6,7 +6,9 @@ use std::path::Path;
 use ruminate_algorithms::ppo::{
     Batch, KlPenalty, Ppo, PpoConfig, PpoData, Prompt, RolloutConfig, Supervision,
 };
-use ruminate_algorithms::{Algorithm, Ending, Fitted, Objective, Result, Silent, Trainer, TrainerConfig};
+use ruminate_algorithms::{
+    Algorithm, Ending, Fitted, Objective, Peers, Result, Silent, Trainer, TrainerConfig,
+};
 use ruminate_datasets::Compat;
 use ruminate_models::{
     ActorCritic, Example, Generate, Generated, GenerationConfig, Parameters, Policy, Sampling, T5, TokenId,
@@ -320,15 +322,15 @@ fn a_separate_value_network_is_saved_and_leaves_the_policy_alone() {
 fn measured_rewards_give_the_scale_and_the_tasks() {
     let _alone = alone();
     let ppo = ppo(config(), 1.0, 1).unwrap();
-    let (map, tasks) = ppo.measure_rewards(None, &mut Silent).unwrap();
+    let (map, tasks) = ppo.measure_rewards(None, &Peers::default(), &mut Silent).unwrap();
     assert_eq!(tasks.values().map(|task| task.count).sum::<usize>(), 40);
     assert_eq!(tasks.keys().collect::<Vec<_>>(), ["task 0", "task 1"]);
     assert!(map.gain > 0.0);
     // Two batches of 16.
-    let (_, some) = ppo.measure_rewards(Some(2), &mut Silent).unwrap();
+    let (_, some) = ppo.measure_rewards(Some(2), &Peers::default(), &mut Silent).unwrap();
     assert_eq!(some.values().map(|task| task.count).sum::<usize>(), 32);
     let flat = self::ppo(config(), 0.0, 1).unwrap();
-    let error = flat.measure_rewards(None, &mut Silent).unwrap_err();
+    let error = flat.measure_rewards(None, &Peers::default(), &mut Silent).unwrap_err();
     assert!(error.to_string().contains("standard deviation is 0"), "{error}");
 }
 

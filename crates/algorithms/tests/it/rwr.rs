@@ -7,7 +7,7 @@ use ruminate_algorithms::rwr::{
     EncodedExamples, LocalModel, Rwr, RwrConfig, RwrData, TooLong, WeightedExample, Weighting, encode_texts,
     trainer_config,
 };
-use ruminate_algorithms::{Algorithm, Ending, Silent, Trainer, TrainerConfig};
+use ruminate_algorithms::{Algorithm, Ending, Result, Silent, Trainer, TrainerConfig};
 use ruminate_datasets::chat::{ChatTemplate, NamedTemplate};
 use ruminate_datasets::environments::{Gsm8k, Problem};
 use ruminate_datasets::rise::{Answerer, MultiTurn, Quiet, RolloutConfig, TrainingText};
@@ -30,6 +30,11 @@ fn weighted(count: i64) -> Vec<WeightedExample> {
 
 fn rwr(seed: i64, held_out: Vec<WeightedExample>) -> Rwr<T5> {
     Rwr::new(model(0.0, seed), weighted(7), held_out, 2, 3, tokenizer()).unwrap()
+}
+
+/// RWR on `batch_size` examples of one process.
+pub(crate) fn of_ranks(policy: T5, batch_size: usize) -> Result<Rwr<T5>> {
+    Rwr::new(policy, weighted(24), weighted(37), batch_size, 3, tokenizer())
 }
 
 /// Weight times mean negative log-likelihood of one example alone.
@@ -122,10 +127,12 @@ fn problems_are_held_out_as_a_whole_and_steps_follow_from_the_rest() {
     assert_eq!(data, RwrData::new(&tokenizer, &texts, &problems, &config).unwrap());
     // 36 examples in updates of 7; 4 % of 6 steps are one.
     let base = TrainerConfig { accumulate: 7, ..RwrConfig::trainer() };
-    let trainer = data.trainer(&config, &base);
+    let trainer = data.trainer(&config, &base, 1);
     assert_eq!((trainer.steps, trainer.warmup_steps), (6, 1));
     let kept = RwrConfig { epochs: 0.0, warmup_ratio: 0.0, ..config.clone() };
-    assert_eq!(data.trainer(&kept, &base), base);
+    // Two processes make an update of 14.
+    assert_eq!(data.trainer(&config, &base, 2).steps, 3);
+    assert_eq!(data.trainer(&kept, &base, 2), base);
     let pass = data.passes(&config, &trainer)[0];
     assert_eq!((pass.times, pass.rows, pass.source[0] + pass.target[1]), (7.0, 1, 4.0));
 

@@ -126,6 +126,8 @@ pub(crate) struct Recorder {
     pub(crate) events: Vec<String>,
     /// The recorded metrics by step.
     pub(crate) metrics: BTreeMap<u64, Metrics>,
+    /// What validations found, by step.
+    pub(crate) validations: BTreeMap<u64, Metrics>,
     /// Stop is requested after this step.
     pub(crate) stop_after: Option<u64>,
     /// The process ends without a word after this step.
@@ -176,6 +178,7 @@ impl Observer for Recorder {
 
     fn evaluated(&mut self, step: u64, metrics: &Metrics) -> std::result::Result<(), ObserverError> {
         assert!(!metrics.is_empty());
+        self.validations.insert(step, metrics.clone());
         self.event(format!("evaluated {step}"))
     }
 

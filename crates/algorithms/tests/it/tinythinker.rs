@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use ruminate_algorithms::dpo::Dpo;
 use ruminate_algorithms::tinythinker::{
-    Accuracy, Acquisition, AcquisitionConfig, Asked, Decoding, GenerationSettings, Machine, Reflected,
-    Reflection, ReflectionConfig, Round, Student,
+    Accuracy, Acquisition, AcquisitionConfig, Asked, Decoding, GenerationSettings, Reflected, Reflection,
+    ReflectionConfig, Round, StagePairs, Student,
 };
 use ruminate_algorithms::trainer::Algorithm;
-use ruminate_algorithms::{Observer, Sft, Silent, Trainer, TrainerConfig};
+use ruminate_algorithms::{Observer, Peers, Result, Sft, Silent, Trainer, TrainerConfig};
 use ruminate_datasets::PreferenceExample;
 use ruminate_datasets::tinythinker::{
     AnalysisOrder, Question, Reasoned, StageRecords, Variant, questions_of, teacher_runs,
@@ -26,7 +27,7 @@ fn tokenizer() -> Tokenizer {
     Tokenizer::open(&root().join("tinythinker/t5")).unwrap()
 }
 
-fn model(seed: i64) -> T5 {
+pub(crate) fn model(seed: i64) -> T5 {
     let config = T5Config::open(&root().join("tinythinker/t5/config.json")).unwrap();
     let small = T5Config {
         d_model: 32,
@@ -154,12 +155,11 @@ fn votes_are_counted_by_question() {
     assert!(accuracy.interval.is_some());
 }
 
-fn acquisition(machine: Machine, accumulate: usize) -> Acquisition {
+pub(crate) fn acquisition(accumulate: usize) -> Acquisition {
     let config = AcquisitionConfig {
         epochs: 2.0,
         batch_size: 4,
         interval: 1,
-        machine,
         generation: settings(64),
         ..AcquisitionConfig::default()
     };
@@ -170,13 +170,15 @@ fn acquisition(machine: Machine, accumulate: usize) -> Acquisition {
 fn stages_take_turns_and_micro_batches_change_nothing() {
     let _alone = alone();
     let trained = |accumulate: usize| {
-        let acquisition = acquisition(Machine::Reference, accumulate);
+        let acquisition = acquisition(accumulate);
         // 6 recalls, 19 analyses and 6 answers in batches of 4, twice.
         assert_eq!(acquisition.interval().epoch_steps(), 2 + 5 + 2);
         assert_eq!(acquisition.interval().cycle_steps(), 1 + 4 + 1);
         let base =
             TrainerConfig { accumulate, lr: 1e-3, keep: 1, log_every: 1, ..AcquisitionConfig::trainer() };
-        let config = acquisition.trainer(&base);
+        let config = acquisition.trainer(&base, 1);
+        // Two processes: 6, 19 and 6 in batches of 8.
+        assert_eq!(acquisition.trainer(&base, 2).steps, 2 * (1 + 3 + 1));
         assert_eq!((config.steps, config.warmup_steps, config.eval_every), (18, 2, 6));
         let folder = tempfile::tempdir().unwrap();
         let mut sft = Sft::new(model(1), acquisition, tokenizer());
@@ -193,6 +195,40 @@ fn stages_take_turns_and_micro_batches_change_nothing() {
     }
 }
 
+/// Phase 1 on `batch_size` records of one process.
+pub(crate) fn acquisition_of_ranks(batch_size: usize, accumulate: usize) -> Result<Sft<T5, Acquisition>> {
+    let config =
+        AcquisitionConfig { batch_size, interval: 1, generation: settings(64), ..Default::default() };
+    let records = records(Variant::default());
+    let acquisition = Acquisition::new(config, tokenizer(), &records, root(), accumulate)?;
+    Ok(Sft::new(model(1), acquisition, tokenizer()))
+}
+
+/// A round, from its samples on, of `batch_size` pairs of one process.
+pub(crate) fn reflection_of_ranks(
+    folder: &Path,
+    (batch_size, accumulate): (usize, usize),
+    peers: &Peers,
+    observer: &mut dyn Observer,
+) -> Result<Dpo<T5, StagePairs>> {
+    let config = ReflectionConfig {
+        generation_times: 3,
+        generation: settings(64),
+        batch_size,
+        ..ReflectionConfig::default()
+    };
+    let (policy, tokenizer, variant) = (model(1), tokenizer(), Variant::default());
+    let records = records(variant);
+    let path = Path::new("recall_single.json");
+    let questions = questions_of(&records.recall_single, path)?;
+    let teacher = teacher_runs(&records.summarize, &questions, path)?;
+    let student = Student { policy: &policy, tokenizer: &tokenizer, variant };
+    let round = Round { number: 1, model: "a", folder, peers };
+    let pairs = student.make_pairs(&questions, &teacher, &config, &round, observer)?.unwrap();
+    let reflection = Reflection::new(config, &tokenizer, &pairs.recall, &pairs.analyze, accumulate)?;
+    reflection.start(policy, tokenizer, variant, &questions, &folder.join("logps.json"), peers)
+}
+
 /// The stage that each step trained.
 #[derive(Default)]
 struct Losses(Vec<String>);
@@ -201,7 +237,7 @@ impl Observer for Losses {
     fn step(
         &mut self,
         report: &ruminate_algorithms::StepReport<'_>,
-    ) -> Result<(), ruminate_algorithms::ObserverError> {
+    ) -> std::result::Result<(), ruminate_algorithms::ObserverError> {
         let stages = ["train/recall_loss", "train/analyze_loss", "train/summarize_loss"];
         let names = report.metrics.iter().map(|(name, _)| name.clone());
         let mut found = names.filter(|name| stages.contains(&name.as_str()));
@@ -248,7 +284,7 @@ fn pairs_are_sampled_once_and_belong_to_their_student() {
     let make = |config: &ReflectionConfig, model_name: &str, number: u64, observer: &mut dyn Observer| {
         let (policy, tokenizer) = (model(1), tokenizer());
         let student = Student { policy: &policy, tokenizer: &tokenizer, variant: Variant::default() };
-        let round = Round { number, model: model_name, folder: folder.path() };
+        let round = Round { number, model: model_name, folder: folder.path(), peers: &Peers::default() };
         student.make_pairs(&questions, &teacher, config, &round, observer)
     };
     let stopped = make(&config, "a", 1, &mut Stop).unwrap();
@@ -300,7 +336,7 @@ fn a_round_trains_the_stages_that_have_pairs() {
     };
     let both = new(Reflected::RecallAnalyze, &recall, &analyze).unwrap();
     assert!(both.without_pairs.is_empty() && both.interval().cycle_steps() > 2);
-    let trainer = both.trainer(&ReflectionConfig::trainer());
+    let trainer = both.trainer(&ReflectionConfig::trainer(), 1).unwrap();
     assert_eq!(trainer.steps, 2 * both.interval().cycle_steps());
     let alone = new(Reflected::RecallAnalyze, &recall, &[]).unwrap();
     assert_eq!(alone.without_pairs.len(), 1);
@@ -310,7 +346,9 @@ fn a_round_trains_the_stages_that_have_pairs() {
     // The chosen become more probable than the rejected, on held-out questions too.
     let folder = tempfile::tempdir().unwrap();
     let cache = folder.path().join("reference_logps.json");
-    let mut dpo = both.start(model(1), tokenizer(), Variant::default(), &questions[..2], &cache).unwrap();
+    let mut dpo = both
+        .start(model(1), tokenizer(), Variant::default(), &questions[..2], &cache, &Peers::default())
+        .unwrap();
     let margin = |dpo: &mut dyn Algorithm<Batch = Vec<ruminate_algorithms::dpo::Pair>>| {
         let metrics = dpo.evaluate(1, &mut Silent).unwrap().metrics;
         let find = |wanted: &str| metrics.iter().find(|(name, _)| name == wanted).map(|(_, value)| *value);

@@ -1,11 +1,13 @@
 //! Episodes of several turns.
 
+use std::collections::BTreeSet;
 use std::error::Error as StdError;
 use std::ops::ControlFlow;
 use std::path::Path;
 
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
 
 use super::dialogue::drop_degenerate;
 use super::store::EpisodeFile;
@@ -34,7 +36,7 @@ pub struct Ask {
 }
 
 /// What comes back.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
     /// As many texts as were asked for.
     Texts(Vec<String>),
@@ -235,6 +237,15 @@ impl<'a> MultiTurn<'a> {
         self
     }
 
+    /// The rows of the problems whose episodes are in a file already.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or was begun with other settings or problems.
+    pub fn finished(&self, problems: &[Problem], file: &Path) -> Result<BTreeSet<usize>, RolloutError> {
+        let (_, episodes) = EpisodeFile::open(Some(file), &self.config, problems)?;
+        Ok(episodes.into_keys().collect())
+    }
+
     /// Plays all problems. With a file, each episode is appended to it as soon as it is over, and episodes that are in it already
     /// are not played again; a cut-off last line is removed. The log has the order of the problems.
     ///
@@ -246,7 +257,7 @@ impl<'a> MultiTurn<'a> {
         file: Option<&Path>,
         observer: &mut dyn RolloutObserver,
     ) -> Result<Log, RolloutError> {
-        let mut rows = std::collections::BTreeSet::new();
+        let mut rows = BTreeSet::new();
         for problem in problems {
             let bad = |reason| RolloutError::Problem { row: problem.row, reason };
             self.environment.check(problem).map_err(bad)?;

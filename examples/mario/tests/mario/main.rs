@@ -1,5 +1,6 @@
 //! The binary as its users run it.
 
+mod distributed;
 mod guide;
 mod quark;
 mod real_data;

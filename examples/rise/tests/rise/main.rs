@@ -1,6 +1,7 @@
 //! The `rise` binary as users run it.
 
 mod bad_input;
+mod distributed;
 mod real_data;
 #[path = "../../../../crates/datasets/tests/teacher/stub.rs"]
 #[allow(dead_code, reason = "it also serves other tests")]

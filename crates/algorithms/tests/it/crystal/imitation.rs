@@ -39,7 +39,7 @@ fn new(config: ImitationConfig, train: Vec<Annotated>, dev: Vec<Annotated>) -> R
     Imitation::new(config, encoder(), train, dev, tasks())
 }
 
-fn imitation(config: ImitationConfig, engine: &str) -> Imitation {
+pub(crate) fn imitation(config: ImitationConfig, engine: &str) -> Imitation {
     new(config, silver(engine, Split::Train), silver(engine, Split::Dev)).unwrap()
 }
 

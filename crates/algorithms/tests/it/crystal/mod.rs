@@ -6,7 +6,9 @@ mod evaluation;
 mod files;
 mod imitation;
 
-use ruminate_algorithms::crystal::{CrystalData, Lengths, QuestionEncoder, read_eval, read_silver};
+use ruminate_algorithms::crystal::{
+    CrystalData, Imitation, ImitationConfig, Lengths, QuestionEncoder, read_eval, read_silver,
+};
 use ruminate_datasets::question::parse_line;
 use ruminate_datasets::{Annotated, Compat, Origin, Question, Split, TaskEntry};
 
@@ -35,6 +37,11 @@ fn encoder() -> QuestionEncoder {
 
 fn silver(engine: &str, split: Split) -> Vec<Annotated> {
     read_silver(&data(engine), split).unwrap().0
+}
+
+/// Stage I on the world.
+pub(crate) fn imitation(config: ImitationConfig) -> Imitation {
+    imitation::imitation(config, "clean")
 }
 
 /// Some statement of the world.

@@ -8,7 +8,8 @@ mod training;
 use ruminate_algorithms::Result;
 use ruminate_algorithms::ppo::{KlPenalty, Prompt};
 use ruminate_algorithms::quark::{
-    ControlConfig, ControlTokens, Expert, Lengths, Quark, QuarkConfig, QuarkData, SamplingConfig, Single,
+    ControlConfig, ControlTokens, Expert, ExpertConfig, Lengths, Quark, QuarkConfig, QuarkData,
+    SamplingConfig, Single,
 };
 use ruminate_models::{Sampling, T5, TokenId, Tokenizer};
 use ruminate_rewards::{Reward, RewardError, Rewarded, Sample};
@@ -23,7 +24,7 @@ fn share(response: &[TokenId]) -> f64 {
 }
 
 /// The share of good tokens, times `scale`.
-struct Share {
+pub(crate) struct Share {
     scale: f32,
 }
 
@@ -92,7 +93,22 @@ fn data() -> QuarkData<()> {
     QuarkData { train: prompts(40), expert: vec![], held_out: prompts(24) }
 }
 
-type TestQuark = Quark<T5, (), Single<Share>>;
+/// Quark on `batch_size` samples of one process, with everything that looks at all of them: rounds, experts, coefficients that
+/// follow the policy.
+pub(crate) fn of_ranks(seed: i64, batch_size: usize) -> Result<TestQuark> {
+    let config = QuarkConfig {
+        batch_size,
+        sample_interval: 8,
+        expert: ExpertConfig { per_round: Some(11), all_at_first: false, repeats: true },
+        kl: KlPenalty::Adaptive { initial: 0.05, target: 0.5, horizon: 50.0 },
+        entropy: KlPenalty::Adaptive { initial: 0.01, target: 3.0, horizon: 50.0 },
+        ..config()
+    };
+    let data = QuarkData { train: prompts(41), expert: experts(20), held_out: prompts(25) };
+    quark_of(config, 1.0, seed, data)
+}
+
+pub(crate) type TestQuark = Quark<T5, (), Single<Share>>;
 
 fn quark_of(config: QuarkConfig, scale: f32, seed: i64, data: QuarkData<()>) -> Result<TestQuark> {
     let (tokenizer, policy) = parts(&config.control, seed);

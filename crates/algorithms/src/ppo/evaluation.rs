@@ -1,0 +1,149 @@
+//! What responses are worth that nothing is trained on. Processes that work together divide the prompts.
+
+use std::collections::BTreeMap;
+
+use ruminate_models::{Generate, Policy};
+use ruminate_rewards::{Normalization, Reward, Rewarded, Statistics};
+use serde::{Deserialize, Serialize};
+
+use super::records::mean;
+use super::{Ppo, Prompt, Response};
+use crate::trainer::Evaluation;
+use crate::{Error, Metrics, Observer, Peers, Result};
+
+/// A response, its reward (under the name `reward`) and the parts of it.
+#[derive(Debug, Serialize, Deserialize)]
+struct Assessed {
+    response: Response,
+    parts: Parts,
+}
+
+/// Numbers with their names. They travel as bits, because no number survives JSON that is none.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Parts(Vec<(String, u32)>);
+
+impl From<&Rewarded> for Parts {
+    fn from(of: &Rewarded) -> Self {
+        let parts = of.parts.iter().map(|&(name, value)| (name.to_string(), value.to_bits()));
+        Self(std::iter::once(("reward".into(), of.value.to_bits())).chain(parts).collect())
+    }
+}
+
+impl Parts {
+    fn iter(&self) -> impl Iterator<Item = (&str, f32)> {
+        self.0.iter().map(|(name, bits)| (name.as_str(), f32::from_bits(*bits)))
+    }
+
+    fn get(&self, name: &str) -> Option<f64> {
+        self.iter().find(|(n, _)| *n == name).map(|(_, value)| f64::from(value))
+    }
+}
+
+impl<P, Q, R> Ppo<P, Q, R>
+where
+    P: Policy + Generate,
+    R: Reward<P, Q>,
+{
+    /// Rewards of one sampled response to each training prompt, or to those of the first `max_batches` batches: the
+    /// scale that gives them mean 0 and spread 1, and their statistics by task. Nothing is trained.
+    ///
+    /// # Errors
+    /// When the model or the reward fails, or the rewards have no spread.
+    pub fn measure_rewards(
+        &self,
+        max_batches: Option<usize>,
+        peers: &Peers,
+        observer: &mut dyn Observer,
+    ) -> Result<(Normalization, BTreeMap<String, Statistics>)> {
+        let count = max_batches.map_or(usize::MAX, |n| n.saturating_mul(self.config.batch_size));
+        let prompts: Vec<&Prompt<Q>> = self.data.train.iter().take(count).collect();
+        // A step that never comes, so that no rollout has these seeds.
+        let assessed = self.assess(&prompts, false, u64::MAX, peers, (observer, "measuring rewards"))?;
+        let values: Vec<f64> = assessed.iter().filter_map(|of| of.parts.get("reward")).collect();
+        let by_task =
+            Statistics::by_task(prompts.iter().map(|p| p.task.as_str()).zip(values.iter().copied()));
+        Ok((Normalization::fit(&values)?, by_task))
+    }
+
+    /// Writes a response to every prompt, and judges it.
+    fn assess(
+        &self,
+        prompts: &[&Prompt<Q>],
+        greedy: bool,
+        step: u64,
+        peers: &Peers,
+        (observer, phase): (&mut dyn Observer, &str),
+    ) -> Result<Vec<Assessed>> {
+        peers.map(prompts.len(), |mine| {
+            let prompts: Vec<&Prompt<Q>> = mine.iter().map(|&i| prompts[i]).collect();
+            let total = prompts.len() as u64;
+            let progress = |done| observer.progress(phase, done, total).map_err(Error::Observer);
+            let responses = self.respond(&prompts, |i| mine[i], greedy, step, progress)?;
+            let rewards = self.judge(&prompts, &responses)?;
+            let assessed = responses.into_iter().zip(&rewards);
+            Ok(assessed.map(|(response, of)| Assessed { response, parts: of.into() }).collect())
+        })
+    }
+
+    pub(super) fn validate(&self, step: u64, observer: &mut dyn Observer) -> Result<Evaluation> {
+        let prompts: Vec<&Prompt<Q>> = self.data.held_out.iter().collect();
+        let assessed = self.assess(&prompts, true, step, &self.peers, (observer, "validation"))?;
+        let tasks: Vec<&str> = prompts.iter().map(|prompt| prompt.task.as_str()).collect();
+        let parts: Vec<&Parts> = assessed.iter().map(|of| &of.parts).collect();
+        let evaluation = summary(&self.config.best_by, &tasks, &parts)?;
+        // The first prompt of every batch, as the reference shows them.
+        let shown = (0..prompts.len()).step_by(self.config.rollout.batch_size);
+        let samples: Vec<_> = shown
+            .map(|i| {
+                let Assessed { response, parts } = &assessed[i];
+                let mut sample = serde_json::json!({
+                    "step": step, "task": tasks[i], "prompt": prompts[i].text, "response": response.text,
+                });
+                parts.iter().for_each(|(name, value)| sample[name] = value.into());
+                sample
+            })
+            .collect();
+        observer.samples(step, &samples).map_err(Error::Observer)?;
+        Ok(evaluation)
+    }
+}
+
+/// Averages of rewards and their parts over prompts and over tasks. The main part, `main` or else the reward, is
+/// also shown by task and gives the score; parts whose names begin with its name share its prefix in the records.
+///
+/// # Errors
+/// When there is no reward, or none has the main part.
+pub fn summarize(main: &str, tasks: &[&str], rewards: &[Rewarded]) -> Result<Evaluation> {
+    let parts: Vec<Parts> = rewards.iter().map(Parts::from).collect();
+    summary(main, tasks, &parts.iter().collect::<Vec<_>>())
+}
+
+fn summary(main: &str, tasks: &[&str], rewards: &[&Parts]) -> Result<Evaluation> {
+    let main = if main.is_empty() { "reward" } else { main };
+    let names: Vec<&str> =
+        rewards.first().map_or(vec!["reward"], |of| of.iter().map(|(name, _)| name).collect());
+    if !names.contains(&main) {
+        let reason = format!("is `{main}`, but the reward's parts are {names:?}");
+        return Err(Error::config("best_by", reason));
+    }
+    let (mut metrics, mut score): (Metrics, f64) = (vec![], f64::NAN);
+    for name in names {
+        let values: Vec<f64> = rewards.iter().filter_map(|of| of.get(name)).collect();
+        let by_task = Statistics::by_task(tasks.iter().copied().zip(values.iter().copied()));
+        let unweighted = mean(by_task.values().map(|task| task.mean));
+        let (stem, rest) = match name.strip_prefix(main) {
+            Some(rest) => (main, rest),
+            None => (name, ""),
+        };
+        if name == main {
+            score = unweighted;
+            metrics.push((format!("eval/{main}_weighted"), mean(values.iter().copied())));
+        }
+        metrics.push((format!("eval/{stem}_unweighted{rest}"), unweighted));
+        if name == main {
+            let tasks = by_task.iter().filter(|(task, _)| !task.is_empty());
+            metrics.extend(tasks.map(|(task, of)| (format!("eval/{main}/{task}"), of.mean)));
+        }
+    }
+    Ok(Evaluation { metrics, score })
+}

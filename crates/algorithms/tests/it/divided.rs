@@ -1,0 +1,92 @@
+//! Work that real processes divide gives what one process finds.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use ruminate_algorithms::crystal::ImitationConfig;
+use ruminate_algorithms::dpo::precompute_cached;
+use ruminate_algorithms::{Algorithm, Curriculum, Evaluation, Peers, Result, Silent};
+use ruminate_models::T5;
+use ruminate_torch::dist::{ProcessGroup, World};
+use tch::Device;
+
+use crate::distributed::{Setup, finish, start};
+use crate::support::{alone, model};
+
+/// The same validation, divided and not.
+fn same<C: Curriculum<T5>>(peers: &Peers, policy: &T5, new: impl Fn() -> C) {
+    let validated = |peers: Peers| -> Evaluation {
+        let mut curriculum = new();
+        curriculum.meet(&peers);
+        curriculum.evaluate(policy, 3, &mut Silent).unwrap()
+    };
+    assert_eq!(validated(peers.clone()), validated(Peers::default()));
+}
+
+/// One rank; started by the test below.
+#[test]
+#[ignore = "a process of the test below"]
+fn rank() {
+    tch::set_num_threads(1);
+    let world = World::from_env().unwrap().unwrap();
+    let group = Rc::new(ProcessGroup::join(&world, Device::Cpu, Duration::from_secs(60)).unwrap());
+    let (peers, policy) = (Peers::from(&group), model(0.0, 1));
+    let (rank, size) = (group.rank(), group.size());
+
+    for count in [0, 1, size, 2 * size + 1] {
+        let squares = peers.map(count, |mine| {
+            assert!(mine.iter().all(|i| i % size == rank));
+            Ok(mine.iter().map(|i| i * i).collect())
+        });
+        assert_eq!(squares.unwrap(), (0..count).map(|i| i * i).collect::<Vec<_>>());
+    }
+    assert_eq!(peers.first(|| Result::Ok(rank)).unwrap(), 0);
+    assert_eq!(peers.first(|| Result::Ok(None::<usize>)).unwrap(), None);
+    assert!(peers.any(rank == 1).unwrap() && !peers.any(false).unwrap());
+    assert_eq!(peers.leads(), rank == 0);
+    // All of them notice that one has not done its work.
+    let short = peers.map(size, |_| Ok(if rank == 1 { vec![] } else { vec![1] }));
+    assert!(short.unwrap_err().to_string().contains("one result for each"));
+
+    let config = ImitationConfig { eval_batch_size: 50, ..ImitationConfig::default() };
+    same(&peers, &policy, || crate::crystal::imitation(config.clone()));
+    same(&peers, &policy, crate::mario::rationales);
+    same(&peers, &policy, crate::mario::options);
+    let student = crate::tinythinker::model(1);
+    same(&peers, &student, || crate::tinythinker::acquisition(1));
+
+    let mut verifier = crate::mario::verifier();
+    let whole = verifier.evaluate(0, &mut Silent).unwrap();
+    verifier.join(&group).unwrap();
+    assert_eq!(verifier.evaluate(0, &mut Silent).unwrap(), whole);
+
+    let ppo = crate::ppo::of_ranks(model(0.0, 1), 8).unwrap();
+    let measured = |peers: &Peers| ppo.measure_rewards(Some(2), peers, &mut Silent).unwrap();
+    assert_eq!(measured(&peers), measured(&Peers::default()));
+
+    let folder = std::env::var("RUMINATE_TEST_FOLDER").unwrap();
+    let file = std::path::Path::new(&folder).join("logps.json");
+    let [mut divided, mut whole] = [(); 2].map(|()| crate::dpo::pairs(11));
+    let precompute = |pairs: &mut [_]| precompute_cached(&policy, pairs, 1.0, 4, &file, &peers).unwrap();
+    assert!(!precompute(&mut divided));
+    // The file is there when the next question is asked, and serves all.
+    assert!(precompute(&mut whole));
+    assert_eq!(divided, whole);
+    ruminate_algorithms::dpo::precompute(&policy, &mut whole, 1.0, 4).unwrap();
+    for (a, b) in divided.iter().zip(&whole) {
+        for (a, b) in a.reference.unwrap().into_iter().zip(b.reference.unwrap()) {
+            assert!((a - b).abs() <= 1e-4 * (1.0 + b.abs()), "{a} {b}");
+        }
+    }
+}
+
+#[test]
+fn what_is_divided_gives_what_one_process_finds() {
+    let _alone = alone();
+    for size in [2, 3] {
+        let folder = tempfile::tempdir().unwrap();
+        for (succeeded, text) in finish(start("divided::rank", &Setup::default(), folder.path(), size)) {
+            assert!(succeeded, "{text}");
+        }
+    }
+}

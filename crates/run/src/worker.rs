@@ -1,0 +1,68 @@
+use std::path::Path;
+
+use ruminate_algorithms::{Observer, Peers};
+use serde::Serialize;
+use tch::Device;
+
+use crate::console::Verbosity;
+use crate::observer::RunObserver;
+use crate::rundir::{RunDir, RunDirError};
+use crate::signals::StopFlag;
+
+/// What a process works with: the only one of a command, or one of several. Rank 0 writes run folders and shows progress; the others
+/// read what it wrote, and pass on requests to stop.
+#[derive(Debug, Clone)]
+pub struct Worker {
+    /// Where it computes.
+    pub device: Device,
+    /// With whom.
+    pub peers: Peers,
+    /// How much it shows.
+    pub verbosity: Verbosity,
+    /// Whether it was asked to stop.
+    pub stop: StopFlag,
+}
+
+impl Worker {
+    /// The only process, on the CPU.
+    #[must_use]
+    pub fn alone(verbosity: Verbosity, stop: StopFlag) -> Self {
+        Self { device: Device::Cpu, peers: Peers::default(), verbosity, stop }
+    }
+
+    /// Begins a run in a folder, or goes on with the one that is there.
+    ///
+    /// # Errors
+    /// Whatever [`RunDir::create`] and [`RunDir::resume`] refuse.
+    pub fn open<T: Serialize>(&self, folder: &Path, config: &T) -> Result<RunDir, RunDirError> {
+        if !self.peers.leads() {
+            return Ok(RunDir::follow(folder, false));
+        }
+        match RunDir::stored_config(folder) {
+            Some(_) => RunDir::resume(folder, config),
+            None => RunDir::create(folder, config),
+        }
+    }
+
+    /// The observer of a run.
+    ///
+    /// # Errors
+    /// The files cannot be created.
+    pub fn observer(&self, dir: &RunDir) -> Result<Box<dyn Observer>, RunDirError> {
+        let stop = self.stop.clone();
+        if self.peers.leads() {
+            Ok(Box::new(RunObserver::new(dir, self.verbosity, stop)?))
+        } else {
+            Ok(Box::new(Follower(stop)))
+        }
+    }
+}
+
+/// The observer of a process that does not lead.
+struct Follower(StopFlag);
+
+impl Observer for Follower {
+    fn stop_requested(&self) -> bool {
+        self.0.is_requested()
+    }
+}

@@ -1,0 +1,116 @@
+//! Several processes train as one.
+
+use std::fs;
+use std::path::PathBuf;
+
+use ruminate::models::checkpoint::read_tensors;
+use serde_json::{Value, json};
+use tch::Device;
+
+use crate::support::{Finished, lines, root, succeed, tinythinker};
+
+/// A folder with records of a few questions of the bundled world, and the shape of a very small student.
+struct Place(tempfile::TempDir);
+
+impl Place {
+    fn new() -> Self {
+        let place = Self(tempfile::tempdir().unwrap());
+        let world = root().join("fixtures/world/tinythinker");
+        let read =
+            |path: PathBuf| -> Value { serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap() };
+        let items = read(world.join("items.json"));
+        fs::write(place.path("items.json"), json!(items.as_array().unwrap()[..12]).to_string()).unwrap();
+        let mut student = read(world.join("t5/config.json"));
+        let small = json!({
+            "d_model": 32, "d_kv": 8, "d_ff": 64, "num_heads": 2, "num_layers": 1, "num_decoder_layers": 1,
+        });
+        student.as_object_mut().unwrap().extend(small.as_object().unwrap().clone());
+        fs::write(place.path("t5.json"), student.to_string()).unwrap();
+        let items = place.path("items.json").display().to_string();
+        place.run("teach", "teach", &["--items", &items], &[]);
+        place
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn run(&self, command: &str, out: &str, flags: &[&str], sets: &[String]) -> Finished {
+        let config = "examples/tinythinker/configs/world.toml";
+        let out = self.path(out).display().to_string();
+        let mut args: Vec<String> =
+            [command, "--config", config, "-q", "--json", "--out", &out].map(String::from).to_vec();
+        args.extend(flags.iter().map(|flag| (*flag).to_string()));
+        let fixed = [
+            format!("model.config={}", self.path("t5.json").display()),
+            format!("data.records={}", self.path("teach/sft").display()),
+        ];
+        args.extend(fixed.iter().chain(sets).flat_map(|set| ["--set".to_string(), set.clone()]));
+        succeed(&args)
+    }
+
+    /// Every parameter of the last checkpoints agrees to a millionth of its largest number.
+    fn same_model(&self, runs: [&str; 2]) {
+        let read = |run: &str| {
+            let path = self.path(run).join("checkpoints/last/model.safetensors");
+            read_tensors(&path, Device::Cpu).unwrap()
+        };
+        let [a, b] = runs.map(read);
+        for (name, a) in &a {
+            let difference = (a - &b[name]).abs().max().double_value(&[]) / a.abs().max().double_value(&[]);
+            assert!(difference <= 1e-6, "{runs:?}, {name}: {difference:e}");
+        }
+    }
+}
+
+#[test]
+fn two_processes_acquire_and_reflect_as_one() {
+    let place = Place::new();
+    let acquire = |out: &str, processes: &str, batch: usize| {
+        let sets = [
+            format!("acquisition.training.batch_size={batch}"),
+            "acquisition.training.epochs=1".into(),
+            "acquisition.training.generation.max_length=8".into(),
+            "acquisition.trainer.eval_every=5".into(),
+        ];
+        place.run("acquire", out, &["--nproc", processes], &sets).json()
+    };
+    let one = acquire("one", "1", 16);
+    let two = acquire("two", "2", 8);
+    // An epoch has as many steps, and the questions are answered alike.
+    assert_eq!((&one["steps"], &one["best"]["score"]), (&two["steps"], &two["best"]["score"]));
+    place.same_model(["one", "two"]);
+    // Rank 0 alone has written.
+    assert_eq!(lines(&place.path("one/metrics.jsonl")).len(), lines(&place.path("two/metrics.jsonl")).len());
+    // A position counts steps of so many records.
+    let out = place.path("two").display().to_string();
+    fs::remove_file(place.path("two/checkpoints/last")).unwrap();
+    let resume = ["acquire", "--out", &out, "--resume", "-q"].map(String::from);
+    let finished = tinythinker(&resume);
+    assert_eq!(finished.code, Some(2), "{}", finished.stderr);
+    assert!(finished.stderr.contains("it was trained in steps of 16 rows"), "{}", finished.stderr);
+
+    let start = format!("reflection.start={}", place.path("one/checkpoints/last").display());
+    let reflect = |out: &str, processes: &str, batch: usize| {
+        let sets = [
+            start.clone(),
+            format!("reflection.training.batch_size={batch}"),
+            "reflection.iterations=1".into(),
+            // Those of the records, which the teacher has answered.
+            "reflection.training.generation_times=2".into(),
+            "reflection.training.blocks=1".into(),
+            "reflection.training.generation.max_length=8".into(),
+        ];
+        place.run("reflect", out, &["--nproc", processes], &sets).json()
+    };
+    let one = reflect("reflect-one", "1", 8);
+    let two = reflect("reflect-two", "2", 4);
+    for key in ["sampled", "accuracy", "step"] {
+        assert_eq!(one["rounds"][0][key], two["rounds"][0][key], "{key}");
+    }
+    place.same_model(["reflect-one/round-1", "reflect-two/round-1"]);
+    for file in ["recall_runs.jsonl", "analyze_runs.jsonl", "recall_dpo.json", "analyze_dpo.json"] {
+        let read = |run: &str| fs::read(place.path(run).join("round-1").join(file)).unwrap();
+        assert!(read("reflect-one") == read("reflect-two"), "{file} differs");
+    }
+}
