@@ -5,14 +5,16 @@ use std::fmt;
 use std::path::PathBuf;
 
 use super::{Answerer, Ask, Failed, Reply, Stopped};
-use crate::teacher::{Request, Sampling, Silent, Teacher, TeacherObserver};
+use crate::teacher::{AnswerFile, Request, Sampling, Silent, Teacher, TeacherObserver};
 
 /// Answers by a large model behind an address. Its answers are kept in a file, so that a run that is begun again pays for none of
-/// them twice.
+/// them twice. The file is read at the first question and stays open.
 pub struct TeacherAnswerer {
     teacher: Teacher,
     sampling: Sampling,
     path: PathBuf,
+    /// Open between the batches of a rollout.
+    file: RefCell<Option<AnswerFile>>,
     observer: RefCell<Box<dyn TeacherObserver>>,
 }
 
@@ -32,7 +34,8 @@ impl TeacherAnswerer {
             top_p: Some(1.0),
             ..Sampling::default()
         };
-        Self { teacher, sampling, path: path.into(), observer: RefCell::new(Box::new(Silent)) }
+        let observer = RefCell::new(Box::new(Silent));
+        Self { teacher, sampling, path: path.into(), file: RefCell::default(), observer }
     }
 
     /// Lets somebody watch, who may also stop: then the rollout ends with what is finished.
@@ -64,7 +67,13 @@ impl Answerer for TeacherAnswerer {
         };
         let requests: Vec<Request> = asks.iter().map(request).collect();
         let mut observer = self.observer.borrow_mut();
-        let outcome = self.teacher.ask(&requests, &self.path, |_, _| Ok(()), &mut **observer)?;
+        let mut file = match self.file.take() {
+            Some(file) => file,
+            None => AnswerFile::open(&self.path)?,
+        };
+        let outcome = self.teacher.ask_into(&mut file, &requests, |_, _| Ok(()), &mut **observer)?;
+        // After an error it is read again.
+        self.file.replace(Some(file));
         if outcome.stopped {
             return Err(Stopped.into());
         }

@@ -10,7 +10,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::client::{Client, Failure};
-use super::file::{AnswerFile, stored};
+use super::file::{AnswerFile, ids, stored};
 use super::queue::{Queue, StopOnDrop};
 use super::request::Body;
 use super::{
@@ -125,7 +125,23 @@ impl Teacher {
         valid: impl FnMut(&Request, &Answer) -> std::result::Result<(), String>,
         observer: &mut dyn TeacherObserver,
     ) -> Result<Outcome> {
-        let (file, answers) = AnswerFile::open(path, &self.config.model, requests)?;
+        ids(requests)?;
+        self.ask_into(&mut AnswerFile::open(path)?, requests, valid, observer)
+    }
+
+    /// As [`ask`](Self::ask), with a file that stays open for further requests and is read only once. After an error, open it
+    /// again.
+    ///
+    /// # Errors
+    /// As [`ask`](Self::ask), except that the file is there already.
+    pub fn ask_into(
+        &self,
+        file: &mut AnswerFile,
+        requests: &[Request],
+        valid: impl FnMut(&Request, &Answer) -> std::result::Result<(), String>,
+        observer: &mut dyn TeacherObserver,
+    ) -> Result<Outcome> {
+        let answers = file.answers(&self.config.model, requests)?;
         let open: Vec<usize> = (0..requests.len()).filter(|&i| answers[i].is_none()).collect();
         let progress =
             Progress { requests: requests.len(), stored: requests.len() - open.len(), ..Progress::default() };
@@ -230,7 +246,7 @@ struct Asking<'a, V> {
     config: &'a TeacherConfig,
     requests: &'a [Request],
     queue: &'a Queue<Job>,
-    file: AnswerFile,
+    file: &'a mut AnswerFile,
     valid: V,
     observer: &'a mut dyn TeacherObserver,
     outcome: Outcome,
@@ -327,7 +343,7 @@ impl<V: FnMut(&Request, &Answer) -> std::result::Result<(), String>> Asking<'_, 
         let request = &self.requests[job.index];
         let body = Body::new(&self.config.model, request);
         let elapsed_ms = job.started.map_or(0, |started| started.elapsed().as_millis() as u64);
-        match self.file.write(&request.id, &body, outcome, elapsed_ms) {
+        match self.file.write(&request.id, body, outcome, elapsed_ms) {
             Ok(()) => true,
             Err(error) => {
                 self.broken_file = true;

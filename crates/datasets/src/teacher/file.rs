@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::de::Error as _;
 use serde::{Deserialize, Serialize};
@@ -60,14 +60,21 @@ impl Exchange {
             let Asked { model, messages } = request;
             return Ok(Self { id: None, model, messages, sampling: None, outcome });
         }
-        let Record { id, request, response, error, .. } = serde_json::from_slice(line)?;
-        let outcome = match (response, error) {
+        let record: Record = serde_json::from_slice(line)?;
+        record.exchange().ok_or_else(|| serde_json::Error::custom("expected either `response` or `error`"))
+    }
+}
+
+impl Record {
+    /// None where there is not either an answer or an error.
+    fn exchange(self) -> Option<Exchange> {
+        let outcome = match (self.response, self.error) {
             (Some(answer), None) => Ok(answer),
             (None, Some(error)) => Err(error),
-            _ => return Err(serde_json::Error::custom("expected either `response` or `error`")),
+            _ => return None,
         };
-        let Body { model, messages, sampling } = request;
-        Ok(Self { id: Some(id), model: Some(model), messages, sampling: Some(sampling), outcome })
+        let Body { model, messages, sampling } = self.request;
+        Some(Exchange { id: Some(self.id), model: Some(model), messages, sampling: Some(sampling), outcome })
     }
 }
 
@@ -115,13 +122,13 @@ pub fn match_answers(
     exchanges: Vec<Exchange>,
     requests: &[Request],
 ) -> Result<Vec<Option<Answer>>> {
-    let numbered = exchanges.into_iter().enumerate().map(|(i, exchange)| (i + 1, exchange));
-    assign(path, numbered, requests, None)
+    let numbered: Vec<_> = exchanges.into_iter().enumerate().map(|(i, exchange)| (i + 1, exchange)).collect();
+    assign(path, &numbered, requests, None)
 }
 
-fn assign(
+fn assign<'a>(
     path: &Path,
-    exchanges: impl Iterator<Item = (usize, Exchange)>,
+    exchanges: impl IntoIterator<Item = &'a (usize, Exchange)>,
     requests: &[Request],
     model: Option<&str>,
 ) -> Result<Vec<Option<Answer>>> {
@@ -133,9 +140,10 @@ fn assign(
     let mut answers: Vec<Option<Answer>> = vec![None; requests.len()];
     let mut unnamed = vec![];
     for (line, exchange) in exchanges {
-        let Ok(answer) = exchange.outcome else { continue };
-        let Some(id) = exchange.id else {
-            unnamed.push((exchange.messages, answer));
+        let (line, id) = (*line, &exchange.id);
+        let Ok(answer) = &exchange.outcome else { continue };
+        let Some(id) = id else {
+            unnamed.push((&exchange.messages, answer));
             continue;
         };
         let Some(&index) = by_id.get(id.as_str()) else { continue };
@@ -150,18 +158,18 @@ fn assign(
             None
         };
         if let Some(field) = changed {
-            return Err(TeacherError::RequestChanged { path: path.into(), line, id, field });
+            return Err(TeacherError::RequestChanged { path: path.into(), line, id: id.clone(), field });
         }
         if answers[index].is_some() {
-            return Err(TeacherError::SecondAnswer { path: path.into(), line, id });
+            return Err(TeacherError::SecondAnswer { path: path.into(), line, id: id.clone() });
         }
-        answers[index] = Some(answer);
+        answers[index] = Some(answer.clone());
     }
     for (messages, answer) in unnamed {
         let Some(waiting) = by_messages.get_mut(messages.as_slice()) else { continue };
         while let Some(index) = waiting.pop_front() {
             if answers[index].is_none() {
-                answers[index] = Some(answer);
+                answers[index] = Some(answer.clone());
                 break;
             }
         }
@@ -170,7 +178,7 @@ fn assign(
 }
 
 /// Requests by id.
-fn ids(requests: &[Request]) -> Result<BTreeMap<&str, usize>> {
+pub(super) fn ids(requests: &[Request]) -> Result<BTreeMap<&str, usize>> {
     let mut by_id = BTreeMap::new();
     for (index, request) in requests.iter().enumerate() {
         if by_id.insert(request.id.as_str(), index).is_some() {
@@ -183,51 +191,88 @@ fn ids(requests: &[Request]) -> Result<BTreeMap<&str, usize>> {
 /// The answers that a file has; none if there is no file. Nothing is changed.
 pub(super) fn stored(path: &Path, model: &str, requests: &[Request]) -> Result<Vec<Option<Answer>>> {
     match std::fs::read(path) {
-        Ok(bytes) => assign(path, parse(path, &bytes)?.0.into_iter(), requests, Some(model)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => assign(path, [].into_iter(), requests, None),
+        Ok(bytes) => assign(path, &parse(path, &bytes)?.0, requests, Some(model)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => assign(path, [], requests, None),
         Err(source) => Err(Error::Read { path: path.into(), source }.into()),
     }
 }
 
-/// A file of answers that is being written, by this process only.
+/// A file of answers that is open: read once, and until it is dropped written to by nobody else.
 #[derive(Debug)]
-pub(super) struct AnswerFile(AppendFile);
+pub struct AnswerFile {
+    path: PathBuf,
+    file: AppendFile,
+    /// With their lines: those with an answer.
+    exchanges: Vec<(usize, Exchange)>,
+    /// Where the exchanges of an id are.
+    by_id: HashMap<String, Vec<usize>>,
+    /// Where those without an id are.
+    unnamed: Vec<usize>,
+    lines: usize,
+}
 
 impl AnswerFile {
-    /// Opens or makes a file, and returns the answers that it has. A last line that was cut off is removed.
-    pub(super) fn open(
-        path: &Path,
-        model: &str,
-        requests: &[Request],
-    ) -> Result<(Self, Vec<Option<Answer>>)> {
-        ids(requests)?;
+    /// Opens or makes a file, and reads it. A last line that was cut off is removed.
+    ///
+    /// # Errors
+    /// [`Error::Read`], [`Error::Write`], [`Error::Json`] with the line, and [`Error::Locked`].
+    pub fn open(path: &Path) -> Result<Self> {
         let read = |bytes: &[u8]| -> Result<_> {
-            let (lines, whole) = parse(path, bytes)?;
-            Ok((assign(path, lines.into_iter(), requests, Some(model))?, whole))
+            let (exchanges, whole) = parse(path, bytes)?;
+            Ok(((exchanges, bytes[..whole].split_inclusive(|&b| b == b'\n').count()), whole))
         };
-        let (file, answers) = AppendFile::open(path, read)?;
-        Ok((Self(file), answers))
+        let (file, (exchanges, lines)) = AppendFile::open(path, read)?;
+        let (by_id, unnamed) = (HashMap::new(), vec![]);
+        let mut this = Self { path: path.into(), file, exchanges: vec![], by_id, unnamed, lines };
+        exchanges.into_iter().for_each(|(line, exchange)| this.keep(line, exchange));
+        Ok(this)
+    }
+
+    fn keep(&mut self, line: usize, exchange: Exchange) {
+        if exchange.outcome.is_err() {
+            return;
+        }
+        let index = self.exchanges.len();
+        match &exchange.id {
+            Some(id) => self.by_id.entry(id.clone()).or_default().push(index),
+            None => self.unnamed.push(index),
+        }
+        self.exchanges.push((line, exchange));
+    }
+
+    /// The answers that it has.
+    pub(super) fn answers(&self, model: &str, requests: &[Request]) -> Result<Vec<Option<Answer>>> {
+        let named = ids(requests)?.into_keys().filter_map(|id| self.by_id.get(id)).flatten();
+        let mut found: Vec<usize> = named.chain(&self.unnamed).copied().collect();
+        found.sort_unstable();
+        assign(&self.path, found.into_iter().map(|index| &self.exchanges[index]), requests, Some(model))
     }
 
     /// Appends a line. Where that fails, what stood there before stays.
     pub(super) fn write(
         &mut self,
         id: &str,
-        request: &Body,
+        request: Body,
         outcome: std::result::Result<&Answer, &str>,
         elapsed_ms: u64,
     ) -> Result<()> {
-        Ok(self.0.write(&Record {
+        let record = Record {
             id: id.into(),
-            request: request.clone(),
+            request,
             response: outcome.ok().cloned(),
             error: outcome.err().map(String::from),
             elapsed_ms,
-        })?)
+        };
+        self.file.write(&record)?;
+        self.lines += 1;
+        if let Some(exchange) = record.exchange() {
+            self.keep(self.lines, exchange);
+        }
+        Ok(())
     }
 
     /// Waits until the system has everything on its disk.
     pub(super) fn sync(&self) -> Result<()> {
-        Ok(self.0.sync()?)
+        Ok(self.file.sync()?)
     }
 }

@@ -17,7 +17,7 @@ mod wire;
 pub use ask::{Outcome, Teacher};
 pub use config::{KeySource, TeacherConfig};
 pub use error::TeacherError;
-pub use file::{Exchange, match_answers, read_answers};
+pub use file::{AnswerFile, Exchange, match_answers, read_answers};
 pub use observer::{Plan, Progress, Silent, TeacherObserver};
 pub use request::{Answer, Completion, Message, Prices, Request, Sampling, Usage};
 

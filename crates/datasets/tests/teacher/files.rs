@@ -4,7 +4,9 @@ use std::path::Path;
 
 use proptest::prelude::*;
 use ruminate_datasets::Error;
-use ruminate_datasets::teacher::{Request, TeacherConfig, TeacherError, match_answers, read_answers};
+use ruminate_datasets::teacher::{
+    AnswerFile, Request, Silent, Teacher, TeacherConfig, TeacherError, match_answers, read_answers,
+};
 use serde_json::json;
 
 use crate::stub::{Stub, completion};
@@ -127,6 +129,46 @@ fn files_of_others_serve_as_well() {
     assert_eq!(outcome.answers[0].as_ref().unwrap().text(), "answer to prompt 0");
     assert_eq!(outcome.answers[1..], answers[1..]);
     assert_eq!(read_answers(&path).unwrap().len(), 6);
+}
+
+#[test]
+fn a_file_that_stays_open_is_read_once_and_belongs_to_one() {
+    let stub = Stub::start(echo);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("answers.jsonl");
+    let requests = requests(5);
+    let unnamed =
+        json!([{"messages": requests[4].messages}, completion(&["answer to prompt 4"])]).to_string();
+    std::fs::write(&path, line(&requests[0], "answer to prompt 0") + &unnamed + "\n{\"id\": cut").unwrap();
+    let teacher = Teacher::new(stub.config()).unwrap();
+    let mut file = AnswerFile::open(&path).unwrap();
+    let mut ask_into = |requests: &[Request]| teacher.ask_into(&mut file, requests, crate::any, &mut Silent);
+    let first = ask_into(&requests[..2]).unwrap();
+    assert_eq!((first.progress.stored, stub.seen().len()), (1, 1));
+    // Its own answers are known, too, and those without an id serve whoever asks.
+    let all = ask_into(&requests).unwrap();
+    assert_eq!((all.progress.stored, stub.seen().len()), (3, 3));
+    assert_eq!((0..5).map(|i| format!("answer to prompt {i}")).collect::<Vec<_>>(), {
+        all.answers.iter().flatten().map(|answer| answer.text().to_string()).collect::<Vec<_>>()
+    });
+    assert_eq!(ask_into(&requests).unwrap().progress.stored, 5);
+    // What has changed is found by its line, in what was read and in what was written.
+    for (index, line) in [(0, 1), (1, 3)] {
+        let mut changed = requests.clone();
+        changed[index].messages[0].content = "another prompt".into();
+        let error = ask_into(&changed).unwrap_err();
+        assert!(
+            matches!(&error, TeacherError::RequestChanged { line: found, .. } if *found == line),
+            "{error}"
+        );
+    }
+    let mut twice = requests.clone();
+    twice[1].id = "id-0".into();
+    assert!(matches!(ask_into(&twice).unwrap_err(), TeacherError::DuplicateId(id) if id == "id-0"));
+    assert!(matches!(AnswerFile::open(&path), Err(TeacherError::File(Error::Locked(_)))));
+    drop(file);
+    assert_eq!(ask(stub.config(), &requests, &path).unwrap().answers, all.answers);
+    assert_eq!(stub.seen().len(), 3);
 }
 
 proptest! {

@@ -6,7 +6,7 @@ use ruminate_datasets::environments::{Gsm8k, Problem};
 use ruminate_datasets::rise::{
     Answerer, Ask, Failed, MultiTurn, Quiet, Reply, RolloutConfig, TeacherAnswerer,
 };
-use ruminate_datasets::teacher::{Progress, Teacher, TeacherConfig, TeacherObserver};
+use ruminate_datasets::teacher::{Message, Progress, Teacher, TeacherConfig, TeacherObserver};
 
 use crate::stub::{Act, Stub};
 
@@ -42,6 +42,38 @@ fn whoever_watches_the_teacher_may_stop_the_rollout() {
     let log = play(teacher());
     assert!(log.episodes.iter().all(|episode| episode.max_reward == Some(1.0)));
     assert_eq!((log.episodes.len(), stub.seen().len()), (6, 6));
+}
+
+#[test]
+fn batches_share_one_reading_of_the_file() {
+    let stub = Stub::start(|_| Act::say(&[r"\boxed{5}"]));
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("answers.jsonl");
+    let teacher = TeacherAnswerer::new(Teacher::new(stub.config()).unwrap(), &path);
+    let ask = |row| Ask {
+        row,
+        turn: 1,
+        attempt: 0,
+        samples: 1,
+        seed: row as u64,
+        messages: vec![Message::new("user", format!("row {row}?"))],
+    };
+    assert!(!path.exists());
+    let first = teacher.answer(&[ask(0)]).unwrap();
+    // Whoever read it again would stumble.
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, "damaged\n").unwrap();
+    assert_eq!(teacher.answer(&[ask(0), ask(1)]).unwrap()[0], first[0]);
+    assert_eq!(stub.seen().len(), 2);
+    // After an error it is: the second question with its id is not the first one.
+    let other = Ask { messages: vec![Message::new("user", "another?")], ..ask(0) };
+    let error = teacher.answer(&[other.clone()]).unwrap_err().to_string();
+    assert!(error.contains("row 0"), "{error}");
+    let error = teacher.answer(&[ask(0)]).unwrap_err().to_string();
+    assert!(error.contains("line 1"), "{error}");
+    std::fs::write(&path, text).unwrap();
+    assert_eq!(teacher.answer(&[ask(0)]).unwrap(), first);
+    assert_eq!(stub.seen().len(), 2);
 }
 
 #[test]

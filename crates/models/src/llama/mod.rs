@@ -4,6 +4,7 @@ mod config;
 mod decoding;
 mod layers;
 mod policy;
+mod resize;
 mod rope;
 mod sizes;
 

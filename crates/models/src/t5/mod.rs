@@ -18,7 +18,6 @@ use crate::{Batch, Error, Result, Side, TokenId, Tokenizer};
 
 pub use config::{FeedForward, T5Config};
 pub use decoding::Decoding;
-pub use resize::embedding_statistics;
 
 use layers::{Masks, Stack, causal_mask, padding_mask};
 
