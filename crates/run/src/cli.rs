@@ -15,7 +15,7 @@ use crate::exit::Outcome;
 use crate::launch::{LaunchError, launch};
 use crate::rundir::{RunDir, RunDirError};
 use crate::signals::StopFlag;
-use crate::worker::Worker;
+use crate::worker::{Worker, WorkerError};
 
 /// The flags that every binary shares; flatten them into its own: `#[command(flatten)] run: RunArgs`.
 ///
@@ -213,8 +213,8 @@ impl RunArgs {
     /// What this process works with, once it has joined the others. After [`launch`](Self::launch).
     ///
     /// # Errors
-    /// See [`setup`](Self::setup), [`join`](Self::join) and [`StopFlag::on_ctrl_c`].
-    pub fn worker(&self) -> anyhow::Result<Worker> {
+    /// Those of [`setup`](Self::setup), [`join`](Self::join) and [`StopFlag::on_ctrl_c`].
+    pub fn worker(&self) -> Result<Worker, WorkerError> {
         let device = self.setup()?;
         let peers = self.join(device)?.into();
         Ok(Worker { device, peers, verbosity: self.verbosity(), stop: StopFlag::on_ctrl_c()? })

@@ -10,6 +10,7 @@ use crate::config::ConfigError;
 use crate::launch::LaunchError;
 use crate::model::ModelError;
 use crate::rundir::RunDirError;
+use crate::worker::WorkerError;
 
 /// How a binary ended that did not fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,6 +83,7 @@ fn is_usage(error: &(dyn Error + 'static)) -> bool {
         || error.downcast_ref().is_some_and(LaunchError::is_usage)
         || error.downcast_ref::<RunDirError>().is_some_and(RunDirError::is_usage)
         // A transparent error does not name its cause.
+        || error.downcast_ref().is_some_and(WorkerError::is_usage)
         || matches!(error.downcast_ref(), Some(ModelError::Config(_)))
         || matches!(error.downcast_ref(), Some(TeacherError::Config { .. } | TeacherError::MissingKey(_)))
 }
@@ -121,6 +123,7 @@ mod tests {
         assert_eq!(run(usage_error().map_err(Into::into)), (2, text.into()));
         assert_eq!(run(usage_error().context("no run")).0, 2);
         assert_eq!(run(Err(DeviceError::NoCuda(0).into())).0, 2);
+        assert_eq!(run(Err(WorkerError::from(DeviceError::NoCuda(0)).into())).0, 2);
         let setting = ruminate_algorithms::Error::Config { key: "lr".into(), reason: "is 0".into() };
         assert_eq!(run(Err(setting.into())).0, 2);
         assert_eq!(run(Err(RunDirError::HoldsRun("out".into()).into())).0, 2);

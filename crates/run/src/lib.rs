@@ -41,4 +41,4 @@ pub use rundir::{Difference, RunDir, RunDirError};
 pub use shared::SharedCommand;
 pub use signals::{SignalError, StopFlag};
 pub use teacher::TeacherConsole;
-pub use worker::Worker;
+pub use worker::{Worker, WorkerError};

@@ -4,10 +4,12 @@ use ruminate_algorithms::{Observer, Peers};
 use serde::Serialize;
 use tch::Device;
 
+use crate::cli::DeviceError;
 use crate::console::Verbosity;
+use crate::launch::LaunchError;
 use crate::observer::RunObserver;
 use crate::rundir::{RunDir, RunDirError};
-use crate::signals::StopFlag;
+use crate::signals::{SignalError, StopFlag};
 
 /// What a process works with: the only one of a command, or one of several. Rank 0 writes run folders and shows progress; the others
 /// read what it wrote, and pass on requests to stop.
@@ -21,6 +23,32 @@ pub struct Worker {
     pub verbosity: Verbosity,
     /// Whether it was asked to stop.
     pub stop: StopFlag,
+}
+
+/// A process cannot begin its work.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WorkerError {
+    /// The device cannot be used.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The others are not there.
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+    /// It cannot be asked to stop.
+    #[error(transparent)]
+    Signal(#[from] SignalError),
+}
+
+impl WorkerError {
+    /// Does another command line mend it?
+    pub(crate) fn is_usage(&self) -> bool {
+        match self {
+            Self::Device(_) => true,
+            Self::Launch(error) => error.is_usage(),
+            Self::Signal(_) => false,
+        }
+    }
 }
 
 impl Worker {

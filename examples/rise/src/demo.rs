@@ -3,7 +3,7 @@
 mod page;
 mod results;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use ruminate::algorithms::Ending;

@@ -5,7 +5,6 @@ mod checkpoints;
 mod config;
 mod crystal;
 mod distributed;
-mod divided;
 mod dpo;
 mod failures;
 mod learning;

@@ -35,15 +35,21 @@ impl Place {
         self.0.path().join(name)
     }
 
-    /// A command line with so many processes, which share batches of 16 examples.
-    fn args(&self, command: &str, out: &str, processes: usize, sets: &[String]) -> Vec<String> {
+    /// A command line with so many processes, which share batches of so many examples.
+    fn args(
+        &self,
+        command: &str,
+        out: &str,
+        (processes, batch): (usize, usize),
+        sets: &[String],
+    ) -> Vec<String> {
         let out = self.path(out).display().to_string();
         let mut args: Vec<String> =
             [command, "--config", "examples/rise/configs/world.toml", "-q", "--json", "--out", &out]
                 .map(String::from)
                 .to_vec();
         args.extend(["--nproc".into(), processes.to_string()]);
-        let batch = format!("finetune.training.batch_size={}", 16 / processes);
+        let batch = format!("finetune.training.batch_size={}", batch / processes);
         let sets = sets.iter().cloned().chain([batch]);
         args.extend(sets.flat_map(|set| ["--set".to_string(), set]));
         args
@@ -82,8 +88,8 @@ fn two_processes_learn_and_play_as_one() {
     ];
     let more = sets(&["finetune.training.epochs=0.1", "finetune.training.held_out=0.05"]);
     let more = [&training[..], &more, &sets(&["finetune.trainer.eval_every=3"])].concat();
-    let one = succeed(&place.args("finetune", "one", 1, &more)).json();
-    let two = succeed(&place.args("finetune", "two", 2, &more)).json();
+    let one = succeed(&place.args("finetune", "one", (1, 16), &more)).json();
+    let two = succeed(&place.args("finetune", "two", (2, 16), &more)).json();
     // As many steps, of as many examples in all.
     assert_eq!((&one["steps"], &one["data"]), (&two["steps"], &two["data"]));
     place.same_model(["one", "two"]);
@@ -112,7 +118,7 @@ fn two_processes_learn_and_play_as_one() {
             "finetune.trainer.steps=4",
             "conversion.settings.criterion=\"all\"",
         ]);
-        let mut args = place.args("iterate", out, processes, &[&short[..], &[student.clone()]].concat());
+        let mut args = place.args("iterate", out, (processes, 4), &[&short[..], &[student.clone()]].concat());
         args[2] = path.display().to_string();
         args
     };

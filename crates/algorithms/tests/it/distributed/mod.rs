@@ -1,4 +1,7 @@
-//! Several real processes over Gloo take the steps of one: this test binary starts itself once for each rank.
+//! Several real processes over Gloo: this test binary starts itself once for each rank.
+
+mod as_one;
+mod divided;
 
 use std::collections::BTreeMap;
 use std::net::TcpListener;
@@ -17,7 +20,6 @@ use ruminate_models::{Example, Policy};
 use ruminate_torch::dist::{ProcessGroup, Sharding, World};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
-use tempfile::TempDir;
 
 use crate::support::{Recorder, alone, chain, examples, model, tokenizer};
 
@@ -29,7 +31,7 @@ const ROWS: usize = 8;
 
 /// What all ranks of a test do.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Setup {
+struct Setup {
     method: Method,
     accumulate: usize,
     sharding: Sharding,
@@ -131,7 +133,7 @@ impl<P: Policy> Curriculum<P> for Uneven {
 fn config(setup: &Setup) -> TrainerConfig {
     let Setup { steps, accumulate, sharding, checkpointing: gradient_checkpointing, method, .. } = *setup;
     // Of an entry whose gradient is next to nothing, Adam would otherwise learn its rounding.
-    let eps = if matches!(method, Method::Rwr | Method::Quark) { 1e-6 } else { 1e-8 };
+    let eps = if matches!(method, Method::Rwr | Method::Quark) { 1e-5 } else { 1e-8 };
     TrainerConfig {
         steps,
         accumulate,
@@ -235,7 +237,7 @@ fn joined(folder: &Path, rank: usize) -> PathBuf {
 }
 
 /// Starts a test of this binary that is one of `size` processes.
-pub(crate) fn start(test: &str, setup: &Setup, folder: &Path, size: usize) -> Vec<Child> {
+fn start(test: &str, setup: &Setup, folder: &Path, size: usize) -> Vec<Child> {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let setup = serde_json::to_string(setup).unwrap();
     let rank = |rank: usize| {
@@ -254,7 +256,7 @@ pub(crate) fn start(test: &str, setup: &Setup, folder: &Path, size: usize) -> Ve
 }
 
 /// What each rank printed, and whether it succeeded.
-pub(crate) fn finish(ranks: Vec<Child>) -> Vec<(bool, String)> {
+fn finish(ranks: Vec<Child>) -> Vec<(bool, String)> {
     let text = |child: Child| {
         let output = child.wait_with_output().unwrap();
         let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
@@ -282,24 +284,6 @@ struct Record {
     events: Vec<String>,
 }
 
-/// How far a validation is, each rank says of its own part.
-fn without_progress(events: &[String]) -> Vec<&String> {
-    let phases = ["validation", "recall", "analyze", "summarize"];
-    events.iter().filter(|event| !phases.iter().any(|phase| event.starts_with(phase))).collect()
-}
-
-/// All metrics but times are as in one process.
-fn same_metrics(found: &BTreeMap<u64, Metrics>, single: &BTreeMap<u64, Metrics>, what: &str) {
-    assert!(found.keys().eq(single.keys()), "{what}");
-    for (step, metrics) in single {
-        for (name, value) in metrics.iter().filter(|(name, _)| !name.starts_with("time/")) {
-            let found = found[step].iter().find(|(n, _)| n == name).map(|(_, v)| *v);
-            let close = found.is_some_and(|found| (found - value).abs() <= 1e-5 * (1.0 + value.abs()));
-            assert!(close, "{what}, step {step}, {name}: {found:?} instead of {value}");
-        }
-    }
-}
-
 fn record(text: &str) -> Record {
     let line = text.lines().find_map(|line| line.strip_prefix("RECORD ")).unwrap();
     serde_json::from_str(line).unwrap()
@@ -323,100 +307,6 @@ fn same_model(a: &Path, b: &Path) {
 }
 
 #[test]
-fn several_processes_take_the_steps_of_one() {
-    as_one(Method::Sft, &ALL);
-}
-
-#[test]
-fn several_processes_prefer_as_one() {
-    as_one(Method::Dpo, &ALL);
-}
-
-#[test]
-fn a_running_mean_is_that_of_all_processes() {
-    // It moves with each micro-batch.
-    as_one(Method::Bco, &[(2, 1), (4, 1)]);
-}
-
-#[test]
-fn several_processes_reinforce_as_one() {
-    as_one(Method::Ppo, &ALL);
-}
-
-#[test]
-fn several_processes_weigh_as_one() {
-    as_one(Method::Rwr, &ALL);
-}
-
-#[test]
-fn several_processes_rank_as_one() {
-    for (single, several) in as_one(Method::Quark, &ALL) {
-        same_file("last/pool.jsonl", single.path(), several.path());
-    }
-}
-
-#[test]
-fn several_processes_acquire_as_one() {
-    as_one(Method::Acquire, &FEW);
-}
-
-#[test]
-fn several_processes_reflect_as_one() {
-    for (single, several) in as_one(Method::Reflect, &FEW) {
-        for file in ["recall_runs.jsonl", "analyze_runs.jsonl", "recall_dpo.json", "pairs.json"] {
-            same_file(&format!("round/{file}"), single.path(), several.path());
-        }
-    }
-}
-
-fn same_file(name: &str, a: &Path, b: &Path) {
-    let read = |folder: &Path| std::fs::read_to_string(folder.join(name)).unwrap();
-    assert_eq!(read(a), read(b), "{name}");
-}
-
-/// Numbers of processes and of micro-batches, and what is divided.
-type Case = (usize, usize, Sharding);
-const ALL: [Case; 9] = [
-    (1, 1, Sharding::Optimizer),
-    (1, 2, Sharding::None),
-    (2, 1, Sharding::None),
-    (2, 1, Sharding::Optimizer),
-    (2, 2, Sharding::Gradients),
-    (4, 1, Sharding::None),
-    (4, 1, Sharding::Gradients),
-    (4, 2, Sharding::None),
-    (4, 2, Sharding::Optimizer),
-];
-/// For what costs more.
-const FEW: [Case; 2] = [(2, 1, Sharding::None), (4, 2, Sharding::Gradients)];
-
-/// Trains in one process and in several; returns their folders.
-fn as_one(method: Method, cases: &[Case]) -> Vec<(Rc<TempDir>, TempDir)> {
-    let _alone = alone();
-    let whole = Rc::new(tempfile::tempdir().unwrap());
-    let setup = Setup { method, ..Setup::default() };
-    let (_, single) = fit(&setup, whole.path(), None).unwrap();
-    let mut folders = vec![];
-    for &(size, accumulate, sharding) in cases {
-        let folder = tempfile::tempdir().unwrap();
-        // Half of the cases.
-        let checkpointing = accumulate == 2;
-        let setup = Setup { accumulate, sharding, checkpointing, ..setup.clone() };
-        let texts = run(&setup, folder.path(), size);
-        same_model(folder.path(), whole.path());
-        for text in texts {
-            let record = record(&text);
-            let what = format!("{size} processes, {accumulate} micro-batches, {sharding:?}");
-            assert_eq!(without_progress(&record.events), without_progress(&single.events), "{what}");
-            same_metrics(&record.metrics, &single.metrics, &what);
-            same_metrics(&record.validations, &single.validations, &what);
-        }
-        folders.push((Rc::clone(&whole), folder));
-    }
-    folders
-}
-
-#[test]
 fn a_rank_that_asks_stops_all_and_a_resumed_run_is_the_same_bit_for_bit() {
     let _alone = alone();
     // With dropout, so that the generators of all ranks have to survive.
@@ -432,29 +322,6 @@ fn a_rank_that_asks_stops_all_and_a_resumed_run_is_the_same_bit_for_bit() {
     for ((name, a), b) in weights(through.path()).iter().zip(weights(halved.path()).values()) {
         assert_eq!(a, b, "{name}");
     }
-}
-
-#[test]
-fn a_run_goes_on_with_another_number_of_ranks() {
-    goes_on(Method::Sft);
-}
-
-#[test]
-fn a_pool_goes_on_with_another_number_of_ranks() {
-    let [through, moved] = goes_on(Method::Quark);
-    same_file("last/pool.jsonl", through.path(), moved.path());
-}
-
-fn goes_on(method: Method) -> [TempDir; 2] {
-    let _alone = alone();
-    let setup = Setup { method, ..Setup::default() };
-    let [through, moved] = [(); 2].map(|()| tempfile::tempdir().unwrap());
-    fit(&setup, through.path(), None).unwrap();
-    run(&Setup { stop: Some((0, 6)), ..setup.clone() }, moved.path(), 4);
-    run(&Setup { stop: Some((0, 12)), ..setup.clone() }, moved.path(), 2);
-    fit(&setup, moved.path(), None).unwrap();
-    same_model(through.path(), moved.path());
-    [through, moved]
 }
 
 /// States that four ranks saved in parts go on in two ranks and in one, also whole, and back.

@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use ruminate_algorithms::crystal::ImitationConfig;
 use ruminate_algorithms::dpo::precompute_cached;
+use ruminate_algorithms::rwr::Divided;
 use ruminate_algorithms::{Algorithm, Curriculum, Evaluation, Peers, Result, Silent};
+use ruminate_datasets::rise::{Answerer, Ask, Failed, Reply, Stopped};
 use ruminate_models::T5;
 use ruminate_torch::dist::{ProcessGroup, World};
 use tch::Device;
 
-use crate::distributed::{Setup, finish, start};
+use super::{Setup, finish, start};
 use crate::support::{alone, model};
 
 /// The same validation, divided and not.
@@ -21,6 +23,10 @@ fn same<C: Curriculum<T5>>(peers: &Peers, policy: &T5, new: impl Fn() -> C) {
         curriculum.evaluate(policy, 3, &mut Silent).unwrap()
     };
     assert_eq!(validated(peers.clone()), validated(Peers::default()));
+}
+
+fn ask(row: usize) -> Ask {
+    Ask { row, turn: 0, attempt: 0, messages: vec![], samples: 1, seed: 0 }
 }
 
 /// One rank; started by the test below.
@@ -64,6 +70,28 @@ fn rank() {
     let measured = |peers: &Peers| ppo.measure_rewards(Some(2), peers, &mut Silent).unwrap();
     assert_eq!(measured(&peers), measured(&Peers::default()));
 
+    let asks: Vec<Ask> = (0..5).map(ask).collect();
+    let answerer = |asks: &[Ask]| -> std::result::Result<Vec<Reply>, Failed> {
+        assert!(!asks.is_empty());
+        let reply = |ask: &Ask| match ask.row {
+            2 => Reply::Blocked("no".into()),
+            row => Reply::Texts(vec![format!("{rank} answers {row}")]),
+        };
+        Ok(asks.iter().map(reply).collect())
+    };
+    let expected = |answering: usize| -> Vec<Reply> {
+        let reply = |row: usize| match row {
+            2 => Reply::Blocked("no".into()),
+            _ => Reply::Texts(vec![format!("{} answers {row}", row % answering)]),
+        };
+        (0..5).map(reply).collect()
+    };
+    assert_eq!(Divided::new(&answerer, &peers).answer(&asks).unwrap(), expected(size));
+    assert_eq!(Divided::by_first(&answerer, &peers).answer(&asks).unwrap(), expected(1));
+    // One that is asked to stop stops all.
+    let stops = |asks: &[Ask]| if rank == 1 { Err(Stopped.into()) } else { answerer(asks) };
+    assert!(Divided::new(&stops, &peers).answer(&asks).unwrap_err().is::<Stopped>());
+
     let folder = std::env::var("RUMINATE_TEST_FOLDER").unwrap();
     let file = std::path::Path::new(&folder).join("logps.json");
     let [mut divided, mut whole] = [(); 2].map(|()| crate::dpo::pairs(11));
@@ -85,7 +113,9 @@ fn what_is_divided_gives_what_one_process_finds() {
     let _alone = alone();
     for size in [2, 3] {
         let folder = tempfile::tempdir().unwrap();
-        for (succeeded, text) in finish(start("divided::rank", &Setup::default(), folder.path(), size)) {
+        for (succeeded, text) in
+            finish(start("distributed::divided::rank", &Setup::default(), folder.path(), size))
+        {
             assert!(succeeded, "{text}");
         }
     }
