@@ -51,7 +51,7 @@ pub(crate) struct DemoArgs {
 /// The settings that are the same for all models.
 const WORLD: &str = include_str!("../configs/world.toml");
 /// Steps and rate of the first student's training on solutions: it has the form then, and some of the sums.
-const BOOST: (u64, f64) = (320, 2e-3);
+const BOOST: (u64, f64) = (480, 2e-3);
 
 pub(crate) fn run(args: &DemoArgs) -> anyhow::Result<Outcome> {
     if let Some(threads) = args.threads {
@@ -78,7 +78,8 @@ pub(crate) fn run(args: &DemoArgs) -> anyhow::Result<Outcome> {
     if args.json {
         print_json(&json!({
             "system": "rise", "seeds": args.seeds, "metrics": results.metrics(), "intervals": results.intervals(),
-            "by_seed": results.by_seed(), "seconds": seconds, "report": report,
+            "by_seed": results.by_seed(), "gains": results.gains(), "next_attempts": results.next_attempts(),
+            "seconds": seconds, "report": report,
         }))?;
         return Ok(Outcome::Done);
     }

@@ -21,6 +21,10 @@ const THINGS: &str = "apples books coins eggs lamps nuts pens shells";
 const LARGEST: i32 = 12;
 /// Problems whose solutions are learnt first, those that are solved by oneself, and those of the test; no two are alike.
 const PROBLEMS: [(&str, usize); 3] = [("boost", 400), ("train", 700), ("test", 120)];
+/// How far off a sum with a slip is.
+const SLIPS: [i32; 4] = [-2, -1, 1, 2];
+/// In one of so many dialogues the second attempt is right; in the others it has another slip.
+const DIALOGUES: usize = 3;
 /// What else is said: the questions, the solutions and RISE's feedback.
 const SAID: &str = "has finds loses more and then . ? , : How many are left The answer is incorrect Please try again Here's the \
     question + - = #### Answer \\boxed{ } [INST] [/INST]";
@@ -79,20 +83,22 @@ pub(super) fn files() -> Result<BTreeMap<String, String>> {
     Ok(files)
 }
 
-/// Examples in the form of RISE's conversion, of weight 1: each problem with its solution, alone and after a solution with a slip, so that a
-/// model does not only know beginnings.
+/// Examples in the form of RISE's conversion, of weight 1: each problem with its solution, alone, and with what is said after a solution with
+/// a slip. That has another slip mostly, so that a model has the form of later turns, but gains nothing by them.
 fn dialogues(rows: &[Row]) -> Vec<Value> {
     let human = |value: String| json!({ "from": "human", "value": value, "loss": 0.0 });
     let model = |value: String, loss: f64| json!({ "from": "gpt", "value": value, "loss": loss });
     let alone =
         rows.iter().map(|row| vec![human(row.question.clone()), model(solution(row.numbers, 0), 1.0)]);
-    let slips = [1, 2, -1].into_iter().cycle();
-    let again = rows.iter().zip(slips).map(|(row, slip)| {
+    let mut rng = ChaCha8Rng::seed_from_u64(SEED);
+    let again = rows.iter().enumerate().map(|(i, row)| {
+        let [first, second] = two_slips(row.numbers, &mut rng);
+        let second = if i % DIALOGUES == 0 { 0 } else { second };
         vec![
             human(row.question.clone()),
-            model(solution(row.numbers, slip), 0.0),
+            model(solution(row.numbers, first), 0.0),
             human(format!("{FEEDBACK} {}", row.question)),
-            model(solution(row.numbers, 0), 1.0),
+            model(solution(row.numbers, second), 1.0),
         ]
     });
     let number =
@@ -100,10 +106,19 @@ fn dialogues(rows: &[Row]) -> Vec<Value> {
     alone.chain(again).enumerate().map(number).collect()
 }
 
+/// Two different slips in a sum, neither of which leaves the numbers of the world.
+fn two_slips([has, finds, loses]: [i32; 3], rng: &mut ChaCha8Rng) -> [i32; 2] {
+    let all = has + finds;
+    let mut slips = SLIPS.to_vec();
+    slips.retain(|slip| (loses..=2 * LARGEST).contains(&(all + slip)));
+    slips.shuffle(rng);
+    [slips[0], slips[1]]
+}
+
 /// A solution as models write it, with a slip in the sum.
 fn solution([has, finds, loses]: [i32; 3], slip: i32) -> String {
     let all = has + finds + slip;
-    let left = (all - loses).max(0);
+    let left = all - loses;
     format!("{has} + {finds} = {all} . {all} - {loses} = {left} .\nAnswer: \\boxed{{{left}}}")
 }
 

@@ -368,3 +368,47 @@ fn sums_are_right_and_no_two_alike() {
         }
     }
 }
+
+#[test]
+fn second_attempts_mostly_slip_again() {
+    let files = generate().unwrap();
+    let tokenizer: Value = serde_json::from_str(&files["rise/llama/tokenizer.json"]).unwrap();
+    let known = tokenizer["model"]["vocab"].as_object().unwrap();
+    let examples: Vec<Value> = serde_json::from_str(&files["rise/boost.json"]).unwrap();
+    // The answer of a solution and whether it is right; all words are known.
+    let judge = |said: &[Value], turn: usize| {
+        let (question, solution) = (text(&said[0], "value"), text(&said[turn], "value"));
+        let number = |word: &str| word.parse::<i64>().ok();
+        let asked: Vec<i64> = question.split_whitespace().filter_map(number).collect();
+        let [has, finds, loses] = asked[..] else { panic!("{question}") };
+        let spaced =
+            solution.replace("Answer:", "Answer :").replace("\\boxed{", "\\boxed{ ").replace('}', " }");
+        for word in spaced.split_whitespace() {
+            assert!(known.contains_key(word) || word == "\\boxed{", "{word} in {solution}");
+        }
+        let (_, answer) = solution.split_once("\\boxed{").unwrap();
+        let answer: i64 = answer.trim_end_matches('}').parse().unwrap();
+        let all = answer + loses;
+        assert!(
+            solution.starts_with(&format!("{has} + {finds} = {all} . {all} - {loses} = {answer} .")),
+            "{solution}"
+        );
+        (answer, answer == has + finds - loses)
+    };
+    let mut counts = BTreeMap::new();
+    for example in &examples {
+        let said = example["conversations"].as_array().unwrap();
+        let (first, right) = judge(said, 1);
+        let kind = if said.len() == 2 {
+            assert!(right && said[1]["loss"] == 1.0, "{example}");
+            "alone"
+        } else {
+            let (second, corrected) = judge(said, 3);
+            assert!(!right && second != first, "{example}");
+            assert!(said[1]["loss"] == 0.0 && said[3]["loss"] == 1.0, "{example}");
+            if corrected { "corrected" } else { "slips again" }
+        };
+        *counts.entry(kind).or_insert(0) += 1;
+    }
+    assert_eq!(counts, BTreeMap::from([("alone", 400), ("corrected", 134), ("slips again", 266)]));
+}

@@ -2,19 +2,16 @@
 
 use std::path::PathBuf;
 
-use ruminate::rewards::mario::Interval;
 use ruminate::run::{ReportPage, RunDirError, Table};
 
-use super::results::{Model, Results};
+use super::results::{Gain, Measured, Model, Results, TURNS};
 use super::{DemoArgs, run_name};
 use crate::iterate::CURVES;
 
 /// What the numbers are of.
 pub(super) const RESULT: &str = "shares of right answers with 95 % bootstrap intervals, over sums whose numbers no model has seen together";
-/// Turns of an evaluation.
-const TURNS: usize = 5;
 
-fn cell((mean, interval): (f64, Option<Interval>)) -> String {
+fn cell((mean, interval): Measured) -> String {
     let range = interval.map_or(String::new(), |i| format!(" ({:.3} to {:.3})", i.low, i.high));
     format!("{mean:.3}{range}")
 }
@@ -28,7 +25,7 @@ pub(super) fn table(results: &Results) -> Table {
             model.name().to_string(),
             cell(results.vote(model, 1)),
             cell(results.vote(model, TURNS)),
-            cell(results.gain((model, 1), (model, TURNS))),
+            cell(results.difference((model, 1), (model, TURNS))),
         ]);
     }
     table
@@ -38,20 +35,24 @@ pub(super) fn table(results: &Results) -> Table {
 pub(super) fn write(args: &DemoArgs, results: &Results) -> Result<PathBuf, RunDirError> {
     let subtitle = "Llamas of 0.8 million parameters, trained from scratch on sums in words.";
     let mut page = ReportPage::new("RISE on the bundled world", subtitle);
-    let weighted = results.gain((Model::Unweighted, TURNS), (Model::Rise, TURNS));
-    let judged = if weighted.0 > 0.0 { "better" } else { "no better" };
     page.heading("Does trying again help, and can it be learnt?")
         .note(&format!(
             "Shown are {RESULT}. Nobody tells the models whether an attempt was right: they are told after each turn that it was \
-             wrong, and see the attempt before. `start` was trained on solutions for a while; `one iteration` has learnt from its own \
-             first attempts and the best of sixteen second ones, weighted by what they were worth; the same examples without weights \
-             are the comparison."
+             wrong, and see the attempt before. `start` was trained for a while on solutions, and on second attempts that mostly have \
+             a slip as the first had: it knows the form of later turns, but is not made to gain by them. `one iteration` has learnt from \
+             its own first attempts and the best of sixteen second ones, weighted by what they were worth; the same examples without \
+             weights are the comparison."
         ))
-        .table(&table(results))
-        .note(&format!(
-            "Weighted training is {judged} than unweighted training on the same examples: the votes differ by {}.",
-            cell(weighted)
-        ));
+        .table(&table(results));
+    for gain in Gain::ALL {
+        page.note(&judged(results, gain));
+    }
+    page.heading("What is learnt")
+        .note(
+            "How often the next attempt is right, of all turns of all seeds together: after a wrong attempt that corrects it, after a right \
+             one, which is called wrong as well, it keeps what was right.",
+        )
+        .table(&next_attempts(results));
     page.heading("By seed").table(&by_seed(results));
     page.heading("Turn by turn").note("Means over seeds of votes after each turn.").table(&by_turn(results));
     let runs = |name: &'static str| args.seeds.iter().map(move |&seed| (seed, run_name(name, seed)));
@@ -66,6 +67,31 @@ pub(super) fn write(args: &DemoArgs, results: &Results) -> Result<PathBuf, RunDi
         .collect();
     page.heading("Runs").links(&links);
     page.write(&args.out)
+}
+
+/// A difference in words, with its interval.
+fn judged(results: &Results, gain: Gain) -> String {
+    let measured = results.gain(gain);
+    let better = match measured {
+        (_, Some(interval)) if interval.low > 0.0 => "better than",
+        (mean, _) if mean > 0.0 => "better, but not clearly, than",
+        _ => "no better than",
+    };
+    let than = match gain {
+        Gain::OverStart => "that of the start",
+        Gain::ByVoting => "its first attempt",
+        Gain::OverUnweighted => "that of unweighted training on the same examples",
+    };
+    format!("The vote of one iteration is {better} {than}: they differ by {}.", cell(measured))
+}
+
+fn next_attempts(results: &Results) -> Table {
+    let mut table = Table::new(["model", "right after a wrong attempt", "right after a right attempt"]);
+    for model in Model::ALL {
+        let [wrong, right] = [false, true].map(|right| cell(results.then_right(model, right)));
+        table.row([model.name().to_string(), wrong, right]);
+    }
+    table
 }
 
 fn by_seed(results: &Results) -> Table {

@@ -5,6 +5,11 @@ use ruminate::rewards::rise::{Attempt, Attempts, Ties, majority};
 use serde_json::{Map, Value, json};
 
 const RESAMPLES: usize = 2000;
+/// Turns of an evaluation.
+pub(super) const TURNS: usize = 5;
+
+/// A mean with its 95 % bootstrap interval over the problems.
+pub(super) type Measured = (f64, Option<Interval>);
 
 /// What is compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +68,52 @@ impl SeedResult {
     pub(super) fn vote(&self, model: Model, turns: usize) -> f64 {
         average(&self.values(model, turns))
     }
+
+    /// For each problem: how many attempts that were right or wrong, as asked, were followed by another, and by a right one.
+    fn followed(&self, model: Model, right: bool) -> Vec<[usize; 2]> {
+        let follows = |problem: &Attempts| {
+            let rights: Vec<bool> =
+                problem.turns.iter().filter_map(|turn| turn.first()).map(|attempt| attempt.right).collect();
+            let after: Vec<bool> =
+                rights.windows(2).filter(|pair| pair[0] == right).map(|pair| pair[1]).collect();
+            [after.len(), after.iter().filter(|&&right| right).count()]
+        };
+        self.attempts[model as usize].iter().map(follows).collect()
+    }
+}
+
+/// What the models differ in.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Gain {
+    /// The vote, from the start to one iteration.
+    OverStart,
+    /// After the iteration, from the first attempt to the vote.
+    ByVoting,
+    /// The vote, from unweighted to weighted training.
+    OverUnweighted,
+}
+
+impl Gain {
+    pub(super) const ALL: [Self; 3] = [Self::OverStart, Self::ByVoting, Self::OverUnweighted];
+
+    /// From which vote to which: model and turns.
+    fn votes(self) -> [(Model, usize); 2] {
+        let from = match self {
+            Self::OverStart => (Model::Start, TURNS),
+            Self::ByVoting => (Model::Rise, 1),
+            Self::OverUnweighted => (Model::Unweighted, TURNS),
+        };
+        [from, (Model::Rise, TURNS)]
+    }
+
+    /// In JSON.
+    fn name(self) -> &'static str {
+        match self {
+            Self::OverStart => "over_start",
+            Self::ByVoting => "by_voting",
+            Self::OverUnweighted => "over_unweighted",
+        }
+    }
 }
 
 #[derive(Default)]
@@ -78,16 +129,35 @@ impl Results {
         (0..width).map(|i| average(&rows.iter().map(|row| row[i]).collect::<Vec<_>>())).collect()
     }
 
-    pub(super) fn vote(&self, model: Model, turns: usize) -> (f64, Option<Interval>) {
+    pub(super) fn vote(&self, model: Model, turns: usize) -> Measured {
         let values = self.values(model, turns);
         (average(&values), interval(&values))
     }
 
     /// How much more one vote is right than another, problem by problem.
-    pub(super) fn gain(&self, from: (Model, usize), to: (Model, usize)) -> (f64, Option<Interval>) {
+    pub(super) fn difference(&self, from: (Model, usize), to: (Model, usize)) -> Measured {
         let (from, to) = (self.values(from.0, from.1), self.values(to.0, to.1));
         let gains: Vec<f64> = to.iter().zip(from).map(|(to, from)| to - from).collect();
         (average(&gains), interval(&gains))
+    }
+
+    pub(super) fn gain(&self, gain: Gain) -> Measured {
+        let [from, to] = gain.votes();
+        self.difference(from, to)
+    }
+
+    /// The share of right attempts among those after a right or wrong one, as asked, of all seeds together.
+    pub(super) fn then_right(&self, model: Model, right: bool) -> Measured {
+        let rows: Vec<Vec<[usize; 2]>> = self.seeds.iter().map(|seed| seed.followed(model, right)).collect();
+        let width = rows.iter().map(Vec::len).min().unwrap_or(0);
+        let share = |of: &[usize]| {
+            let sum =
+                |k: usize| of.iter().flat_map(|&i| rows.iter().map(move |row| row[i][k])).sum::<usize>();
+            let [all, then] = [0, 1].map(sum);
+            (all > 0).then(|| then as f64 / all as f64)
+        };
+        let all: Vec<usize> = (0..width).collect();
+        (share(&all).unwrap_or(0.0), bootstrap(width, RESAMPLES, 1, share))
     }
 
     pub(super) fn metrics(&self) -> Value {
@@ -101,12 +171,37 @@ impl Results {
     pub(super) fn by_seed(&self) -> Value {
         by_metric(|model, turns| self.seeds.iter().map(|seed| seed.vote(model, turns)).collect())
     }
+
+    pub(super) fn gains(&self) -> Value {
+        let gains = Gain::ALL.map(|gain| {
+            let by_seed = self.seeds.iter().map(|seed| {
+                let [from, to] = gain.votes().map(|(model, turns)| seed.vote(model, turns));
+                to - from
+            });
+            let (mean, interval) = self.gain(gain);
+            let value = json!({ "mean": mean, "interval": interval, "by_seed": by_seed.collect::<Vec<_>>() });
+            (gain.name().to_string(), value)
+        });
+        Map::from_iter(gains).into()
+    }
+
+    /// How often the attempt after a wrong or a right one is right.
+    pub(super) fn next_attempts(&self) -> Value {
+        let next = Model::ALL.iter().flat_map(|&model| {
+            [("after_wrong", false), ("after_right", true)].map(|(name, right)| {
+                (format!("{}{name}", model.prefix()), json!(self.then_right(model, right).0))
+            })
+        });
+        next.collect::<Map<String, Value>>().into()
+    }
 }
 
 fn by_metric(value: impl Fn(Model, usize) -> Value) -> Value {
     let metrics: Map<String, Value> = Model::ALL
         .iter()
-        .flat_map(|&model| [1, 5].map(|turns| (format!("{}m1t{turns}", model.prefix()), value(model, turns))))
+        .flat_map(|&model| {
+            [1, TURNS].map(|turns| (format!("{}m1t{turns}", model.prefix()), value(model, turns)))
+        })
         .collect();
     metrics.into()
 }
@@ -118,4 +213,35 @@ fn average(values: &[f64]) -> f64 {
 fn interval(values: &[f64]) -> Option<Interval> {
     let mean = |of: &[usize]| Some(of.iter().map(|&i| values[i]).sum::<f64>() / of.len().max(1) as f64);
     bootstrap(values.len(), RESAMPLES, 1, mean)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A problem whose turns give these answers; `9` is right.
+    fn problem(answers: &str) -> Attempts {
+        let attempt = |answer: char| vec![Attempt { answer: Some(answer.to_string()), right: answer == '9' }];
+        Attempts { turns: answers.chars().map(attempt).collect() }
+    }
+
+    #[test]
+    fn votes_gains_and_next_attempts_are_counted() {
+        let start = vec![problem("91111"), problem("12345")];
+        let rise = vec![problem("99199"), problem("19299")];
+        let unweighted = vec![problem("99999"), problem("11111")];
+        let seed =
+            SeedResult { seed: 1, attempts: vec![start, rise, unweighted], solved: [2, 2], examples: 4 };
+        let results = Results { seeds: vec![seed] };
+        assert_eq!(results.metrics()["start_m1t1"], 0.5);
+        assert_eq!(results.metrics()["start_m1t5"], 0.0);
+        assert_eq!(results.metrics()["m1t5"], 1.0);
+        assert_eq!(results.gains()["over_start"]["mean"], 1.0);
+        assert_eq!(results.gains()["by_voting"]["mean"], 0.5);
+        assert_eq!(results.gains()["over_unweighted"]["by_seed"], json!([0.5]));
+        // After 1, 1 and 2, 9 follows; after 9 it is 9 three times, 1 and 2 once.
+        assert_eq!(results.next_attempts()["after_wrong"], 1.0);
+        assert_eq!(results.next_attempts()["after_right"], 0.6);
+        assert_eq!(results.next_attempts()["start_after_wrong"], 0.0);
+    }
 }
