@@ -351,8 +351,8 @@ word-level tokenizer.
 problems have the same numbers, so answers cannot be learnt by heart. `boost.json` has the solutions of its problems as examples in the
 form of RISE's conversion: each alone, and again with what comes after a solution with a slip, when that has been called incorrect. In two of
 three such dialogues this is another slip, in one it is the solution. A model that has seen them for a while has the form of all turns and some of
-the sums, and its attempts are wrong in different ways; but told that it was wrong it mostly slips again, so that a vote over its turns is no
-better than its first attempt. It is made so: that a later attempt can be better is what is left to be learnt.
+the sums, and its attempts are wrong in different ways; but told that it was wrong it mostly slips again, so that a vote over its turns is worse
+than its first attempt. It is made so: that a later attempt can be better is what is left to be learnt.
 
 ## Model folder
 

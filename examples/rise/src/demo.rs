@@ -50,7 +50,8 @@ pub(crate) struct DemoArgs {
 
 /// The settings that are the same for all models.
 const WORLD: &str = include_str!("../configs/world.toml");
-/// Steps and rate of the first student's training on solutions: it has the form then, and some of the sums.
+/// Steps and rate of the first student's training, on solutions and on second attempts of which most slip again: it has the form then, and
+/// some of the sums.
 const BOOST: (u64, f64) = (480, 2e-3);
 
 pub(crate) fn run(args: &DemoArgs) -> anyhow::Result<Outcome> {
