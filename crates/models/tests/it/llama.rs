@@ -85,7 +85,10 @@ proptest! {
                 all
             };
             for (shared, apart) in run(&prompts).iter().zip(run(&spread)) {
-                close(shared, &apart, 1e-4).map_err(|e| TestCaseError::fail(format!("{kind}: {e}")))?;
+                // Processors add in different orders; the elements of a gradient are sums in which terms as large as the largest cancel.
+                let largest = apart.abs().max().clamp_min(1.0);
+                close(&(shared / &largest), &(&apart / &largest), 3e-5)
+                    .map_err(|e| TestCaseError::fail(format!("{kind}: {e}")))?;
             }
         }
     }

@@ -87,7 +87,9 @@ fn a_packed_weight_gives_the_products_of_its_parts() {
         for rows in [1, 3, 40] {
             let x = numbers(&[rows, 1, 64], 2.0).to_kind(kind);
             let expected = Tensor::cat(&weights.each_ref().map(|w| x.linear(w, None::<&Tensor>)), 2);
-            let tolerance = if kind == Kind::BFloat16 { 0.1 } else { 1e-5 };
+            // Processors add in different orders, and terms as large as the largest element cancel.
+            let size = expected.abs().max().double_value(&[]).max(1.0);
+            let tolerance = if kind == Kind::BFloat16 { 0.1 } else { 1e-5 * size };
             assert!(
                 largest_difference(&packed.linear(&x).unwrap(), &expected) < tolerance,
                 "{kind:?} {rows}"
