@@ -21,7 +21,9 @@ struct Measured {
 pub(crate) fn run(config: &mut MarioConfig, args: &RunArgs, stage: Stage) -> anyhow::Result<Outcome> {
     let (shape, missing) = model(config, stage).planned()?;
     let tokenizer = model(config, stage).tokenizer(&shape);
-    let measured = tokenizer.map_err(Into::into).and_then(|tokenizer| measure(config, stage, tokenizer));
+    let measured = tokenizer
+        .map_err(Into::into)
+        .and_then(|tokenizer| measure(config, stage, tokenizer, args.processes()));
     let (others, unusable) = match stage {
         Stage::Quark => reward_models(config),
         Stage::Sft | Stage::I2o | Stage::Ir2o | Stage::Vera => (vec![], None),
@@ -89,12 +91,18 @@ fn reward_models(config: &MarioConfig) -> (Vec<T5Config>, Option<anyhow::Error>)
     (shapes, problem)
 }
 
-fn measure(config: &MarioConfig, stage: Stage, tokenizer: Tokenizer) -> anyhow::Result<Measured> {
+/// What each of several processes does.
+fn measure(
+    config: &MarioConfig,
+    stage: Stage,
+    tokenizer: Tokenizer,
+    processes: usize,
+) -> anyhow::Result<Measured> {
     Ok(match stage {
         Stage::Sft => {
             let trainer = &config.sft.trainer;
             let rationales = rationales(config, tokenizer)?;
-            let (steps, passes) = (rationales.steps(trainer, 1), rationales.passes(trainer));
+            let (steps, passes) = (rationales.steps(trainer, processes), rationales.passes(trainer));
             Measured { rows: rationales.rows(), steps, passes }
         }
         Stage::I2o | Stage::Ir2o => {
@@ -103,7 +111,7 @@ fn measure(config: &MarioConfig, stage: Stage, tokenizer: Tokenizer) -> anyhow::
             let options = options(config, mode, &tokenizer)?;
             Measured {
                 rows: options.rows(),
-                steps: options.steps(trainer, 1),
+                steps: options.steps(trainer, processes),
                 passes: options.passes(trainer),
             }
         }

@@ -116,7 +116,7 @@ fn plan(config: RiseConfig, args: &RunArgs) -> anyhow::Result<Outcome> {
     let training = &config.finetune.training;
     let (passes, rows, problem) = match measured {
         Ok(data) => {
-            trainer = data.trainer(training, &trainer, 1);
+            trainer = data.trainer(training, &trainer, args.processes());
             let name = config.data.benchmark.to_string();
             let rows = vec![(name, "train".into(), data.counts.texts, data.counts.examples)];
             (data.passes(training, &trainer), rows, missing)

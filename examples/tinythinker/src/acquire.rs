@@ -73,7 +73,7 @@ fn plan(config: TinyThinkerConfig, args: &RunArgs) -> anyhow::Result<Outcome> {
     let mut trainer = config.acquisition.trainer.clone();
     let (passes, data, problem) = match measured {
         Ok(acquisition) => {
-            trainer = acquisition.trainer(&trainer, 1);
+            trainer = acquisition.trainer(&trainer, args.processes());
             let name = format!("{:?}", config.data.dataset).to_lowercase();
             let rows = acquisition.rows();
             (acquisition.passes(&trainer), vec![(name, "train".into(), rows, rows)], missing)
