@@ -67,7 +67,7 @@ fn batches_share_one_reading_of_the_file() {
     assert_eq!(stub.seen().len(), 2);
     // After an error it is: the second question with its id is not the first one.
     let other = Ask { messages: vec![Message::new("user", "another?")], ..ask(0) };
-    let error = teacher.answer(&[other.clone()]).unwrap_err().to_string();
+    let error = teacher.answer(std::slice::from_ref(&other)).unwrap_err().to_string();
     assert!(error.contains("row 0"), "{error}");
     let error = teacher.answer(&[ask(0)]).unwrap_err().to_string();
     assert!(error.contains("line 1"), "{error}");

@@ -175,7 +175,7 @@ impl Reducer {
 
     /// Before a backward pass whose gradients are to travel, with those that earlier ones left.
     pub fn begin(&mut self) {
-        // SAFETY: the reducer lives; so in all that follow.
+        // SAFETY: the reducer lives as long as `self`.
         unsafe { ffi::ruminate_reducer_begin(self.raw.as_ptr()) }
     }
 
@@ -187,6 +187,7 @@ impl Reducer {
     /// # Errors
     /// [`Error::Collective`].
     pub fn finish(&mut self, last: bool) -> Result<()> {
+        // SAFETY: as in `begin`.
         self.group.run("all-reduce of gradients", |error| unsafe {
             ffi::ruminate_reducer_finish(self.raw.as_ptr(), last.into(), error)
         })
@@ -217,6 +218,7 @@ impl Reducer {
         if self.sharding == Sharding::None {
             return Ok(());
         }
+        // SAFETY: as in `begin`.
         self.group.run("broadcast of parameters", |error| unsafe {
             ffi::ruminate_reducer_publish(self.raw.as_ptr(), error)
         })
@@ -226,7 +228,7 @@ impl Reducer {
     /// bytes among `k` ranks sends `2 n (k - 1) / k` from each.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        // SAFETY: as above.
+        // SAFETY: as in `begin`.
         unsafe { ffi::ruminate_reducer_bytes(self.raw.as_ptr()) }.unsigned_abs()
     }
 }

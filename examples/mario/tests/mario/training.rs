@@ -12,6 +12,9 @@ fn the_supervised_stage_trains_validates_and_resumes() {
     let args = ["sft", "--config", &config, "--out", &out, "--set", set];
     let plan = succeed(&[&args[..], &["--dry-run", "--json"]].concat()).json();
     assert!(!Path::new(&out).exists(), "{plan}");
+    let shared = succeed(&[&args[..], &["--dry-run", "--json", "--nproc", "2"]].concat()).json();
+    // Two processes are through with the rows in half the steps.
+    assert_eq!([&plan, &shared].map(|of| of["plan"]["steps"].as_u64()), [Some(24), Some(12)]);
 
     let result = succeed(&[&args[..], &["--json", "-q"]].concat()).json();
     // 48 rows in batches of 4, twice.

@@ -118,7 +118,12 @@ fn two_processes_learn_and_play_as_one() {
             "finetune.trainer.steps=4",
             "conversion.settings.criterion=\"all\"",
         ]);
-        let mut args = place.args("iterate", out, (processes, 4), &[&short[..], &[student.clone()]].concat());
+        let mut args = place.args(
+            "iterate",
+            out,
+            (processes, 4),
+            &[&short[..], std::slice::from_ref(&student)].concat(),
+        );
         args[2] = path.display().to_string();
         args
     };

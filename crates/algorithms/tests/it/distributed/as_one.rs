@@ -42,7 +42,7 @@ fn several_processes_prefer_as_one() {
 #[test]
 fn a_running_mean_is_that_of_all_processes() {
     // It moves with each micro-batch.
-    as_one(Method::Bco, &[(2, 1, Sharding::None), (4, 1, Sharding::None)]);
+    as_one(Method::Bco, &[(2, 1, Sharding::None), (4, 1, Sharding::None), (4, 1, Sharding::Gradients)]);
 }
 
 #[test]

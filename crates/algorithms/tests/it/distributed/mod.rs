@@ -422,8 +422,9 @@ fn killed_twenty_times_a_run_ends_as_an_undisturbed_one() {
         let mut ranks = start(RANK, &setup, broken.path(), 2);
         // Every second time something has been gained before.
         let last = || std::fs::read_link(broken.path().join("last")).ok();
-        let before = last();
+        let (before, waiting) = (last(), Instant::now());
         while !(0..2).all(|rank| joined(broken.path(), rank).exists()) || life % 2 == 0 && last() == before {
+            assert!(waiting.elapsed() < Duration::from_secs(120), "life {life} gained nothing");
             std::thread::sleep(Duration::from_millis(2));
         }
         let random = ruminate_models::derive_seed(8, &[life]);
