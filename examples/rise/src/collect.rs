@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::config::{FLAGS, Phase, Player, RiseConfig};
-use crate::players::{Local, service};
+use crate::players::{Local, service, warn};
 
 /// Episodes as they come, in the order in which they end.
 pub(crate) const EPISODES: &str = "episodes.jsonl";
@@ -25,6 +25,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
     }
     let worker = args.worker()?;
     let problems = config.data.training()?;
+    let warnings = warn(&config, &worker)?;
     let dir = args.open(&config)?;
     let Some(log) = collect(&config, &problems, &dir, &worker)? else {
         return Ok(Outcome::Interrupted);
@@ -38,7 +39,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
         let solved = turns.iter().map(|turn| turn.solved).sum::<usize>();
         print_json(&json!({
             "system": "rise", "phase": "collect", "problems": log.episodes.len(), "solved": solved,
-            "turns": turns, "log": path,
+            "turns": turns, "log": path, "warnings": warnings,
         }))?;
     } else {
         let mut table = Table::new(["turn", "problems", "solved", "blocked"]);

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use ruminate::algorithms::rwr::Divided;
+use ruminate::datasets::chat::OtherTemplate;
 use ruminate::datasets::environments::Problem;
 use ruminate::datasets::json;
 use ruminate::datasets::rise::Log;
@@ -14,7 +15,7 @@ use serde_json::{Map, Value, json};
 
 use crate::collect::play;
 use crate::config::{Evaluating, FLAGS, Phase, RiseConfig};
-use crate::players::Local;
+use crate::players::{Local, other_templates, warn};
 
 /// The metrics, written last.
 pub(crate) const METRICS: &str = "metrics.json";
@@ -51,9 +52,9 @@ pub(crate) fn run(args: &EvaluateArgs) -> anyhow::Result<Outcome> {
         let log = Log::read(path)?;
         let metrics = metrics(&config, &log)?;
         if let Some(out) = &args.run.out {
-            json::write(&out.join(METRICS), &report(log.episodes.len(), &metrics))?;
+            json::write(&out.join(METRICS), &report(log.episodes.len(), &metrics, &[]))?;
         }
-        print(&metrics, log.episodes.len(), path, args.run.json)?;
+        print(&metrics, log.episodes.len(), &[], path, args.run.json)?;
         return Ok(Outcome::Done);
     }
     config.evaluation.model = model.or(config.evaluation.model);
@@ -63,6 +64,7 @@ pub(crate) fn run(args: &EvaluateArgs) -> anyhow::Result<Outcome> {
     }
     let worker = args.run.worker()?;
     let problems = config.data.read(&config.evaluation.problems, config.evaluation.limit)?;
+    let warnings = warn(&config, &worker)?;
     let dir = args.run.open(&config)?;
     let Some(metrics) = evaluate(&config, &problems, &dir, &worker)? else {
         return Ok(Outcome::Interrupted);
@@ -71,7 +73,7 @@ pub(crate) fn run(args: &EvaluateArgs) -> anyhow::Result<Outcome> {
         return Ok(Outcome::Done);
     }
     let log = dir.path().join(config.evaluation.rollout(config.data.compat).file_name());
-    print(&metrics, problems.len(), &log, args.run.json)?;
+    print(&metrics, problems.len(), &warnings, &log, args.run.json)?;
     Ok(Outcome::Done)
 }
 
@@ -115,7 +117,8 @@ pub(crate) fn evaluate(
     let Some(log) = play(config, problems, rollout, &answerers, how, dir, worker)? else { return Ok(None) };
     let metrics = metrics(config, &log)?;
     if worker.peers.leads() {
-        json::write(&dir.path().join(METRICS), &report(log.episodes.len(), &metrics))?;
+        let report = report(log.episodes.len(), &metrics, &other_templates(config)?);
+        json::write(&dir.path().join(METRICS), &report)?;
     }
     Ok(Some(metrics))
 }
@@ -130,15 +133,21 @@ fn metrics(config: &RiseConfig, log: &Log) -> anyhow::Result<Vec<TurnMetric>> {
 }
 
 /// Metrics by name.
-fn report(problems: usize, metrics: &[TurnMetric]) -> Value {
+fn report(problems: usize, metrics: &[TurnMetric], warnings: &[OtherTemplate]) -> Value {
     let values: Map<String, Value> = metrics.iter().map(|m| (m.name.clone(), json!(m.value))).collect();
     let intervals: Map<String, Value> = metrics.iter().map(|m| (m.name.clone(), json!(m.interval))).collect();
-    json!({ "problems": problems, "metrics": values, "intervals": intervals })
+    json!({ "problems": problems, "metrics": values, "intervals": intervals, "warnings": warnings })
 }
 
-fn print(metrics: &[TurnMetric], problems: usize, log: &Path, as_json: bool) -> std::io::Result<()> {
+fn print(
+    metrics: &[TurnMetric],
+    problems: usize,
+    warnings: &[OtherTemplate],
+    log: &Path,
+    as_json: bool,
+) -> std::io::Result<()> {
     if as_json {
-        let mut result = report(problems, metrics);
+        let mut result = report(problems, metrics, warnings);
         result["system"] = json!("rise");
         result["phase"] = json!("evaluate");
         result["log"] = json!(log);

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use ruminate::algorithms::rwr::{Rwr, RwrCounts, RwrData};
 use ruminate::algorithms::{Fitted, Networks, Pass, Plan, Trainer, Work};
-use ruminate::datasets::chat::ChatTemplate;
+use ruminate::datasets::chat::{ChatTemplate, OtherTemplate, TrainedOn};
 use ruminate::datasets::json;
 use ruminate::datasets::rise::{TrainingExample, solutions, training_text};
 use ruminate::models::{LlamaConfig, Tokenizer};
@@ -16,6 +16,7 @@ use tch::Kind;
 
 use crate::collect::load;
 use crate::config::{Phase, RiseConfig, Source};
+use crate::players::warn;
 
 /// Files beside a tokenizer that checkpoints take along, because templates are in them.
 const COMPANIONS: [&str; 3] = ["tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"];
@@ -30,9 +31,10 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
         return Ok(outcome);
     }
     let worker = args.worker()?;
+    let warnings = warn(&config, &worker)?;
     let (fitted, counts) = fit(config, args.goes_on(), &worker, |config| args.open(config))?;
     if worker.peers.leads() {
-        print_fitted(&fitted, &counts, args.json)?;
+        print_fitted(&fitted, &counts, &warnings, args.json)?;
     }
     Ok(fitted.ending.into())
 }
@@ -49,12 +51,14 @@ pub(crate) fn fit(
     let data = data(&config, &shape, &config.model.tokenizer(&shape)?)?;
     let (llama, tokenizer) = config.model.open(config.seed, Kind::Float, worker.device)?;
     let RwrData { examples, held_out, counts } = data.clone();
+    let mut files = companions(&config.model.tokenizer_folder())?;
+    files.push(TrainedOn { template: config.chat.template.clone() }.file());
     let training = &config.finetune.training;
     if !goes_on {
         config.finetune.trainer = data.trainer(training, &config.finetune.trainer, worker.peers.size());
     }
     let mut rwr = Rwr::new(llama, examples, held_out, training.batch_size, training.shuffle_seed, tokenizer)?
-        .with_files(companions(&config.model.tokenizer_folder())?);
+        .with_files(files);
     let dir = open(&config)?;
     let mut observer = worker.observer(&dir)?;
     if worker.peers.leads() {
@@ -137,12 +141,17 @@ fn plan(config: RiseConfig, args: &RunArgs) -> anyhow::Result<Outcome> {
 }
 
 /// Says where the checkpoints of a run are.
-fn print_fitted(fitted: &Fitted, counts: &RwrCounts, as_json: bool) -> std::io::Result<()> {
+fn print_fitted(
+    fitted: &Fitted,
+    counts: &RwrCounts,
+    warnings: &[OtherTemplate],
+    as_json: bool,
+) -> std::io::Result<()> {
     let (step, score, path) = &fitted.best;
     if as_json {
         return print_json(&json!({
             "system": "rise", "phase": "finetune", "steps": fitted.steps, "last": fitted.last, "data": counts,
-            "best": { "step": step, "score": score, "path": path },
+            "best": { "step": step, "score": score, "path": path }, "warnings": warnings,
         }));
     }
     let mut table = Table::new(["checkpoint", "step", "folder"]);

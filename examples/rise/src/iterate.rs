@@ -18,6 +18,7 @@ use crate::config::{Evaluating, EvaluationSection, Phase, Player, RiseConfig, So
 use crate::convert::{self, EXAMPLES, SUMMARY};
 use crate::evaluate::{METRICS, evaluate};
 use crate::finetune::fit;
+use crate::players::warn;
 
 /// Metrics by name, for each setting.
 pub(crate) type Metrics = BTreeMap<String, BTreeMap<String, f64>>;
@@ -63,6 +64,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
     }
     let worker = args.worker()?;
     let material = Material::read(&config)?;
+    let warnings = warn(&config, &worker)?;
     let dir = args.open(&config)?;
     let iterations = iterate(&config, &material, dir.path(), &worker)?;
     let done = iterations.finished.len() as u64 == config.iteration.iterations;
@@ -72,6 +74,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
     if args.json {
         print_json(&serde_json::json!({
             "system": "rise", "phase": "iterate", "start": iterations.start, "iterations": iterations.finished,
+            "warnings": warnings,
         }))?;
     } else {
         table(&config, &iterations).print()?;

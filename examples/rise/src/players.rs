@@ -1,17 +1,59 @@
 //! Who answers: local models, and the teacher's service.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ruminate::algorithms::Precision;
 use ruminate::algorithms::rwr::LocalModel;
-use ruminate::datasets::chat::ChatTemplate;
+use ruminate::datasets::chat::{ChatTemplate, OtherTemplate, TrainedOn};
 use ruminate::datasets::rise::TeacherAnswerer;
 use ruminate::datasets::teacher::{Sampling as TeacherSampling, Teacher};
 use ruminate::models::{GenerationConfig, Llama, Sampling, Strategy, Tokenizer};
 use ruminate::run::{LlamaModelConfig, TeacherConsole, Worker};
 use tch::{Device, Kind};
 
-use crate::config::{GenerationSection, RiseConfig};
+use crate::config::{GenerationSection, Phase, Player, RiseConfig};
+
+/// The models of the configured phase that were trained with another chat template than they are used with.
+pub(crate) fn other_templates(config: &RiseConfig) -> anyhow::Result<Vec<OtherTemplate>> {
+    let RiseConfig { model, collection, iteration, evaluation, .. } = config;
+    let template = &config.chat.template;
+    let teachers = collection.teacher_template.as_ref().unwrap_or(template);
+    let base = (&model.pretrained, template);
+    let student =
+        (if collection.student.is_some() { &collection.student } else { &model.pretrained }, template);
+    let teacher = (&collection.teacher_model, teachers);
+    let used: Vec<(&Option<PathBuf>, &String)> = match config.phase {
+        Some(Phase::Collect) => {
+            let of = |player: &Player| if *player == Player::Student { student } else { teacher };
+            collection.models.iter().map(of).collect()
+        }
+        Some(Phase::Finetune) => vec![base],
+        Some(Phase::Evaluate) => vec![(&evaluation.model, template)],
+        Some(Phase::Iterate) if iteration.last == Player::Student => {
+            vec![base, (&iteration.boosted, template)]
+        }
+        Some(Phase::Iterate) => vec![base, (&iteration.boosted, template), teacher],
+        Some(Phase::Convert) | None => vec![],
+    };
+    let mut others = vec![];
+    for (model, template) in used {
+        let Some(model) = model else { continue };
+        others.extend(TrainedOn::other_than(template, model)?.filter(|other| !others.contains(other)));
+    }
+    Ok(others)
+}
+
+/// Tells of them on the terminal, once.
+#[expect(clippy::print_stderr, reason = "what a user should know about the models goes to the terminal")]
+pub(crate) fn warn(config: &RiseConfig, worker: &Worker) -> anyhow::Result<Vec<OtherTemplate>> {
+    let others = other_templates(config)?;
+    for other in others.iter().filter(|_| worker.peers.leads()) {
+        eprintln!(
+            "warning: {other}; unless this is meant, set chat.template, or collection.teacher_template"
+        );
+    }
+    Ok(others)
+}
 
 /// A model with all that it takes to answer.
 pub(crate) struct Local {

@@ -1,4 +1,4 @@
-use ruminate_datasets::chat::{ChatTemplate, Message};
+use ruminate_datasets::chat::{ChatTemplate, Message, TrainedOn};
 use ruminate_datasets::environments::Benchmark;
 use ruminate_datasets::mario::{
     MarioDataset, MarioRow, ResponseFormat, read_few_shot, read_gold, read_masked_tsv, read_responses,
@@ -248,6 +248,15 @@ fn chat_templates() {
         let template = ChatTemplate::open(path.parent().unwrap_or(path))?;
         template.prompt(&dialogue)?;
         template.conversation(&dialogue)?;
+        Ok(())
+    });
+}
+
+#[test]
+fn what_a_checkpoint_was_trained_on() {
+    let (name, bytes) = TrainedOn { template: "llama-2".into() }.file();
+    Fuzz::new(&name, vec![bytes], 1000).run(folder(), |path| {
+        TrainedOn::other_than("zephyr", path.parent().unwrap_or(path))?;
         Ok(())
     });
 }

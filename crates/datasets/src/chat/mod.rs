@@ -21,6 +21,7 @@ mod date;
 mod jinja;
 mod labels;
 mod named;
+mod trained;
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -29,6 +30,7 @@ pub use crate::teacher::Message;
 pub use jinja::JinjaTemplate;
 pub use labels::{IGNORED, labels, trained_tokens};
 pub use named::NamedTemplate;
+pub use trained::{OtherTemplate, TrainedOn};
 
 /// The result of rendering.
 pub type Result<T> = std::result::Result<T, ChatError>;

@@ -14,7 +14,8 @@ use crate::{Result, Side, TokenId, Tokenizer};
 pub(crate) struct LlamaSteps<'a> {
     model: &'a Llama,
     layers: Vec<LayerCache>,
-    output: Packed,
+    /// The output matrix; none where the first token is the last.
+    output: Option<Packed>,
     /// The turns of all positions.
     rotation: Rotation,
     /// Score offsets `[rows, 1, 1, given + new]` that hide padding, where there is some.
@@ -79,15 +80,12 @@ impl Decoder for Llama {
         };
         let pass = self.pass(&batch, 0.0)?;
         let (states, cache) = self.stack.forward_behind(self.embed(&batch.ids)?, &pass, None)?;
-        let output = Packed::new(&[self.output()])?;
         let last = states.f_select(1, given - 1)?;
-        let logits = spread(&output.linear(&last)?.f_to_kind(Kind::Float)?)?;
-
-        let layers = self.stack.blocks.iter().zip(&cache);
-        let layers = layers
-            // The last new token is never read.
-            .map(|(block, prompts)| LayerCache::new(block, prompts, each, new - 1))
-            .collect::<Result<_>>()?;
+        let output = if new > 1 { Some(Packed::new(&[self.output()])?) } else { None };
+        let logits = spread(&self.logits_by(output.as_ref(), &last)?)?;
+        // The last new token is never read.
+        let layers = cache.iter().map(|prompts| LayerCache::new(prompts, each, new - 1));
+        let layers = layers.collect::<Result<_>>()?;
         let all = Tensor::f_arange(given + new, (Kind::Int64, self.device))?.f_unsqueeze(0)?;
         let (mut mask, mut positions, mut padding) = (None, None, None);
         if padded(&batch) {
@@ -100,6 +98,16 @@ impl Decoder for Llama {
         let rotation = Rotation::new(&self.config, &all, self.kind)?;
         let steps = LlamaSteps { model: self, layers, output, rotation, mask, positions, given, read: 0 };
         Ok(Started { steps, logits, given: spread(&batch.ids)?, padding })
+    }
+}
+
+impl Llama {
+    /// As [`logits`](Self::logits), by a packed output matrix where there is one.
+    fn logits_by(&self, output: Option<&Packed>, states: &Tensor) -> Result<Tensor> {
+        match output {
+            Some(output) => Ok(output.linear(states)?.f_to_kind(Kind::Float)?),
+            None => self.logits(states),
+        }
     }
 }
 
@@ -124,7 +132,7 @@ impl Steps for LlamaSteps<'_> {
         }
         self.read += 1;
         let states = self.model.stack.final_norm.forward(&x)?.f_squeeze_dim(1)?;
-        Ok(self.output.linear(&states)?.f_to_kind(Kind::Float)?)
+        self.model.logits_by(self.output.as_ref(), &states)
     }
 
     fn reorder(&mut self, rows: &Tensor) -> Result<()> {

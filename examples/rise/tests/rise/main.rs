@@ -7,3 +7,4 @@ mod real_data;
 #[allow(dead_code, reason = "it also serves other tests")]
 mod stub;
 mod support;
+mod templates;

@@ -10,7 +10,8 @@ use crate::llama::rope::Rotation;
 /// What a block needs for steps.
 #[derive(Debug)]
 pub(in crate::llama) struct LayerCache {
-    weights: StepWeights,
+    /// Packed by the first step: a call that wants one token has none.
+    weights: Option<StepWeights>,
     /// Keys and values of the prompts `[prompts, ...]`, where several rows share them.
     shared: Option<KeyValues>,
     /// Those of each row: of its new tokens, and before them of its prompt where nobody shares it.
@@ -39,22 +40,21 @@ pub(in crate::llama) struct Place {
 
 impl LayerCache {
     /// With the prompts' keys and values `[prompts, heads, given, head_dim]`, each for `each` rows, and room for `new` more.
-    pub(in crate::llama) fn new(block: &Block, prompts: &KeyValues, each: i64, new: i64) -> Result<Self> {
-        let weights = StepWeights::new(block)?;
+    pub(in crate::llama) fn new(prompts: &KeyValues, each: i64, new: i64) -> Result<Self> {
         let (count, heads, given, width) = prompts.keys.size4()?;
         let room = |time: i64| -> Result<KeyValues> {
-            let zeros = || prompts.keys.f_new_zeros([count * each, heads, time, width], options(prompts));
-            Ok(KeyValues { keys: zeros()?, values: zeros()? })
+            let empty = || prompts.keys.f_new_empty([count * each, heads, time, width], options(prompts));
+            Ok(KeyValues { keys: empty()?, values: empty()? })
         };
         if each > 1 {
             let KeyValues { keys, values } = prompts;
             let shared = KeyValues { keys: keys.f_contiguous()?, values: values.f_contiguous()? };
-            return Ok(Self { weights, shared: Some(shared), own: room(new)? });
+            return Ok(Self { weights: None, shared: Some(shared), own: room(new)? });
         }
         let own = room(given + new)?;
         own.keys.f_narrow(2, 0, given)?.f_copy_(&prompts.keys)?;
         own.values.f_narrow(2, 0, given)?.f_copy_(&prompts.values)?;
-        Ok(Self { weights, shared: None, own })
+        Ok(Self { weights: None, shared: None, own })
     }
 
     pub(in crate::llama) fn select_rows(&mut self, rows: &Tensor) -> Result<()> {
@@ -128,16 +128,22 @@ impl Block {
         mask: Option<&Tensor>,
     ) -> Result<Tensor> {
         let (rows, heads, shared) = (x.size()[0], self.heads, self.key_value_heads);
-        let parts = cache.weights.qkv.linear(&self.attention_norm.forward(x)?)?;
+        let weights = match cache.weights.take() {
+            Some(weights) => weights,
+            None => StepWeights::new(self)?,
+        };
+        let parts = weights.qkv.linear(&self.attention_norm.forward(x)?)?;
         let parts = parts.f_view_([rows, 1, heads + 2 * shared, -1])?;
         let turned = rotation.rotate(&parts.f_narrow(2, 0, heads + shared)?)?;
         let queries = turned.f_narrow(2, 0, heads)?.f_contiguous()?.f_mul_scalar(self.scale())?;
         let keys = turned.f_narrow(2, heads, shared)?.f_squeeze_dim(1)?;
         let values = parts.f_narrow(2, heads + shared, shared)?.f_squeeze_dim(1)?;
         let context = cache.attend(&queries, (&keys, &values), place, mask)?;
-        let x = x.f_add(&cache.weights.o.linear(&context)?)?;
-        let halves = cache.weights.dense_in.linear(&self.dense_norm.forward(&x)?)?.f_chunk(2, -1)?;
+        let x = x.f_add(&weights.o.linear(&context)?)?;
+        let halves = weights.dense_in.linear(&self.dense_norm.forward(&x)?)?.f_chunk(2, -1)?;
         let inner = halves[0].f_silu()?.f_mul(&halves[1])?;
-        Ok(x.f_add(&cache.weights.down.linear(&inner)?)?)
+        let x = x.f_add(&weights.down.linear(&inner)?)?;
+        cache.weights = Some(weights);
+        Ok(x)
     }
 }
