@@ -36,9 +36,7 @@ impl Batch {
     /// # Errors
     /// When there is no row, or a row is empty: such a row has nothing that attention could look at.
     pub fn new<R: AsRef<[TokenId]>>(rows: &[R], pad: TokenId, side: Side, device: Device) -> Result<Self> {
-        if let Some(i) = rows.iter().position(|r| r.as_ref().is_empty()) {
-            return Err(Error::invalid("batch", format!("row {i} of {} has no token", rows.len())));
-        }
+        check_rows(rows)?;
         let (ids, width) = pad_rows(rows, pad, side)?;
         let mask: Vec<i64> = rows
             .iter()
@@ -106,6 +104,25 @@ impl Labels {
         let zeros = Tensor::f_zeros([flat], (values.kind(), values.device()))?;
         Ok(zeros.f_index_copy(0, &self.positions, values)?.f_view_(self.ids.size())?)
     }
+}
+
+/// Refuses rows without a token: there is nothing in them that attention could look at.
+pub(crate) fn check_rows<R: AsRef<[TokenId]>>(rows: &[R]) -> Result<()> {
+    match rows.iter().position(|row| row.as_ref().is_empty()) {
+        Some(i) => Err(Error::invalid("batch", format!("row {i} of {} has no token", rows.len()))),
+        None => Ok(()),
+    }
+}
+
+/// Refuses ids outside the vocabulary.
+pub(crate) fn check_ids<R: AsRef<[TokenId]>>(vocab: i64, rows: &[R]) -> Result<()> {
+    for (i, row) in rows.iter().enumerate() {
+        if let Some(id) = row.as_ref().iter().find(|&&id| id < 0 || id >= vocab) {
+            let reason = format!("row {i} holds id {id}, outside the vocabulary of {vocab}");
+            return Err(Error::invalid("batch", reason));
+        }
+    }
+    Ok(())
 }
 
 /// Flattened rows, padded to the longest, and that length.

@@ -5,6 +5,7 @@ pub mod checkpoint;
 mod error;
 mod generation;
 mod llama;
+mod packing;
 mod parameters;
 mod policy;
 mod resize;

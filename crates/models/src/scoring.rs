@@ -3,7 +3,7 @@
 use tch::{Device, Tensor};
 
 use crate::policy::{check_targets, label_scores};
-use crate::{Error, Labels, Result, T5, TokenId};
+use crate::{Error, IGNORED, Result, T5, TokenId};
 
 /// A model that judges given answers.
 pub trait ScoreChoices {
@@ -25,10 +25,8 @@ impl ScoreChoices for T5 {
     fn choice_log_probs(&self, prompts: &[Vec<TokenId>], choices: &[Vec<Vec<TokenId>>]) -> Result<Tensor> {
         let capacity = check_choices(prompts, choices)?;
         let targets = padded_targets(choices, capacity)?;
-        check_targets(self.config().vocab_size, &targets)?;
-        let labels = Labels::new(&targets, self.device())?;
-        let encoded = self.encode(&self.batch(prompts)?)?;
-        let states = self.decode(&encoded, &self.shift_right(&labels.ids)?)?;
+        let rows: Vec<&[TokenId]> = prompts.iter().map(Vec::as_slice).collect();
+        let (states, labels) = self.target_states(&rows, &targets)?;
         let (log_probs, _) = label_scores(&states, self.output_projection(), &labels, false)?;
         Ok(log_probs.f_view_([prompts.len() as i64, capacity as i64, -1])?)
     }
@@ -38,11 +36,10 @@ impl ScoreChoices for T5 {
         let rows: Vec<&[TokenId]> = tokens.iter().map(Vec::as_slice).collect();
         check_targets(self.config().vocab_size, &rows)?;
         let ids = padded_tokens(tokens, capacity, self.device())?;
-        let batch = prompts.len() as i64;
-        let start = self.config().decoder_start_token_id;
-        let start = Tensor::f_full([batch, 1], start, (tch::Kind::Int64, self.device()))?;
-        let states = self.decode(&self.encode(&self.batch(prompts)?)?, &start)?.f_squeeze_dim(1)?;
-        let mut logits: Vec<Vec<f32>> = Vec::try_from(self.logits_of(&states, &ids)?)?;
+        let rows: Vec<&[TokenId]> = prompts.iter().map(Vec::as_slice).collect();
+        let first: &[TokenId] = &[IGNORED];
+        let (states, _) = self.target_states(&rows, &vec![first; rows.len()])?;
+        let mut logits: Vec<Vec<f32>> = Vec::try_from(self.logits_of(&states.f_squeeze_dim(1)?, &ids)?)?;
         logits.iter_mut().zip(tokens).for_each(|(row, tokens)| row.truncate(tokens.len()));
         Ok(logits)
     }

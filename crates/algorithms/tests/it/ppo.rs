@@ -104,8 +104,12 @@ pub(crate) fn of_ranks(policy: T5, batch_size: usize) -> Result<Ppo<T5, (), Shar
 
 /// Runs it; the share of good tokens before and after.
 fn gain(config: PpoConfig, scale: f32, trainer: &TrainerConfig) -> (f64, f64, Recorder) {
+    gain_from(1, config, scale, trainer)
+}
+
+fn gain_from(seed: i64, config: PpoConfig, scale: f32, trainer: &TrainerConfig) -> (f64, f64, Recorder) {
     let folder = tempfile::tempdir().unwrap();
-    let mut ppo = ppo(config, scale, 1).unwrap();
+    let mut ppo = ppo(config, scale, seed).unwrap();
     let before = ppo.evaluate(0, &mut Silent).unwrap().score;
     let mut seen = Recorder::default();
     Trainer::new(trainer.clone(), folder.path()).unwrap().fit(&mut ppo, &mut seen).unwrap();
@@ -145,12 +149,20 @@ fn the_policy_learns_what_is_rewarded_and_its_opposite() {
     assert!(seen.series("train/approx_kl").iter().all(|&kl| kl >= 0.0));
 }
 
+/// Whitened advantages of a constant reward are noise, so each run wanders; what it must not have is a direction.
 #[test]
 fn a_constant_reward_teaches_nothing() {
     let _alone = alone();
-    let trainer = TrainerConfig { lr: 3e-3, eval_every: 1000, ..short(25) };
-    let (before, after, _) = gain(config(), 0.0, &trainer);
-    assert!((after - before).abs() < 0.25, "{before} {after}");
+    let trainer = TrainerConfig { lr: 1e-3, eval_every: 1000, ..short(25) };
+    let gains: Vec<f64> = (1..=12)
+        .map(|seed| {
+            let (before, after, _) = gain_from(seed, config(), 0.0, &trainer);
+            after - before
+        })
+        .collect();
+    assert!((gains.iter().sum::<f64>() / 12.0).abs() < 0.35, "{gains:?}");
+    let (before, after, _) = gain(config(), 1.0, &trainer);
+    assert!(after > before + 0.35, "{before} {after}");
 }
 
 #[test]

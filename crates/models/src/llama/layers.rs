@@ -58,6 +58,51 @@ pub(super) struct Pass {
     pub(super) mask: Option<Tensor>,
     /// Dropout rate on probabilities.
     pub(super) dropout: f64,
+    /// The rows, where all tokens come as one; otherwise there are none.
+    pub(super) rectangles: Vec<Rectangle>,
+}
+
+/// Rows of a pass whose tokens come one behind the other, `[1, tokens, hidden]`.
+#[derive(Debug)]
+pub(super) struct Rectangle {
+    pub(super) rows: i64,
+    pub(super) time: i64,
+    /// As in [`Pass`].
+    pub(super) mask: Option<Tensor>,
+}
+
+impl Pass {
+    /// Attention within each rectangle: queries `[1, tokens, heads, head_dim]`, keys and values of one row, and the result
+    /// `[1, tokens, heads * head_dim]`.
+    fn attend_apart(&self, queries: &Tensor, own: &KeyValues) -> Result<Tensor> {
+        let sizes: Vec<i64> = self.rectangles.iter().map(|r| r.rows * r.time).collect();
+        let parts = |t: &Tensor, dim| t.f_split_with_sizes(sizes.as_slice(), dim);
+        let (queries, keys, values) = (parts(queries, 1)?, parts(&own.keys, 2)?, parts(&own.values, 2)?);
+        let mut contexts = vec![];
+        for (((r, queries), keys), values) in self.rectangles.iter().zip(queries).zip(keys).zip(values) {
+            let (_, _, heads, width) = queries.size4()?;
+            let queries = queries.f_view_([r.rows, r.time, heads, width])?;
+            let rows = |t: &Tensor| -> Result<Tensor> {
+                let t = t.f_transpose(1, 2)?.f_view_([r.rows, r.time, -1, width])?;
+                Ok(t.f_transpose(1, 2)?)
+            };
+            let own = KeyValues { keys: rows(&keys)?, values: rows(&values)? };
+            let context = attention(&queries, &[&own], r.mask.as_ref(), self.dropout)?;
+            contexts.push(context.f_view_([1, r.rows * r.time, -1])?);
+        }
+        Ok(Tensor::f_cat(&contexts, 1)?)
+    }
+
+    fn share(&self) -> Self {
+        let share = |mask: &Option<Tensor>| mask.as_ref().map(Tensor::shallow_clone);
+        let rectangle = |r: &Rectangle| Rectangle { mask: share(&r.mask), ..*r };
+        Self {
+            rotation: self.rotation.share(),
+            mask: share(&self.mask),
+            dropout: self.dropout,
+            rectangles: self.rectangles.iter().map(rectangle).collect(),
+        }
+    }
 }
 
 /// Attention of queries `[rows, time, heads, head_dim]`, already divided by `sqrt(head_dim)`, to the keys of all parts, one
@@ -214,8 +259,12 @@ impl Block {
             keys: pass.rotation.rotate(&heads(&self.k, self.key_value_heads)?)?.f_transpose(1, 2)?,
             values: heads(&self.v, self.key_value_heads)?.f_transpose(1, 2)?,
         };
-        let parts: Vec<&KeyValues> = prefix.into_iter().chain([&own]).collect();
-        let context = attention(&queries, &parts, pass.mask.as_ref(), pass.dropout)?;
+        let context = if pass.rectangles.is_empty() {
+            let parts: Vec<&KeyValues> = prefix.into_iter().chain([&own]).collect();
+            attention(&queries, &parts, pass.mask.as_ref(), pass.dropout)?
+        } else {
+            pass.attend_apart(&queries, &own)?
+        };
         let x = x.f_add(&linear(&context, &self.o)?)?;
         let normed = self.dense_norm.forward(&x)?;
         let inner = linear(&normed, &self.gate)?.f_silu()?.f_mul(&linear(&normed, &self.up)?)?;
@@ -224,14 +273,9 @@ impl Block {
 
     /// As `forward`, keeping only what goes in for the backward pass, which runs the block again.
     fn forward_recomputed(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
-        let block = self.share();
-        let [cos, sin] = pass.rotation.tensors();
-        let inputs: Vec<&Tensor> = [x, cos, sin].into_iter().chain(&pass.mask).collect();
-        let dropout = pass.dropout;
-        ruminate_torch::checkpoint(&inputs, move |inputs| -> Result<Tensor> {
-            let rotation = Rotation::from_tensors(&inputs[1], &inputs[2]);
-            let mask = inputs.get(3).map(Tensor::shallow_clone);
-            Ok(block.forward(&inputs[0], &Pass { rotation, mask, dropout }, None)?.0)
+        let (block, pass) = (self.share(), pass.share());
+        ruminate_torch::checkpoint(&[x], move |inputs| -> Result<Tensor> {
+            Ok(block.forward(&inputs[0], &pass, None)?.0)
         })
     }
 

@@ -13,6 +13,7 @@ use std::path::Path;
 use ruminate_torch::linear;
 use tch::{Device, Kind, Tensor};
 
+use crate::batch::check_ids;
 use crate::checkpoint::{Builder, SHARD_BYTES, Weights, read_json, write_model};
 use crate::parameters::{Init, Parameters, seeded};
 use crate::{Batch, Error, Result, Side, TokenId, Tokenizer};
@@ -159,13 +160,7 @@ impl Llama {
     /// # Errors
     /// When a row is empty or holds an id outside the vocabulary.
     pub fn batch<R: AsRef<[TokenId]>>(&self, rows: &[R], side: Side) -> Result<Batch> {
-        for (i, row) in rows.iter().enumerate() {
-            if let Some(id) = row.as_ref().iter().find(|&&id| id < 0 || id >= self.config.vocab_size) {
-                let reason =
-                    format!("row {i} holds id {id}, outside the vocabulary of {}", self.config.vocab_size);
-                return Err(Error::invalid("batch", reason));
-            }
-        }
+        check_ids(self.config.vocab_size, rows)?;
         Batch::new(rows, self.pad(), side, self.device)
     }
 
@@ -220,12 +215,18 @@ impl Llama {
 
     /// A pass over rows whose padding, if any, is on the right, where no real token sees it.
     fn plain_pass(&self, rows: i64, time: i64, dropout: f64) -> Result<Pass> {
+        let mask = self.plain_mask(rows, time, dropout)?;
+        let positions = Tensor::f_arange(time, (Kind::Int64, self.device))?.f_unsqueeze(0)?;
+        let rotation = Rotation::new(&self.config, &positions, self.kind)?;
+        Ok(Pass { rotation, mask, dropout, rectangles: vec![] })
+    }
+
+    /// The mask of such rows, where attention needs one.
+    fn plain_mask(&self, rows: i64, time: i64, dropout: f64) -> Result<Option<Tensor>> {
         let windowed = self.config.sliding_window.is_some_and(|window| window < time);
         let scores = rows * self.config.num_attention_heads * time * time;
         let unmasked = !windowed && dropout == 0.0 && fused(self.device, scores);
-        let mask = if unmasked { None } else { Some(self.causal(time, time)?) };
-        let positions = Tensor::f_arange(time, (Kind::Int64, self.device))?.f_unsqueeze(0)?;
-        Ok(Pass { rotation: Rotation::new(&self.config, &positions, self.kind)?, mask, dropout })
+        Ok(if unmasked { None } else { Some(self.causal(time, time)?) })
     }
 
     /// A pass over rows with padding anywhere.
@@ -238,7 +239,7 @@ impl Llama {
         let positions = mask.f_cumsum(1, Kind::Int64)?.f_sub_scalar(1)?.f_clamp_min(0)?;
         let mask = self.hidden(mask)?.f_add(&self.causal(time, time)?)?;
         let rotation = Rotation::new(&self.config, &positions, self.kind)?;
-        Ok(Pass { rotation, mask: Some(mask), dropout })
+        Ok(Pass { rotation, mask: Some(mask), dropout, rectangles: vec![] })
     }
 
     /// Score offsets `[1, 1, time, keys]` that hide the future and what is behind the window.

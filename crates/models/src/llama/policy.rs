@@ -4,9 +4,11 @@ use std::path::Path;
 
 use tch::{Device, Kind, Tensor};
 
-use super::Llama;
-use super::layers::{KeyValues, Pass};
+use super::layers::{KeyValues, Pass, Rectangle};
 use super::rope::Rotation;
+use super::{Llama, LlamaConfig};
+use crate::batch::check_ids;
+use crate::packing::{groups, push, spare, unpack};
 use crate::policy::{check_targets, label_scores, logit_statistics, targets_of_each};
 use crate::scoring::{check_choices, padded_targets, padded_tokens};
 use crate::{
@@ -135,7 +137,8 @@ impl Llama {
         Ok((states, labels))
     }
 
-    /// Each prompt in one row with its target, padded on the right.
+    /// Each prompt in one row with its target. Rows of different lengths are hardly padded, and on the right, where no real token
+    /// sees it.
     fn joined_states(
         &self,
         prompts: &[&[TokenId]],
@@ -143,29 +146,46 @@ impl Llama {
         targets: &[&[TokenId]],
         time: i64,
     ) -> Result<Tensor> {
-        let prompt_of = |row: usize| prompts[row / each];
-        let read = |id: &TokenId| if *id == IGNORED { self.pad() } else { *id };
+        check_ids(self.config.vocab_size, prompts)?;
         // The last token of a target predicts nothing that is asked for.
-        let row = |(i, target): (usize, &&[TokenId])| -> Vec<TokenId> {
-            let inputs = target.iter().take(target.len().saturating_sub(1));
-            prompt_of(i).iter().copied().chain(inputs.map(read)).collect()
-        };
-        let rows: Vec<Vec<TokenId>> = targets.iter().enumerate().map(row).collect();
-        let batch = self.batch(&rows, Side::Right)?;
-        let (count, width) = batch.ids.size2()?;
-        let states = self.stack.forward(
-            self.embed(&batch.ids)?,
-            &self.plain_pass(count, width, self.dropout())?,
-            None,
-        )?;
-        let places: Vec<i64> = (0..targets.len())
-            .flat_map(|row| {
-                let first = prompt_of(row).len() as i64 - 1;
-                (0..time).map(move |t| row as i64 * width + (first + t).min(width - 1))
-            })
+        let read = |target: &[TokenId]| target.len().saturating_sub(1);
+        let sizes: Vec<[i64; 2]> = targets
+            .iter()
+            .enumerate()
+            .map(|(row, target)| [(prompts[row / each].len() + read(target)) as i64, 0])
             .collect();
-        let places = Tensor::f_from_slice(&places)?.f_to_device(self.device)?;
-        Ok(states.f_flatten(0, 1)?.f_index_select(0, &places)?.f_view_([count, time, -1])?)
+        let groups = groups(&sizes, spare(self.block_parameters(), self.device));
+        let (mut ids, mut positions) = (vec![], vec![]);
+        let (mut begins, mut ends) = (vec![0; targets.len()], vec![0; targets.len()]);
+        let mut rectangles = vec![];
+        for group in groups {
+            let width = group.iter().map(|&row| sizes[row][0]).max().unwrap_or(0);
+            for &row in &group {
+                let (prompt, target) = (prompts[row / each], targets[row]);
+                let first = ids.len() as i64;
+                begins[row] = first + prompt.len() as i64 - 1;
+                ends[row] = first + width;
+                let target = target[..read(target)].iter();
+                let target = target.map(|&id| if id == IGNORED { self.pad() } else { id });
+                push(&mut ids, prompt.iter().copied().chain(target), width, self.pad());
+                positions.extend(0..width);
+            }
+            let mask = self.plain_mask(group.len() as i64, width, self.dropout())?;
+            rectangles.push(Rectangle { rows: group.len() as i64, time: width, mask });
+        }
+        let row = |flat: &[i64]| Tensor::f_from_slice(flat)?.f_unsqueeze(0)?.f_to_device(self.device);
+        let rotation = Rotation::new(&self.config, &row(&positions)?, self.kind)?;
+        let pass = Pass { rotation, mask: None, dropout: self.dropout(), rectangles };
+        let states = self.stack.forward(self.embed(&row(&ids)?)?, &pass, None)?;
+        unpack(&states.f_squeeze_dim(0)?, &begins, &ends, time)
+    }
+
+    /// Parameters of a block.
+    fn block_parameters(&self) -> i64 {
+        let LlamaConfig { hidden_size, vocab_size, num_hidden_layers, tie_word_embeddings, .. } = self.config;
+        let matrices = if tie_word_embeddings { 1 } else { 2 };
+        let all = self.parameters.count() as i64 - matrices * vocab_size * hidden_size;
+        all / num_hidden_layers.max(1)
     }
 
     /// The same states where consecutive targets share a prompt, which is read once.
@@ -188,7 +208,7 @@ impl Llama {
         let ahead = Tensor::f_arange(time - 1, (Kind::Int64, self.device))?;
         let positions = spread(&prefix.lengths)?.f_unsqueeze(1)?.f_add(&ahead)?;
         let rotation = Rotation::new(&self.config, &positions, self.kind)?;
-        let pass = Pass { rotation, mask: Some(mask), dropout: self.dropout() };
+        let pass = Pass { rotation, mask: Some(mask), dropout: self.dropout(), rectangles: vec![] };
         let (rest, _) = self.stack.forward_behind(self.embed(&inputs)?, &pass, Some(&prefix.layers))?;
         Ok(Tensor::f_cat(&[first, rest], 1)?)
     }

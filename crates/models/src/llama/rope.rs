@@ -238,11 +238,7 @@ impl Rotation {
         Ok(Self { cos: self.cos.f_narrow(1, position, 1)?, sin: self.sin.f_narrow(1, position, 1)? })
     }
 
-    pub(super) fn tensors(&self) -> [&Tensor; 2] {
-        [&self.cos, &self.sin]
-    }
-
-    pub(super) fn from_tensors(cos: &Tensor, sin: &Tensor) -> Self {
-        Self { cos: cos.shallow_clone(), sin: sin.shallow_clone() }
+    pub(super) fn share(&self) -> Self {
+        Self { cos: self.cos.shallow_clone(), sin: self.sin.shallow_clone() }
     }
 }

@@ -67,47 +67,76 @@ impl Attention {
         Ok(x.f_view_([batch, time, self.heads, -1])?.f_transpose(1, 2)?)
     }
 
-    /// Keys and values of the attended states, `[batch, heads, time, d_kv]` each.
+    /// Keys and values of the attended states `[batch, time, d_model]`, `[batch, heads, time, d_kv]` each.
     fn keys_values(&self, states: &Tensor) -> Result<(Tensor, Tensor)> {
         Ok((self.split(&linear(states, &self.k)?)?, self.split(&linear(states, &self.v)?)?))
     }
 
-    /// Attention of `x` `[rows, time, d_model]` to keys and values `[batch, heads, keys, d_kv]`, where `rows` is a
-    /// multiple of `batch`: consecutive rows share the keys and values of one batch entry without copies.
-    fn attend(
-        &self,
-        x: &Tensor,
-        keys: &Tensor,
-        values: &Tensor,
-        bias: &Tensor,
-        dropout: f64,
-    ) -> Result<Tensor> {
-        Ok(linear(&attention(&linear(x, &self.q)?, keys, values, bias, dropout)?, &self.o)?)
+    /// Attention of `x` to `states`, both `[tokens, d_model]`, within each of the rectangles in which they lie.
+    fn attend(&self, x: &Tensor, states: &Tensor, rectangles: &[Rectangle], dropout: f64) -> Result<Tensor> {
+        let parts = |x: &Tensor, weight: &Tensor, sizes: Vec<i64>| -> Result<Vec<Tensor>> {
+            let x = linear(x, weight)?;
+            Ok(if sizes.len() == 1 { vec![x] } else { x.f_split_with_sizes(&sizes, 0)? })
+        };
+        let own = || rectangles.iter().map(|r| r.rows * r.time).collect();
+        let other = || rectangles.iter().map(|r| r.batch * r.keys).collect();
+        let queries = parts(x, &self.q, own())?;
+        let (keys, values) = (parts(states, &self.k, other())?, parts(states, &self.v, other())?);
+        let mut contexts = vec![];
+        for (((r, queries), keys), values) in rectangles.iter().zip(queries).zip(keys).zip(values) {
+            let queries = queries.f_view_([r.rows, r.time, -1])?;
+            let keys = self.split(&keys.f_view_([r.batch, r.keys, -1])?)?;
+            let values = self.split(&values.f_view_([r.batch, r.keys, -1])?)?;
+            contexts.push(attention(&queries, &keys, &values, r.bias.as_ref(), dropout)?.f_flatten(0, 1)?);
+        }
+        let context = if contexts.len() == 1 { contexts.remove(0) } else { Tensor::f_cat(&contexts, 0)? };
+        Ok(linear(&context, &self.o)?)
     }
 }
 
-/// Attention of queries `[rows, time, heads * d_kv]`, for [`Attention::attend`]; the result has their shape.
+/// Tokens that attention takes together: `rows` times `time` queries, and `batch` times `keys` that they look at. `rows` is a
+/// multiple of `batch`: consecutive rows share the keys and values of one batch entry without copies.
+#[derive(Debug)]
+pub(super) struct Rectangle {
+    pub(super) rows: i64,
+    pub(super) time: i64,
+    pub(super) batch: i64,
+    pub(super) keys: i64,
+    /// Position bias and mask, broadcastable to `[batch, heads, time, keys]`.
+    pub(super) bias: Option<Tensor>,
+}
+
+impl Rectangle {
+    /// Rows that look at themselves.
+    pub(super) fn own(rows: i64, time: i64, bias: Tensor) -> Self {
+        Self { rows, time, batch: rows, keys: time, bias: Some(bias) }
+    }
+}
+
+/// Attention of queries `[rows, time, heads * d_kv]` to keys and values `[batch, heads, keys, d_kv]`; the result has the
+/// shape of the queries.
 fn attention(
     queries: &Tensor,
     keys: &Tensor,
     values: &Tensor,
-    bias: &Tensor,
+    bias: Option<&Tensor>,
     dropout: f64,
 ) -> Result<Tensor> {
     let (rows, time, inner) = queries.size3()?;
     let (batch, heads, _, _) = keys.size4()?;
     let shared_by = rows / batch;
     let q = queries.f_view_([batch, shared_by * time, heads, -1])?.f_transpose(1, 2)?;
-    let trains = bias.requires_grad() || q.requires_grad() || dropout > 0.0;
+    let trains = bias.is_some_and(Tensor::requires_grad) || q.requires_grad() || dropout > 0.0;
     let scores = rows * time * heads * keys.size()[2];
     let context = if trains || (q.device() == Device::Cpu && scores <= SCORES) {
-        let scores = matmul(&q, &keys.f_transpose(2, 3)?)?.f_add(bias)?;
+        let scores = matmul(&q, &keys.f_transpose(2, 3)?)?;
+        let scores = bias.map_or(Ok(scores.shallow_clone()), |bias| scores.f_add(bias))?;
         // Softmax in float32 whatever the precision of the products.
         let probs = scores.f_softmax(-1, Kind::Float)?.f_to_kind(values.kind())?;
         matmul(&drop_out(&probs, dropout)?, values)?
     } else {
-        let bias = bias.f_to_kind(q.kind())?;
-        Tensor::f_scaled_dot_product_attention(&q, keys, values, Some(&bias), 0.0, false, 1.0, false)?
+        let bias = bias.map(|bias| bias.f_to_kind(q.kind())).transpose()?;
+        Tensor::f_scaled_dot_product_attention(&q, keys, values, bias.as_ref(), 0.0, false, 1.0, false)?
     };
     Ok(context.f_transpose(1, 2)?.f_reshape([rows, time, inner])?)
 }
@@ -225,12 +254,21 @@ struct Block {
     dense: Dense,
 }
 
-/// What the blocks add to attention scores, made once per forward pass.
-pub(super) struct Masks<'a> {
-    /// Position bias and mask of the self-attention, broadcastable to `[batch, heads, time, time]`.
-    pub(super) own: &'a Tensor,
+/// How the tokens of a forward pass lie, one rectangle behind the other.
+#[derive(Debug)]
+pub(super) struct Layout {
+    /// Of the self-attention.
+    pub(super) own: Vec<Rectangle>,
+    /// Of the attention to the encoder's states; in the encoder there is none.
+    pub(super) cross: Vec<Rectangle>,
+}
+
+/// What a step adds to attention scores.
+struct Masks<'a> {
+    /// Position bias `[1, heads, 1, time]`.
+    own: &'a Tensor,
     /// Mask of the encoder states `[batch, 1, 1, source]`.
-    pub(super) source: Option<&'a Tensor>,
+    source: &'a Tensor,
 }
 
 impl Block {
@@ -249,21 +287,13 @@ impl Block {
         Ok(Self { self_norm, self_attention, cross, dense_norm, dense })
     }
 
-    /// One block over whole sequences. `source` are the encoder states that a decoder block attends to.
-    fn forward(
-        &self,
-        x: &Tensor,
-        source: Option<&Tensor>,
-        masks: &Masks<'_>,
-        dropout: f64,
-    ) -> Result<Tensor> {
+    /// One block over whole sequences, `[tokens, d_model]`. `source` are the encoder states that a decoder block attends to.
+    fn forward(&self, x: &Tensor, source: Option<&Tensor>, layout: &Layout, dropout: f64) -> Result<Tensor> {
         let normed = self.self_norm.forward(x)?;
-        let (keys, values) = self.self_attention.keys_values(&normed)?;
-        let out = self.self_attention.attend(&normed, &keys, &values, masks.own, dropout)?;
+        let out = self.self_attention.attend(&normed, &normed, &layout.own, dropout)?;
         let mut x = x.f_add(&drop_out(&out, dropout)?)?;
-        if let (Some((norm, attention)), Some(source), Some(mask)) = (&self.cross, source, masks.source) {
-            let (keys, values) = attention.keys_values(source)?;
-            let out = attention.attend(&norm.forward(&x)?, &keys, &values, mask, dropout)?;
+        if let (Some((norm, attention)), Some(source)) = (&self.cross, source) {
+            let out = attention.attend(&norm.forward(&x)?, source, &layout.cross, dropout)?;
             x = x.f_add(&drop_out(&out, dropout)?)?;
         }
         let out = self.dense.forward(&self.dense_norm.forward(&x)?, dropout)?;
@@ -279,11 +309,11 @@ impl Block {
         values.f_select(2, step)?.f_copy_(&parts.f_select(1, 2)?)?;
         let queries = parts.f_select(1, 0)?.f_flatten(1, 2)?.f_unsqueeze(1)?;
         let (keys, values) = (keys.f_narrow(2, 0, step + 1)?, values.f_narrow(2, 0, step + 1)?);
-        let context = attention(&queries, &keys, &values, masks.own, 0.0)?;
+        let context = attention(&queries, &keys, &values, Some(masks.own), 0.0)?;
         let mut x = x.f_add(&weights.o.linear(&context)?)?;
-        if let (Some((norm, _)), Some(mask)) = (&self.cross, masks.source) {
+        if let Some((norm, _)) = &self.cross {
             let queries = weights.cross_q.linear(&norm.forward(&x)?)?;
-            let context = attention(&queries, source_keys, source_values, mask, 0.0)?;
+            let context = attention(&queries, source_keys, source_values, Some(masks.source), 0.0)?;
             x = x.f_add(&weights.cross_o.linear(&context)?)?;
         }
         let normed = self.dense_norm.forward(&x)?;
@@ -350,13 +380,12 @@ impl Stack {
         })
     }
 
-    /// All blocks and the final norm over embedded tokens `[batch, time, d_model]`. `trace` receives the output of
-    /// every block.
+    /// All blocks and the final norm over embedded tokens `[tokens, d_model]`. `trace` receives the output of every block.
     pub(super) fn forward(
         &self,
         x: Tensor,
         source: Option<&Tensor>,
-        masks: &Masks<'_>,
+        layout: &Layout,
         dropout: f64,
         mut trace: Option<&mut Vec<Tensor>>,
     ) -> Result<Tensor> {
@@ -367,9 +396,9 @@ impl Stack {
             let view = source.map(Tensor::f_alias).transpose()?;
             let source = view.as_ref();
             x = if self.recompute {
-                block.forward_recomputed(&x, source, masks, dropout)?
+                block.forward_recomputed(&x, source, layout, dropout)?
             } else {
-                block.forward(&x, source, masks, dropout)?
+                block.forward(&x, source, layout, dropout)?
             };
             if let Some(trace) = trace.as_deref_mut() {
                 trace.push(x.shallow_clone());
@@ -406,7 +435,7 @@ impl Stack {
     pub(super) fn step(&self, x: Tensor, cache: &mut DecoderCache, source_mask: &Tensor) -> Result<Tensor> {
         let step = cache.step;
         let own = cache.bias.f_narrow(3, cache.max_time - 1 - step, step + 1)?;
-        let masks = Masks { own: &own, source: Some(source_mask) };
+        let masks = Masks { own: &own, source: source_mask };
         let mut x = x;
         for (block, layer) in self.blocks.iter().zip(&mut cache.layers) {
             x = block.step(&x, layer, step, &masks)?;

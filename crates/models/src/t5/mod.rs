@@ -12,6 +12,7 @@ use std::path::Path;
 use ruminate_torch::linear;
 use tch::{Device, Kind, Tensor};
 
+use crate::batch::check_ids;
 use crate::checkpoint::{Builder, SHARD_BYTES, Weights, write_model};
 use crate::parameters::{Init, Parameters, seeded};
 use crate::{Batch, Error, Result, Side, TokenId, Tokenizer};
@@ -19,7 +20,7 @@ use crate::{Batch, Error, Result, Side, TokenId, Tokenizer};
 pub use config::{FeedForward, T5Config};
 pub use decoding::Decoding;
 
-use layers::{Masks, Stack, causal_mask, padding_mask};
+use layers::{Layout, Rectangle, Stack, causal_mask, padding_mask};
 
 /// A T5. Parameters carry their Hugging Face names, so that folders written here load in `transformers` and theirs
 /// load here.
@@ -183,13 +184,7 @@ impl T5 {
     /// # Errors
     /// When a row is empty or holds an id outside the vocabulary.
     pub fn batch<R: AsRef<[TokenId]>>(&self, rows: &[R]) -> Result<Batch> {
-        for (i, row) in rows.iter().enumerate() {
-            if let Some(id) = row.as_ref().iter().find(|&&id| id < 0 || id >= self.config.vocab_size) {
-                let reason =
-                    format!("row {i} holds id {id}, outside the vocabulary of {}", self.config.vocab_size);
-                return Err(Error::invalid("batch", reason));
-            }
-        }
+        check_ids(self.config.vocab_size, rows)?;
         Batch::new(rows, self.config.pad_token_id, Side::Right, self.device)
     }
 
@@ -215,10 +210,11 @@ impl T5 {
         dropout: f64,
         trace: Option<&mut Vec<Tensor>>,
     ) -> Result<Encoded> {
+        let (rows, time) = source.ids.size2()?;
         let mask = padding_mask(&source.mask, self.kind)?;
-        let bias = self.encoder.position_bias.full(source.ids.size()[1])?.f_add(&mask)?;
-        let masks = Masks { own: &bias, source: None };
-        let states = self.encoder.forward(self.embed(&source.ids)?, None, &masks, dropout, trace)?;
+        let bias = self.encoder.position_bias.full(time)?.f_add(&mask)?;
+        let layout = Layout { own: vec![Rectangle::own(rows, time, bias)], cross: vec![] };
+        let states = self.run(&self.encoder, &source.ids, None, &layout, dropout, trace)?;
         Ok(Encoded { states, mask })
     }
 
@@ -245,9 +241,34 @@ impl T5 {
         let decoder = self.decoder()?;
         let (rows, time) = inputs.size2()?;
         check_rows(rows, &encoded.states)?;
+        let (batch, keys, _) = encoded.states.size3()?;
         let bias = decoder.position_bias.full(time)?.f_add(&causal_mask(time, (self.kind, self.device))?)?;
-        let masks = Masks { own: &bias, source: Some(&encoded.mask) };
-        decoder.forward(self.embed(inputs)?, Some(&encoded.states), &masks, self.dropout(), trace)
+        let mask = Some(encoded.mask.shallow_clone());
+        let layout = Layout {
+            own: vec![Rectangle::own(rows, time, bias)],
+            cross: vec![Rectangle { rows, time, batch, keys, bias: mask }],
+        };
+        let source = encoded.states.f_flatten(0, 1)?;
+        self.run(decoder, inputs, Some(&source), &layout, self.dropout(), trace)
+    }
+
+    /// One stack over rows of ids `[rows, time]`; its states and the traced ones are `[rows, time, d_model]`.
+    fn run(
+        &self,
+        stack: &Stack,
+        ids: &Tensor,
+        source: Option<&Tensor>,
+        layout: &Layout,
+        dropout: f64,
+        mut trace: Option<&mut Vec<Tensor>>,
+    ) -> Result<Tensor> {
+        let (rows, time) = ids.size2()?;
+        let embedded = self.embed(&ids.f_view_([-1])?)?;
+        let states = stack.forward(embedded, source, layout, dropout, trace.as_deref_mut())?;
+        for traced in trace.into_iter().flatten() {
+            *traced = traced.f_view_([rows, time, -1])?;
+        }
+        Ok(states.f_view_([rows, time, -1])?)
     }
 
     /// Vocabulary logits of decoder states `[..., d_model]`, in `f32`.

@@ -5,8 +5,14 @@ use std::path::Path;
 use tch::{Device, Tensor};
 
 use super::T5;
+use super::layers::{Layout, Rectangle, causal_mask, padding_mask};
+use crate::batch::{check_ids, check_rows};
+use crate::packing::{groups, push, spare, unpack};
 use crate::policy::{check_targets, label_scores, logit_statistics, targets_of_each};
-use crate::{Example, Labels, LogitStatistics, Parameters, Policy, Result, TokenId, TokenScores, Want};
+use crate::{
+    Batch, Example, IGNORED, Labels, LogitStatistics, Parameters, Policy, Result, Side, TokenId, TokenScores,
+    Want,
+};
 
 impl Policy for T5 {
     fn parameters(&self) -> &Parameters {
@@ -58,10 +64,9 @@ impl Policy for T5 {
         targets: &[&[TokenId]],
         want: Want,
     ) -> Result<TokenScores> {
-        targets_of_each(prompts.len(), targets.len())?;
-        let (states, labels, source) = self.target_states(prompts, targets)?;
+        let (states, labels) = self.target_states(prompts, targets)?;
         let (log_probs, entropy) = label_scores(&states, self.output_projection(), &labels, want.entropy)?;
-        let tokens = source + labels.count;
+        let tokens = prompts.iter().map(|prompt| prompt.len() as u64).sum::<u64>() + labels.count;
         Ok(TokenScores { log_probs, entropy, states: want.states.then_some(states), labels, tokens })
     }
 
@@ -81,12 +86,79 @@ impl Policy for T5 {
 }
 
 impl T5 {
-    /// The decoder's states `[batch, time, d_model]`, the targets, and the real tokens of the prompts.
-    fn target_states(&self, prompts: &[&[TokenId]], targets: &[&[TokenId]]) -> Result<(Tensor, Labels, u64)> {
-        check_targets(self.config().vocab_size, targets)?;
-        let source = self.batch(prompts)?;
+    /// The decoder's states `[rows, time, d_model]` from which each target token is predicted, and the targets. Prompts and
+    /// targets of different lengths are hardly padded.
+    pub(crate) fn target_states(
+        &self,
+        prompts: &[&[TokenId]],
+        targets: &[&[TokenId]],
+    ) -> Result<(Tensor, Labels)> {
+        let each = targets_of_each(prompts.len(), targets.len())?;
+        let config = self.config();
+        check_rows(prompts)?;
+        check_ids(config.vocab_size, prompts)?;
+        check_targets(config.vocab_size, targets)?;
         let labels = Labels::new(targets, self.device())?;
-        let states = self.decode(&self.encode(&source)?, &self.shift_right(&labels.ids)?)?;
-        Ok((states, labels, source.tokens))
+        let decoder = self.decoder()?;
+
+        // A target without tokens has its row all the same.
+        let longest = |of: &[&[TokenId]]| of.iter().map(|row| row.len() as i64).max().unwrap_or(0).max(1);
+        let sizes: Vec<[i64; 2]> = prompts
+            .iter()
+            .zip(targets.chunks(each))
+            .map(|(prompt, targets)| [prompt.len() as i64, each as i64 * longest(targets)])
+            .collect();
+        let groups = groups(&sizes, spare(self.block_parameters(), self.device()));
+        let encoder_bias = self.encoder.position_bias.full(longest(prompts))?;
+        let time = longest(targets);
+        let causal = causal_mask(time, (self.kind(), self.device()))?;
+        let decoder_bias = decoder.position_bias.full(time)?.f_add(&causal)?;
+        let corner = |bias: &Tensor, time: i64| bias.f_narrow(2, 0, time)?.f_narrow(3, 0, time);
+
+        let (mut source, mut inputs) = (vec![], vec![]);
+        let (mut encoding, mut decoding) =
+            (Layout { own: vec![], cross: vec![] }, Layout { own: vec![], cross: vec![] });
+        let (mut begins, mut ends) = (vec![0; targets.len()], vec![0; targets.len()]);
+        for group in groups {
+            let batch = group.len() as i64;
+            let rows = batch * each as i64;
+            let members: Vec<&[TokenId]> = group.iter().map(|&i| prompts[i]).collect();
+            let keys = longest(&members);
+            let time = group.iter().map(|&i| sizes[i][1] / each as i64).max().unwrap_or(1);
+            for prompt in &members {
+                push(&mut source, prompt.iter().copied(), keys, config.pad_token_id);
+            }
+            for row in group.iter().flat_map(|&i| i * each..(i + 1) * each) {
+                begins[row] = inputs.len() as i64;
+                ends[row] = begins[row] + time;
+                let read = targets[row].iter().take(targets[row].len().saturating_sub(1));
+                let read = read.map(|&id| if id == IGNORED { config.pad_token_id } else { id });
+                let start = std::iter::once(config.decoder_start_token_id);
+                push(&mut inputs, start.chain(read), time, config.pad_token_id);
+            }
+            let mut own = corner(&encoder_bias, keys)?;
+            let mut mask = None;
+            if members.iter().any(|prompt| prompt.len() as i64 != keys) {
+                let batch = Batch::new(&members, config.pad_token_id, Side::Right, self.device())?;
+                let hidden = padding_mask(&batch.mask, self.kind())?;
+                own = own.f_add(&hidden)?;
+                mask = Some(hidden);
+            }
+            encoding.own.push(Rectangle::own(batch, keys, own));
+            decoding.own.push(Rectangle::own(rows, time, corner(&decoder_bias, time)?));
+            decoding.cross.push(Rectangle { rows, time, batch, keys, bias: mask });
+        }
+        let dropout = self.dropout();
+        let embed = |ids: &[TokenId]| self.embed(&Tensor::f_from_slice(ids)?.f_to_device(self.device())?);
+        let encoded = self.encoder.forward(embed(&source)?, None, &encoding, dropout, None)?;
+        let states = decoder.forward(embed(&inputs)?, Some(&encoded), &decoding, dropout, None)?;
+        Ok((unpack(&states, &begins, &ends, labels.ids.size()[1])?, labels))
+    }
+
+    /// Parameters of a block, on average.
+    fn block_parameters(&self) -> i64 {
+        let config = self.config();
+        let all = self.parameters().count() as i64 - config.vocab_size * config.d_model;
+        all / (config.num_layers + config.num_decoder_layers).max(1)
     }
 }

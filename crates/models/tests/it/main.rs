@@ -11,6 +11,7 @@ mod llama;
 mod llama_config;
 mod llama_writing;
 mod malformed;
+mod packing;
 mod padding;
 mod resize;
 mod scoring;

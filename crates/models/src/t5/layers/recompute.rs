@@ -2,8 +2,8 @@
 
 use tch::Tensor;
 
-use super::{Attention, Block, Dense, Masks, Norm};
-use crate::{Error, Result};
+use super::{Attention, Block, Dense, Layout, Norm, Rectangle};
+use crate::Result;
 
 impl Block {
     /// As `forward`, keeping only what goes in for the backward pass, which runs the block again.
@@ -11,22 +11,22 @@ impl Block {
         &self,
         x: &Tensor,
         source: Option<&Tensor>,
-        masks: &Masks<'_>,
+        layout: &Layout,
         dropout: f64,
     ) -> Result<Tensor> {
         let block = self.share();
-        let mut inputs = vec![x, masks.own];
-        let cross = self.cross.is_some();
-        if let (Some(source), Some(mask), true) = (source, masks.source, cross) {
-            inputs.extend([source, mask]);
-        }
+        let mut again = layout.share();
+        // What has gradients has to go in: the position bias is learnt.
+        let biases: Vec<&Tensor> = layout.own.iter().filter_map(|r| r.bias.as_ref()).collect();
+        let inputs: Vec<&Tensor> = [x].into_iter().chain(biases).chain(source).collect();
         ruminate_torch::checkpoint(&inputs, move |inputs| -> Result<Tensor> {
-            let (x, own, source, mask) = match inputs {
-                [x, own] => (x, own, None, None),
-                [x, own, source, mask] => (x, own, Some(source), Some(mask)),
-                _ => return Err(Error::invalid("T5 block", format!("{} inputs", inputs.len()))),
-            };
-            block.forward(x, source, &Masks { own, source: mask }, dropout)
+            let mut rest = inputs[1..].iter();
+            for bias in again.own.iter_mut().filter_map(|r| r.bias.as_mut()) {
+                if let Some(input) = rest.next() {
+                    *bias = input.shallow_clone();
+                }
+            }
+            block.forward(&inputs[0], rest.next(), &again, dropout)
         })
     }
 
@@ -39,6 +39,19 @@ impl Block {
             dense_norm: self.dense_norm.share(),
             dense: self.dense.share(),
         }
+    }
+}
+
+impl Layout {
+    fn share(&self) -> Self {
+        let share = |all: &[Rectangle]| all.iter().map(Rectangle::share).collect();
+        Self { own: share(&self.own), cross: share(&self.cross) }
+    }
+}
+
+impl Rectangle {
+    fn share(&self) -> Self {
+        Self { bias: self.bias.as_ref().map(Tensor::shallow_clone), ..*self }
     }
 }
 
