@@ -13,7 +13,7 @@ use tch::Device;
 
 /// Groups and their workloads.
 const GROUPS: &[(&str, &[&str])] = &[
-    ("train", &["sft", "sft_no_dropout"]),
+    ("train", &["sft", "sft_no_dropout", "sft_mixed"]),
     ("ranks", &["sft_ranks", "sft_ranks_optimizer"]),
     ("loss", &["loss", "loss_full_logits"]),
     ("optimizer", &["adam"]),

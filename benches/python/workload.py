@@ -92,15 +92,26 @@ class Setting:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.arguments.dtype == "amp")
 
 
-def sft(setting, dropout=0.1):
-    """Trainer's step without the Trainer: the model's own loss, clipping, torch.optim.AdamW as it comes."""
+def sft(setting, dropout=0.1, mixed=False):
+    """Trainer's step without the Trainer: the model's own loss, clipping, torch.optim.AdamW as it comes. Rows of mixed lengths
+    are padded to the longest, as a data collator does."""
     rows = setting.rows(8)
     model = setting.build(training=True, dropout=dropout)
+    lengths = [(SOURCE, setting.target)] * rows
+    if mixed:
+        lengths = [(SOURCE * (i % 8 + 1) // 8, setting.target * (i * 5 % 8 + 1) // 8) for i in range(rows)]
+    tokens = sum(map(sum, lengths))
+    pad = torch.nn.utils.rnn.pad_sequence
     if setting.one_row:
-        ids = labels = setting.ids(rows, SOURCE + setting.target)
+        all_ids = [setting.ids(1, sum(length))[0] for length in lengths]
+        ids, labels = pad(all_ids, batch_first=True), pad(all_ids, batch_first=True, padding_value=-100)
+        masked = [sum(length) for length in lengths]
     else:
-        ids, labels = setting.ids(rows, SOURCE), setting.ids(rows, setting.target)
-    mask = torch.ones_like(ids)
+        ids = pad([setting.ids(1, source)[0] for source, _ in lengths], batch_first=True)
+        targets = [setting.ids(1, target)[0] for _, target in lengths]
+        labels = pad(targets, batch_first=True, padding_value=-100)
+        masked = [source for source, _ in lengths]
+    mask = pad([torch.ones_like(ids[0, :length]) for length in masked], batch_first=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.01)
 
     def repeat():
@@ -111,7 +122,7 @@ def sft(setting, dropout=0.1):
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
 
-    return repeat, rows, rows * (SOURCE + setting.target)
+    return repeat, rows, tokens
 
 
 def adam(setting):
@@ -368,6 +379,7 @@ def dpo(setting):
 WORKLOADS = {
     "sft": sft,
     "sft_no_dropout": lambda setting: sft(setting, dropout=0.0),
+    "sft_mixed": lambda setting: sft(setting, mixed=True),
     "adam": adam,
     "prefill": prefill,
     "decode_1": lambda setting: decode(setting, 1),

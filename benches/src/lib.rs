@@ -113,7 +113,20 @@ impl Setting {
 
     /// Rows to be learnt: of a T5 the targets, of a Llama everything behind the first token.
     fn lessons(&self, rows: usize) -> Vec<Example> {
+        self.learnt(self.examples(rows))
+    }
+
+    /// The same with all lengths, from an eighth to the whole of eight rows; long prompts have short and long targets.
+    fn mixed_lessons(&self, rows: usize) -> Vec<Example> {
         let mut examples = self.examples(rows);
+        for (i, example) in examples.iter_mut().enumerate() {
+            example.prompt.truncate(self.source * (i % 8 + 1) / 8);
+            example.target.truncate(self.target * (i * 5 % 8 + 1) / 8);
+        }
+        self.learnt(examples)
+    }
+
+    fn learnt(&self, mut examples: Vec<Example>) -> Vec<Example> {
         if matches!(self.model, Shape::Llama(_)) {
             for Example { prompt, target } in &mut examples {
                 target.splice(..0, prompt.drain(1..));
@@ -226,6 +239,7 @@ const fn t5(name: &'static str, t5: Prepare) -> Entry {
 pub const WORKLOADS: &[Entry] = &[
     any!("sft", training::sft),
     t5("sft_no_dropout", training::sft_no_dropout),
+    any!("sft_mixed", training::sft_mixed),
     any!("sft_ranks", ranks::plain),
     any!("sft_ranks_optimizer", ranks::optimizer),
     any!("sft_full_logits", training::sft_full_logits),

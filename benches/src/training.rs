@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use ruminate_algorithms::cross_entropy;
-use ruminate_models::{Labels, T5, Want};
+use ruminate_models::{Example, Labels, T5, Want};
 use ruminate_torch::optim::{Adam, AdamConfig, Optimizer, clip_grad_norm};
 use tch::{Kind, Tensor};
 
@@ -21,8 +21,17 @@ pub(crate) const ADAM: AdamConfig = AdamConfig {
 
 /// One step of supervised fine-tuning with the model's dropout.
 pub(crate) fn sft<M: Model>(setting: &Setting) -> Result<Workload> {
-    let examples = setting.lessons(setting.rows(8));
-    step(setting, move |model: &M| {
+    learn::<M>(setting, setting.lessons(setting.rows(8)))
+}
+
+/// The same on rows of different lengths.
+pub(crate) fn sft_mixed<M: Model>(setting: &Setting) -> Result<Workload> {
+    learn::<M>(setting, setting.mixed_lessons(setting.rows(8)))
+}
+
+fn learn<M: Model>(setting: &Setting, examples: Vec<Example>) -> Result<Workload> {
+    let tokens = examples.iter().map(|e| e.prompt.len() + e.target.len()).sum();
+    step(setting, tokens, move |model: &M| {
         let loss = cross_entropy(&model.score(&examples, Want::default())?)?;
         Ok(loss.sum.f_div_scalar(loss.count as f64)?)
     })
@@ -42,7 +51,8 @@ pub(crate) fn sft_full_logits<M: Model>(setting: &Setting) -> Result<Workload> {
     let examples = setting.lessons(setting.rows(8));
     let targets: Vec<_> = examples.iter().map(|e| e.target.as_slice()).collect();
     let targets = Labels::new(&targets, setting.device)?.targets;
-    step(setting, move |model: &M| {
+    let tokens = examples.len() * (setting.source + setting.target);
+    step(setting, tokens, move |model: &M| {
         let states = model.states(&examples)?.context("the model has states")?.f_flatten(0, 1)?;
         let output = model.output_weight().context("the model has an output matrix")?;
         let states = states.f_mul_scalar(model.output_scale())?;
@@ -51,13 +61,16 @@ pub(crate) fn sft_full_logits<M: Model>(setting: &Setting) -> Result<Workload> {
 }
 
 /// Forward, backward, clipping, AdamW.
-fn step<M: Model>(setting: &Setting, loss: impl Fn(&M) -> Result<Tensor> + 'static) -> Result<Workload> {
+fn step<M: Model>(
+    setting: &Setting,
+    tokens: usize,
+    loss: impl Fn(&M) -> Result<Tensor> + 'static,
+) -> Result<Workload> {
     let mut model: M = setting.build()?;
     model.set_training(true);
     let parameters = model.parameters().count();
     let mut adam = Adam::new(model.parameters().named(), ADAM)?;
     let rows = setting.rows(8);
-    let tokens = rows * (setting.source + setting.target);
     let forward = setting.clone();
     Ok(Workload::new(setting, (rows, tokens, parameters), move || {
         adam.zero_grad()?;

@@ -60,6 +60,7 @@ enum Dtype {
 /// What is compared of every model.
 const COMPARED: &[&str] = &[
     "sft",
+    "sft_mixed",
     "prefill",
     "decode_1",
     "decode_8",
