@@ -45,6 +45,7 @@ struct Cli {
 
 fn main() -> Result<()> {
     let cli = Cli::parse();
+    ruminate_torch::keep_freed_memory();
     tch::set_num_threads(cli.threads);
     let device = if cli.cuda { Device::Cuda(0) } else { Device::Cpu };
     anyhow::ensure!(!cli.cuda || tch::Cuda::is_available(), "there is no CUDA device");

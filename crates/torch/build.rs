@@ -26,14 +26,19 @@ fn main() {
             [
                 "shim",
                 "adafactor",
+                "attention",
                 "checkpoint",
                 "dist",
                 "dropout",
+                "gate",
                 "info",
                 "log_probs",
                 "matmul",
+                "norm",
                 "reducer",
+                "rotate",
                 "sampling",
+                "vector",
             ]
             .map(|name| format!("shim/{name}.cpp")),
         )

@@ -155,6 +155,7 @@ impl RunArgs {
     /// `--device` names a device that is not there, or `--nproc` was given to a command that does not
     /// [`launch`](Self::launch).
     pub fn setup(&self) -> Result<tch::Device, DeviceError> {
+        ruminate_torch::keep_freed_memory();
         if let Some(threads) = self.threads {
             tch::set_num_threads(threads.into());
         }

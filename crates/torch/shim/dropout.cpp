@@ -1,21 +1,16 @@
 // Dropout whose mask is a function of a seed and the position: nothing has to be kept for the backward pass, and the mask
 // does not depend on the number of threads.
 
+#include "dropout.h"
+
 #include "guard.h"
 #include "shim.h"
+#include "vector.h"
 
 #include <ATen/CPUGeneratorImpl.h>
-#include <ATen/Parallel.h>
 #include <ATen/ops/dropout.h>
 #include <ATen/ops/empty_like.h>
 #include <torch/csrc/autograd/custom_function.h>
-
-// Compiled for several vector units; the loader takes the best.
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
-#define FOR_EACH_VECTOR_UNIT __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define FOR_EACH_VECTOR_UNIT
-#endif
 
 namespace {
 
@@ -42,26 +37,36 @@ void drop(const float *__restrict x, float *__restrict out, uint32_t count, uint
   }
 }
 
+} // namespace
+
 at::Tensor dropped(const at::Tensor &input, double rate, uint64_t seed) {
   auto x = input.contiguous();
   auto out = at::empty_like(x);
   const auto limit = static_cast<uint32_t>(rate * 4294967296.0);
   const auto scale = static_cast<float>(1.0 / (1.0 - rate));
-  const auto *from = x.const_data_ptr<float>();
-  auto *to = out.mutable_data_ptr<float>();
-  constexpr int64_t BLOCK = 1 << 14;
-  const int64_t blocks = (x.numel() + BLOCK - 1) / BLOCK;
-  at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t block = begin; block < end; ++block) {
-      const int64_t start = block * BLOCK;
-      const auto count = static_cast<uint32_t>(std::min(BLOCK, x.numel() - start));
-      // Beyond 2^32 elements the upper half of the position changes the seed.
-      const auto high = mix(static_cast<uint32_t>(seed >> 32) ^ static_cast<uint32_t>(start >> 32));
-      drop(from + start, to + start, count, static_cast<uint32_t>(start), static_cast<uint32_t>(seed), high, limit, scale);
-    }
+  const Reader from(x);
+  const Writer to(out);
+  constexpr int64_t BLOCK = 1 << 12;
+  for_rows((x.numel() + BLOCK - 1) / BLOCK, BLOCK, 2, [&](int64_t block, float *buffer) {
+    const int64_t start = block * BLOCK;
+    const auto count = std::min(BLOCK, x.numel() - start);
+    // Beyond 2^32 elements the upper half of the position changes the seed.
+    const auto high = mix(static_cast<uint32_t>(seed >> 32) ^ static_cast<uint32_t>(start >> 32));
+    auto *target = to.row(start, buffer + BLOCK);
+    drop(from.row(start, count, buffer), target, static_cast<uint32_t>(count), static_cast<uint32_t>(start),
+         static_cast<uint32_t>(seed), high, limit, scale);
+    to.finish(start, count, target);
   });
   return out;
 }
+
+uint64_t next_seed() {
+  auto generator = at::detail::getDefaultCPUGenerator();
+  std::lock_guard<std::mutex> lock(generator.mutex());
+  return at::check_generator<at::CPUGeneratorImpl>(generator)->random64();
+}
+
+namespace {
 
 struct Dropout : public Function<Dropout> {
   static at::Tensor forward(AutogradContext *ctx, const at::Tensor &x, double rate, int64_t seed) {
@@ -82,16 +87,10 @@ struct Dropout : public Function<Dropout> {
 
 extern "C" int ruminate_dropout(at::Tensor *x, double rate, at::Tensor **out, char **error) {
   return guarded(error, [&] {
-    if (!x->device().is_cpu() || x->scalar_type() != at::kFloat || !(rate > 0.0 && rate < 1.0)) {
+    if (!has_rows(*x) || !(rate > 0.0 && rate < 1.0)) {
       *out = new at::Tensor(at::dropout(*x, rate, true));
       return;
     }
-    auto generator = at::detail::getDefaultCPUGenerator();
-    int64_t seed;
-    {
-      std::lock_guard<std::mutex> lock(generator.mutex());
-      seed = static_cast<int64_t>(at::check_generator<at::CPUGeneratorImpl>(generator)->random64());
-    }
-    *out = new at::Tensor(Dropout::apply(*x, rate, seed));
+    *out = new at::Tensor(Dropout::apply(*x, rate, static_cast<int64_t>(next_seed())));
   });
 }

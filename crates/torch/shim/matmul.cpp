@@ -1,5 +1,5 @@
-// Matrix products on the CPU. For float32 libtorch always calls MKL, which on processors of other makers runs kernels
-// of half the vector width; oneDNN, which libtorch holds too, generates code for the processor that it finds.
+// Matrix products on the CPU. For float32 libtorch always calls MKL, which on processors of other makers than Intel runs
+// kernels of half the vector width; oneDNN, which libtorch holds too, generates code for the processor that it finds.
 
 #include "matmul.h"
 
@@ -29,6 +29,18 @@ using torch::autograd::variable_list;
 // Multiplications from which on oneDNN is faster; below, its calls cost more than they save.
 constexpr int64_t WORTHWHILE = 1 << 22;
 
+// From this many rows or columns of the result on, as with a vocabulary, MKL loses on every processor.
+constexpr int64_t WIDE = 1 << 13;
+
+bool by_intel() {
+#if (defined(__x86_64__) || defined(__i386__)) && defined(__GNUC__)
+  static const bool intel = __builtin_cpu_is("intel");
+  return intel;
+#else
+  return false;
+#endif
+}
+
 bool plain_float(const at::Tensor &x) {
   return x.device().is_cpu() && x.scalar_type() == at::kFloat && x.layout() == at::kStrided;
 }
@@ -42,7 +54,8 @@ bool needs_graph(const at::Tensor &a, const at::Tensor &b) {
 }
 
 bool worthwhile(const at::Tensor &a, const at::Tensor &b) {
-  return plain_float(a) && plain_float(b) && onednn() && a.numel() * b.size(-1) >= WORTHWHILE;
+  return plain_float(a) && plain_float(b) && onednn() && a.numel() * b.size(-1) >= WORTHWHILE &&
+         (!by_intel() || std::max(a.size(-2), b.size(-1)) >= WIDE);
 }
 
 // Rows of the last dimension.

@@ -76,6 +76,24 @@ int ruminate_packed_linear(at::Tensor *x, at::Tensor *weight, at::Tensor **out, 
 // Dropout in training.
 int ruminate_dropout(at::Tensor *x, double rate, at::Tensor **out, char **error);
 
+// x / sqrt(mean(x^2) + eps) * weight over the last dimension.
+int ruminate_rms_norm(at::Tensor *x, at::Tensor *weight, double eps, at::Tensor **out, char **error);
+
+// silu(gate) * up, or with the tanh form of gelu.
+int ruminate_gate(at::Tensor *gate, at::Tensor *up, int gelu, at::Tensor **out, char **error);
+
+// Rotary positions: x * cos + (x, its halves exchanged) * sin, for x [rows, time, heads, width] and tables
+// [1 or rows, time, 1, width] whose sines are negative in the first half and whose halves are otherwise the same.
+int ruminate_rotate(at::Tensor *x, at::Tensor *cos, at::Tensor *sin, at::Tensor **out, char **error);
+
+// softmax(scale * q k^T + bias) v with dropout on the probabilities, for q [batch, heads, time, width], k and v
+// [batch, heads, keys, width]; `bias` may be null, or is broadcast to [batch, heads, time, keys].
+int ruminate_attention(at::Tensor *q, at::Tensor *k, at::Tensor *v, at::Tensor *bias, double scale, double rate,
+                       at::Tensor **out, char **error);
+
+// Lets the C library keep freed memory for the next allocations, where it is glibc's.
+void ruminate_keep_freed_memory();
+
 // Top-p on float32 logits [rows, vocabulary] on the CPU.
 int ruminate_top_p(at::Tensor *logits, double p, at::Tensor **out, char **error);
 }

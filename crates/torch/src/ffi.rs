@@ -32,6 +32,38 @@ pub(crate) type Body = unsafe extern "C" fn(
 
 unsafe extern "C" {
     pub(crate) fn ruminate_free_message(message: *mut c_char);
+    pub(crate) fn ruminate_keep_freed_memory();
+    pub(crate) fn ruminate_rms_norm(
+        x: TensorPtr,
+        weight: TensorPtr,
+        eps: f64,
+        out: *mut *mut C_tensor,
+        error: *mut *mut c_char,
+    ) -> c_int;
+    pub(crate) fn ruminate_gate(
+        gate: TensorPtr,
+        up: TensorPtr,
+        gelu: c_int,
+        out: *mut *mut C_tensor,
+        error: *mut *mut c_char,
+    ) -> c_int;
+    pub(crate) fn ruminate_rotate(
+        x: TensorPtr,
+        cos: TensorPtr,
+        sin: TensorPtr,
+        out: *mut *mut C_tensor,
+        error: *mut *mut c_char,
+    ) -> c_int;
+    pub(crate) fn ruminate_attention(
+        queries: TensorPtr,
+        keys: TensorPtr,
+        values: TensorPtr,
+        bias: TensorPtr,
+        scale: f64,
+        dropout: f64,
+        out: *mut *mut C_tensor,
+        error: *mut *mut c_char,
+    ) -> c_int;
     pub(crate) fn ruminate_build_info(out: *mut *mut c_char, error: *mut *mut c_char) -> c_int;
     pub(crate) fn ruminate_adam_step(
         params: *const TensorPtr,

@@ -3,7 +3,7 @@
 use std::ffi::{CStr, c_char};
 
 use crate::Result;
-use crate::ffi::{call, ruminate_build_info, ruminate_free_message};
+use crate::ffi::{call, ruminate_build_info, ruminate_free_message, ruminate_keep_freed_memory};
 
 /// How the libtorch that this program runs on was built, and what it found on this machine: libraries of linear algebra,
 /// OpenMP, the vector instructions in use, CUDA, and its version as `TORCH_VERSION=`. Lines for people, as PyTorch's
@@ -29,4 +29,12 @@ pub fn build_info() -> Result<String> {
         ruminate_free_message(out);
         text
     })
+}
+
+/// Lets the C library keep what this process frees, for its next allocations, instead of giving large blocks back to the system and
+/// taking them again, page by page, in each training step. For programs that train or generate; nothing happens where the
+/// environment already says how `malloc` should behave, or where the C library is not glibc.
+pub fn keep_freed_memory() {
+    // SAFETY: the shim reads the environment and sets two numbers; libtorch reads the environment without locks, too.
+    unsafe { ruminate_keep_freed_memory() }
 }

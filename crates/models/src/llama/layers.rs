@@ -2,7 +2,7 @@
 
 mod step;
 
-use ruminate_torch::{linear, matmul};
+use ruminate_torch::{Gate, gate, linear, matmul, rms_norm};
 use tch::{Device, Kind, Tensor};
 
 use super::config::LlamaConfig;
@@ -34,7 +34,7 @@ impl Norm {
     }
 
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(x.f_rms_norm(self.weight.size(), Some(&self.weight), self.eps)?)
+        Ok(rms_norm(x, &self.weight, self.eps)?)
     }
 
     fn share(&self) -> Self {
@@ -105,8 +105,8 @@ impl Pass {
     }
 }
 
-/// Attention of queries `[rows, time, heads, head_dim]`, already divided by `sqrt(head_dim)`, to the keys of all parts, one
-/// part behind the other. A part may have fewer rows: consecutive rows then share one without copies. The result is
+/// Attention of queries `[rows, time, heads, head_dim]`, scaled by `1 / sqrt(head_dim)`, to the keys of all parts, one part
+/// behind the other. A part may have fewer rows: consecutive rows then share one without copies. The result is
 /// `[rows, time, heads * head_dim]`.
 pub(super) fn attention(
     queries: &Tensor,
@@ -115,6 +115,7 @@ pub(super) fn attention(
     dropout: f64,
 ) -> Result<Tensor> {
     let (rows, time, heads, width) = queries.size4()?;
+    let scale = (width as f64).powf(-0.5);
     let all: i64 = parts.iter().map(|part| part.keys.size()[2]).sum();
     if let [part] = parts
         && part.keys.size()[0] == rows
@@ -131,12 +132,33 @@ pub(super) fn attention(
             mask.as_ref(),
             0.0,
             mask.is_none(),
-            1.0,
+            scale,
             shared,
         )?;
         return Ok(context.f_transpose(1, 2)?.f_reshape([rows, time, -1])?);
     }
     // Query heads that share a key head, and rows that share a part, are folded into the time.
+    if let [part] = parts
+        && part.keys.size()[0] == rows
+    {
+        let shared = part.keys.size()[1];
+        let group = heads / shared;
+        let folded = queries.f_view_([rows, time, shared, group, width])?.f_transpose(1, 2)?;
+        let folded = folded.f_reshape([rows, shared, time * group, width])?;
+        let mask = match mask {
+            Some(mask) if group > 1 && time > 1 => {
+                let (of, _, _, keys) = mask.size4()?;
+                let spread = mask.f_unsqueeze(3)?.f_expand([of, 1, time, group, keys], false)?;
+                Some(spread.f_reshape([of, 1, time * group, keys])?)
+            }
+            mask => mask.map(Tensor::shallow_clone),
+        };
+        let context =
+            ruminate_torch::attention(&folded, &part.keys, &part.values, mask.as_ref(), scale, dropout)?;
+        let context = context.f_reshape([rows, shared, time, group, width])?.f_transpose(1, 2)?;
+        return Ok(context.f_reshape([rows, time, heads * width])?);
+    }
+    let queries = queries.f_mul_scalar(scale)?;
     let scores = parts.iter().map(|part| -> Result<Tensor> {
         let (batch, shared, keys, _) = part.keys.size4()?;
         let (each, group) = (rows / batch, heads / shared);
@@ -242,10 +264,6 @@ impl Block {
         Ok(Self { attention_norm, q, k, v, o, dense_norm, gate, up, down, heads, key_value_heads })
     }
 
-    fn scale(&self) -> f64 {
-        ((self.q.size()[0] / self.heads) as f64).powf(-0.5)
-    }
-
     /// One block over whole sequences `[rows, time, hidden]`, behind a prefix where there is one; also gives their own keys
     /// and values.
     fn forward(&self, x: &Tensor, pass: &Pass, prefix: Option<&KeyValues>) -> Result<(Tensor, KeyValues)> {
@@ -254,7 +272,7 @@ impl Block {
         let heads = |weight: &Tensor, heads: i64| -> Result<Tensor> {
             Ok(linear(&normed, weight)?.f_view_([rows, time, heads, -1])?)
         };
-        let queries = pass.rotation.rotate(&heads(&self.q, self.heads)?)?.f_mul_scalar(self.scale())?;
+        let queries = pass.rotation.rotate(&heads(&self.q, self.heads)?)?;
         let own = KeyValues {
             keys: pass.rotation.rotate(&heads(&self.k, self.key_value_heads)?)?.f_transpose(1, 2)?,
             values: heads(&self.v, self.key_value_heads)?.f_transpose(1, 2)?,
@@ -267,7 +285,7 @@ impl Block {
         };
         let x = x.f_add(&linear(&context, &self.o)?)?;
         let normed = self.dense_norm.forward(&x)?;
-        let inner = linear(&normed, &self.gate)?.f_silu()?.f_mul(&linear(&normed, &self.up)?)?;
+        let inner = gate(Gate::Silu, &linear(&normed, &self.gate)?, &linear(&normed, &self.up)?)?;
         Ok((x.f_add(&linear(&inner, &self.down)?)?, own))
     }
 

@@ -222,9 +222,7 @@ impl Rotation {
 
     /// Turns `x` `[rows, time, heads, head_dim]`.
     pub(super) fn rotate(&self, x: &Tensor) -> Result<Tensor> {
-        let half = x.size()[3] / 2;
-        let swapped = x.f_roll([half].as_slice(), [3i64].as_slice())?;
-        Ok(x.f_mul(&self.cos)?.f_addcmul(&swapped, &self.sin)?.f_to_kind(x.kind())?)
+        Ok(ruminate_torch::rotate(x, &self.cos, &self.sin)?)
     }
 
     /// The turns of some positions, one for each row, `[rows]`, out of those of all positions from 0 on.

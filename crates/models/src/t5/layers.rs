@@ -2,7 +2,7 @@
 
 mod recompute;
 
-use ruminate_torch::{Packed, linear, matmul};
+use ruminate_torch::{Gate, Packed, gate, linear, rms_norm};
 use tch::{Device, Kind, Tensor};
 
 use super::config::{FeedForward, T5Config};
@@ -31,7 +31,7 @@ impl Norm {
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(x.f_rms_norm(self.weight.size(), Some(&self.weight), self.eps)?)
+        Ok(rms_norm(x, &self.weight, self.eps)?)
     }
 }
 
@@ -129,11 +129,7 @@ fn attention(
     let trains = bias.is_some_and(Tensor::requires_grad) || q.requires_grad() || dropout > 0.0;
     let scores = rows * time * heads * keys.size()[2];
     let context = if trains || (q.device() == Device::Cpu && scores <= SCORES) {
-        let scores = matmul(&q, &keys.f_transpose(2, 3)?)?;
-        let scores = bias.map_or(Ok(scores.shallow_clone()), |bias| scores.f_add(bias))?;
-        // Softmax in float32 whatever the precision of the products.
-        let probs = scores.f_softmax(-1, Kind::Float)?.f_to_kind(values.kind())?;
-        matmul(&drop_out(&probs, dropout)?, values)?
+        ruminate_torch::attention(&q, keys, values, bias, 1.0, dropout)?
     } else {
         let bias = bias.map(|bias| bias.f_to_kind(q.kind())).transpose()?;
         Tensor::f_scaled_dot_product_attention(&q, keys, values, bias.as_ref(), 0.0, false, 1.0, false)?
@@ -171,7 +167,7 @@ impl Dense {
             Self::Relu { .. } => inner.f_relu()?,
             Self::GatedGelu { .. } => {
                 let halves = inner.f_chunk(2, -1)?;
-                halves[0].f_gelu("tanh")?.f_mul(&halves[1])?
+                gate(Gate::GeluTanh, &halves[0], &halves[1])?
             }
         })
     }
@@ -180,7 +176,7 @@ impl Dense {
         let (inner, wo) = match self {
             Self::Relu { wi, wo } => (linear(x, wi)?.f_relu()?, wo),
             Self::GatedGelu { wi_0, wi_1, wo } => {
-                (linear(x, wi_0)?.f_gelu("tanh")?.f_mul(&linear(x, wi_1)?)?, wo)
+                (gate(Gate::GeluTanh, &linear(x, wi_0)?, &linear(x, wi_1)?)?, wo)
             }
         };
         Ok(linear(&drop_out(&inner, dropout)?, wo)?)

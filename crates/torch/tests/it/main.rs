@@ -7,6 +7,7 @@ mod clipping;
 mod dist;
 mod dropout;
 mod files;
+mod fused;
 mod log_probs;
 mod optim;
 mod products;

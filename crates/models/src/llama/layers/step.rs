@@ -1,6 +1,6 @@
 //! One new position at a time, with keys and values of those before.
 
-use ruminate_torch::Packed;
+use ruminate_torch::{Gate, Packed, gate};
 use tch::Tensor;
 
 use super::{Block, KeyValues, attention};
@@ -135,13 +135,13 @@ impl Block {
         let parts = weights.qkv.linear(&self.attention_norm.forward(x)?)?;
         let parts = parts.f_view_([rows, 1, heads + 2 * shared, -1])?;
         let turned = rotation.rotate(&parts.f_narrow(2, 0, heads + shared)?)?;
-        let queries = turned.f_narrow(2, 0, heads)?.f_contiguous()?.f_mul_scalar(self.scale())?;
+        let queries = turned.f_narrow(2, 0, heads)?.f_contiguous()?;
         let keys = turned.f_narrow(2, heads, shared)?.f_squeeze_dim(1)?;
         let values = parts.f_narrow(2, heads + shared, shared)?.f_squeeze_dim(1)?;
         let context = cache.attend(&queries, (&keys, &values), place, mask)?;
         let x = x.f_add(&weights.o.linear(&context)?)?;
         let halves = weights.dense_in.linear(&self.dense_norm.forward(&x)?)?.f_chunk(2, -1)?;
-        let inner = halves[0].f_silu()?.f_mul(&halves[1])?;
+        let inner = gate(Gate::Silu, &halves[0], &halves[1])?;
         let x = x.f_add(&weights.down.linear(&inner)?)?;
         cache.weights = Some(weights);
         Ok(x)

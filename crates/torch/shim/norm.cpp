@@ -1,0 +1,130 @@
+// Root-mean-square norm in one pass forward and one backward, where libtorch on the CPU makes a dozen.
+
+#include "guard.h"
+#include "shim.h"
+#include "vector.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/rms_norm.h>
+#include <ATen/ops/zeros.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::Function;
+using torch::autograd::variable_list;
+
+// Rows whose gradients for the weight are summed before others.
+constexpr int64_t BLOCK = 64;
+
+FOR_EACH_VECTOR_UNIT
+float normalize(const float *__restrict x, const float *__restrict weight, float *__restrict out, int64_t n, float eps) {
+  float lanes[LANES] = {0};
+  int64_t i = 0;
+  for (; i + LANES <= n; i += LANES) {
+    for (int j = 0; j < LANES; ++j) {
+      lanes[j] += x[i + j] * x[i + j];
+    }
+  }
+  for (int j = 0; i + j < n; ++j) {
+    lanes[j] += x[i + j] * x[i + j];
+  }
+  const float sum = total(lanes);
+  const float scale = 1.0f / std::sqrt(sum / static_cast<float>(n) + eps);
+  for (int64_t k = 0; k < n; ++k) {
+    out[k] = x[k] * scale * weight[k];
+  }
+  return scale;
+}
+
+// With s the scale: dx = s (g w - x s^2 mean(g w x)), and dw += g x s.
+FOR_EACH_VECTOR_UNIT
+void slope(const float *__restrict grad, const float *__restrict x, const float *__restrict weight, float scale,
+           float *__restrict grad_x, float *__restrict grad_weight, int64_t n) {
+  float lanes[LANES] = {0};
+  int64_t i = 0;
+  for (; i + LANES <= n; i += LANES) {
+    for (int j = 0; j < LANES; ++j) {
+      lanes[j] += grad[i + j] * weight[i + j] * x[i + j];
+    }
+  }
+  for (int j = 0; i + j < n; ++j) {
+    lanes[j] += grad[i + j] * weight[i + j] * x[i + j];
+  }
+  const float sum = total(lanes);
+  const float along = scale * scale * sum / static_cast<float>(n);
+  for (int64_t k = 0; k < n; ++k) {
+    grad_x[k] = scale * (grad[k] * weight[k] - x[k] * along);
+    grad_weight[k] += grad[k] * x[k] * scale;
+  }
+}
+
+struct RmsNorm : public Function<RmsNorm> {
+  static at::Tensor run(const at::Tensor &x, const at::Tensor &weight, double eps, at::Tensor &scales) {
+    const auto n = x.size(-1), rows = x.numel() / n;
+    auto out = at::empty_like(x);
+    const Reader from(x);
+    const Writer to(out);
+    const auto wide = weight.to(at::kFloat);
+    const auto *weights = wide.const_data_ptr<float>();
+    auto *kept = scales.defined() ? scales.mutable_data_ptr<float>() : nullptr;
+    for_rows(rows, n, 2, [&](int64_t row, float *buffer) {
+      auto *target = to.row(row * n, buffer + n);
+      const auto scale = normalize(from.row(row * n, n, buffer), weights, target, n, static_cast<float>(eps));
+      to.finish(row * n, n, target);
+      if (kept) {
+        kept[row] = scale;
+      }
+    });
+    return out;
+  }
+
+  static at::Tensor forward(AutogradContext *ctx, const at::Tensor &x, const at::Tensor &weight, double eps) {
+    auto scales = at::empty({x.numel() / x.size(-1)}, x.options().dtype(at::kFloat));
+    auto out = run(x, weight, eps, scales);
+    ctx->save_for_backward({x, weight, scales});
+    return out;
+  }
+
+  static variable_list backward(AutogradContext *ctx, variable_list grads) {
+    once();
+    auto saved = ctx->get_saved_variables();
+    const auto &x = saved[0], &weight = saved[1], &scales = saved[2];
+    const auto grad = grads[0].to(x.scalar_type()).contiguous();
+    const auto n = x.size(-1), rows = x.numel() / n, blocks = (rows + BLOCK - 1) / BLOCK;
+    auto grad_x = at::empty_like(x);
+    auto sums = at::zeros({blocks, n}, scales.options());
+    const auto wide = weight.to(at::kFloat);
+    const Reader slopes(grad), from(x);
+    const Writer to(grad_x);
+    const auto *weights = wide.const_data_ptr<float>(), *scale = scales.const_data_ptr<float>();
+    auto *sum = sums.mutable_data_ptr<float>();
+    for_rows(blocks, n, 3, [&](int64_t block, float *buffer) {
+      for (int64_t row = block * BLOCK; row < std::min(rows, (block + 1) * BLOCK); ++row) {
+        auto *target = to.row(row * n, buffer + 2 * n);
+        slope(slopes.row(row * n, n, buffer), from.row(row * n, n, buffer + n), weights, scale[row], target,
+              sum + block * n, n);
+        to.finish(row * n, n, target);
+      }
+    });
+    return {grad_x, sums.sum(0).to(weight.scalar_type()), at::Tensor()};
+  }
+};
+
+} // namespace
+
+extern "C" int ruminate_rms_norm(at::Tensor *x, at::Tensor *weight, double eps, at::Tensor **out, char **error) {
+  return guarded(error, [&] {
+    if (!has_rows(*x) || !has_rows(*weight) || x->dim() == 0 || x->numel() == 0 || weight->dim() != 1 ||
+        weight->size(0) != x->size(-1)) {
+      *out = new at::Tensor(at::rms_norm(*x, weight->sizes(), *weight, eps));
+      return;
+    }
+    const auto input = x->contiguous();
+    at::Tensor none;
+    const bool graph = at::GradMode::is_enabled() && (x->requires_grad() || weight->requires_grad());
+    *out = new at::Tensor(graph ? RmsNorm::apply(input, *weight, eps) : RmsNorm::run(input, *weight, eps, none));
+  });
+}

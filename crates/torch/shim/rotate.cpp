@@ -1,0 +1,92 @@
+// Rotary positions in one pass.
+
+#include "guard.h"
+#include "shim.h"
+#include "vector.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/roll.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::Function;
+using torch::autograd::variable_list;
+
+FOR_EACH_VECTOR_UNIT
+void turn(const float *__restrict x, const float *__restrict cos, const float *__restrict sin, float *__restrict out,
+          int64_t half) {
+  for (int64_t i = 0; i < half; ++i) {
+    out[i] = x[i] * cos[i] + x[i + half] * sin[i];
+  }
+  for (int64_t i = 0; i < half; ++i) {
+    out[i + half] = x[i + half] * cos[i + half] + x[i] * sin[i + half];
+  }
+}
+
+// The other way: what element i gave to its partner comes back with the partner's sine.
+FOR_EACH_VECTOR_UNIT
+void turn_back(const float *__restrict x, const float *__restrict cos, const float *__restrict sin,
+               float *__restrict out, int64_t half) {
+  for (int64_t i = 0; i < half; ++i) {
+    out[i] = x[i] * cos[i] + x[i + half] * sin[i + half];
+  }
+  for (int64_t i = 0; i < half; ++i) {
+    out[i + half] = x[i + half] * cos[i + half] + x[i] * sin[i];
+  }
+}
+
+struct Rotate : public Function<Rotate> {
+  static at::Tensor run(const at::Tensor &x, const at::Tensor &cos, const at::Tensor &sin, bool back) {
+    const auto rows = x.size(0), time = x.size(1), heads = x.size(2), n = x.size(3);
+    auto out = at::empty(x.sizes(), x.options());
+    const Reader from(x), cosines(cos), sines(sin);
+    const Writer to(out);
+    const auto cos_stride = cos.size(0) > 1 ? cos.stride(0) : 0, sin_stride = sin.size(0) > 1 ? sin.stride(0) : 0;
+    for_rows(rows * time, heads * n, 4, [&](int64_t place, float *buffer) {
+      const auto row = place / time, t = place % time;
+      const auto *c = cosines.row(row * cos_stride + t * cos.stride(1), n, buffer);
+      const auto *s = sines.row(row * sin_stride + t * sin.stride(1), n, buffer + n);
+      for (int64_t head = 0; head < heads; ++head) {
+        const auto at = (place * heads + head) * n;
+        auto *target = to.row(at, buffer + 3 * n);
+        (back ? turn_back : turn)(
+            from.row(row * x.stride(0) + t * x.stride(1) + head * x.stride(2), n, buffer + 2 * n), c, s, target, n / 2);
+        to.finish(at, n, target);
+      }
+    });
+    return out;
+  }
+
+  static at::Tensor forward(AutogradContext *ctx, const at::Tensor &x, const at::Tensor &cos, const at::Tensor &sin) {
+    ctx->save_for_backward({cos, sin});
+    return run(x, cos, sin, false);
+  }
+
+  static variable_list backward(AutogradContext *ctx, variable_list grads) {
+    once();
+    auto saved = ctx->get_saved_variables();
+    return {run(grads[0].contiguous(), saved[0], saved[1], true), at::Tensor(), at::Tensor()};
+  }
+};
+
+bool fits(const at::Tensor &x, const at::Tensor &table) {
+  return has_rows(table) && table.dim() == 4 && table.stride(3) == 1 && table.size(2) == 1 && table.size(3) == x.size(3) &&
+         table.size(1) == x.size(1) && (table.size(0) == 1 || table.size(0) == x.size(0));
+}
+
+} // namespace
+
+extern "C" int ruminate_rotate(at::Tensor *x, at::Tensor *cos, at::Tensor *sin, at::Tensor **out, char **error) {
+  return guarded(error, [&] {
+    const auto half = x->size(-1) / 2;
+    if (!has_rows(*x) || x->dim() != 4 || x->stride(3) != 1 || x->size(3) % 2 != 0 || x->numel() == 0 ||
+        !fits(*x, *cos) || !fits(*x, *sin)) {
+      *out = new at::Tensor(x->mul(*cos).addcmul(x->roll({half}, {-1}), *sin).to(x->scalar_type()));
+      return;
+    }
+    const bool graph = at::GradMode::is_enabled() && x->requires_grad();
+    *out = new at::Tensor(graph ? Rotate::apply(*x, *cos, *sin) : Rotate::run(*x, *cos, *sin, false));
+  });
+}

@@ -1,0 +1,84 @@
+//! Parts of layers that libtorch makes of many operations, in one pass over memory each.
+//!
+//! In float32 and bfloat16 on the CPU they are loops of their own, with float32 arithmetic inside and gradients (first
+//! derivatives only); elsewhere they are the operations of libtorch that they stand for, to which tests hold them.
+
+use tch::Tensor;
+
+use crate::{Result, ffi};
+
+/// Root-mean-square norm over the last dimension: `x / sqrt(mean(x^2) + eps) * weight`.
+///
+/// # Errors
+/// When shapes do not fit.
+///
+/// # Example
+/// ```
+/// use tch::Tensor;
+/// let normed = ruminate_torch::rms_norm(&Tensor::from_slice(&[3f32, 4.0]), &Tensor::from_slice(&[1f32, 2.0]), 0.0)?;
+/// assert!((normed.double_value(&[1]) - 8.0 / 12.5f64.sqrt()).abs() < 1e-6);
+/// # Ok::<(), ruminate_torch::Error>(())
+/// ```
+pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    // SAFETY: the tensors outlive the call.
+    ffi::call_tensor("norm", |out, error| unsafe {
+        ffi::ruminate_rms_norm(x.as_ptr(), weight.as_ptr(), eps, out, error)
+    })
+}
+
+/// What a gated feed-forward layer does with its gate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gate {
+    /// `x * sigmoid(x)`, as in Llama.
+    Silu,
+    /// Gelu in its tanh form, as in T5 1.1.
+    GeluTanh,
+}
+
+/// `activation(gate) * up`, element by element.
+///
+/// # Errors
+/// When shapes do not fit.
+pub fn gate(activation: Gate, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    let gelu = (activation == Gate::GeluTanh).into();
+    // SAFETY: the tensors outlive the call.
+    ffi::call_tensor("gate", |out, error| unsafe {
+        ffi::ruminate_gate(gate.as_ptr(), up.as_ptr(), gelu, out, error)
+    })
+}
+
+/// Rotary positions: turns `x` `[rows, time, heads, width]` by angles whose cosines and sines are `[1 or rows, time, 1,
+/// width]`, where element `i` turns with element `i + width / 2`. Both halves of the tables are the same, but that the sines of
+/// the first half are negated.
+///
+/// # Errors
+/// When shapes do not fit.
+pub fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    // SAFETY: the tensors outlive the call.
+    ffi::call_tensor("rotation", |out, error| unsafe {
+        ffi::ruminate_rotate(x.as_ptr(), cos.as_ptr(), sin.as_ptr(), out, error)
+    })
+}
+
+/// `softmax(scale * queries keys^T + bias) values`, with dropout on the probabilities: queries `[batch, heads, time, width]`, keys
+/// and values `[batch, heads, keys, width]`, the bias broadcast to `[batch, heads, time, keys]`, the result shaped as the queries.
+///
+/// Where gradients are wanted, the probabilities are kept for the backward pass, and nothing else of their size.
+///
+/// # Errors
+/// When shapes do not fit, or the dropout rate is not in `[0, 1)`.
+pub fn attention(
+    queries: &Tensor,
+    keys: &Tensor,
+    values: &Tensor,
+    bias: Option<&Tensor>,
+    scale: f64,
+    dropout: f64,
+) -> Result<Tensor> {
+    let bias = bias.map_or(std::ptr::null(), |bias| bias.as_ptr());
+    // SAFETY: the tensors outlive the call.
+    ffi::call_tensor("attention", |out, error| unsafe {
+        let (q, k, v) = (queries.as_ptr(), keys.as_ptr(), values.as_ptr());
+        ffi::ruminate_attention(q, k, v, bias, scale, dropout, out, error)
+    })
+}

@@ -1,0 +1,198 @@
+//! Parts of layers in one pass, against the operations of libtorch that they stand for.
+
+use ruminate_torch::{Gate, attention, dropout, gate, rms_norm, rotate};
+use tch::{Device, Kind, Tensor};
+
+/// Values and the gradients of the inputs, under weights that are all different.
+fn with_gradients(inputs: &[&Tensor], body: &dyn Fn(&[Tensor]) -> Tensor) -> (Tensor, Vec<Tensor>) {
+    let inputs: Vec<Tensor> = inputs.iter().map(|x| x.detach().copy().set_requires_grad(true)).collect();
+    let out = body(&inputs);
+    let weights = Tensor::arange(out.numel() as i64, (Kind::Float, Device::Cpu)).sin().view_as(&out);
+    let total = (out.to_kind(Kind::Float) * weights).sum(Kind::Float);
+    total.backward();
+    (out.detach(), inputs.iter().map(Tensor::grad).collect())
+}
+
+/// By the size of the largest element; bfloat16 is rounded at other places.
+fn assert_same(a: &Tensor, b: &Tensor, what: &str) {
+    assert_eq!(a.size(), b.size(), "{what}");
+    assert_eq!(a.kind(), b.kind(), "{what}");
+    let tolerance = if a.kind() == Kind::BFloat16 { 3e-2 } else { 5e-6 };
+    let [a, b] = [a, b].map(|x| x.to_kind(Kind::Float));
+    let largest = b.abs().max().double_value(&[]).max(1.0);
+    let difference = (&a - &b).abs().max().double_value(&[]) / largest;
+    assert!(difference < tolerance, "{what}: {difference}");
+}
+
+fn agree(
+    inputs: &[&Tensor],
+    ours: &dyn Fn(&[Tensor]) -> Tensor,
+    theirs: &dyn Fn(&[Tensor]) -> Tensor,
+    what: &str,
+) {
+    for kind in [Kind::Float, Kind::BFloat16] {
+        let inputs: Vec<Tensor> = inputs.iter().map(|x| x.to_kind(kind)).collect();
+        let inputs: Vec<&Tensor> = inputs.iter().collect();
+        // What is to be met: float32 arithmetic on the same numbers.
+        let (expected, slopes) = with_gradients(&inputs, &|x| {
+            let wide: Vec<Tensor> = x.iter().map(|x| x.to_kind(Kind::Float)).collect();
+            theirs(&wide).to_kind(kind)
+        });
+        let (values, gradients) = with_gradients(&inputs, ours);
+        assert_same(&values, &expected, &format!("{what}, {kind:?}"));
+        for (i, (gradient, slope)) in gradients.iter().zip(&slopes).enumerate() {
+            assert_same(gradient, slope, &format!("{what}, gradient {i}, {kind:?}"));
+        }
+        // Without gradients other code may run.
+        let plain: Vec<Tensor> = inputs.iter().map(|x| x.shallow_clone()).collect();
+        assert_same(
+            &tch::no_grad(|| ours(&plain)),
+            &expected,
+            &format!("{what}, without gradients, {kind:?}"),
+        );
+    }
+}
+
+fn random(shape: &[i64], seed: i64) -> Tensor {
+    let count: i64 = shape.iter().product();
+    // Fixed numbers without the generator, which is one for all tests.
+    ((Tensor::arange(count, (Kind::Double, Device::Cpu)) + seed * 1000).sin() * 43758.5453)
+        .frac()
+        .to_kind(Kind::Float)
+        .view(shape)
+        * 2.0
+}
+
+#[test]
+fn norms() {
+    for (rows, width) in [(1, 1), (3, 7), (130, 64), (70, 515)] {
+        let (x, weight) = (random(&[rows, width], 1), random(&[width], 2));
+        let ours = |x: &[Tensor]| rms_norm(&x[0], &x[1], 1e-6).unwrap();
+        agree(
+            &[&x, &weight],
+            &ours,
+            &|x| x[0].rms_norm([width], Some(&x[1]), 1e-6),
+            &format!("{rows} x {width}"),
+        );
+    }
+    let x = random(&[4, 6, 10], 3).transpose(0, 1);
+    let weight = random(&[10], 4);
+    assert_same(&rms_norm(&x, &weight, 1e-5).unwrap(), &x.rms_norm([10], Some(&weight), 1e-5), "strided");
+    assert!(rms_norm(&x, &random(&[9], 4), 1e-5).is_err());
+}
+
+#[test]
+fn gates() {
+    for width in [1, 9, 100] {
+        let (x, y) = (random(&[5, 3, width], 1) * 4.0, random(&[5, 3, width], 2));
+        let plain: [(Gate, fn(&Tensor) -> Tensor); 2] =
+            [(Gate::Silu, |x| x.silu()), (Gate::GeluTanh, |x| x.gelu("tanh"))];
+        for (activation, plain) in plain {
+            let ours = |x: &[Tensor]| gate(activation, &x[0], &x[1]).unwrap();
+            agree(&[&x, &y], &ours, &|x| plain(&x[0]) * &x[1], &format!("{activation:?} of {width}"));
+        }
+        let halves = Tensor::cat(&[&x, &y], -1).chunk(2, -1);
+        assert_same(&gate(Gate::Silu, &halves[0], &halves[1]).unwrap(), &(x.silu() * &y), "side by side");
+    }
+    let far = Tensor::from_slice(&[-1e30f32, -200.0, 200.0, 1e30]);
+    let values = gate(Gate::Silu, &far, &far.ones_like()).unwrap();
+    assert_eq!(Vec::<f32>::try_from(values).unwrap(), [0.0, 0.0, 200.0, 1e30]);
+}
+
+#[test]
+fn rotations() {
+    for (rows, time, heads, width) in [(1, 1, 1, 2), (2, 5, 3, 8), (3, 4, 2, 34)] {
+        let x = random(&[rows, time, heads, width], 1);
+        for tables in [1, rows] {
+            let angles = random(&[tables, time, 1, width / 2], 2);
+            let cos = Tensor::cat(&[angles.cos(), angles.cos()], -1);
+            let sin = Tensor::cat(&[-angles.sin(), angles.sin()], -1);
+            let theirs = |x: &[Tensor]| &x[0] * &cos + x[0].roll([width / 2], [-1]) * &sin;
+            agree(&[&x], &|x| rotate(&x[0], &cos, &sin).unwrap(), &theirs, &format!("{rows} {tables}"));
+        }
+    }
+}
+
+#[test]
+fn attention_in_all_shapes() {
+    for (batch, heads, time, keys, width) in
+        [(1, 1, 1, 1, 2), (2, 3, 1, 19, 8), (2, 3, 7, 5, 20), (3, 2, 33, 40, 64), (1, 2, 12, 12, 6)]
+    {
+        let q = random(&[batch, heads, time, width], 1);
+        let k = random(&[batch, heads, keys, width], 2);
+        let v = random(&[batch, heads, keys, width], 3);
+        for sizes in
+            [[1, heads, time, keys], [batch, 1, 1, keys], [batch, heads, time, keys], [1, 1, 1, keys]]
+        {
+            let bias = random(&sizes, 4);
+            let ours = |x: &[Tensor]| attention(&x[0], &x[1], &x[2], Some(&x[3]), 0.05, 0.0).unwrap();
+            let theirs = |x: &[Tensor]| {
+                let scores: Tensor = x[0].matmul(&x[1].transpose(2, 3)) * 0.05 + &x[3];
+                scores.softmax(-1, Kind::Float).matmul(&x[2])
+            };
+            agree(&[&q, &k, &v, &bias], &ours, &theirs, &format!("{batch} {heads} {time} {keys} {sizes:?}"));
+        }
+        // Heads side by side in memory, as a layer's product leaves them, and no bias.
+        let ours = |x: &[Tensor]| {
+            let parts: Vec<Tensor> =
+                x.iter().map(|x| x.transpose(1, 2).contiguous().transpose(1, 2)).collect();
+            attention(&parts[0], &parts[1], &parts[2], None, 0.05, 0.0).unwrap()
+        };
+        let theirs = |x: &[Tensor]| {
+            let scores: Tensor = x[0].matmul(&x[1].transpose(2, 3)) * 0.05;
+            scores.softmax(-1, Kind::Float).matmul(&x[2])
+        };
+        agree(&[&q, &k, &v], &ours, &theirs, "strided");
+    }
+}
+
+#[test]
+fn hidden_keys_get_nothing() {
+    let [q, k, v] = [1, 2, 3].map(|seed| random(&[1, 1, 20, 4], seed));
+    let bias = Tensor::full([1, 1, 20, 20], -1e30, (Kind::Float, Device::Cpu)).triu(1);
+    let first = attention(&q, &k, &v, Some(&bias), 1.0, 0.0).unwrap().select(2, 0);
+    assert_same(&first, &v.select(2, 0), "only the first is seen");
+}
+
+#[test]
+fn attention_drops_probabilities_as_dropout_does() {
+    let [q, k] = [1, 2].map(|seed| random(&[2, 2, 30, 8], seed));
+    // With the identity as values, the result is what was left of the probabilities.
+    let v = Tensor::eye(30, (Kind::Float, Device::Cpu)).expand([2, 2, 30, 30], false);
+    let (q, k) = (
+        Tensor::cat(&[&q, &q.zeros_like(), &q.zeros_like(), &q.zeros_like()], -1).narrow(3, 0, 30),
+        Tensor::cat(&[&k, &k.zeros_like(), &k.zeros_like(), &k.zeros_like()], -1).narrow(3, 0, 30),
+    );
+    let whole = attention(&q, &k, &v, None, 1.0, 0.0).unwrap();
+    let q = q.detach().set_requires_grad(true);
+    let left = attention(&q, &k, &v, None, 1.0, 0.25).unwrap();
+    let kept = left.not_equal(0.0);
+    assert_same(&left.detach(), &(&whole * &kept / 0.75), "kept ones are scaled");
+    let share = kept.to_kind(Kind::Float).mean(Kind::Float).double_value(&[]);
+    assert!((share - 0.75).abs() < 0.03, "{share}");
+    // The backward pass drops the same ones.
+    left.square().sum(Kind::Float).backward();
+    let again = q.detach().set_requires_grad(true);
+    let probs = again.matmul(&k.transpose(2, 3)).softmax(-1, Kind::Float);
+    (probs * kept / 0.75).square().sum(Kind::Float).backward();
+    assert_same(&q.grad(), &again.grad(), "gradient");
+}
+
+#[test]
+fn dropout_in_bfloat16_drops_the_right_share() {
+    let x = Tensor::ones([300, 70], (Kind::BFloat16, Device::Cpu)).set_requires_grad(true);
+    let left = dropout(&x, 0.2).unwrap();
+    let share = left.not_equal(0.0).to_kind(Kind::Float).mean(Kind::Float).double_value(&[]);
+    assert!((share - 0.8).abs() < 0.02, "{share}");
+    left.sum(Kind::Float).backward();
+    assert_same(&x.grad(), &left.detach(), "the gradient has the same mask");
+}
+
+#[test]
+fn shapes_that_do_not_fit_are_errors() {
+    let [q, k] = [[1, 2, 3, 4], [1, 2, 3, 5]].map(|shape| random(&shape, 1));
+    assert!(attention(&q, &k, &k, None, 1.0, 0.0).unwrap_err().to_string().contains("do not fit"));
+    assert!(attention(&q, &q, &q, None, 1.0, 1.0).unwrap_err().to_string().contains("dropout rate"));
+    assert!(attention(&q, &q, &q, Some(&random(&[1, 2, 3, 9], 1)), 1.0, 0.0).is_err());
+    assert!(gate(Gate::Silu, &random(&[2, 3], 1), &random(&[2, 4], 1)).is_err());
+}
