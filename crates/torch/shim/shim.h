@@ -91,7 +91,7 @@ int ruminate_rotate(at::Tensor *x, at::Tensor *cos, at::Tensor *sin, at::Tensor 
 int ruminate_attention(at::Tensor *q, at::Tensor *k, at::Tensor *v, at::Tensor *bias, double scale, double rate,
                        at::Tensor **out, char **error);
 
-// Lets the C library keep freed memory for the next allocations, where it is glibc's.
+// Lets the C library keep freed memory for the next allocations, and take it in huge pages, where it is glibc's.
 void ruminate_keep_freed_memory();
 
 // Top-p on float32 logits [rows, vocabulary] on the CPU.
