@@ -120,8 +120,8 @@ impl Setting {
     fn mixed_lessons(&self, rows: usize) -> Vec<Example> {
         let mut examples = self.examples(rows);
         for (i, example) in examples.iter_mut().enumerate() {
-            example.prompt.truncate(self.source * (i % 8 + 1) / 8);
-            example.target.truncate(self.target * (i * 5 % 8 + 1) / 8);
+            example.prompt.truncate((self.source * (i % 8 + 1) / 8).max(1));
+            example.target.truncate((self.target * (i * 5 % 8 + 1) / 8).max(1));
         }
         self.learnt(examples)
     }

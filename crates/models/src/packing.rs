@@ -35,7 +35,8 @@ pub(crate) fn groups(sizes: &[[i64; 2]], spare: i64) -> Vec<Vec<usize>> {
             let count = (n - begin) as i64;
             let padding = count * (longest[0] + longest[1]) - tokens;
             let cost = best[begin].0 + padding + spare;
-            if cost < least.0 {
+            // Of two that cost the same, the larger group.
+            if cost <= least.0 {
                 least = (cost, begin);
             }
             // Even a group for each row would cost less.

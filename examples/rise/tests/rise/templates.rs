@@ -12,8 +12,13 @@ fn another_template_than_the_model_was_trained_with_is_named() {
         let config = "examples/rise/configs/world.toml";
         let mut args: Vec<String> =
             [command, "--config", config, "-q", "--json", "--out", &path(out)].map(String::from).to_vec();
-        let few =
-            ["data.limit=4", "evaluation.limit=2", "evaluation.turns=1", "finetune.training.epochs=1.0"];
+        let few = [
+            "data.limit=4",
+            "evaluation.limit=2",
+            "evaluation.turns=1",
+            "finetune.training.epochs=1.0",
+            "finetune.training.batch_size=2",
+        ];
         args.extend(few.iter().chain(sets).flat_map(|set| ["--set".to_string(), (*set).to_string()]));
         args
     };
