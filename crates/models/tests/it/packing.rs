@@ -60,7 +60,7 @@ fn agree(policy: &mut impl Policy) {
     }
     for ((name, _), (together, alone)) in policy.parameters().iter().zip(together.iter().zip(&alone)) {
         let largest = alone.abs().max().double_value(&[]).max(1.0);
-        assert_close(&(together / largest), &(alone / largest), &name.to_string());
+        assert_close(&(together / largest), &(alone / largest), name);
     }
     policy.set_gradient_checkpointing(true).unwrap();
     for (plain, again) in together.iter().zip(gradients(policy, &examples, &weights)) {
