@@ -42,7 +42,7 @@ fn another_template_than_the_model_was_trained_with_is_named() {
     let other = json!([{ "model": model, "trained": "llama-2", "used": "mistral-instruct" }]);
 
     // Trained on: it is another one's afterwards.
-    let (template, from) = ("chat.template=mistral-instruct", format!("model.pretrained={model}"));
+    let (template, from) = ("chat.template=mistral-instruct", format!("model={{pretrained=\"{model}\"}}"));
     warned(&args("finetune", "same", &[solutions, &from]), json!([]));
     let again = warned(&args("finetune", "again", &[solutions, &from, template]), other.clone());
     let again = again["last"].as_str().unwrap().to_string();
