@@ -7,8 +7,8 @@ use tch::{Device, Tensor};
 
 use crate::{Result, TokenId};
 
-/// Multiplications that could be done in the time that the calls for one more rectangle take in a block, forward and backward:
-/// about 100 microseconds of two CPU cores, and of a GPU.
+/// What the calls for one more rectangle cost in a block, forward and backward, in tokens times parameters of the block. Reckoned
+/// from 100 microseconds of calls, on two CPU cores and on a GPU; the GPU's was never measured.
 const CALLS: (i64, i64) = (5_000_000, 3_000_000_000);
 
 /// The tokens of padding that are worth one rectangle less, in a model whose blocks hold so many parameters.

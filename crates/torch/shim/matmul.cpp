@@ -55,7 +55,7 @@ bool needs_graph(const at::Tensor &a, const at::Tensor &b) {
 
 bool worthwhile(const at::Tensor &a, const at::Tensor &b) {
   return plain_float(a) && plain_float(b) && onednn() && a.numel() * b.size(-1) >= WORTHWHILE &&
-         (!by_intel() || std::max(a.size(-2), b.size(-1)) >= WIDE);
+         (!by_intel() || std::max<int64_t>(a.dim() < 2 ? 1 : a.size(-2), b.size(-1)) >= WIDE);
 }
 
 // Rows of the last dimension.

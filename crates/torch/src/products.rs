@@ -1,7 +1,7 @@
 //! Matrix products on the faster of libtorch's two CPU libraries.
 //!
-//! In float32 libtorch calls MKL, which on processors of other makers leaves half of the vector unit unused; these
-//! functions call oneDNN, which libtorch holds too. Elsewhere (small products, other kinds, CUDA, autocast) they do what
+//! In float32 libtorch calls MKL, which on processors of other makers than Intel leaves half of the vector unit unused;
+//! these functions call oneDNN, which libtorch holds too, and on Intel's do so for results as wide as a vocabulary. Elsewhere (small products, other kinds, CUDA, autocast) they do what
 //! libtorch does. Results agree up to the order of summation.
 
 use tch::Tensor;

@@ -45,6 +45,12 @@ fn a_linear_layer_has_the_right_value_and_gradients() {
 }
 
 #[test]
+fn a_single_row_without_a_batch_is_a_row() {
+    let (x, weight) = (parameter(&[512], 0.0), parameter(&[9000, 512], 1.0));
+    same([&x, &weight], |x, w| linear(x, w).unwrap(), |x, w| x.linear(w, None::<&Tensor>));
+}
+
+#[test]
 fn batches_of_products_have_the_right_value_and_gradients() {
     for (time, width) in [(3, 4), (64, 64)] {
         let shape = [4, time, 8, width];

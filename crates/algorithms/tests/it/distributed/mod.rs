@@ -133,7 +133,11 @@ impl<P: Policy> Curriculum<P> for Uneven {
 fn config(setup: &Setup) -> TrainerConfig {
     let Setup { steps, accumulate, sharding, checkpointing: gradient_checkpointing, method, .. } = *setup;
     // Of an entry whose gradient is next to nothing, Adam would otherwise learn its rounding.
-    let eps = if matches!(method, Method::Rwr | Method::Quark) { 1e-4 } else { 1e-8 };
+    let eps = match method {
+        Method::Rwr => 1e-4,
+        Method::Quark => 1e-5,
+        _ => 1e-8,
+    };
     TrainerConfig {
         steps,
         accumulate,
