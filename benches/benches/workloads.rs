@@ -31,6 +31,7 @@ const GROUPS: &[(&str, &[&str])] = &[
 ];
 
 fn main() {
+    ruminate_torch::keep_freed_memory();
     let model = std::env::var("RUMINATE_BENCH_MODEL").unwrap_or_else(|_| "t5-mini".into());
     let filters: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
     if filters.iter().all(|filter| "loss/loss_full_logits".contains(filter)) {

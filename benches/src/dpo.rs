@@ -34,11 +34,12 @@ pub(crate) fn score<M: Model>(setting: &Setting) -> Result<Workload> {
     let model: M = setting.build()?;
     let mut pairs = pairs(setting, setting.rows(16));
     let sizes = (pairs.len(), tokens(setting, pairs.len()), model.parameters().count());
-    let forward = setting.clone();
-    Ok(Workload::new(setting, sizes, move || {
+    let (forward, flop) = (setting.clone(), setting.shared_pass(pairs.len(), 2, setting.target));
+    let workload = Workload::new(setting, sizes, move || {
         let batch = pairs.len();
         forward.forward(|| Ok(precompute(&model, &mut pairs, 1.0, batch)?))
-    }))
+    });
+    Ok(workload.of_products(flop))
 }
 
 /// A step of DPO with a frozen copy of the policy as its reference: forward of both, backward, clipping, AdamW.
@@ -46,6 +47,8 @@ pub(crate) fn step<M: Model>(setting: &Setting) -> Result<Workload> {
     let pairs = pairs(setting, setting.rows(4));
     let (policy, reference): (M, M) = (setting.build()?, setting.build()?);
     let sizes = (pairs.len(), tokens(setting, pairs.len()), policy.parameters().count());
+    // The reference's pass, and three for a pass with its gradient.
+    let flop = 4.0 * setting.shared_pass(pairs.len(), 2, setting.target);
     // It goes into checkpoints only, which nobody writes here.
     let tokenizer = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/world/t5");
     let mut dpo = Dpo::new(
@@ -58,7 +61,7 @@ pub(crate) fn step<M: Model>(setting: &Setting) -> Result<Workload> {
     )?;
     let mut adam = Adam::new(Dpo::policy(&dpo).parameters().named(), ADAM)?;
     let forward = setting.clone();
-    Ok(Workload::in_phases(setting, sizes, move |phases| {
+    let workload = Workload::in_phases(setting, sizes, move |phases| {
         adam.zero_grad()?;
         let batch = dpo.batches(0, 0, 1)?.and_then(|batches| batches.into_iter().next());
         let batch = batch.context("there is no batch")?;
@@ -72,5 +75,6 @@ pub(crate) fn step<M: Model>(setting: &Setting) -> Result<Workload> {
         // As a trainer that records every step.
         let _ = dpo.metrics()?;
         Ok(())
-    }))
+    });
+    Ok(workload.of_products(flop))
 }

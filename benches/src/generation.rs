@@ -66,9 +66,11 @@ fn generate<M: Model>(
     let (rows, new) = (prompts.len(), config.max_new_tokens);
     let seeds = seeds(rows);
     let forward = setting.clone();
-    Ok(Workload::new(setting, (rows, rows * new, parameters), move || {
+    let least = setting.writing(rows, prompts[0].len(), new);
+    let workload = Workload::new(setting, (rows, rows * new, parameters), move || {
         let written = forward.forward(|| Ok(model.generate(&prompts, &config, &seeds)?))?;
         anyhow::ensure!(written.iter().all(|samples| samples[0].ids.len() == new), "a row ended early");
         Ok(())
-    }))
+    });
+    Ok(Workload { least, ..workload })
 }

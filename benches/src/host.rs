@@ -44,3 +44,26 @@ pub fn matmul_gflops(kind: Kind, device: Device) -> Result<f64> {
     }
     Ok(2.0 * (n as f64).powi(3) / best / 1e9)
 }
+
+/// Best rate of reading memory, in bytes a second: by a sum, or by a product with one row, whichever is faster.
+///
+/// # Errors
+/// When libtorch refuses.
+pub fn bandwidth(device: Device) -> Result<f64> {
+    let side = if device == Device::Cpu { 1i64 << 13 } else { 1i64 << 15 };
+    let numbers = Tensor::f_ones([side, side], (Kind::Float, device))?;
+    let row = Tensor::f_ones([1, side], (Kind::Float, device))?;
+    let packed = ruminate_torch::Packed::new(&[&numbers])?;
+    let mut best = f64::INFINITY;
+    for _ in 0..6 {
+        for product in [false, true] {
+            let start = Instant::now();
+            let _ = if product { packed.linear(&row)? } else { numbers.f_sum(Kind::Float)? };
+            if let Device::Cuda(index) = device {
+                tch::Cuda::synchronize(index as i64);
+            }
+            best = best.min(start.elapsed().as_secs_f64());
+        }
+    }
+    Ok(4.0 * (side * side) as f64 / best)
+}

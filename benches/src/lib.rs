@@ -12,6 +12,7 @@ mod ppo;
 mod ranks;
 mod scoring;
 mod training;
+mod work;
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -25,6 +26,7 @@ use tch::{Device, Kind};
 
 use models::Model;
 pub use models::{MODELS, Shape, shape};
+pub use work::Work;
 
 /// In which precision a workload runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -144,6 +146,8 @@ pub struct Workload {
     pub tokens: usize,
     /// Scalar parameters of the model.
     pub parameters: u64,
+    /// The least that a repeat has to do, one after the other; empty for workloads of which nobody has reckoned it.
+    pub least: Vec<Work>,
     /// Where the time went, for workloads that tell.
     pub phases: Phases,
     /// Bytes given to collective operations so far, for workloads of several processes.
@@ -168,9 +172,22 @@ impl Workload {
         (batch, tokens, parameters): (usize, usize, u64),
         repeat: impl FnMut(&mut Phases) -> Result<()> + 'static,
     ) -> Self {
-        let phases = Phases::default();
-        let sent = Rc::default();
-        Self { batch, tokens, parameters, phases, sent, repeat: Box::new(repeat), device: setting.device }
+        Self {
+            batch,
+            tokens,
+            parameters,
+            least: vec![],
+            phases: Phases::default(),
+            sent: Rc::default(),
+            repeat: Box::new(repeat),
+            device: setting.device,
+        }
+    }
+
+    /// With the operations of its products, where they may happen in any order.
+    fn of_products(mut self, flop: f64) -> Self {
+        self.least = vec![Work::products(flop)];
+        self
     }
 
     /// Does it once, and waits for the device.

@@ -85,6 +85,7 @@ fn main() -> Result<()> {
     } else {
         0.0
     };
+    let (gflops, bandwidth) = (host::matmul_gflops(kind, device)?, host::bandwidth(device)?);
     let mut result = json!({
         "bench": cli.bench, "model": cli.model, "parameters": workload.parameters,
         "device": if cli.cuda { "cuda" } else { "cpu" }, "dtype": cli.dtype.name(), "threads": cli.threads,
@@ -92,9 +93,13 @@ fn main() -> Result<()> {
         "median_s": rounded(median, 5), "min_s": rounded(secs[0], 5), "max_s": rounded(secs[secs.len() - 1], 5),
         "tokens_per_s": rounded(workload.tokens as f64 / median, 1),
         "rss_before_model_mib": before, "peak_rss_mib": peak,
-        "matmul_gflops": host::matmul_gflops(kind, device)?.round(), "load_average": host::load_average()?,
+        "matmul_gflops": gflops.round(), "bandwidth_gb_per_s": rounded(bandwidth / 1e9, 1), "load_average": host::load_average()?,
         "program": concat!("ruminate ", env!("CARGO_PKG_VERSION")),
     });
+    if !workload.least.is_empty() {
+        let floor: f64 = workload.least.iter().map(|work| work.seconds(gflops * 1e9, bandwidth)).sum();
+        result["floor_s"] = json!(rounded(floor, 5));
+    }
     if workload.sent.get() > 0 {
         let repeats = (cli.warmup + secs.len()) as f64;
         result["sent_mib_per_repeat"] =

@@ -25,10 +25,13 @@ pub(crate) fn update<M: Model>(setting: &Setting) -> Result<Workload> {
     let mut learner = Learner::<M>::new(setting)?;
     let tokens = rows * (setting.source + setting.target);
     let sizes = (rows, tokens, learner.model.parameters().count());
-    Ok(Workload::in_phases(setting, sizes, move |phases| {
+    // Policy and reference, and two passes with their gradients.
+    let flop = 8.0 * setting.pass(rows, setting.source, setting.target);
+    let workload = Workload::in_phases(setting, sizes, move |phases| {
         let old = phases.time("scoring", || learner.old(&examples, &rewards))?;
         phases.time("update", || learner.learn(&examples, &old, 2))
-    }))
+    });
+    Ok(workload.of_products(flop))
 }
 
 /// A whole step: responses are drawn, the policy judges what they do for its own answers, and four passes.

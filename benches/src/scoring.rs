@@ -14,14 +14,15 @@ pub(crate) fn score<M: Model>(setting: &Setting) -> Result<Workload> {
     let rows = setting.rows(32);
     let examples = setting.examples(rows);
     let tokens = rows * (setting.source + setting.target);
-    let forward = setting.clone();
-    Ok(Workload::new(setting, (rows, tokens, parameters), move || {
+    let (forward, flop) = (setting.clone(), setting.pass(rows, setting.source, setting.target));
+    let workload = Workload::new(setting, (rows, tokens, parameters), move || {
         tch::no_grad(|| {
             let scores = forward.forward(|| Ok(model.score(&examples, Want::default())?))?;
             let _ = scores.log_probs.f_sum_dim_intlist(1, false, Kind::Float)?;
             Ok(())
         })
-    }))
+    });
+    Ok(workload.of_products(flop))
 }
 
 /// Eight questions with four answer choices of `length` tokens each: log-probability of every choice.
@@ -34,12 +35,13 @@ pub(crate) fn choices<M: Model>(setting: &Setting, length: usize) -> Result<Work
     let labels = setting.ids(questions * CHOICES, length, 2);
     let choices: Vec<Vec<Vec<TokenId>>> = labels.chunks(CHOICES).map(<[_]>::to_vec).collect();
     let tokens = questions * CHOICES * (setting.source + length);
-    let forward = setting.clone();
-    Ok(Workload::new(setting, (questions, tokens, parameters), move || {
+    let (forward, flop) = (setting.clone(), setting.shared_pass(questions, CHOICES, length));
+    let workload = Workload::new(setting, (questions, tokens, parameters), move || {
         tch::no_grad(|| {
             let scores = forward.forward(|| Ok(model.choice_log_probs(&prompts, &choices)?))?;
             let _ = scores.f_sum_dim_intlist(2, false, Kind::Float)?;
             Ok(())
         })
-    }))
+    });
+    Ok(workload.of_products(flop))
 }

@@ -31,10 +31,12 @@ pub(crate) fn sft_mixed<M: Model>(setting: &Setting) -> Result<Workload> {
 
 fn learn<M: Model>(setting: &Setting, examples: Vec<Example>) -> Result<Workload> {
     let tokens = examples.iter().map(|e| e.prompt.len() + e.target.len()).sum();
-    step(setting, tokens, move |model: &M| {
+    let flop = 3.0 * setting.lesson_pass(&examples);
+    let workload = step(setting, tokens, move |model: &M| {
         let loss = cross_entropy(&model.score(&examples, Want::default())?)?;
         Ok(loss.sum.f_div_scalar(loss.count as f64)?)
-    })
+    })?;
+    Ok(workload.of_products(flop))
 }
 
 /// The same without dropout.

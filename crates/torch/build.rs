@@ -20,6 +20,7 @@ fn main() {
         println!("cargo:rustc-cfg=ruminate_cuda");
         nccl(&mut build, &lib);
     }
+    openmp(&mut build, &lib);
     build
         .cpp(true)
         .files(
@@ -35,6 +36,7 @@ fn main() {
                 "log_probs",
                 "matmul",
                 "norm",
+                "packed",
                 "reducer",
                 "rotate",
                 "sampling",
@@ -56,6 +58,24 @@ fn main() {
     }
     println!("cargo:rustc-link-lib=torch_cpu");
     println!("cargo:rustc-link-lib=c10");
+}
+
+/// libtorch's loops are templates, which run on one core where they are compiled without OpenMP. The runtime must be libtorch's
+/// own, so that both share their threads.
+fn openmp(build: &mut cc::Build, lib: &Path) {
+    if !build.get_compiler().is_like_gnu() {
+        println!(
+            "cargo:warning=loops of the shim run on one core: only GCC's OpenMP is that of libtorch; set CXX=g++"
+        );
+        return;
+    }
+    build.flag("-fopenmp");
+    let files = std::fs::read_dir(lib).into_iter().flatten().flatten();
+    let names = files.filter_map(|file| file.file_name().into_string().ok());
+    match names.filter(|name| name.starts_with("libgomp") && name.contains(".so")).min() {
+        Some(own) => println!("cargo:rustc-link-lib=dylib:+verbatim={own}"),
+        None => println!("cargo:rustc-link-lib=gomp"),
+    }
 }
 
 /// Adds NCCL if its headers are there: in the packages that a libtorch from PyPI brings along, or in an own CUDA.

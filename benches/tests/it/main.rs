@@ -44,6 +44,26 @@ fn tokens_are_counted_as_defined() {
 }
 
 #[test]
+fn the_least_work_is_that_of_the_definitions() {
+    let reckoned = |model: &str, name| {
+        let setting = Setting::new(shape(model).unwrap(), Precision::Fp32, Device::Cpu);
+        prepare(name, &setting).unwrap().least
+    };
+    // In Gflop; a T5 reads the source of both completions once.
+    let gflop = |model: &str, name| (reckoned(model, name)[0].flop / 1e9).round();
+    assert_eq!(["sft", "score", "ppo"].map(|name| gflop("t5-small", name)), [262.0, 349.0, 698.0]);
+    // Nothing is asked of the last token of a row.
+    assert_eq!(["sft", "score", "ppo"].map(|name| gflop("llama-60m", name)), [537.0, 583.0, 1166.0]);
+    assert!((250.0..=260.0).contains(&gflop("t5-small", "dpo")));
+    // Parameters that a token takes, in float32.
+    for (model, millions) in [("t5-small", 38.5), ("llama-60m", 41.7)] {
+        let steps = reckoned(model, "decode_8")[1];
+        assert!((steps.bytes / 4e6 - millions).abs() < 0.06, "{model}: {steps:?}");
+        assert_eq!((steps.flop, steps.times), (steps.bytes * 4.0, 128.0));
+    }
+}
+
+#[test]
 fn models_have_their_sizes() {
     let parameters = |name: &str| match shape(name).unwrap() {
         Shape::T5(config) => config.parameter_count(),

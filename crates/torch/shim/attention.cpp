@@ -14,6 +14,7 @@
 #include <ATen/ops/softmax.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <memory>
 #include <optional>
 
 namespace {
@@ -71,50 +72,59 @@ void soften(float *__restrict scores, const float *__restrict bias, float scale,
 // From the gradient of the probabilities to that of the biased scores, p (g - sum g p), in place.
 FOR_EACH_VECTOR_UNIT
 void slope(float *__restrict grad, const float *__restrict probs, int64_t n) {
-  float lanes[LANES] = {0};
-  int64_t i = 0;
-  for (; i + LANES <= n; i += LANES) {
-    for (int j = 0; j < LANES; ++j) {
-      lanes[j] += grad[i + j] * probs[i + j];
-    }
-  }
-  for (int j = 0; i + j < n; ++j) {
-    lanes[j] += grad[i + j] * probs[i + j];
-  }
-  const float sum = total(lanes);
+  const float sum = dot(grad, probs, n);
   for (int64_t k = 0; k < n; ++k) {
     grad[k] = probs[k] * (grad[k] - sum);
   }
 }
 
-// Products of a query with keys.
+// Products of a query with keys, four at a time.
 FOR_EACH_VECTOR_UNIT
 void dots(const float *__restrict query, const float *__restrict keys, int64_t stride, int64_t count, int64_t n,
           float *__restrict out) {
-  for (int64_t key = 0; key < count; ++key) {
-    const float *k = keys + key * stride;
-    float lanes[LANES] = {0};
+  int64_t key = 0;
+  for (; key + 4 <= count; key += 4) {
+    const float *__restrict a = keys + key * stride, *__restrict b = a + stride, *__restrict c = b + stride,
+                            *__restrict d = c + stride;
+    float lanes[4][LANES] = {{0}};
     int64_t i = 0;
     for (; i + LANES <= n; i += LANES) {
       for (int j = 0; j < LANES; ++j) {
-        lanes[j] += query[i + j] * k[i + j];
+        lanes[0][j] += query[i + j] * a[i + j];
+        lanes[1][j] += query[i + j] * b[i + j];
+        lanes[2][j] += query[i + j] * c[i + j];
+        lanes[3][j] += query[i + j] * d[i + j];
       }
     }
     for (int j = 0; i + j < n; ++j) {
-      lanes[j] += query[i + j] * k[i + j];
+      lanes[0][j] += query[i + j] * a[i + j];
+      lanes[1][j] += query[i + j] * b[i + j];
+      lanes[2][j] += query[i + j] * c[i + j];
+      lanes[3][j] += query[i + j] * d[i + j];
     }
-    out[key] = total(lanes);
+    for (int k = 0; k < 4; ++k) {
+      out[key + k] = total(lanes[k]);
+    }
+  }
+  for (; key < count; ++key) {
+    out[key] = dot(query, keys + key * stride, n);
   }
 }
 
-// The mean of values under probabilities.
+// Adds the values under their probabilities.
 FOR_EACH_VECTOR_UNIT
 void blend(const float *__restrict probs, const float *__restrict values, int64_t stride, int64_t count, int64_t n,
            float *__restrict out) {
-  for (int64_t i = 0; i < n; ++i) {
-    out[i] = 0;
+  int64_t key = 0;
+  for (; key + 4 <= count; key += 4) {
+    const float *__restrict a = values + key * stride, *__restrict b = a + stride, *__restrict c = b + stride,
+                            *__restrict d = c + stride;
+    const float p = probs[key], q = probs[key + 1], r = probs[key + 2], s = probs[key + 3];
+    for (int64_t i = 0; i < n; ++i) {
+      out[i] = (((out[i] + p * a[i]) + q * b[i]) + r * c[i]) + s * d[i];
+    }
   }
-  for (int64_t key = 0; key < count; ++key) {
+  for (; key < count; ++key) {
     const float p = probs[key], *v = values + key * stride;
     for (int64_t i = 0; i < n; ++i) {
       out[i] += p * v[i];
@@ -122,12 +132,15 @@ void blend(const float *__restrict probs, const float *__restrict values, int64_
   }
 }
 
-// What is added to scores [batch, heads, time, keys], wherever it is broadcast from.
+// What is added to scores [rows, heads, time, keys], wherever it is broadcast from; of consecutive rows several may share one.
 class Bias {
 public:
-  Bias(const std::optional<at::Tensor> &bias, at::IntArrayRef sizes) : keys_(sizes[3]), heads_(sizes[1]), time_(sizes[2]) {
+  Bias(const std::optional<at::Tensor> &bias, at::IntArrayRef sizes) : heads_(sizes[1]), time_(sizes[2]), keys_(sizes[3]) {
     if (bias) {
-      view_ = bias->expand(sizes);
+      const auto batch = bias->size(0);
+      TORCH_CHECK(batch > 0 && sizes[0] % batch == 0, "offsets ", bias->sizes(), " do not fit scores ", sizes);
+      each_ = sizes[0] / batch;
+      view_ = bias->expand({batch, heads_, time_, keys_});
       if (view_.stride(3) != 1 && keys_ > 1) {
         view_ = view_.contiguous();
       }
@@ -137,17 +150,17 @@ public:
     }
   }
 
-  // Of a row of [batch * heads * time].
+  // Of a row of [rows * heads * time].
   const float *row(int64_t row, float *buffer) const {
     if (!reader_) {
       return none_.data();
     }
-    const auto t = row % time_, head = row / time_ % heads_, b = row / time_ / heads_;
+    const auto t = row % time_, head = row / time_ % heads_, b = row / time_ / heads_ / each_;
     return reader_->row(b * view_.stride(0) + head * view_.stride(1) + t * view_.stride(2), keys_, buffer);
   }
 
 private:
-  int64_t keys_, heads_, time_;
+  int64_t heads_, time_, keys_, each_ = 1;
   at::Tensor view_;
   std::optional<Reader> reader_;
   std::vector<float> none_;
@@ -234,45 +247,75 @@ struct Attention : public Function<Attention> {
   }
 };
 
-// A few queries of each head, without gradients.
-at::Tensor look_up(const at::Tensor &q, const at::Tensor &k, const at::Tensor &v, const Bias &bias, double scale) {
-  const auto batch = q.size(0), heads = q.size(1), time = q.size(2), n = q.size(3), count = k.size(2);
-  auto out = at::empty({batch, time, heads, n}, q.options());
-  const Reader queries(q), keys(k), values(v);
+// Keys and values [batch, heads, keys, width]; of consecutive rows of queries several may share one, and of heads.
+struct Part {
+  at::Tensor keys, values;
+};
+
+// A few queries [rows, time, heads, width] look at the keys of all parts, without gradients; [rows, time, heads * width].
+at::Tensor look_up(const at::Tensor &q, const std::vector<Part> &parts, const std::optional<at::Tensor> &offsets,
+                   double scale) {
+  const auto rows = q.size(0), time = q.size(1), heads = q.size(2), n = q.size(3);
+  int64_t count = 0;
+  bool wide = true;
+  std::vector<std::pair<Reader, Reader>> readers;
+  for (const auto &[keys, values] : parts) {
+    count += keys.size(2);
+    wide = wide && keys.scalar_type() == at::kFloat;
+    readers.emplace_back(keys, values);
+  }
+  const Bias bias(offsets, {rows, heads, time, count});
+  auto out = at::empty({rows, time, heads * n}, q.options());
+  const Reader queries(q);
   const Writer to(out);
-  const bool wide = k.scalar_type() == at::kFloat;
   const int64_t grain = std::max<int64_t>(1, (1 << 14) / (time * count * n));
-  at::parallel_for(0, batch * heads, grain, [&](int64_t begin, int64_t end) {
-    // Keys and values that have to be widened, scores, bias, query and result.
-    std::vector<float> space(static_cast<size_t>((wide ? 0 : 2 * count * n) + 2 * count + 2 * n));
-    auto *scores = space.data() + (wide ? 0 : 2 * count * n), *offsets = scores + count;
-    auto *query = offsets + count, *result = query + n;
+  at::parallel_for(0, rows * heads, grain, [&](int64_t begin, int64_t end) {
+    // Scores, bias, query and result, and keys and values that have to be widened.
+    const std::unique_ptr<float[]> space(new float[static_cast<size_t>(2 * count + 2 * n + (wide ? 0 : 2 * count * n))]);
+    auto *scores = space.get(), *offset = scores + count, *query = offset + count, *result = query + n;
+    struct Rows {
+      const float *keys, *values;
+      int64_t key_stride, value_stride, count;
+    };
+    std::vector<Rows> seen(parts.size());
     for (int64_t task = begin; task < end; ++task) {
-      const auto b = task / heads, head = task % heads;
-      const auto block = [&](const Reader &reader, const at::Tensor &x, float *buffer) -> std::pair<const float *, int64_t> {
-        const auto first = b * x.stride(0) + head * x.stride(1);
-        if (wide) {
+      const auto row = task / heads, head = task % heads;
+      auto *free = result + n;
+      const auto block = [&](const Reader &reader, const at::Tensor &x) -> std::pair<const float *, int64_t> {
+        const auto first = row / (rows / x.size(0)) * x.stride(0) + head / (heads / x.size(1)) * x.stride(1);
+        if (x.scalar_type() == at::kFloat) {
           return {reader.row(first, 0, nullptr), x.stride(2)};
         }
-        for (int64_t key = 0; key < count; ++key) {
-          reader.row(first + key * x.stride(2), n, buffer + key * n);
+        auto *start = free;
+        for (int64_t key = 0; key < x.size(2); ++key, free += n) {
+          reader.row(first + key * x.stride(2), n, free);
         }
-        return {buffer, n};
+        return {start, n};
       };
-      const auto [k_rows, k_stride] = block(keys, k, space.data());
-      const auto [v_rows, v_stride] = block(values, v, space.data() + count * n);
+      for (size_t i = 0; i < parts.size(); ++i) {
+        const auto [keys, key_stride] = block(readers[i].first, parts[i].keys);
+        const auto [values, value_stride] = block(readers[i].second, parts[i].values);
+        seen[i] = {keys, values, key_stride, value_stride, parts[i].keys.size(2)};
+      }
       for (int64_t t = 0; t < time; ++t) {
-        const auto *row = queries.row(b * q.stride(0) + head * q.stride(1) + t * q.stride(2), n, query);
-        dots(row, k_rows, k_stride, count, n, scores);
-        soften(scores, bias.row((b * heads + head) * time + t, offsets), static_cast<float>(scale), count);
-        const auto at = ((b * time + t) * heads + head) * n;
-        auto *target = to.row(at, result);
-        blend(scores, v_rows, v_stride, count, n, target);
-        to.finish(at, n, target);
+        const auto *from = queries.row(row * q.stride(0) + t * q.stride(1) + head * q.stride(2), n, query);
+        auto *score = scores;
+        for (const auto &part : seen) {
+          dots(from, part.keys, part.key_stride, part.count, n, score);
+          score += part.count;
+        }
+        soften(scores, bias.row(task * time + t, offset), static_cast<float>(scale), count);
+        std::fill(result, result + n, 0.0f);
+        score = scores;
+        for (const auto &part : seen) {
+          blend(score, part.values, part.value_stride, part.count, n, result);
+          score += part.count;
+        }
+        to.store((row * time + t) * heads * n + head * n, n, result);
       }
     }
   });
-  return out.transpose(1, 2);
+  return out;
 }
 
 at::Tensor by_aten(const at::Tensor &q, const at::Tensor &k, const at::Tensor &v, const std::optional<at::Tensor> &bias,
@@ -298,7 +341,7 @@ at::Tensor attention(at::Tensor q, at::Tensor k, at::Tensor v, const std::option
                                                     (bias && bias->requires_grad()));
   const bool rows = q.stride(3) == 1 && k.stride(3) == 1 && v.stride(3) == 1;
   if (!graph && rate == 0.0 && q.size(2) <= FEW && rows) {
-    return look_up(q, k, v, Bias(bias, sizes), scale);
+    return look_up(q.transpose(1, 2), {{k, v}}, bias, scale).view({q.size(0), q.size(2), q.size(1), q.size(3)}).transpose(1, 2);
   }
   const auto x = folded(q), y = folded(k), z = folded(v);
   auto out = graph ? Attention::apply(x, y, z, bias, at::IntArrayRef(sizes), scale, rate)
@@ -316,5 +359,31 @@ extern "C" int ruminate_attention(at::Tensor *q, at::Tensor *k, at::Tensor *v, a
                 "queries ", q->sizes(), ", keys ", k->sizes(), " and values ", v->sizes(), " do not fit");
     TORCH_CHECK(rate >= 0.0 && rate < 1.0, "the dropout rate is ", rate, ", but must be in [0, 1)");
     *out = new at::Tensor(attention(*q, *k, *v, bias ? std::make_optional(*bias) : std::nullopt, scale, rate));
+  });
+}
+
+extern "C" int ruminate_look_up(at::Tensor *q, at::Tensor *const *keys, at::Tensor *const *values, size_t count,
+                                at::Tensor *bias, double scale, at::Tensor **out, char **error) {
+  return guarded(error, [&] {
+    std::vector<Part> parts;
+    TORCH_CHECK(q->dim() == 4 && count > 0, "queries ", q->sizes(), " are not [rows, time, heads, width]");
+    // Where this is not the way to do it, there is no result.
+    const auto good = [](const at::Tensor &x) {
+      return has_rows(x) && x.stride(-1) == 1 && x.numel() > 0 && !(at::GradMode::is_enabled() && x.requires_grad());
+    };
+    bool ours = good(*q) && q->size(1) <= FEW && (!bias || good(*bias));
+    for (size_t i = 0; i < count; ++i) {
+      const auto &k = *keys[i], &v = *values[i];
+      TORCH_CHECK(k.dim() == 4 && k.sizes() == v.sizes() && k.size(3) == q->size(3) && k.size(0) > 0 && k.size(1) > 0 &&
+                      q->size(0) % k.size(0) == 0 && q->size(2) % k.size(1) == 0,
+                  "queries ", q->sizes(), ", keys ", k.sizes(), " and values ", v.sizes(), " do not fit");
+      ours = ours && good(k) && good(v);
+      parts.push_back({k, v});
+    }
+    TORCH_CHECK(!bias || bias->dim() == 4, "offsets must be [rows, heads, time, keys], not ", bias ? bias->sizes() : q->sizes());
+    if (!ours) {
+      return;
+    }
+    *out = new at::Tensor(look_up(*q, parts, bias ? std::make_optional(*bias) : std::nullopt, scale));
   });
 }

@@ -21,6 +21,8 @@ constexpr float GELU = 1.5957691216f, CUBE = 0.044715f;
 
 inline float sigmoid(float x) { return 1.0f / (1.0f + fast_exp(-x)); }
 
+} // namespace
+
 FOR_EACH_VECTOR_UNIT
 void silu_rows(const float *__restrict gate, const float *__restrict up, float *__restrict out, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
@@ -35,6 +37,8 @@ void gelu_rows(const float *__restrict gate, const float *__restrict up, float *
     out[i] = x * sigmoid(GELU * (x + CUBE * x * x * x)) * up[i];
   }
 }
+
+namespace {
 
 FOR_EACH_VECTOR_UNIT
 void silu_slopes(const float *__restrict grad, const float *__restrict gate, const float *__restrict up,

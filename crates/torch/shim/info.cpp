@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <cstdlib>
+#include <mutex>
 
 #ifdef __GLIBC__
 #include <malloc.h>
@@ -14,16 +15,20 @@
 #endif
 
 extern "C" int ruminate_build_info(char **out, char **error) {
-  return guarded(error, [&] { *out = strdup(at::show_config().c_str()); });
+  return guarded(error, [&] {
+#ifdef _OPENMP
+    const char *loops = "on all threads";
+#else
+    const char *loops = "on one thread, for want of OpenMP";
+#endif
+    *out = strdup((at::show_config() + "  - Loops of ruminate: " + loops + "\n").c_str());
+  });
 }
 
-extern "C" void ruminate_keep_freed_memory() {
+namespace {
+
+void keep() {
 #ifdef __GLIBC__
-  static bool done = false;
-  if (done) {
-    return;
-  }
-  done = true;
   // Who has set these has reasons.
   for (const char *name : {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES"}) {
     if (std::getenv(name) != nullptr) {
@@ -46,4 +51,11 @@ extern "C" void ruminate_keep_freed_memory() {
   std::free(stretch);
   mallopt(M_TOP_PAD, static_cast<int>(HUGE_PAGE));
 #endif
+}
+
+} // namespace
+
+extern "C" void ruminate_keep_freed_memory() {
+  static std::once_flag once;
+  std::call_once(once, keep);
 }

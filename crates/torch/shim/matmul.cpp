@@ -164,6 +164,31 @@ void add_product(at::Tensor &out, const at::Tensor &a, const at::Tensor &b) {
   }
 }
 
+at::Tensor reordered(const std::vector<at::Tensor> &weights) {
+  auto weight = weights.size() == 1 ? weights[0] : at::cat(weights);
+  if (plain_float(weight) && onednn()) {
+    static auto reorder = c10::Dispatcher::singleton()
+                              .findSchemaOrThrow("mkldnn::_reorder_linear_weight", "")
+                              .typed<at::Tensor(const at::Tensor &, std::optional<int64_t>)>();
+    weight = reorder.call(weight, std::nullopt);
+  }
+  return weight;
+}
+
+at::Tensor reordered_linear(const at::Tensor &x, const at::Tensor &weight) {
+  if (!weight.is_mkldnn()) {
+    return at::linear(x, weight);
+  }
+  using Scalars = c10::List<std::optional<at::Scalar>>;
+  static auto pointwise =
+      c10::Dispatcher::singleton()
+          .findSchemaOrThrow("mkldnn::_linear_pointwise", "")
+          .typed<at::Tensor(const at::Tensor &, const at::Tensor &, const std::optional<at::Tensor> &, std::string_view,
+                            Scalars, std::optional<std::string_view>)>();
+  at::NoGradGuard no_grad;
+  return pointwise.call(x, weight, std::nullopt, "none", Scalars(), "");
+}
+
 extern "C" {
 
 int ruminate_linear(at::Tensor *x, at::Tensor *weight, at::Tensor **out, char **error) {
@@ -172,40 +197,5 @@ int ruminate_linear(at::Tensor *x, at::Tensor *weight, at::Tensor **out, char **
 
 int ruminate_matmul(at::Tensor *a, at::Tensor *b, at::Tensor **out, char **error) {
   return guarded(error, [&] { *out = new at::Tensor(matmul_of(*a, *b)); });
-}
-
-int ruminate_pack(at::Tensor *const *weights, size_t count, at::Tensor **out, char **error) {
-  return guarded(error, [&] {
-    at::NoGradGuard no_grad;
-    std::vector<at::Tensor> parts;
-    for (size_t i = 0; i < count; ++i) {
-      parts.push_back(weights[i]->detach());
-    }
-    auto weight = count == 1 ? parts[0] : at::cat(parts);
-    if (plain_float(weight) && onednn()) {
-      static auto reorder = c10::Dispatcher::singleton()
-                                .findSchemaOrThrow("mkldnn::_reorder_linear_weight", "")
-                                .typed<at::Tensor(const at::Tensor &, std::optional<int64_t>)>();
-      weight = reorder.call(weight, std::nullopt);
-    }
-    *out = new at::Tensor(weight);
-  });
-}
-
-int ruminate_packed_linear(at::Tensor *x, at::Tensor *weight, at::Tensor **out, char **error) {
-  return guarded(error, [&] {
-    if (!weight->is_mkldnn()) {
-      *out = new at::Tensor(at::linear(*x, *weight));
-      return;
-    }
-    using Scalars = c10::List<std::optional<at::Scalar>>;
-    static auto pointwise =
-        c10::Dispatcher::singleton()
-            .findSchemaOrThrow("mkldnn::_linear_pointwise", "")
-            .typed<at::Tensor(const at::Tensor &, const at::Tensor &, const std::optional<at::Tensor> &, std::string_view,
-                              Scalars, std::optional<std::string_view>)>();
-    at::NoGradGuard no_grad;
-    *out = new at::Tensor(pointwise.call(*x, *weight, std::nullopt, "none", Scalars(), ""));
-  });
 }
 }

@@ -10,6 +10,16 @@
 #include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+FOR_EACH_VECTOR_UNIT
+float normalize(const float *__restrict x, const float *__restrict weight, float *__restrict out, int64_t n, float eps) {
+  const float sum = dot(x, x, n);
+  const float scale = 1.0f / std::sqrt(sum / static_cast<float>(n) + eps);
+  for (int64_t k = 0; k < n; ++k) {
+    out[k] = x[k] * scale * weight[k];
+  }
+  return scale;
+}
+
 namespace {
 
 using torch::autograd::AutogradContext;
@@ -18,26 +28,6 @@ using torch::autograd::variable_list;
 
 // Rows whose gradients for the weight are summed before others.
 constexpr int64_t BLOCK = 64;
-
-FOR_EACH_VECTOR_UNIT
-float normalize(const float *__restrict x, const float *__restrict weight, float *__restrict out, int64_t n, float eps) {
-  float lanes[LANES] = {0};
-  int64_t i = 0;
-  for (; i + LANES <= n; i += LANES) {
-    for (int j = 0; j < LANES; ++j) {
-      lanes[j] += x[i + j] * x[i + j];
-    }
-  }
-  for (int j = 0; i + j < n; ++j) {
-    lanes[j] += x[i + j] * x[i + j];
-  }
-  const float sum = total(lanes);
-  const float scale = 1.0f / std::sqrt(sum / static_cast<float>(n) + eps);
-  for (int64_t k = 0; k < n; ++k) {
-    out[k] = x[k] * scale * weight[k];
-  }
-  return scale;
-}
 
 // With s the scale: dx = s (g w - x s^2 mean(g w x)), and dw += g x s.
 FOR_EACH_VECTOR_UNIT

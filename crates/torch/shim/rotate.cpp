@@ -90,3 +90,44 @@ extern "C" int ruminate_rotate(at::Tensor *x, at::Tensor *cos, at::Tensor *sin, 
     *out = new at::Tensor(graph ? Rotate::apply(*x, *cos, *sin) : Rotate::run(*x, *cos, *sin, false));
   });
 }
+
+extern "C" int ruminate_remember(at::Tensor *states, at::Tensor *cos, at::Tensor *sin, at::Tensor *keys, at::Tensor *values,
+                                 int64_t at, char **error) {
+  return guarded(error, [&] {
+    at::NoGradGuard no_grad;
+    const auto &x = *states, &k = *keys, &v = *values;
+    const bool good = has_rows(x) && x.dim() == 3 && x.is_contiguous() && has_rows(k) && has_rows(v) && k.dim() == 4 &&
+                      k.stride(3) == 1 && v.stride(3) == 1 && k.sizes() == v.sizes() && k.size(0) == x.size(0) &&
+                      k.size(3) == x.size(2) && x.size(1) > 2 * k.size(1) && at >= 0 && at < k.size(2);
+    TORCH_CHECK(good, "queries, keys and values ", x.sizes(), " of position ", at, " do not fit a cache ", k.sizes());
+    TORCH_CHECK(!cos || (fits(x.unsqueeze(1), *cos) && fits(x.unsqueeze(1), *sin)), "they cannot turn by ",
+                cos ? cos->sizes() : x.sizes());
+    const auto rows = x.size(0), n = x.size(2), shared = k.size(1), heads = x.size(1) - 2 * shared;
+    const Reader from(x), cosines(cos ? *cos : x), sines(sin ? *sin : x);
+    const Writer back(x), to_keys(k), to_values(v);
+    const auto stride = [](const at::Tensor *table) { return table && table->size(0) > 1 ? table->stride(0) : 0; };
+    for_rows(rows, x.size(1) * n, 1, [&](int64_t row, float *buffer) {
+      const auto start = row * x.size(1) * n;
+      const auto *all = from.row(start, x.size(1) * n, buffer);
+      std::vector<float> space(static_cast<size_t>(3 * n));
+      const auto *c = cos ? cosines.row(row * stride(cos), n, space.data()) : nullptr;
+      const auto *s = sin ? sines.row(row * stride(sin), n, space.data() + n) : nullptr;
+      auto *turned = space.data() + 2 * n;
+      for (int64_t head = 0; head < heads + shared; ++head) {
+        const auto *own = all + head * n;
+        if (cos) {
+          turn(own, c, s, turned, n / 2);
+          own = turned;
+        }
+        if (head >= heads) {
+          to_keys.store(row * k.stride(0) + (head - heads) * k.stride(1) + at * k.stride(2), n, own);
+        } else if (cos) {
+          back.store(start + head * n, n, own);
+        }
+      }
+      for (int64_t head = 0; head < shared; ++head) {
+        to_values.store(row * v.stride(0) + head * v.stride(1) + at * v.stride(2), n, all + (heads + shared + head) * n);
+      }
+    });
+  });
+}

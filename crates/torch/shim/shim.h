@@ -68,10 +68,15 @@ int ruminate_swap_autocast(int cuda, int *enabled, int *kind, char **error);
 int ruminate_linear(at::Tensor *x, at::Tensor *weight, at::Tensor **out, char **error);
 int ruminate_matmul(at::Tensor *a, at::Tensor *b, at::Tensor **out, char **error);
 
-// Lays the rows of all weights out, one below the other, as products with few rows like them best; the result is good
-// for ruminate_packed_linear only, which knows no gradients.
-int ruminate_pack(at::Tensor *const *weights, size_t count, at::Tensor **out, char **error);
+// Lays the rows of all weights out, one below the other, as products with few rows like them best. `blocks` says for which
+// product the result is good: ruminate_multiply (1) or ruminate_packed_linear (0). Neither knows gradients.
+int ruminate_pack(at::Tensor *const *weights, size_t count, at::Tensor **out, int *blocks, char **error);
 int ruminate_packed_linear(at::Tensor *x, at::Tensor *weight, at::Tensor **out, char **error);
+
+// residual + f(x) times the transposed weights of so many outputs, where f is nothing (0), a root-mean-square norm (1), relu (2), or
+// silu (3) or gelu (4) of the first half of a row times the second. `norm` and `residual` may be null.
+int ruminate_multiply(at::Tensor *x, at::Tensor *blocks, int64_t outputs, int before, at::Tensor *norm, double eps,
+                      at::Tensor *residual, at::Tensor **out, char **error);
 
 // Dropout in training.
 int ruminate_dropout(at::Tensor *x, double rate, at::Tensor **out, char **error);
@@ -90,6 +95,19 @@ int ruminate_rotate(at::Tensor *x, at::Tensor *cos, at::Tensor *sin, at::Tensor 
 // [batch, heads, keys, width]; `bias` may be null, or is broadcast to [batch, heads, time, keys].
 int ruminate_attention(at::Tensor *q, at::Tensor *k, at::Tensor *v, at::Tensor *bias, double scale, double rate,
                        at::Tensor **out, char **error);
+
+// The same for a few queries [rows, time, heads, width] on the CPU, without gradients, over the keys and values of `count` parts one
+// behind the other, [batch, heads, keys, width] each: consecutive rows may share those of one batch entry, and consecutive heads
+// those of one head. `bias` [rows, heads, time, all keys], any of the first three 1, of the rows a divisor, may be null. The
+// result is [rows, time, heads * width]; none where this is another device, kind or number of queries, or gradients are wanted.
+int ruminate_look_up(at::Tensor *q, at::Tensor *const *keys, at::Tensor *const *values, size_t count, at::Tensor *bias,
+                     double scale, at::Tensor **out, char **error);
+
+// Of states [rows, heads + 2 shared, width], the queries, keys and values of a position: turns queries and keys as ruminate_rotate
+// does unless `cos` is null, the queries in place, and writes keys and values into caches [rows, shared, time, width].
+int ruminate_remember(at::Tensor *states, at::Tensor *cos, at::Tensor *sin, at::Tensor *keys, at::Tensor *values, int64_t at,
+                      char **error);
+
 
 // Lets the C library keep freed memory for the next allocations, and take it in huge pages, where it is glibc's.
 void ruminate_keep_freed_memory();

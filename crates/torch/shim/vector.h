@@ -29,6 +29,24 @@ inline float total(float *lanes) {
   return lanes[0];
 }
 
+// The sum of products. To be inlined into what is compiled for several vector units.
+#if defined(__GNUC__)
+__attribute__((always_inline))
+#endif
+inline float dot(const float *x, const float *y, int64_t n) {
+  float lanes[LANES] = {0};
+  int64_t i = 0;
+  for (; i + LANES <= n; i += LANES) {
+    for (int j = 0; j < LANES; ++j) {
+      lanes[j] += x[i + j] * y[i + j];
+    }
+  }
+  for (int j = 0; i + j < n; ++j) {
+    lanes[j] += x[i + j] * y[i + j];
+  }
+  return total(lanes);
+}
+
 inline float bits_to_float(uint32_t bits) {
   float x;
   std::memcpy(&x, &bits, sizeof x);
@@ -70,6 +88,13 @@ inline bool has_rows(const at::Tensor &x) {
          (x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16);
 }
 
+// x / sqrt(mean(x^2) + eps) * weight; gives the factor. In norm.cpp.
+float normalize(const float *x, const float *weight, float *out, int64_t n, float eps);
+
+// activation(gate) * up. In gate.cpp.
+void silu_rows(const float *gate, const float *up, float *out, int64_t n);
+void gelu_rows(const float *gate, const float *up, float *out, int64_t n);
+
 void widen(const uint16_t *from, float *to, int64_t n);
 void round_to_bfloat16(const float *from, uint16_t *to, int64_t n);
 
@@ -104,6 +129,14 @@ public:
     if (!wide_) {
       round_to_bfloat16(buffer, static_cast<uint16_t *>(data_) + offset, n);
     }
+  }
+
+  // Writes what lies elsewhere.
+  void store(int64_t offset, int64_t n, const float *from) const {
+    if (wide_) {
+      std::memcpy(static_cast<float *>(data_) + offset, from, sizeof(float) * static_cast<size_t>(n));
+    }
+    finish(offset, n, from);
   }
 
 private:

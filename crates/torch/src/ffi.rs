@@ -148,12 +148,43 @@ unsafe extern "C" {
         weights: *const TensorPtr,
         count: usize,
         out: *mut *mut C_tensor,
+        blocks: *mut c_int,
         error: *mut *mut c_char,
     ) -> c_int;
     pub(crate) fn ruminate_packed_linear(
         x: TensorPtr,
         weight: TensorPtr,
         out: *mut *mut C_tensor,
+        error: *mut *mut c_char,
+    ) -> c_int;
+    pub(crate) fn ruminate_multiply(
+        x: TensorPtr,
+        blocks: TensorPtr,
+        outputs: i64,
+        before: c_int,
+        norm: TensorPtr,
+        eps: f64,
+        residual: TensorPtr,
+        out: *mut *mut C_tensor,
+        error: *mut *mut c_char,
+    ) -> c_int;
+    pub(crate) fn ruminate_look_up(
+        queries: TensorPtr,
+        keys: *const TensorPtr,
+        values: *const TensorPtr,
+        count: usize,
+        bias: TensorPtr,
+        scale: f64,
+        out: *mut *mut C_tensor,
+        error: *mut *mut c_char,
+    ) -> c_int;
+    pub(crate) fn ruminate_remember(
+        states: TensorPtr,
+        cos: TensorPtr,
+        sin: TensorPtr,
+        keys: TensorPtr,
+        values: TensorPtr,
+        position: i64,
         error: *mut *mut c_char,
     ) -> c_int;
     pub(crate) fn ruminate_dropout(
@@ -280,4 +311,15 @@ pub(crate) fn call_tensor(
     call(op, |error| body(&mut out, error))?;
     // SAFETY: on success the shim stored a new tensor in `out` whose ownership passes to us.
     Ok(unsafe { Tensor::from_ptr(out) })
+}
+
+/// The same for a function that gives no tensor where the case is not its own.
+pub(crate) fn call_if_any(
+    op: &'static str,
+    body: impl FnOnce(*mut *mut C_tensor, *mut *mut c_char) -> c_int,
+) -> Result<Option<Tensor>> {
+    let mut out: *mut C_tensor = std::ptr::null_mut();
+    call(op, |error| body(&mut out, error))?;
+    // SAFETY: a tensor that the shim stored in `out` is new, and its ownership passes to us.
+    Ok((!out.is_null()).then(|| unsafe { Tensor::from_ptr(out) }))
 }

@@ -3,7 +3,7 @@
 //! In float32 and bfloat16 on the CPU they are loops of their own, with float32 arithmetic inside and gradients (first
 //! derivatives only); elsewhere they are the operations of libtorch that they stand for, to which tests hold them.
 
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
 use crate::{Result, ffi};
 
@@ -81,4 +81,79 @@ pub fn attention(
         let (q, k, v) = (queries.as_ptr(), keys.as_ptr(), values.as_ptr());
         ffi::ruminate_attention(q, k, v, bias, scale, dropout, out, error)
     })
+}
+
+/// Keys and values `[batch, heads, keys, width]`.
+#[derive(Debug, Clone, Copy)]
+pub struct KeysValues<'a> {
+    /// The keys.
+    pub keys: &'a Tensor,
+    /// The values.
+    pub values: &'a Tensor,
+}
+
+/// [`attention`] of a few queries `[rows, time, heads, width]`, as in decoding, over the keys of all parts, one part behind the other;
+/// the result is `[rows, time, heads * width]`. Consecutive rows may share a batch entry of a part, and consecutive heads one of its
+/// heads. The bias is `[rows, heads, time, keys of all parts]`; each of the first three may be 1, the first any divisor.
+///
+/// There is none where no such loop is: on other devices than the CPU, in other kinds, with more than eight queries, and where
+/// gradients are wanted.
+///
+/// # Errors
+/// When shapes do not fit.
+pub fn look_up(
+    queries: &Tensor,
+    parts: &[KeysValues<'_>],
+    bias: Option<&Tensor>,
+    scale: f64,
+) -> Result<Option<Tensor>> {
+    let keys = ffi::pointers(parts.iter().map(|part| part.keys));
+    let values = ffi::pointers(parts.iter().map(|part| part.values));
+    let bias = bias.map_or(std::ptr::null(), |bias| bias.as_ptr());
+    // SAFETY: the tensors outlive the call.
+    ffi::call_if_any("attention", |out, error| unsafe {
+        let (q, k, v) = (queries.as_ptr(), keys.as_ptr(), values.as_ptr());
+        ffi::ruminate_look_up(q, k, v, parts.len(), bias, scale, out, error)
+    })
+}
+
+/// Takes the queries `[rows, 1, heads, width]` out of the `states` of a position, `[rows, heads + 2 * shared, width]`, which hold
+/// queries, keys and values, and writes keys and values into caches `[rows, shared, time, width]`. `turn`, cosines and sines, first
+/// [`rotate`]s queries and keys. The states are used up.
+///
+/// # Errors
+/// When shapes do not fit.
+pub fn remember(
+    states: Tensor,
+    turn: Option<(&Tensor, &Tensor)>,
+    cache: KeysValues<'_>,
+    position: i64,
+) -> Result<Tensor> {
+    let (_, count, _) = states.size3()?;
+    let shared = cache.keys.size4()?.1;
+    let heads = count - 2 * shared;
+    if [&states, cache.keys, cache.values].into_iter().all(has_rows) && states.is_contiguous() {
+        let (cos, sin) = turn.map_or((std::ptr::null(), std::ptr::null()), |(cos, sin)| {
+            (cos.as_ptr(), sin.as_ptr())
+        });
+        // SAFETY: the tensors outlive the call, and nobody else reads the states.
+        ffi::call("remembering keys", |error| unsafe {
+            let (keys, values) = (cache.keys.as_ptr(), cache.values.as_ptr());
+            ffi::ruminate_remember(states.as_ptr(), cos, sin, keys, values, position, error)
+        })?;
+        return Ok(states.f_narrow(1, 0, heads)?.f_unsqueeze(1)?);
+    }
+    let values = states.f_narrow(1, heads + shared, shared)?;
+    let mut turned = states.f_narrow(1, 0, heads + shared)?.f_unsqueeze(1)?;
+    if let Some((cos, sin)) = turn {
+        turned = rotate(&turned, cos, sin)?;
+    }
+    cache.keys.f_select(2, position)?.f_copy_(&turned.f_narrow(2, heads, shared)?.f_squeeze_dim(1)?)?;
+    cache.values.f_select(2, position)?.f_copy_(&values)?;
+    Ok(turned.f_narrow(2, 0, heads)?.f_contiguous()?)
+}
+
+/// Whether the loops of this module take such a tensor.
+fn has_rows(x: &Tensor) -> bool {
+    x.device() == Device::Cpu && matches!(x.kind(), Kind::Float | Kind::BFloat16)
 }

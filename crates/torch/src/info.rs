@@ -7,7 +7,7 @@ use crate::ffi::{call, ruminate_build_info, ruminate_free_message, ruminate_keep
 
 /// How the libtorch that this program runs on was built, and what it found on this machine: libraries of linear algebra,
 /// OpenMP, the vector instructions in use, CUDA, and its version as `TORCH_VERSION=`. Lines for people, as PyTorch's
-/// `torch.__config__.show()` has them.
+/// `torch.__config__.show()` has them; a last one says whether the loops of this library share the work among threads.
 ///
 /// ```
 /// assert!(ruminate_torch::build_info()?.contains("TORCH_VERSION=2."));

@@ -1,11 +1,12 @@
 //! Matrix products on the faster of libtorch's two CPU libraries.
 //!
 //! In float32 libtorch calls MKL, which on processors of other makers than Intel leaves half of the vector unit unused;
-//! these functions call oneDNN, which libtorch holds too, and on Intel's do so for results as wide as a vocabulary. Elsewhere (small products, other kinds, CUDA, autocast) they do what
-//! libtorch does. Results agree up to the order of summation.
+//! these functions call oneDNN, which libtorch holds too, and on Intel's do so for results as wide as a vocabulary. Elsewhere
+//! (small products, other kinds, CUDA, autocast) they do what libtorch does. Results agree up to the order of summation.
 
 use tch::Tensor;
 
+use crate::fused::{Gate, gate, rms_norm};
 use crate::{Result, ffi};
 
 /// `x` `[..., k]` times the transposed weight `[n, k]`, with gradients for both.
@@ -41,8 +42,33 @@ pub fn matmul(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 
 /// A weight laid out for many products with few rows each, as in decoding. A copy: later changes of the weight do not
 /// reach it. It knows no gradients.
+///
+/// On CPUs with 512-bit vectors, in float32 and bfloat16, each output is summed in float32 and in the order of its inputs: a row's
+/// numbers do not depend on how many rows there are. Made under autocast, it holds the weight in autocast's kind.
 #[derive(Debug)]
-pub struct Packed(Tensor);
+pub struct Packed {
+    weight: Tensor,
+    /// Outputs, where the weight lies in our own blocks.
+    outputs: Option<i64>,
+}
+
+/// What happens to the input of a product.
+#[derive(Debug, Clone, Copy)]
+pub enum Before<'a> {
+    /// Nothing.
+    Nothing,
+    /// A [root-mean-square norm](crate::rms_norm).
+    Norm {
+        /// `[k]`.
+        weight: &'a Tensor,
+        /// Added to the mean square.
+        eps: f64,
+    },
+    /// `max(x, 0)`.
+    Relu,
+    /// [`gate`](crate::gate) of the first half of each row and the second: the input is `[..., 2 k]`.
+    Gate(Gate),
+}
 
 impl Packed {
     /// Packs weights `[n_i, k]`, one below the other: their products come out side by side.
@@ -51,21 +77,79 @@ impl Packed {
     /// When their widths differ or memory is short.
     pub fn new(weights: &[&Tensor]) -> Result<Self> {
         let pointers = ffi::pointers(weights.iter().copied());
+        let mut blocks = 0;
         // SAFETY: the tensors outlive the call.
-        let packed = ffi::call_tensor("packing a weight", |out, error| unsafe {
-            ffi::ruminate_pack(pointers.as_ptr(), pointers.len(), out, error)
+        let weight = ffi::call_tensor("packing a weight", |out, error| unsafe {
+            ffi::ruminate_pack(pointers.as_ptr(), pointers.len(), out, &raw mut blocks, error)
         })?;
-        Ok(Self(packed))
+        let outputs = (blocks != 0).then(|| weights.iter().map(|weight| weight.size()[0]).sum());
+        Ok(Self { weight, outputs })
     }
 
-    /// `x` `[..., k]` times the transposed weights: `[..., n_0 + n_1 + ...]`.
+    /// `x` `[..., k]` times the transposed weights: `[..., n_0 + n_1 + ...]`, in the weights' kind.
     ///
     /// # Errors
     /// When shapes do not fit.
     pub fn linear(&self, x: &Tensor) -> Result<Tensor> {
+        self.linear_after(Before::Nothing, x, None)
+    }
+
+    /// [`linear`](Self::linear) of what `before` makes of `x`, added to `residual` where there is one, whose kind the result then
+    /// has.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    ///
+    /// # Example
+    /// ```
+    /// use ruminate_torch::{Before, Packed};
+    /// use tch::Tensor;
+    /// let weight = Packed::new(&[&Tensor::from_slice(&[2f32, 3.0]).view([1, 2])])?;
+    /// let x = Tensor::from_slice(&[-1f32, 4.0]).view([1, 2]);
+    /// let residual = Tensor::from_slice(&[0.5f32]).view([1, 1]);
+    /// let sum = weight.linear_after(Before::Relu, &x, Some(&residual))?;
+    /// assert_eq!(sum.double_value(&[0, 0]), 12.5);
+    /// # Ok::<(), ruminate_torch::Error>(())
+    /// ```
+    pub fn linear_after(
+        &self,
+        before: Before<'_>,
+        x: &Tensor,
+        residual: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        if let Some(outputs) = self.outputs {
+            let null = std::ptr::null;
+            let (code, norm, eps) = match before {
+                Before::Nothing => (0, null(), 0.0),
+                Before::Norm { weight, eps } => (1, weight.as_ptr(), eps),
+                Before::Relu => (2, null(), 0.0),
+                Before::Gate(Gate::Silu) => (3, null(), 0.0),
+                Before::Gate(Gate::GeluTanh) => (4, null(), 0.0),
+            };
+            let residual = residual.map_or(null(), |residual| residual.as_ptr());
+            // SAFETY: the tensors outlive the call.
+            return ffi::call_tensor("linear", |out, error| unsafe {
+                let (x, weight) = (x.as_ptr(), self.weight.as_ptr());
+                ffi::ruminate_multiply(x, weight, outputs, code, norm, eps, residual, out, error)
+            });
+        }
+        let x = match before {
+            Before::Nothing => x.shallow_clone(),
+            Before::Norm { weight, eps } => rms_norm(x, weight, eps)?,
+            Before::Relu => x.f_relu()?,
+            Before::Gate(activation) => {
+                let halves = x.f_chunk(2, -1)?;
+                gate(activation, &halves[0], &halves[1])?
+            }
+        };
         // SAFETY: the tensors outlive the call.
-        ffi::call_tensor("linear", |out, error| unsafe {
-            ffi::ruminate_packed_linear(x.as_ptr(), self.0.as_ptr(), out, error)
+        let product = ffi::call_tensor("linear", |out, error| unsafe {
+            ffi::ruminate_packed_linear(x.as_ptr(), self.weight.as_ptr(), out, error)
+        })?;
+        Ok(match residual {
+            // A shape of its own would be broadcast.
+            Some(residual) => residual.f_reshape(product.size())?.f_add(&product)?,
+            None => product,
         })
     }
 }

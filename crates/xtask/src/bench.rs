@@ -151,23 +151,27 @@ fn against_python(root: &Path, args: &Bench) -> Result<u8> {
     let mut comparisons = vec![];
     for bench in &args.workloads.clone().unwrap_or_else(|| compared(model)) {
         eprintln!("{bench} ...");
-        // Cargo finds the program; a build of it has just succeeded, so it starts at once.
-        let mut ours = cargo(root, &libtorch)?;
-        ours.args([
-            "run",
-            "--release",
-            "--quiet",
-            "--package",
-            "ruminate-benches",
-            "--bin",
-            "workload",
-            "--",
-        ]);
-        ours.args(arguments(bench));
-        let mut theirs = std::process::Command::new(&python);
-        theirs.arg(root.join("benches/python/workload.py")).args(arguments(bench));
-        let ours = Side::start("ruminate", threads(ours, args.threads))?;
-        let theirs = Side::start("Python", threads(theirs, args.threads))?;
+        let ours = || {
+            // Cargo finds the program; a build of it has just succeeded, so it starts at once.
+            let mut ours = cargo(root, &libtorch)?;
+            ours.args([
+                "run",
+                "--release",
+                "--quiet",
+                "--package",
+                "ruminate-benches",
+                "--bin",
+                "workload",
+                "--",
+            ]);
+            ours.args(arguments(bench));
+            Side::start("ruminate", threads(ours, args.threads))
+        };
+        let theirs = || {
+            let mut theirs = std::process::Command::new(&python);
+            theirs.arg(root.join("benches/python/workload.py")).args(arguments(bench));
+            Side::start("Python", threads(theirs, args.threads))
+        };
         let comparison = pair::alternate(bench, ours, theirs, args.rounds)?;
         eprintln!("{}\n{}", pair::HEADER, comparison.row());
         for line in [&comparison.ours.result, &comparison.theirs.result] {

@@ -131,8 +131,11 @@ impl Steps for LlamaSteps<'_> {
             x = block.step(&x, layer, &rotation, place, mask.as_ref())?;
         }
         self.read += 1;
-        let states = self.model.stack.final_norm.forward(&x)?.f_squeeze_dim(1)?;
-        self.model.logits_by(self.output.as_ref(), &states)
+        let (norm, x) = (&self.model.stack.final_norm, x.f_squeeze_dim(1)?);
+        match &self.output {
+            Some(output) => Ok(output.linear_after(norm.before(), &x, None)?.f_to_kind(Kind::Float)?),
+            None => self.model.logits(&norm.forward(&x)?),
+        }
     }
 
     fn reorder(&mut self, rows: &Tensor) -> Result<()> {

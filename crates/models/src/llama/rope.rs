@@ -236,6 +236,11 @@ impl Rotation {
         Ok(Self { cos: self.cos.f_narrow(1, position, 1)?, sin: self.sin.f_narrow(1, position, 1)? })
     }
 
+    /// Cosines and sines.
+    pub(super) fn tables(&self) -> (&Tensor, &Tensor) {
+        (&self.cos, &self.sin)
+    }
+
     pub(super) fn share(&self) -> Self {
         Self { cos: self.cos.shallow_clone(), sin: self.sin.shallow_clone() }
     }

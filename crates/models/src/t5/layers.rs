@@ -2,7 +2,7 @@
 
 mod recompute;
 
-use ruminate_torch::{Gate, Packed, gate, linear, rms_norm};
+use ruminate_torch::{Before, Gate, KeysValues, Packed, gate, linear, look_up, remember, rms_norm};
 use tch::{Device, Kind, Tensor};
 
 use super::config::{FeedForward, T5Config};
@@ -32,6 +32,11 @@ impl Norm {
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         Ok(rms_norm(x, &self.weight, self.eps)?)
+    }
+
+    /// The same as part of the product that follows.
+    fn before(&self) -> Before<'_> {
+        Before::Norm { weight: &self.weight, eps: self.eps }
     }
 }
 
@@ -124,6 +129,12 @@ fn attention(
 ) -> Result<Tensor> {
     let (rows, time, inner) = queries.size3()?;
     let (batch, heads, _, _) = keys.size4()?;
+    if dropout == 0.0 {
+        let heads = queries.f_view_([rows, time, heads, -1])?;
+        if let Some(context) = look_up(&heads, &[KeysValues { keys, values }], bias, 1.0)? {
+            return Ok(context);
+        }
+    }
     let shared_by = rows / batch;
     let q = queries.f_view_([batch, shared_by * time, heads, -1])?.f_transpose(1, 2)?;
     let trains = bias.is_some_and(Tensor::requires_grad) || q.requires_grad() || dropout > 0.0;
@@ -162,14 +173,11 @@ impl Dense {
     }
 
     /// What lies between the matrices, without dropout; of the gated layer, the two inputs lie side by side.
-    fn activate(&self, inner: &Tensor) -> Result<Tensor> {
-        Ok(match self {
-            Self::Relu { .. } => inner.f_relu()?,
-            Self::GatedGelu { .. } => {
-                let halves = inner.f_chunk(2, -1)?;
-                gate(Gate::GeluTanh, &halves[0], &halves[1])?
-            }
-        })
+    fn between(&self) -> Before<'static> {
+        match self {
+            Self::Relu { .. } => Before::Relu,
+            Self::GatedGelu { .. } => Before::Gate(Gate::GeluTanh),
+        }
     }
 
     fn forward(&self, x: &Tensor, dropout: f64) -> Result<Tensor> {
@@ -300,21 +308,19 @@ impl Block {
     fn step(&self, x: &Tensor, cache: &mut LayerCache, step: i64, masks: &Masks<'_>) -> Result<Tensor> {
         let (rows, heads) = (x.size()[0], self.self_attention.heads);
         let LayerCache { weights, keys, values, source_keys, source_values } = cache;
-        let parts = weights.qkv.linear(&self.self_norm.forward(x)?)?.f_view_([rows, 3, heads, -1])?;
-        keys.f_select(2, step)?.f_copy_(&parts.f_select(1, 1)?)?;
-        values.f_select(2, step)?.f_copy_(&parts.f_select(1, 2)?)?;
-        let queries = parts.f_select(1, 0)?.f_flatten(1, 2)?.f_unsqueeze(1)?;
+        let states = weights.qkv.linear_after(self.self_norm.before(), x, None)?;
+        let states = states.f_view_([rows, 3 * heads, -1])?;
+        let queries = remember(states, None, KeysValues { keys, values }, step)?.f_flatten(2, 3)?;
         let (keys, values) = (keys.f_narrow(2, 0, step + 1)?, values.f_narrow(2, 0, step + 1)?);
         let context = attention(&queries, &keys, &values, Some(masks.own), 0.0)?;
-        let mut x = x.f_add(&weights.o.linear(&context)?)?;
+        let mut x = weights.o.linear_after(Before::Nothing, &context, Some(x))?;
         if let Some((norm, _)) = &self.cross {
-            let queries = weights.cross_q.linear(&norm.forward(&x)?)?;
+            let queries = weights.cross_q.linear_after(norm.before(), &x, None)?;
             let context = attention(&queries, source_keys, source_values, Some(masks.source), 0.0)?;
-            x = x.f_add(&weights.cross_o.linear(&context)?)?;
+            x = weights.cross_o.linear_after(Before::Nothing, &context, Some(&x))?;
         }
-        let normed = self.dense_norm.forward(&x)?;
-        let inner = weights.dense_in.linear(&normed)?;
-        Ok(x.f_add(&weights.dense_out.linear(&self.dense.activate(&inner)?)?)?)
+        let inner = weights.dense_in.linear_after(self.dense_norm.before(), &x, None)?;
+        Ok(weights.dense_out.linear_after(self.dense.between(), &inner, Some(&x))?)
     }
 }
 

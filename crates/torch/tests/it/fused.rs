@@ -1,6 +1,8 @@
 //! Parts of layers in one pass, against the operations of libtorch that they stand for.
 
-use ruminate_torch::{Gate, attention, dropout, gate, rms_norm, rotate};
+use ruminate_torch::{
+    Gate, KeysValues, attention, dropout, gate, look_up, remember, rms_norm, rotate,
+};
 use tch::{Device, Kind, Tensor};
 
 /// Values and the gradients of the inputs, under weights that are all different.
@@ -146,6 +148,107 @@ fn attention_in_all_shapes() {
         };
         agree(&[&q, &k, &v], &ours, &theirs, "strided");
     }
+}
+
+/// Every row and head gets its own copy of what it shares.
+fn spread(x: &Tensor, rows: i64, heads: i64) -> Tensor {
+    let (batch, shared, _, _) = x.size4().unwrap();
+    x.repeat_interleave_self_int(rows / batch, 0, None).repeat_interleave_self_int(heads / shared, 1, None)
+}
+
+#[test]
+fn a_few_queries_look_at_shared_and_own_keys() {
+    for kind in [Kind::Float, Kind::BFloat16] {
+        for (rows, time, heads, width) in [(1, 1, 1, 2), (6, 1, 4, 16), (6, 3, 4, 20), (4, 8, 2, 64)] {
+            // Batch entries, heads and keys of each part.
+            for parts in [vec![[rows, heads, 5]], vec![[2.min(rows), heads / 2, 9], [rows, heads, 1]]] {
+                if parts[0][1] == 0 {
+                    continue;
+                }
+                let q = random(&[rows, time, heads, width], 1).to_kind(kind);
+                let make = |seed: i64| -> Vec<Tensor> {
+                    let shapes = parts.iter().map(|[batch, heads, keys]| [*batch, *heads, *keys, width]);
+                    shapes.map(|shape| random(&shape, seed).to_kind(kind)).collect()
+                };
+                let (keys, values) = (make(2), make(3));
+                let all = |x: &[Tensor]| {
+                    let spread: Vec<_> =
+                        x.iter().map(|x| spread(&x.to_kind(Kind::Float), rows, heads)).collect();
+                    Tensor::cat(&spread, 2)
+                };
+                let (k, v) = (all(&keys), all(&values));
+                let seen = k.size()[2];
+                let pairs: Vec<KeysValues<'_>> =
+                    keys.iter().zip(&values).map(|(keys, values)| KeysValues { keys, values }).collect();
+                for sizes in [[1, heads, time, seen], [rows, 1, 1, seen], [1, 1, 1, seen]] {
+                    let bias = random(&sizes, 4).to_kind(kind);
+                    let scores = q.to_kind(Kind::Float).transpose(1, 2).matmul(&k.transpose(2, 3)) * 0.3;
+                    let expected = (scores + &bias).softmax(-1, Kind::Float).matmul(&v).transpose(1, 2);
+                    let expected = expected.reshape([rows, time, heads * width]).to_kind(kind);
+                    let out = look_up(&q, &pairs, Some(&bias), 0.3).unwrap().unwrap();
+                    assert_same(&out, &expected, &format!("{kind:?} {rows} {time} {parts:?} {sizes:?}"));
+                }
+            }
+        }
+    }
+    // A bias of two prompts, each of two rows.
+    let [q, k, v] = [1, 2, 3].map(|seed| random(&[4, 1, 1, 8], seed));
+    let k = k.transpose(1, 2).narrow(0, 0, 2).repeat([1, 1, 3, 1]);
+    let v = Tensor::cat(&[&v.transpose(1, 2), &k.repeat([2, 1, 1, 1])], 2).narrow(0, 0, 2).narrow(2, 0, 3);
+    let hidden = Tensor::from_slice(&[0f32, -1e30, -1e30, -1e30, 0.0, -1e30]).view([2, 1, 1, 3]);
+    let out = look_up(&q, &[KeysValues { keys: &k, values: &v.contiguous() }], Some(&hidden), 1.0).unwrap().unwrap();
+    assert_same(&out.select(0, 1).view([8]), &v.select(0, 0).select(1, 0).view([8]), "the first prompt's first key");
+    assert_same(&out.select(0, 2).view([8]), &v.select(0, 1).select(1, 1).view([8]), "the second one's second");
+}
+
+#[test]
+fn looking_up_is_for_few_queries_without_gradients() {
+    let x = random(&[1, 9, 1, 4], 1);
+    let few = x.narrow(1, 0, 2);
+    let k = random(&[1, 1, 3, 4], 2);
+    let pair = KeysValues { keys: &k, values: &k };
+    assert!(look_up(&x, &[pair], None, 1.0).unwrap().is_none());
+    assert!(look_up(&few, &[pair], None, 1.0).unwrap().is_some());
+    assert!(look_up(&few.to_kind(Kind::Double), &[pair], None, 1.0).unwrap().is_none());
+    let trained = few.detach().set_requires_grad(true);
+    assert!(look_up(&trained, &[pair], None, 1.0).unwrap().is_none());
+    assert!(tch::no_grad(|| look_up(&trained, &[pair], None, 1.0)).unwrap().is_some());
+    assert!(look_up(&few, &[], None, 1.0).is_err());
+    let narrow = k.narrow(3, 0, 3);
+    assert!(look_up(&few, &[KeysValues { keys: &narrow, values: &narrow }], None, 1.0).is_err());
+}
+
+#[test]
+fn a_position_is_remembered_turned() {
+    let (rows, heads, shared, width, time) = (3, 4, 2, 6, 5);
+    for kind in [Kind::Float, Kind::BFloat16, Kind::Double] {
+        let states = random(&[rows, heads + 2 * shared, width], 1).to_kind(kind);
+        for tables in [0, 1, rows] {
+            let angles = random(&[tables.max(1), 1, 1, width / 2], 2);
+            let cos = Tensor::cat(&[angles.cos(), angles.cos()], -1).to_kind(kind);
+            let sin = Tensor::cat(&[-angles.sin(), angles.sin()], -1).to_kind(kind);
+            let cache = || Tensor::zeros([rows, shared, time, width], (kind, Device::Cpu));
+            let (keys, values) = (cache(), cache());
+            let turn = (tables > 0).then_some((&cos, &sin));
+            let place = KeysValues { keys: &keys, values: &values };
+            let queries = remember(states.copy(), turn, place, 3).unwrap();
+            let turned = states.narrow(1, 0, heads + shared).unsqueeze(1);
+            let turned = if tables > 0 { rotate(&turned, &cos, &sin).unwrap() } else { turned };
+            let what = format!("{kind:?} {tables}");
+            assert_same(&queries, &turned.narrow(2, 0, heads), &what);
+            assert_same(&keys.select(2, 3), &turned.narrow(2, heads, shared).squeeze_dim(1), &what);
+            assert_same(&values.select(2, 3), &states.narrow(1, heads + shared, shared), &what);
+            let others = keys.index_select(2, &Tensor::from_slice(&[0i64, 1, 2, 4]));
+            assert_eq!(others.abs().sum(Kind::Double).double_value(&[]), 0.0, "{what}");
+            assert!(remember(states.copy(), turn, place, time).is_err(), "behind the cache");
+        }
+    }
+}
+
+#[cfg(all(target_os = "linux", target_env = "gnu", target_arch = "x86_64"))]
+#[test]
+fn loops_share_the_cores() {
+    assert!(ruminate_torch::build_info().unwrap().contains("Loops of ruminate: on all threads"));
 }
 
 #[test]

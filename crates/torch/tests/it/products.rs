@@ -1,6 +1,6 @@
 //! Products on either library, against double precision.
 
-use ruminate_torch::{Packed, linear, log_probs, matmul};
+use ruminate_torch::{Before, Gate, Packed, gate, linear, log_probs, matmul, rms_norm};
 use tch::{Kind, Tensor};
 
 use crate::{largest_difference, numbers, parameter};
@@ -106,6 +106,72 @@ fn a_packed_weight_gives_the_products_of_its_parts() {
     assert!(narrow.linear(&numbers(&[2, 9], 0.0)).is_err());
     assert!(Packed::new(&[&numbers(&[4, 8], 0.0), &numbers(&[4, 9], 0.0)]).is_err());
     assert!(linear(&numbers(&[2, 9], 0.0), &numbers(&[4, 8], 0.0)).is_err());
+}
+
+#[test]
+fn a_packed_product_takes_in_what_lies_before_and_beside_it() {
+    for (kind, tolerance) in [(Kind::Float, 1e-5), (Kind::Double, 1e-5), (Kind::BFloat16, 3e-2)] {
+        // Blocks of outputs are 64; 100 leaves one in part.
+        for (rows, k, outputs) in [(1, 7, 5), (2, 32, 64), (3, 33, 100), (7, 64, 200), (70, 20, 65)] {
+            let weight = numbers(&[outputs, k], 1.0).to_kind(kind);
+            let packed = Packed::new(&[&weight]).unwrap();
+            let scale = numbers(&[k], 2.0).to_kind(kind);
+            let residual = numbers(&[rows, 1, outputs], 3.0).to_kind(kind);
+            let x = numbers(&[rows, 1, k], 4.0).to_kind(kind);
+            let wide = numbers(&[rows, 1, 2 * k], 5.0).to_kind(kind);
+            let halves = wide.chunk(2, -1);
+            let gated = |activation| gate(activation, &halves[0], &halves[1]).unwrap();
+            for (before, x, made) in [
+                (Before::Nothing, &x, x.shallow_clone()),
+                (Before::Relu, &x, x.relu()),
+                (Before::Norm { weight: &scale, eps: 0.1 }, &x, rms_norm(&x, &scale, 0.1).unwrap()),
+                (Before::Gate(Gate::Silu), &wide, gated(Gate::Silu)),
+                (Before::Gate(Gate::GeluTanh), &wide, gated(Gate::GeluTanh)),
+            ] {
+                let product =
+                    made.to_kind(Kind::Double).linear(&weight.to_kind(Kind::Double), None::<&Tensor>);
+                let size = product.abs().max().double_value(&[]).max(1.0);
+                for residual in [None, Some(&residual)] {
+                    let out = packed.linear_after(before, x, residual).unwrap();
+                    let expected = residual.map_or_else(|| product.shallow_clone(), |r| &product + r);
+                    let difference = largest_difference(&out, &expected) / size;
+                    assert!(difference < tolerance, "{kind:?} {rows} {k} {outputs} {before:?}: {difference}");
+                    assert_eq!((out.kind(), out.size()), (kind, vec![rows, 1, outputs]));
+                }
+            }
+            assert!(packed.linear_after(Before::Nothing, &x, Some(&residual.narrow(2, 0, 1))).is_err());
+        }
+    }
+}
+
+#[test]
+fn a_row_of_a_packed_product_does_not_depend_on_its_company() {
+    let packed = Packed::new(&[&numbers(&[130, 50], 0.0)]).unwrap();
+    let x = numbers(&[9, 50], 1.0);
+    let together = packed.linear(&x).unwrap();
+    for row in 0..9 {
+        let alone = packed.linear(&x.narrow(0, row, 1)).unwrap();
+        let difference = largest_difference(&alone, &together.narrow(0, row, 1));
+        let exact = cfg!(target_arch = "x86_64") && std::is_x86_feature_detected!("avx512f");
+        assert!(difference <= if exact { 0.0 } else { 1e-5 }, "{row}: {difference}");
+    }
+}
+
+#[test]
+fn a_weight_packed_under_autocast_multiplies_in_bfloat16() {
+    let (weight, x) = (numbers(&[70, 40], 0.0), numbers(&[3, 40], 1.0));
+    let (product, sum) = ruminate_torch::autocast(tch::Device::Cpu, || {
+        let packed = Packed::new(&[&weight])?;
+        let residual = x.ones_like().narrow(1, 0, 1).expand([3, 70], false).contiguous();
+        let sum = packed.linear_after(Before::Nothing, &x, Some(&residual))?;
+        Ok::<_, ruminate_torch::Error>((packed.linear(&x)?, sum))
+    })
+    .unwrap()
+    .unwrap();
+    assert_eq!((product.kind(), sum.kind()), (Kind::BFloat16, Kind::Float));
+    let expected = x.linear(&weight, None::<&Tensor>);
+    assert!(largest_difference(&product, &expected) < 0.1);
+    assert!(largest_difference(&sum, &(expected + 1.0)) < 0.1);
 }
 
 #[test]

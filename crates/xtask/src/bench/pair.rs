@@ -48,6 +48,7 @@ impl Side {
         Ok(())
     }
 
+    /// Ends the program, which says its result.
     fn finish(mut self) -> Result<Measured> {
         drop(self.input.take());
         let line = self.line()?;
@@ -74,6 +75,20 @@ pub(super) struct Measured {
     pub(super) result: Value,
 }
 
+impl Measured {
+    /// With the rounds of another process of the same side; its larger peak and its lower floor count.
+    fn join(&mut self, other: Self) {
+        self.secs.extend(other.secs);
+        let number = |result: &Value, key: &str| result[key].as_f64();
+        if number(&other.result, "peak_rss_mib") > number(&self.result, "peak_rss_mib") {
+            self.result["peak_rss_mib"] = other.result["peak_rss_mib"].clone();
+        }
+        if number(&other.result, "floor_s") < number(&self.result, "floor_s") {
+            self.result["floor_s"] = other.result["floor_s"].clone();
+        }
+    }
+}
+
 /// One workload on both sides.
 #[derive(Debug, Clone)]
 pub(super) struct Comparison {
@@ -82,18 +97,40 @@ pub(super) struct Comparison {
     pub(super) theirs: Measured,
 }
 
-/// Lets the two sides repeat in turns.
-pub(super) fn alternate(bench: &str, mut ours: Side, mut theirs: Side, rounds: usize) -> Result<Comparison> {
-    for _ in 0..rounds {
-        ours.repeat()?;
-        theirs.repeat()?;
+/// Lets the two sides repeat in turns: half of the rounds with ours started first, half with theirs. The program that
+/// starts first may get the worse memory.
+pub(super) fn alternate(
+    bench: &str,
+    ours: impl Fn() -> Result<Side>,
+    theirs: impl Fn() -> Result<Side>,
+    rounds: usize,
+) -> Result<Comparison> {
+    let turns = |ours_first: bool, rounds: usize| {
+        let (mut a, mut b) = if ours_first {
+            let ours = ours()?;
+            (ours, theirs()?)
+        } else {
+            let theirs = theirs()?;
+            (ours()?, theirs)
+        };
+        for _ in 0..rounds {
+            a.repeat()?;
+            b.repeat()?;
+        }
+        Ok::<_, anyhow::Error>((a.finish()?, b.finish()?))
+    };
+    let (mut ours, mut theirs) = turns(true, rounds.div_ceil(2))?;
+    if rounds > 1 {
+        let (again, theirs_again) = turns(false, rounds / 2)?;
+        ours.join(again);
+        theirs.join(theirs_again);
     }
-    Ok(Comparison { bench: bench.into(), ours: ours.finish()?, theirs: theirs.finish()? })
+    Ok(Comparison { bench: bench.into(), ours, theirs })
 }
 
 pub(super) const HEADER: &str = "\
-| workload | ruminate s | Python s | ratio (min .. max of the rounds) | peak MiB | Python peak MiB |
-| --- | --- | --- | --- | --- | --- |";
+| workload | ruminate s | Python s | ratio (min .. max of the rounds) | of the floor | Python | peak MiB | Python peak MiB |
+| --- | --- | --- | --- | --- | --- | --- | --- |";
 
 impl Comparison {
     /// Theirs by ours: above 1 we are faster.
@@ -102,10 +139,15 @@ impl Comparison {
         let (ours, theirs) = (median(&self.ours.secs), median(&self.theirs.secs));
         let least = ratios.iter().copied().fold(f64::INFINITY, f64::min);
         let most = ratios.iter().copied().fold(0.0, f64::max);
+        // The least time that this machine could take, as ours measured its rates.
+        let floor = self.ours.result["floor_s"].as_f64();
+        let reached = |secs: f64| floor.map_or("".into(), |floor| format!("{:.0} %", 100.0 * floor / secs));
         format!(
-            "| {} | {ours:.3} | {theirs:.3} | {:.2} ({least:.2} .. {most:.2}) | {} | {} |",
+            "| {} | {ours:.3} | {theirs:.3} | {:.2} ({least:.2} .. {most:.2}) | {} | {} | {} | {} |",
             self.bench,
             theirs / ours,
+            reached(ours),
+            reached(theirs),
             self.ours.result["peak_rss_mib"],
             self.theirs.result["peak_rss_mib"]
         )
@@ -129,22 +171,37 @@ mod tests {
         Side::start("test", command)
     }
 
-    const WORKS: &str = "echo ready; while read line; do echo 0.5; done; echo '{\"peak_rss_mib\": 7}'";
+    const WORKS: &str =
+        "echo ready; while read line; do echo 0.5; done; echo '{\"peak_rss_mib\": 7, \"floor_s\": 0.25}'";
 
     #[test]
     fn two_sides_take_turns() {
         let slow = WORKS.replace("0.5", "1.0");
-        let comparison = alternate("sft", side(WORKS).unwrap(), side(&slow).unwrap(), 3).unwrap();
-        assert_eq!(comparison.ours.secs, [0.5; 3]);
-        assert_eq!(comparison.row(), "| sft | 0.500 | 1.000 | 2.00 (2.00 .. 2.00) | 7 | 7 |");
+        for rounds in [1, 2, 3] {
+            let comparison = alternate("sft", || side(WORKS), || side(&slow), rounds).unwrap();
+            assert_eq!(comparison.ours.secs, vec![0.5; rounds]);
+            let row = "| sft | 0.500 | 1.000 | 2.00 (2.00 .. 2.00) | 50 % | 25 % | 7 | 7 |";
+            assert_eq!(comparison.row(), row);
+        }
+    }
+
+    #[test]
+    fn the_larger_peak_and_the_lower_floor_count() {
+        let of = |peak: u64, floor: f64| Measured {
+            secs: vec![floor],
+            result: serde_json::json!({"peak_rss_mib": peak, "floor_s": floor}),
+        };
+        let (mut first, mut second) = (of(7, 0.5), of(9, 0.25));
+        second.join(first.clone());
+        first.join(of(9, 0.25));
+        assert_eq!((&first.result, &first.secs), (&second.result, &vec![0.5, 0.25]));
     }
 
     #[test]
     fn a_side_that_fails_is_an_error() {
         assert!(side("exit 3").is_err());
         assert!(side("echo wrong").is_err());
-        let ends = side("echo ready; read line").unwrap();
-        assert!(alternate("sft", ends, side(WORKS).unwrap(), 1).is_err());
+        assert!(alternate("sft", || side("echo ready; read line"), || side(WORKS), 1).is_err());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! One new position at a time, with keys and values of those before.
 
-use ruminate_torch::{Gate, Packed, gate};
+use ruminate_torch::{Before, Gate, KeysValues, Packed, remember};
 use tch::Tensor;
 
 use super::{Block, KeyValues, attention};
@@ -65,25 +65,26 @@ impl LayerCache {
         self.shared.as_mut().map_or(Ok(()), |shared| shared.select(prompts))
     }
 
-    /// Stores the keys and values `[rows, heads, head_dim]` of a position, and attends from it.
+    /// Stores the keys and values of a position, whose `states` `[rows, heads + 2 * key_value_heads, head_dim]` are given, and
+    /// attends from it.
     fn attend(
         &mut self,
-        queries: &Tensor,
-        (keys, values): (&Tensor, &Tensor),
+        states: Tensor,
+        rotation: &Rotation,
         Place { given, at, from }: Place,
         mask: Option<&Tensor>,
     ) -> Result<Tensor> {
         // The position of the first own entry.
         let first = if self.shared.is_some() { given } else { 0 };
-        self.own.keys.f_select(2, at - first)?.f_copy_(keys)?;
-        self.own.values.f_select(2, at - first)?.f_copy_(values)?;
+        let cache = KeysValues { keys: &self.own.keys, values: &self.own.values };
+        let queries = remember(states, Some(rotation.tables()), cache, at - first)?;
         let own = self.own.cut((from - first).max(0), at - first + 1)?;
         let shared = match &self.shared {
             Some(shared) if from < given => Some(shared.cut(from, given)?),
             _ => None,
         };
         let parts: Vec<&KeyValues> = shared.iter().chain([&own]).collect();
-        attention(queries, &parts, mask, 0.0)
+        attention(&queries, &parts, mask, 0.0)
     }
 }
 
@@ -132,17 +133,12 @@ impl Block {
             Some(weights) => weights,
             None => StepWeights::new(self)?,
         };
-        let parts = weights.qkv.linear(&self.attention_norm.forward(x)?)?;
-        let parts = parts.f_view_([rows, 1, heads + 2 * shared, -1])?;
-        let turned = rotation.rotate(&parts.f_narrow(2, 0, heads + shared)?)?;
-        let queries = turned.f_narrow(2, 0, heads)?.f_contiguous()?;
-        let keys = turned.f_narrow(2, heads, shared)?.f_squeeze_dim(1)?;
-        let values = parts.f_narrow(2, heads + shared, shared)?.f_squeeze_dim(1)?;
-        let context = cache.attend(&queries, (&keys, &values), place, mask)?;
-        let x = x.f_add(&weights.o.linear(&context)?)?;
-        let halves = weights.dense_in.linear(&self.dense_norm.forward(&x)?)?.f_chunk(2, -1)?;
-        let inner = gate(Gate::Silu, &halves[0], &halves[1])?;
-        let x = x.f_add(&weights.down.linear(&inner)?)?;
+        let states = weights.qkv.linear_after(self.attention_norm.before(), x, None)?;
+        let states = states.f_view_([rows, heads + 2 * shared, -1])?;
+        let context = cache.attend(states, rotation, place, mask)?;
+        let x = weights.o.linear_after(Before::Nothing, &context, Some(x))?;
+        let inner = weights.dense_in.linear_after(self.dense_norm.before(), &x, None)?;
+        let x = weights.down.linear_after(Before::Gate(Gate::Silu), &inner, Some(&x))?;
         cache.weights = Some(weights);
         Ok(x)
     }

@@ -1,0 +1,73 @@
+//! The least that a repeat has to do, from which the machine's rates give the least time that it can take.
+
+use ruminate_models::{BatchShape, ModelShape};
+
+use crate::{Setting, Shape};
+
+/// Arithmetic and memory traffic that nothing can save.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Work {
+    /// Floating-point operations: twice the multiplications of matrix products.
+    pub flop: f64,
+    /// Bytes of weights that are read.
+    pub bytes: f64,
+    /// How often that has to happen one after the other: every token of a row waits for the one before.
+    pub times: f64,
+}
+
+impl Work {
+    /// The least seconds at a rate of products and a bandwidth of memory.
+    #[must_use]
+    pub fn seconds(&self, flop_per_second: f64, bytes_per_second: f64) -> f64 {
+        self.times * (self.flop / flop_per_second).max(self.bytes / bytes_per_second)
+    }
+
+    /// Once.
+    pub(crate) fn products(flop: f64) -> Self {
+        Self { flop, bytes: 0.0, times: 1.0 }
+    }
+}
+
+impl Setting {
+    /// Operations of one pass over rows of one shape.
+    pub(crate) fn pass(&self, rows: usize, source: usize, target: usize) -> f64 {
+        let batch = BatchShape { rows: rows as f64, source: source as f64, target: target as f64 };
+        self.shape().forward_flops(batch)
+    }
+
+    /// Of one pass over rows of which `each` share a prompt.
+    pub(crate) fn shared_pass(&self, prompts: usize, each: usize, target: usize) -> f64 {
+        let again = self.pass(prompts * (each - 1), self.source, 0);
+        self.pass(prompts * each, self.source, target) - again
+    }
+
+    /// Of one pass over rows to be learnt, as [`lessons`](Self::lessons) lays them out.
+    pub(crate) fn lesson_pass(&self, lessons: &[ruminate_models::Example]) -> f64 {
+        lessons.iter().map(|lesson| self.pass(1, lesson.prompt.len(), lesson.target.len())).sum()
+    }
+
+    /// Of reading prompts, and of writing tokens behind them.
+    pub(crate) fn writing(&self, rows: usize, prompt: usize, new: usize) -> Vec<Work> {
+        let (flop, parameters) = self.token(rows);
+        let bytes = parameters * self.precision.kind().elt_size_in_bytes() as f64;
+        vec![Work::products(self.pass(rows, prompt, 0)), Work { flop, bytes, times: new as f64 }]
+    }
+
+    /// Operations of one more token for each row, without attention, and the parameters that it takes.
+    fn token(&self, rows: usize) -> (f64, f64) {
+        // A token's look at itself is attention.
+        let own = match &self.model {
+            Shape::T5(config) => config.num_decoder_layers * config.num_heads * config.d_kv,
+            Shape::Llama(config) => config.num_hidden_layers * config.num_attention_heads * config.head_dim,
+        };
+        let parameters = self.pass(1, 0, 1) / 2.0 - 2.0 * own as f64;
+        (2.0 * parameters * rows as f64, parameters)
+    }
+
+    fn shape(&self) -> &dyn ModelShape {
+        match &self.model {
+            Shape::T5(config) => config,
+            Shape::Llama(config) => config,
+        }
+    }
+}
