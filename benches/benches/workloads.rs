@@ -21,6 +21,7 @@ const GROUPS: &[(&str, &[&str])] = &[
     ("decode", &["decode_1", "decode_8", "decode_32"]),
     ("generate", &["gen_greedy_8", "gen_top_p_8"]),
     ("rollout", &["rollout_8", "rollout_32"]),
+    ("samples", &["samples", "samples_repeated"]),
     ("ppo", &["ppo", "ppo_step"]),
     ("dpo", &["score_pairs", "dpo"]),
     ("choices", &["choices_2", "choices_16"]),

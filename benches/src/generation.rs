@@ -37,6 +37,21 @@ pub(crate) fn rollout<M: Model>(setting: &Setting, rows: usize) -> Result<Worklo
     generate::<M>(setting, prompts(setting, rows), crystal(setting))
 }
 
+/// Samples of a prompt in the two workloads below.
+const SAMPLES: usize = 8;
+
+/// Four prompts continued by eight samples each, which share what their prompt has left: its encoder states, or its keys and values.
+pub(crate) fn samples<M: Model>(setting: &Setting) -> Result<Workload> {
+    let config = GenerationConfig { samples_per_prompt: SAMPLES, ..crystal(setting) };
+    generate::<M>(setting, prompts(setting, 4), config)
+}
+
+/// The same with every prompt given eight times.
+pub(crate) fn samples_repeated<M: Model>(setting: &Setting) -> Result<Workload> {
+    let prompts = prompts(setting, 4).into_iter().flat_map(|prompt| vec![prompt; SAMPLES]).collect();
+    generate::<M>(setting, prompts, crystal(setting))
+}
+
 fn prompts(setting: &Setting, rows: usize) -> Vec<Vec<TokenId>> {
     setting.ids(setting.rows(rows), setting.source, 1)
 }
@@ -63,13 +78,13 @@ fn generate<M: Model>(
 ) -> Result<Workload> {
     let model: M = setting.build()?;
     let parameters = model.parameters().count();
-    let (rows, new) = (prompts.len(), config.max_new_tokens);
-    let seeds = seeds(rows);
+    let seeds = seeds(prompts.len());
+    let (rows, new) = (prompts.len() * config.samples_per_prompt, config.max_new_tokens);
     let forward = setting.clone();
-    let least = setting.writing(rows, prompts[0].len(), new);
+    let least = setting.writing((prompts.len(), rows), prompts[0].len(), new);
     let workload = Workload::new(setting, (rows, rows * new, parameters), move || {
         let written = forward.forward(|| Ok(model.generate(&prompts, &config, &seeds)?))?;
-        anyhow::ensure!(written.iter().all(|samples| samples[0].ids.len() == new), "a row ended early");
+        anyhow::ensure!(written.iter().flatten().all(|row| row.ids.len() == new), "a row ended early");
         Ok(())
     });
     Ok(Workload { least, ..workload })

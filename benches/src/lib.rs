@@ -273,6 +273,8 @@ pub const WORKLOADS: &[Entry] = &[
     any!("gen_top_p_32", generation::top_p, 32),
     any!("rollout_8", generation::rollout, 8),
     any!("rollout_32", generation::rollout, 32),
+    any!("samples", generation::samples),
+    any!("samples_repeated", generation::samples_repeated),
     any!("ppo", ppo::update),
     any!("ppo_step", ppo::step),
     t5("quark", mario::quark),

@@ -46,11 +46,11 @@ impl Setting {
         lessons.iter().map(|lesson| self.pass(1, lesson.prompt.len(), lesson.target.len())).sum()
     }
 
-    /// Of reading prompts, and of writing tokens behind them.
-    pub(crate) fn writing(&self, rows: usize, prompt: usize, new: usize) -> Vec<Work> {
+    /// Of reading prompts, and of writing tokens in all rows behind them.
+    pub(crate) fn writing(&self, (prompts, rows): (usize, usize), prompt: usize, new: usize) -> Vec<Work> {
         let (flop, parameters) = self.token(rows);
         let bytes = parameters * self.precision.kind().elt_size_in_bytes() as f64;
-        vec![Work::products(self.pass(rows, prompt, 0)), Work { flop, bytes, times: new as f64 }]
+        vec![Work::products(self.pass(prompts, prompt, 0)), Work { flop, bytes, times: new as f64 }]
     }
 
     /// Operations of one more token for each row, without attention, and the parameters that it takes.

@@ -339,10 +339,6 @@ at::Tensor attention(at::Tensor q, at::Tensor k, at::Tensor v, const std::option
   const std::vector<int64_t> sizes = {q.size(0), q.size(1), q.size(2), k.size(2)};
   const bool graph = at::GradMode::is_enabled() && (q.requires_grad() || k.requires_grad() || v.requires_grad() ||
                                                     (bias && bias->requires_grad()));
-  const bool rows = q.stride(3) == 1 && k.stride(3) == 1 && v.stride(3) == 1;
-  if (!graph && rate == 0.0 && q.size(2) <= FEW && rows) {
-    return look_up(q.transpose(1, 2), {{k, v}}, bias, scale).view({q.size(0), q.size(2), q.size(1), q.size(3)}).transpose(1, 2);
-  }
   const auto x = folded(q), y = folded(k), z = folded(v);
   auto out = graph ? Attention::apply(x, y, z, bias, at::IntArrayRef(sizes), scale, rate)
                    : Attention::forward(nullptr, x, y, z, bias, sizes, scale, rate);

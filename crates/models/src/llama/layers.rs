@@ -2,7 +2,7 @@
 
 mod step;
 
-use ruminate_torch::{Before, Gate, KeysValues, gate, linear, look_up, matmul, rms_norm};
+use ruminate_torch::{Before, Gate, gate, linear, matmul, rms_norm};
 use tch::{Device, Kind, Tensor};
 
 use super::config::LlamaConfig;
@@ -121,13 +121,6 @@ pub(super) fn attention(
 ) -> Result<Tensor> {
     let (rows, time, heads, width) = queries.size4()?;
     let scale = (width as f64).powf(-0.5);
-    if dropout == 0.0 {
-        let all: Vec<_> =
-            parts.iter().map(|part| KeysValues { keys: &part.keys, values: &part.values }).collect();
-        if let Some(context) = look_up(queries, &all, mask, scale)? {
-            return Ok(context);
-        }
-    }
     let all: i64 = parts.iter().map(|part| part.keys.size()[2]).sum();
     if let [part] = parts
         && part.keys.size()[0] == rows

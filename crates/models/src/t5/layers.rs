@@ -129,12 +129,6 @@ fn attention(
 ) -> Result<Tensor> {
     let (rows, time, inner) = queries.size3()?;
     let (batch, heads, _, _) = keys.size4()?;
-    if dropout == 0.0 {
-        let heads = queries.f_view_([rows, time, heads, -1])?;
-        if let Some(context) = look_up(&heads, &[KeysValues { keys, values }], bias, 1.0)? {
-            return Ok(context);
-        }
-    }
     let shared_by = rows / batch;
     let q = queries.f_view_([batch, shared_by * time, heads, -1])?.f_transpose(1, 2)?;
     let trains = bias.is_some_and(Tensor::requires_grad) || q.requires_grad() || dropout > 0.0;
@@ -146,6 +140,14 @@ fn attention(
         Tensor::f_scaled_dot_product_attention(&q, keys, values, bias.as_ref(), 0.0, false, 1.0, false)?
     };
     Ok(context.f_transpose(1, 2)?.f_reshape([rows, time, inner])?)
+}
+
+/// The same in a step, which knows no gradients: queries `[rows, 1, heads, d_kv]`, result `[rows, 1, heads * d_kv]`.
+fn attention_in_step(queries: &Tensor, keys: &Tensor, values: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    match look_up(queries, &[KeysValues { keys, values }], Some(bias), 1.0)? {
+        Some(context) => Ok(context),
+        None => attention(&queries.f_flatten(2, 3)?, keys, values, Some(bias), 0.0),
+    }
 }
 
 /// The feed-forward layer, plain or gated.
@@ -310,13 +312,14 @@ impl Block {
         let LayerCache { weights, keys, values, source_keys, source_values } = cache;
         let states = weights.qkv.linear_after(self.self_norm.before(), x, None)?;
         let states = states.f_view_([rows, 3 * heads, -1])?;
-        let queries = remember(states, None, KeysValues { keys, values }, step)?.f_flatten(2, 3)?;
+        let queries = remember(states, None, KeysValues { keys, values }, step)?;
         let (keys, values) = (keys.f_narrow(2, 0, step + 1)?, values.f_narrow(2, 0, step + 1)?);
-        let context = attention(&queries, &keys, &values, Some(masks.own), 0.0)?;
+        let context = attention_in_step(&queries, &keys, &values, masks.own)?;
         let mut x = weights.o.linear_after(Before::Nothing, &context, Some(x))?;
         if let Some((norm, _)) = &self.cross {
             let queries = weights.cross_q.linear_after(norm.before(), &x, None)?;
-            let context = attention(&queries, source_keys, source_values, Some(masks.source), 0.0)?;
+            let queries = queries.f_view_([rows, 1, heads, -1])?;
+            let context = attention_in_step(&queries, source_keys, source_values, masks.source)?;
             x = weights.cross_o.linear_after(Before::Nothing, &context, Some(&x))?;
         }
         let inner = weights.dense_in.linear_after(self.dense_norm.before(), &x, None)?;

@@ -1,6 +1,6 @@
 //! One new position at a time, with keys and values of those before.
 
-use ruminate_torch::{Before, Gate, KeysValues, Packed, remember};
+use ruminate_torch::{Before, Gate, KeysValues, Packed, look_up, remember};
 use tch::Tensor;
 
 use super::{Block, KeyValues, attention};
@@ -84,7 +84,13 @@ impl LayerCache {
             _ => None,
         };
         let parts: Vec<&KeyValues> = shared.iter().chain([&own]).collect();
-        attention(&queries, &parts, mask, 0.0)
+        let seen: Vec<_> =
+            parts.iter().map(|part| KeysValues { keys: &part.keys, values: &part.values }).collect();
+        let scale = (queries.size()[3] as f64).powf(-0.5);
+        match look_up(&queries, &seen, mask, scale)? {
+            Some(context) => Ok(context),
+            None => attention(&queries, &parts, mask, 0.0),
+        }
     }
 }
 
