@@ -133,9 +133,8 @@ pub fn remember(
     let shared = cache.keys.size4()?.1;
     let heads = count - 2 * shared;
     if [&states, cache.keys, cache.values].into_iter().all(has_rows) && states.is_contiguous() {
-        let (cos, sin) = turn.map_or((std::ptr::null(), std::ptr::null()), |(cos, sin)| {
-            (cos.as_ptr(), sin.as_ptr())
-        });
+        let (cos, sin) =
+            turn.map_or((std::ptr::null(), std::ptr::null()), |(cos, sin)| (cos.as_ptr(), sin.as_ptr()));
         // SAFETY: the tensors outlive the call, and nobody else reads the states.
         ffi::call("remembering keys", |error| unsafe {
             let (keys, values) = (cache.keys.as_ptr(), cache.values.as_ptr());

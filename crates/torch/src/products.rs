@@ -111,12 +111,7 @@ impl Packed {
     /// assert_eq!(sum.double_value(&[0, 0]), 12.5);
     /// # Ok::<(), ruminate_torch::Error>(())
     /// ```
-    pub fn linear_after(
-        &self,
-        before: Before<'_>,
-        x: &Tensor,
-        residual: Option<&Tensor>,
-    ) -> Result<Tensor> {
+    pub fn linear_after(&self, before: Before<'_>, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
         if let Some(outputs) = self.outputs {
             let null = std::ptr::null;
             let (code, norm, eps) = match before {

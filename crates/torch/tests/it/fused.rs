@@ -1,8 +1,6 @@
 //! Parts of layers in one pass, against the operations of libtorch that they stand for.
 
-use ruminate_torch::{
-    Gate, KeysValues, attention, dropout, gate, look_up, remember, rms_norm, rotate,
-};
+use ruminate_torch::{Gate, KeysValues, attention, dropout, gate, look_up, remember, rms_norm, rotate};
 use tch::{Device, Kind, Tensor};
 
 /// Values and the gradients of the inputs, under weights that are all different.
@@ -196,9 +194,19 @@ fn a_few_queries_look_at_shared_and_own_keys() {
     let k = k.transpose(1, 2).narrow(0, 0, 2).repeat([1, 1, 3, 1]);
     let v = Tensor::cat(&[&v.transpose(1, 2), &k.repeat([2, 1, 1, 1])], 2).narrow(0, 0, 2).narrow(2, 0, 3);
     let hidden = Tensor::from_slice(&[0f32, -1e30, -1e30, -1e30, 0.0, -1e30]).view([2, 1, 1, 3]);
-    let out = look_up(&q, &[KeysValues { keys: &k, values: &v.contiguous() }], Some(&hidden), 1.0).unwrap().unwrap();
-    assert_same(&out.select(0, 1).view([8]), &v.select(0, 0).select(1, 0).view([8]), "the first prompt's first key");
-    assert_same(&out.select(0, 2).view([8]), &v.select(0, 1).select(1, 1).view([8]), "the second one's second");
+    let out = look_up(&q, &[KeysValues { keys: &k, values: &v.contiguous() }], Some(&hidden), 1.0)
+        .unwrap()
+        .unwrap();
+    assert_same(
+        &out.select(0, 1).view([8]),
+        &v.select(0, 0).select(1, 0).view([8]),
+        "the first prompt's first key",
+    );
+    assert_same(
+        &out.select(0, 2).view([8]),
+        &v.select(0, 1).select(1, 1).view([8]),
+        "the second one's second",
+    );
 }
 
 #[test]

@@ -12,7 +12,8 @@ const WORLD: [&str; 4] = ["--config", "examples/crystal/configs/world.toml", "--
 fn accuracy(place: &Workplace, model: &str) -> f64 {
     let (model, out) = (place.path(&format!("{model}/checkpoints/last")), place.path("eval"));
     let of = |split: &str| {
-        let args = ["evaluate", "--model", &model, "--split", split, "--out", &out, "--no-baseline", "--json", "-q"];
+        let args =
+            ["evaluate", "--model", &model, "--split", split, "--out", &out, "--no-baseline", "--json", "-q"];
         let data = ["--set", "data.eval_tasks=[\"twohop\"]"];
         succeed(&[&args[..], &data].concat()).json()["acc_weighted"].as_f64().unwrap()
     };
