@@ -21,7 +21,7 @@ constexpr int64_t BLOCK = 64;
 #if defined(__x86_64__) && defined(__GNUC__)
 #define WIDE __attribute__((target("avx512f")))
 
-// On narrower units the registers do not hold a tile, and oneDNN does better.
+// On narrower units the registers do not hold a tile; there oneDNN multiplies.
 bool has_wide_unit() {
   static const bool wide = __builtin_cpu_supports("avx512f");
   return wide;
@@ -238,7 +238,8 @@ int ruminate_multiply(at::Tensor *x, at::Tensor *blocks, int64_t outputs, int be
     const auto k = blocks->size(2), width = before >= SILU ? 2 * k : k;
     TORCH_CHECK(has_rows(*x) && x->dim() > 0 && x->size(-1) == width, "rows of ", width,
                 " numbers in float32 or bfloat16 are needed on the CPU, not ", x->sizes());
-    TORCH_CHECK(!norm || (norm->dim() == 1 && norm->size(0) == k), "the norm's weight is ", norm ? norm->sizes() : x->sizes());
+    TORCH_CHECK(!norm || (norm->device().is_cpu() && norm->dim() == 1 && norm->size(0) == k), "the norm needs ", k,
+                " weights on the CPU, not ", norm ? norm->sizes() : x->sizes());
     auto shape = x->sizes().vec();
     shape.back() = outputs;
     TORCH_CHECK(!residual || (has_rows(*residual) && residual->sizes() == at::IntArrayRef(shape)), "to ", shape,

@@ -119,7 +119,7 @@ pub fn look_up(
 
 /// Takes the queries `[rows, 1, heads, width]` out of the `states` of a position, `[rows, heads + 2 * shared, width]`, which hold
 /// queries, keys and values, and writes keys and values into caches `[rows, shared, time, width]`. `turn`, cosines and sines, first
-/// [`rotate`]s queries and keys. The states are used up.
+/// [`rotate`]s queries and keys. The states are used up, and there are no gradients.
 ///
 /// # Errors
 /// When shapes do not fit.

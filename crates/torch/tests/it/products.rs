@@ -104,6 +104,9 @@ fn a_packed_weight_gives_the_products_of_its_parts() {
     }
     let narrow = Packed::new(&[&numbers(&[4, 8], 0.0)]).unwrap();
     assert!(narrow.linear(&numbers(&[2, 9], 0.0)).is_err());
+    let norm = Before::Norm { weight: &numbers(&[9], 0.0), eps: 0.1 };
+    assert!(narrow.linear_after(norm, &numbers(&[2, 8], 0.0), None).is_err());
+    assert!(narrow.linear_after(Before::Gate(Gate::Silu), &numbers(&[2, 8], 0.0), None).is_err());
     assert!(Packed::new(&[&numbers(&[4, 8], 0.0), &numbers(&[4, 9], 0.0)]).is_err());
     assert!(linear(&numbers(&[2, 9], 0.0), &numbers(&[4, 8], 0.0)).is_err());
 }
