@@ -81,7 +81,7 @@ fn generate<M: Model>(
     let seeds = seeds(prompts.len());
     let (rows, new) = (prompts.len() * config.samples_per_prompt, config.max_new_tokens);
     let forward = setting.clone();
-    let least = setting.writing((prompts.len(), rows), prompts[0].len(), new);
+    let least = setting.writing((prompts.len(), rows), prompts.first().map_or(0, Vec::len), new);
     let workload = Workload::new(setting, (rows, rows * new, parameters), move || {
         let written = forward.forward(|| Ok(model.generate(&prompts, &config, &seeds)?))?;
         anyhow::ensure!(written.iter().flatten().all(|row| row.ids.len() == new), "a row ended early");

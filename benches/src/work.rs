@@ -2,7 +2,7 @@
 
 use ruminate_models::{BatchShape, ModelShape};
 
-use crate::{Setting, Shape};
+use crate::{Precision, Setting, Shape};
 
 /// Arithmetic and memory traffic that nothing can save.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -48,20 +48,32 @@ impl Setting {
 
     /// Of reading prompts, and of writing tokens in all rows behind them.
     pub(crate) fn writing(&self, (prompts, rows): (usize, usize), prompt: usize, new: usize) -> Vec<Work> {
-        let (flop, parameters) = self.token(rows);
-        let bytes = parameters * self.precision.kind().elt_size_in_bytes() as f64;
-        vec![Work::products(self.pass(prompts, prompt, 0)), Work { flop, bytes, times: new as f64 }]
+        // Products read weights in their own precision.
+        let element = if self.precision == Precision::Fp32 { 4.0 } else { 2.0 };
+        let step = |parameters: f64, rows: usize, times: usize| Work {
+            flop: 2.0 * parameters * rows as f64,
+            bytes: element * parameters,
+            times: times as f64,
+        };
+        let read = Work::products(self.pass(prompts, prompt, 0));
+        match &self.model {
+            Shape::T5(_) => vec![read, step(self.token(), rows, new)],
+            // The prompt's last token has been through all blocks.
+            Shape::Llama(config) => {
+                let output = (config.hidden_size * config.vocab_size) as f64;
+                vec![read, step(output, prompts, new.min(1)), step(self.token(), rows, new.saturating_sub(1))]
+            }
+        }
     }
 
-    /// Operations of one more token for each row, without attention, and the parameters that it takes.
-    fn token(&self, rows: usize) -> (f64, f64) {
+    /// Parameters that one more token takes.
+    fn token(&self) -> f64 {
         // A token's look at itself is attention.
         let own = match &self.model {
             Shape::T5(config) => config.num_decoder_layers * config.num_heads * config.d_kv,
             Shape::Llama(config) => config.num_hidden_layers * config.num_attention_heads * config.head_dim,
         };
-        let parameters = self.pass(1, 0, 1) / 2.0 - 2.0 * own as f64;
-        (2.0 * parameters * rows as f64, parameters)
+        self.pass(1, 0, 1) / 2.0 - 2.0 * own as f64
     }
 
     fn shape(&self) -> &dyn ModelShape {
