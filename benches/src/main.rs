@@ -7,6 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use clap::Parser;
 use ruminate_benches::{Precision, Setting, host, prepare, shape};
+use ruminate_torch::kernels::{Kernel, turn_on};
 use serde_json::json;
 use tch::{Device, Kind};
 
@@ -28,6 +29,9 @@ struct Cli {
     /// Run on the first CUDA device
     #[arg(long)]
     cuda: bool,
+    /// Kernels for CUDA to turn on, or "all": log_probs, top_p, look_up, rotate, gate, attention, graphs
+    #[arg(long, value_delimiter = ',')]
+    kernels: Vec<String>,
     /// Rows instead of the workload's own number
     #[arg(long)]
     batch: Option<usize>,
@@ -49,6 +53,7 @@ fn main() -> Result<()> {
     tch::set_num_threads(cli.threads);
     let device = if cli.cuda { Device::Cuda(0) } else { Device::Cpu };
     anyhow::ensure!(!cli.cuda || tch::Cuda::is_available(), "there is no CUDA device");
+    turn_on(&kernels(&cli.kernels)?)?;
     let mut setting = Setting::new(shape(&cli.model)?, cli.dtype, device);
     setting.batch = cli.batch;
     let before = host::peak_rss_mib()?;
@@ -96,6 +101,9 @@ fn main() -> Result<()> {
         "matmul_gflops": gflops.round(), "bandwidth_gb_per_s": rounded(bandwidth / 1e9, 1), "load_average": host::load_average()?,
         "program": concat!("ruminate ", env!("CARGO_PKG_VERSION")),
     });
+    if !cli.kernels.is_empty() {
+        result["kernels"] = json!(cli.kernels);
+    }
     if !workload.least.is_empty() {
         let floor: f64 = workload.least.iter().map(|work| work.seconds(gflops * 1e9, bandwidth)).sum();
         result["floor_s"] = json!(rounded(floor, 5));
@@ -110,6 +118,19 @@ fn main() -> Result<()> {
     }
     println!("{result}");
     Ok(())
+}
+
+fn kernels(names: &[String]) -> Result<Vec<Kernel>> {
+    if names == ["all"] {
+        return Ok(Kernel::ALL.to_vec());
+    }
+    let of = |name: &String| {
+        let found = Kernel::ALL.into_iter().find(|kernel| kernel.name() == name);
+        found.with_context(|| {
+            format!("there is no kernel {name:?}; there are {}", Kernel::ALL.map(Kernel::name).join(", "))
+        })
+    };
+    names.iter().map(of).collect()
 }
 
 fn rounded(x: f64, digits: i32) -> f64 {

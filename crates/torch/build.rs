@@ -18,9 +18,11 @@ fn main() {
     if cuda {
         build.define("RUMINATE_CUDA", None);
         println!("cargo:rustc-cfg=ruminate_cuda");
-        nccl(&mut build, &lib);
+        cuda_headers(&mut build, &lib);
     }
     openmp(&mut build, &lib);
+    let out = PathBuf::from(env::var("OUT_DIR").unwrap_or_default());
+    kernel_sources(&out.join("kernel_sources.h"));
     build
         .cpp(true)
         .files(
@@ -31,8 +33,11 @@ fn main() {
                 "checkpoint",
                 "dist",
                 "dropout",
+                "emulation",
                 "gate",
+                "graph",
                 "info",
+                "kernels",
                 "log_probs",
                 "matmul",
                 "norm",
@@ -45,6 +50,7 @@ fn main() {
             .map(|name| format!("shim/{name}.cpp")),
         )
         .include(&include)
+        .include(&out)
         // Gloo's names, in case libtorch comes without its headers.
         .include("shim")
         .include(include.join("torch/csrc/api/include"))
@@ -55,6 +61,7 @@ fn main() {
     println!("cargo:rustc-link-search=native={}", lib.display());
     if cuda {
         println!("cargo:rustc-link-lib=torch_cuda");
+        println!("cargo:rustc-link-lib=c10_cuda");
     }
     println!("cargo:rustc-link-lib=torch_cpu");
     println!("cargo:rustc-link-lib=c10");
@@ -78,8 +85,24 @@ fn openmp(build: &mut cc::Build, lib: &Path) {
     }
 }
 
-/// Adds NCCL if its headers are there: in the packages that a libtorch from PyPI brings along, or in an own CUDA.
-fn nccl(build: &mut cc::Build, lib: &Path) {
+/// Writes the sources of all kernels, in the order of the shim's enumeration, as text in the program.
+fn kernel_sources(to: &Path) {
+    let read = |name: &str| {
+        let path = Path::new("shim/kernels").join(name);
+        std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    };
+    let shared = read("common.cuh") + &read("arguments.h").replace("#pragma once\n", "");
+    let entry =
+        |name: &str| format!("{{\"{name}\", R\"source({shared}{})source\"}},\n", read(&format!("{name}.cu")));
+    let entries: String = ["log_probs", "top_p", "look_up", "rotate", "gate"].map(entry).concat();
+    let text = format!(
+        "struct Source {{\n  const char *name, *text;\n}};\nconst Source SOURCES[] = {{\n{entries}}};\n"
+    );
+    std::fs::write(to, text).unwrap_or_else(|error| panic!("{}: {error}", to.display()));
+}
+
+/// Adds kernels and NCCL if CUDA's headers and its own are there: in the packages that a libtorch from PyPI brings along, or in an own CUDA.
+fn cuda_headers(build: &mut cc::Build, lib: &Path) {
     let packages = lib.ancestors().nth(2).map(|packages| packages.join("nvidia")).unwrap_or_default();
     let own = ["CUDA_HOME", "CUDA_PATH", "NCCL_HOME"].map(|name| {
         println!("cargo:rerun-if-env-changed={name}");
@@ -91,8 +114,15 @@ fn nccl(build: &mut cc::Build, lib: &Path) {
         .filter(|folder| folder.is_dir())
         .collect();
     let there = |header: &str| folders.iter().any(|folder| folder.join(header).exists());
-    if there("nccl.h") && there("cuda_runtime.h") {
-        build.define("RUMINATE_NCCL", None).includes(&folders);
+    if !there("cuda_runtime.h") {
+        println!(
+            "cargo:warning=CUDA's headers were not found: kernels and training on several GPUs are left out"
+        );
+        return;
+    }
+    build.define("RUMINATE_KERNELS", None).includes(&folders);
+    if there("nccl.h") {
+        build.define("RUMINATE_NCCL", None);
     } else {
         println!("cargo:warning=NCCL's headers were not found: training on several GPUs is left out");
     }

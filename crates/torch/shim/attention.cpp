@@ -3,6 +3,8 @@
 
 #include "dropout.h"
 #include "guard.h"
+#include "kernels.h"
+#include "kernels/arguments.h"
 #include "matmul.h"
 #include "shim.h"
 #include "vector.h"
@@ -11,6 +13,7 @@
 #include <ATen/ops/dropout.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/matmul.h>
+#include <ATen/ops/scaled_dot_product_attention.h>
 #include <ATen/ops/softmax.h>
 #include <torch/csrc/autograd/custom_function.h>
 
@@ -318,6 +321,58 @@ at::Tensor look_up(const at::Tensor &q, const std::vector<Part> &parts, const st
   return out;
 }
 
+// The most scores that fit into a block's memory.
+constexpr int64_t MOST_SCORES = 8192;
+
+// The same by a kernel: of one or two parts, all of one kind.
+bool has_kernel(const at::Tensor &q, const std::vector<Part> &parts, const std::optional<at::Tensor> &bias) {
+  const auto fits = [&](const at::Tensor &x) {
+    return by_kernel(Kernel::LookUp, x) && x.device() == q.device() && x.stride(-1) == 1;
+  };
+  int64_t count = 0;
+  bool all = fits(q) && parts.size() <= 2;
+  for (const auto &[keys, values] : parts) {
+    count += keys.size(2);
+    all = all && fits(keys) && fits(values) && keys.scalar_type() == q.scalar_type() && values.scalar_type() == q.scalar_type();
+  }
+  const auto kind = [&] { return bias->scalar_type() == at::kFloat || bias->scalar_type() == q.scalar_type(); };
+  return all && count > 0 && count <= MOST_SCORES && (!bias || (by_kernel(Kernel::LookUp, *bias) && kind()));
+}
+
+at::Tensor look_up_by_kernel(const at::Tensor &q, const std::vector<Part> &parts, const std::optional<at::Tensor> &bias,
+                             double scale) {
+  const auto rows = q.size(0), time = q.size(1), heads = q.size(2), n = q.size(3);
+  auto out = at::empty({rows, time, heads * n}, q.options());
+  LookUp all{};
+  all.queries = q.const_data_ptr(), all.out = out.mutable_data_ptr();
+  all.time = time, all.heads = heads, all.n = n;
+  all.query_row = q.stride(0), all.query_time = q.stride(1), all.query_head = q.stride(2);
+  all.scale = static_cast<float>(scale);
+  Seen *const seen[] = {&all.first, &all.second};
+  int64_t count = 0;
+  // A part that is not there has no keys.
+  all.second.rows_each = all.second.heads_each = 1;
+  for (size_t i = 0; i < parts.size(); ++i) {
+    const auto &[k, v] = parts[i];
+    *seen[i] = {k.const_data_ptr(), v.const_data_ptr(), k.size(2),   rows / k.size(0), heads / k.size(1), k.stride(0),
+                k.stride(1),        k.stride(2),        v.stride(0), v.stride(1),      v.stride(2)};
+    count += k.size(2);
+  }
+  std::string function = std::string("look_up") + kernel_suffix(q);
+  at::Tensor view;
+  if (bias) {
+    const auto batch = bias->size(0);
+    TORCH_CHECK(batch > 0 && rows % batch == 0, "offsets ", bias->sizes(), " do not fit queries ", q.sizes());
+    view = bias->expand({batch, heads, time, count});
+    view = view.stride(3) == 1 || count == 1 ? view : view.contiguous();
+    all.bias = view.const_data_ptr(), all.bias_rows_each = rows / batch;
+    all.bias_row = view.stride(0), all.bias_head = view.stride(1), all.bias_time = view.stride(2);
+    function += view.scalar_type() == at::kBFloat16 ? "_bf16" : "";
+  }
+  run_kernel(Kernel::LookUp, function, q, rows * time * heads, static_cast<size_t>(count) * sizeof(float), all);
+  return out;
+}
+
 at::Tensor by_aten(const at::Tensor &q, const at::Tensor &k, const at::Tensor &v, const std::optional<at::Tensor> &bias,
                    double scale, double rate) {
   auto scores = at::matmul(scale == 1.0 ? q : q.mul(scale), k.transpose(2, 3));
@@ -333,6 +388,10 @@ at::Tensor attention(at::Tensor q, at::Tensor k, at::Tensor v, const std::option
   }
   const bool ours = has_rows(q) && q.scalar_type() == k.scalar_type() && q.scalar_type() == v.scalar_type() &&
                     (!bias || (has_rows(*bias) && bias->dim() == 4)) && q.numel() > 0 && k.numel() > 0;
+  if (by_kernel(Kernel::Attention, q)) {
+    const auto offsets = bias ? std::make_optional(bias->to(q.scalar_type())) : std::nullopt;
+    return at::scaled_dot_product_attention(q, k, v, offsets, rate, false, scale);
+  }
   if (!ours) {
     return by_aten(q, k, v, bias, scale, rate);
   }
@@ -364,9 +423,11 @@ extern "C" int ruminate_look_up(at::Tensor *q, at::Tensor *const *keys, at::Tens
     std::vector<Part> parts;
     TORCH_CHECK(q->dim() == 4 && count > 0, "queries ", q->sizes(), " are not [rows, time, heads, width]");
     // Where this is not the way to do it, there is no result.
-    const auto good = [](const at::Tensor &x) {
-      return has_rows(x) && x.stride(-1) == 1 && x.numel() > 0 && !(at::GradMode::is_enabled() && x.requires_grad());
+    const auto plain = [](const at::Tensor &x) {
+      return x.numel() > 0 && !(at::GradMode::is_enabled() && x.requires_grad());
     };
+    const auto good = [&](const at::Tensor &x) { return has_rows(x) && x.stride(-1) == 1 && plain(x); };
+    bool graph = !plain(*q) || (bias && !plain(*bias));
     bool ours = good(*q) && q->size(1) <= FEW && (!bias || good(*bias));
     for (size_t i = 0; i < count; ++i) {
       const auto &k = *keys[i], &v = *values[i];
@@ -374,12 +435,18 @@ extern "C" int ruminate_look_up(at::Tensor *q, at::Tensor *const *keys, at::Tens
                       q->size(0) % k.size(0) == 0 && q->size(2) % k.size(1) == 0,
                   "queries ", q->sizes(), ", keys ", k.sizes(), " and values ", v.sizes(), " do not fit");
       ours = ours && good(k) && good(v);
+      graph = graph || !plain(k) || !plain(v);
       parts.push_back({k, v});
     }
     TORCH_CHECK(!bias || bias->dim() == 4, "offsets must be [rows, heads, time, keys], not ", bias ? bias->sizes() : q->sizes());
+    const auto offsets = bias ? std::make_optional(*bias) : std::nullopt;
+    if (!graph && has_kernel(*q, parts, offsets)) {
+      *out = new at::Tensor(look_up_by_kernel(*q, parts, offsets, scale));
+      return;
+    }
     if (!ours) {
       return;
     }
-    *out = new at::Tensor(look_up(*q, parts, bias ? std::make_optional(*bias) : std::nullopt, scale));
+    *out = new at::Tensor(look_up(*q, parts, offsets, scale));
   });
 }

@@ -1,6 +1,7 @@
 // Gated feed-forward layers: activation(gate) * up in one pass, keeping nothing but its inputs.
 
 #include "guard.h"
+#include "kernels.h"
 #include "shim.h"
 #include "vector.h"
 
@@ -68,6 +69,12 @@ struct Gate : public Function<Gate> {
   static at::Tensor run(const at::Tensor &gate, const at::Tensor &up, bool gelu) {
     auto out = at::empty(gate.sizes(), gate.options());
     const auto n = gate.size(1), gate_stride = stride_of(gate), up_stride = stride_of(up);
+    if (by_kernel(Kernel::Gate, gate)) {
+      run_kernel(Kernel::Gate, std::string("gate") + kernel_suffix(gate), gate, blocks_for(out.numel()), 0,
+                 gate.const_data_ptr(), up.const_data_ptr(), out.mutable_data_ptr(), out.numel(), n, gate_stride, up_stride,
+                 static_cast<int>(gelu));
+      return out;
+    }
     const Reader gates(gate), ups(up);
     const Writer to(out);
     for_rows(gate.size(0), n, 3, [&](int64_t row, float *buffer) {
@@ -93,6 +100,12 @@ struct Gate : public Function<Gate> {
     const auto grad = grads[0].to(gate.scalar_type()).contiguous();
     auto grad_gate = at::empty(gate.sizes(), gate.options()), grad_up = at::empty(up.sizes(), up.options());
     const auto n = gate.size(1), gate_stride = stride_of(gate), up_stride = stride_of(up);
+    if (by_kernel(Kernel::Gate, gate)) {
+      run_kernel(Kernel::Gate, std::string("gate_slopes") + kernel_suffix(gate), gate, blocks_for(grad.numel()), 0,
+                 grad.const_data_ptr(), gate.const_data_ptr(), up.const_data_ptr(), grad_gate.mutable_data_ptr(),
+                 grad_up.mutable_data_ptr(), grad.numel(), n, gate_stride, up_stride, static_cast<int>(gelu));
+      return {grad_gate, grad_up, at::Tensor()};
+    }
     const Reader slopes(grad), gates(gate), ups(up);
     const Writer to_gate(grad_gate), to_up(grad_up);
     for_rows(gate.size(0), n, 5, [&](int64_t row, float *buffer) {
@@ -116,7 +129,8 @@ at::Tensor as_rows(const at::Tensor &x) {
 
 extern "C" int ruminate_gate(at::Tensor *gate, at::Tensor *up, int gelu, at::Tensor **out, char **error) {
   return guarded(error, [&] {
-    if (!has_rows(*gate) || !has_rows(*up) || gate->scalar_type() != up->scalar_type() || gate->dim() == 0 ||
+    const auto ours = [](const at::Tensor &x) { return has_rows(x) || by_kernel(Kernel::Gate, x); };
+    if (!ours(*gate) || !ours(*up) || gate->device() != up->device() || gate->scalar_type() != up->scalar_type() || gate->dim() == 0 ||
         gate->numel() == 0 || gate->sizes() != up->sizes()) {
       *out = new at::Tensor((gelu ? at::gelu(*gate, "tanh") : at::silu(*gate)).mul(*up));
       return;

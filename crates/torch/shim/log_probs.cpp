@@ -2,6 +2,7 @@
 // [rows, vocabulary] logits never exist as a whole, neither forward nor backward.
 
 #include "guard.h"
+#include "kernels.h"
 #include "matmul.h"
 #include "shim.h"
 
@@ -28,10 +29,16 @@ at::Tensor chunk_buffer(const at::Tensor &hidden, const at::Tensor &weight, int6
   return at::empty({std::min(chunk, hidden.size(0)), weight.size(0)}, hidden.options().dtype(at::kFloat));
 }
 
+// The part of a vector that belongs to a chunk; null where there is none.
+template <typename T> T *from_row(const at::Tensor &x, int64_t row) {
+  return x.defined() && x.numel() > 0 ? x.mutable_data_ptr<T>() + row : nullptr;
+}
+
 struct ChunkedLogProbs : public Function<ChunkedLogProbs> {
   static variable_list forward(AutogradContext *ctx, const at::Tensor &hidden, const at::Tensor &weight,
-                               const at::Tensor &targets, double scale, int64_t chunk, bool with_entropy) {
+                               const at::Tensor &all_targets, double scale, int64_t chunk, bool with_entropy) {
     at::AutoDispatchBelowADInplaceOrView guard;
+    const auto targets = all_targets.contiguous();
     const auto rows = hidden.size(0);
     const auto options = hidden.options().dtype(at::kFloat);
     auto log_probs = at::empty({rows}, options);
@@ -40,6 +47,11 @@ struct ChunkedLogProbs : public Function<ChunkedLogProbs> {
     for (int64_t at_row = 0; at_row < rows; at_row += chunk) {
       const auto n = std::min(chunk, rows - at_row);
       auto logits = chunk_logits(buffer, hidden.narrow(0, at_row, n), weight, scale);
+      if (by_kernel(Kernel::LogProbs, logits)) {
+        run_kernel(Kernel::LogProbs, "log_probs", logits, n, 0, logits.mutable_data_ptr(), from_row<int64_t>(targets, at_row),
+                   logits.size(1), from_row<float>(log_probs, at_row), from_row<float>(entropy, at_row));
+        continue;
+      }
       // The largest logit becomes 0, so that no exponential overflows.
       logits.sub_(logits.amax({1}, true));
       auto chosen = logits.gather(1, targets.narrow(0, at_row, n).unsqueeze(1)).squeeze(1);
@@ -74,11 +86,33 @@ struct ChunkedLogProbs : public Function<ChunkedLogProbs> {
       grad_weight = at::zeros_like(weight);
     }
     auto buffer = chunk_buffer(hidden, weight, chunk);
+    // From the gradient of a chunk's logits to those of states and weight.
+    const auto add_slopes = [&](const at::Tensor &slope, int64_t at_row) {
+      const auto n = slope.size(0);
+      if (for_hidden) {
+        grad_hidden.narrow(0, at_row, n).copy_(product(slope, weight));
+      }
+      if (for_weight) {
+        add_product(grad_weight, slope.t(), hidden.narrow(0, at_row, n).to(weight.scalar_type()));
+      }
+    };
+    const bool kernel = by_kernel(Kernel::LogProbs, buffer) && by_kernel(Kernel::LogProbs, weight);
+    const auto vector = [](const at::Tensor &grad) { return grad.defined() ? grad.to(at::kFloat).contiguous() : grad; };
+    const auto grad_log_probs = vector(grads[0]), grad_entropy = vector(for_entropy ? grads[1] : at::Tensor());
     for (int64_t at_row = 0; at_row < rows; at_row += chunk) {
       const auto n = std::min(chunk, rows - at_row);
       auto states = hidden.narrow(0, at_row, n);
       auto p = chunk_logits(buffer, states, weight, scale);
       at::Tensor slope;
+      if (kernel) {
+        slope = weight.scalar_type() == at::kFloat ? p : at::empty(p.sizes(), weight.options());
+        run_kernel(Kernel::LogProbs, std::string("log_probs_slopes") + kernel_suffix(slope), p, n, 0, p.mutable_data_ptr(),
+                   from_row<int64_t>(targets, at_row), p.size(1), from_row<float>(grad_log_probs, at_row),
+                   from_row<float>(grad_entropy, at_row), from_row<float>(entropy, at_row), static_cast<float>(scale),
+                   slope.mutable_data_ptr());
+        add_slopes(slope, at_row);
+        continue;
+      }
       if (!for_entropy) {
         p.sub_(p.amax({1}, true)).exp_();
         p.div_(p.sum(1, true));
@@ -87,11 +121,11 @@ struct ChunkedLogProbs : public Function<ChunkedLogProbs> {
         p.copy_(log_p).exp_();
         // d entropy / d logit_j = -p_j (log p_j + entropy)
         auto shift = log_p.add_(entropy.narrow(0, at_row, n).unsqueeze(1)).mul_(p);
-        slope = shift.mul_(grads[1].narrow(0, at_row, n).unsqueeze(1)).neg_();
+        slope = shift.mul_(grad_entropy.narrow(0, at_row, n).unsqueeze(1)).neg_();
       }
-      if (grads[0].defined()) {
+      if (grad_log_probs.defined()) {
         // d log p(target) / d logit_j = [j = target] - p_j
-        auto grad = grads[0].narrow(0, at_row, n).to(at::kFloat).unsqueeze(1);
+        auto grad = grad_log_probs.narrow(0, at_row, n).unsqueeze(1);
         p.mul_(grad.neg());
         p.scatter_add_(1, targets.narrow(0, at_row, n).unsqueeze(1), grad);
         slope = slope.defined() ? slope.add_(p) : p;
@@ -102,13 +136,7 @@ struct ChunkedLogProbs : public Function<ChunkedLogProbs> {
       if (scale != 1.0) {
         slope.mul_(scale);
       }
-      slope = slope.to(weight.scalar_type());
-      if (for_hidden) {
-        grad_hidden.narrow(0, at_row, n).copy_(product(slope, weight));
-      }
-      if (for_weight) {
-        add_product(grad_weight, slope.t(), states.to(weight.scalar_type()));
-      }
+      add_slopes(slope.to(weight.scalar_type()), at_row);
     }
     return {grad_hidden, grad_weight, at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
   }

@@ -1,6 +1,7 @@
 // Rotary positions in one pass.
 
 #include "guard.h"
+#include "kernels.h"
 #include "shim.h"
 #include "vector.h"
 
@@ -41,9 +42,15 @@ struct Rotate : public Function<Rotate> {
   static at::Tensor run(const at::Tensor &x, const at::Tensor &cos, const at::Tensor &sin, bool back) {
     const auto rows = x.size(0), time = x.size(1), heads = x.size(2), n = x.size(3);
     auto out = at::empty(x.sizes(), x.options());
+    const auto cos_stride = cos.size(0) > 1 ? cos.stride(0) : 0, sin_stride = sin.size(0) > 1 ? sin.stride(0) : 0;
+    if (by_kernel(Kernel::Rotate, x)) {
+      run_kernel(Kernel::Rotate, std::string("rotate") + kernel_suffix(x), x, blocks_for(x.numel() / 2), 0, x.const_data_ptr(),
+                 cos.const_data_ptr(), sin.const_data_ptr(), out.mutable_data_ptr(), x.numel() / 2, time, heads, n, x.stride(0),
+                 x.stride(1), x.stride(2), cos_stride, cos.stride(1), sin_stride, sin.stride(1), static_cast<int>(back));
+      return out;
+    }
     const Reader from(x), cosines(cos), sines(sin);
     const Writer to(out);
-    const auto cos_stride = cos.size(0) > 1 ? cos.stride(0) : 0, sin_stride = sin.size(0) > 1 ? sin.stride(0) : 0;
     for_rows(rows * time, heads * n, 4, [&](int64_t place, float *buffer) {
       const auto row = place / time, t = place % time;
       const auto *c = cosines.row(row * cos_stride + t * cos.stride(1), n, buffer);
@@ -72,7 +79,8 @@ struct Rotate : public Function<Rotate> {
 };
 
 bool fits(const at::Tensor &x, const at::Tensor &table) {
-  return has_rows(table) && table.dim() == 4 && table.stride(3) == 1 && table.size(2) == 1 && table.size(3) == x.size(3) &&
+  const bool good = by_kernel(Kernel::Rotate, x) ? table.scalar_type() == x.scalar_type() : has_rows(table);
+  return good && table.device() == x.device() && table.dim() == 4 && table.stride(3) == 1 && table.size(2) == 1 && table.size(3) == x.size(3) &&
          table.size(1) == x.size(1) && (table.size(0) == 1 || table.size(0) == x.size(0));
 }
 
@@ -81,7 +89,7 @@ bool fits(const at::Tensor &x, const at::Tensor &table) {
 extern "C" int ruminate_rotate(at::Tensor *x, at::Tensor *cos, at::Tensor *sin, at::Tensor **out, char **error) {
   return guarded(error, [&] {
     const auto half = x->size(-1) / 2;
-    if (!has_rows(*x) || x->dim() != 4 || x->stride(3) != 1 || x->size(3) % 2 != 0 || x->numel() == 0 ||
+    if (!(has_rows(*x) || by_kernel(Kernel::Rotate, *x)) || x->dim() != 4 || x->stride(3) != 1 || x->size(3) % 2 != 0 || x->numel() == 0 ||
         !fits(*x, *cos) || !fits(*x, *sin)) {
       *out = new at::Tensor(x->mul(*cos).addcmul(x->roll({half}, {-1}), *sin).to(x->scalar_type()));
       return;

@@ -1,6 +1,7 @@
 // Top-p without sorting the vocabulary.
 
 #include "guard.h"
+#include "kernels.h"
 #include "shim.h"
 
 #include <algorithm>
@@ -67,9 +68,16 @@ void filter_row(const float *logits, const float *probs, float *out, int64_t voc
 extern "C" int ruminate_top_p(at::Tensor *logits, double p, at::Tensor **out, char **error) {
   return guarded(error, [&] {
     at::NoGradGuard no_grad;
-    TORCH_CHECK(logits->dim() == 2 && logits->device().is_cpu() && logits->scalar_type() == at::kFloat,
-                "top-p by buckets needs float32 logits [rows, vocab] on the CPU");
+    const bool kernel = by_kernel(Kernel::TopP, *logits);
+    TORCH_CHECK(logits->dim() == 2 && (logits->device().is_cpu() || kernel) && logits->scalar_type() == at::kFloat,
+                "top-p by buckets needs float32 logits [rows, vocab] on the CPU, or on a GPU with its kernel turned on");
     auto from = logits->contiguous();
+    if (kernel && from.numel() > 0) {
+      auto to = at::empty_like(from);
+      run_kernel(Kernel::TopP, "top_p", from, from.size(0), 0, from.const_data_ptr(), from.size(1), 1.0 - p, to.mutable_data_ptr());
+      *out = new at::Tensor(to);
+      return;
+    }
     auto probs = at::softmax(from, -1);
     auto to = at::empty_like(from);
     const auto vocab = from.size(1);

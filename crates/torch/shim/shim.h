@@ -108,10 +108,28 @@ int ruminate_look_up(at::Tensor *q, at::Tensor *const *keys, at::Tensor *const *
 int ruminate_remember(at::Tensor *states, at::Tensor *cos, at::Tensor *sin, at::Tensor *keys, at::Tensor *values, int64_t at,
                       char **error);
 
-
 // Lets the C library keep freed memory for the next allocations, and take it in huge pages, where it is glibc's.
 void ruminate_keep_freed_memory();
 
-// Top-p on float32 logits [rows, vocabulary] on the CPU.
+// Top-p on float32 logits [rows, vocabulary] on the CPU, or where its kernel is on.
 int ruminate_top_p(at::Tensor *logits, double p, at::Tensor **out, char **error);
+
+// Work on a CUDA device that is recorded between begin and end, on a stream of its own, and not done; a replay does it on the current
+// stream. Freeing a graph ends its recording.
+struct ruminate_graph;
+int ruminate_graph_begin(int device, ruminate_graph **out, char **error);
+int ruminate_graph_end(ruminate_graph *graph, char **error);
+int ruminate_graph_replay(ruminate_graph *graph, char **error);
+void ruminate_graph_free(ruminate_graph *graph);
+
+// Kernels that are on, each a bit; turns these on, and all others off.
+unsigned ruminate_kernels_on();
+int ruminate_turn_on_kernels(unsigned kernels, char **error);
+
+// Compiles a kernel for an architecture (sm_90); -1 bytes where there is no compiler.
+int ruminate_compile_kernel(int kernel, const char *arch, int64_t *bytes, char **error);
+
+// From here on, this thread runs all kernels on tensors of the CPU, by emulation; or does so no longer. Gives how many it has started
+// since the last call. For tests.
+int64_t ruminate_emulate_kernels(int on);
 }

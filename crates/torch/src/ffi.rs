@@ -21,6 +21,12 @@ pub(crate) struct Reducer {
     _opaque: [u8; 0],
 }
 
+/// The shim's recorded work.
+#[repr(C)]
+pub(crate) struct Graph {
+    _opaque: [u8; 0],
+}
+
 /// A Rust closure as the shim calls it.
 pub(crate) type Body = unsafe extern "C" fn(
     closure: *mut c_void,
@@ -197,6 +203,19 @@ unsafe extern "C" {
         logits: TensorPtr,
         p: f64,
         out: *mut *mut C_tensor,
+        error: *mut *mut c_char,
+    ) -> c_int;
+    pub(crate) fn ruminate_graph_begin(device: c_int, out: *mut *mut Graph, error: *mut *mut c_char)
+    -> c_int;
+    pub(crate) fn ruminate_graph_end(graph: *mut Graph, error: *mut *mut c_char) -> c_int;
+    pub(crate) fn ruminate_graph_replay(graph: *mut Graph, error: *mut *mut c_char) -> c_int;
+    pub(crate) fn ruminate_graph_free(graph: *mut Graph);
+    pub(crate) fn ruminate_kernels_on() -> u32;
+    pub(crate) fn ruminate_turn_on_kernels(kernels: u32, error: *mut *mut c_char) -> c_int;
+    pub(crate) fn ruminate_compile_kernel(
+        kernel: c_int,
+        architecture: *const c_char,
+        bytes: *mut i64,
         error: *mut *mut c_char,
     ) -> c_int;
     pub(crate) fn ruminate_set_message(message: *mut c_void, text: *const u8, length: usize);

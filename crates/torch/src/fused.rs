@@ -142,14 +142,46 @@ pub fn remember(
         })?;
         return Ok(states.f_narrow(1, 0, heads)?.f_unsqueeze(1)?);
     }
-    let values = states.f_narrow(1, heads + shared, shared)?;
-    let mut turned = states.f_narrow(1, 0, heads + shared)?.f_unsqueeze(1)?;
-    if let Some((cos, sin)) = turn {
-        turned = rotate(&turned, cos, sin)?;
-    }
+    let (heads, turned, values) = turned(&states, turn, cache)?;
     cache.keys.f_select(2, position)?.f_copy_(&turned.f_narrow(2, heads, shared)?.f_squeeze_dim(1)?)?;
     cache.values.f_select(2, position)?.f_copy_(&values)?;
     Ok(turned.f_narrow(2, 0, heads)?.f_contiguous()?)
+}
+
+/// As [`remember`], at a position `[1]` that is known on the device only; whoever gives one behind the cache breaks memory.
+///
+/// # Errors
+/// When shapes do not fit.
+pub fn remember_at(
+    states: &Tensor,
+    turn: Option<(&Tensor, &Tensor)>,
+    cache: KeysValues<'_>,
+    position: &Tensor,
+) -> Result<Tensor> {
+    let (heads, turned, values) = turned(states, turn, cache)?;
+    let shared = cache.keys.size4()?.1;
+    let keys = turned.f_narrow(2, heads, shared)?.f_transpose(1, 2)?;
+    let _ = cache.keys.shallow_clone().f_index_copy_(2, position, &keys)?;
+    let _ = cache.values.shallow_clone().f_index_copy_(2, position, &values.f_unsqueeze(2)?)?;
+    Ok(turned.f_narrow(2, 0, heads)?.f_contiguous()?)
+}
+
+/// The number of queries, queries and keys `[rows, 1, heads + shared, width]`, turned, and values `[rows, shared, width]`.
+fn turned(
+    states: &Tensor,
+    turn: Option<(&Tensor, &Tensor)>,
+    cache: KeysValues<'_>,
+) -> Result<(i64, Tensor, Tensor)> {
+    let (_, count, _) = states.size3()?;
+    let shared = cache.keys.size4()?.1;
+    let heads = count - 2 * shared;
+    let values = states.f_narrow(1, heads + shared, shared)?;
+    let turned = states.f_narrow(1, 0, heads + shared)?.f_unsqueeze(1)?;
+    let turned = match turn {
+        Some((cos, sin)) => rotate(&turned, cos, sin)?,
+        None => turned,
+    };
+    Ok((heads, turned, values))
 }
 
 /// Whether the loops of this module take such a tensor.

@@ -101,6 +101,8 @@ fn criterion(root: &Path, args: &Bench) -> Result<u8> {
         "ruminate-benches",
         "--bench",
         "workloads",
+        "--bench",
+        "kernels",
         "--",
     ]);
     cargo.args(&args.filter);

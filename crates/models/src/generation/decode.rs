@@ -4,9 +4,11 @@ use std::collections::BTreeSet;
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use ruminate_torch::kernels::Kernel;
 use tch::{Device, Kind, Tensor};
 
 use super::processor::draw;
+use super::replay::Replayed;
 use super::stop_strings::StopStrings;
 use super::{
     Decoder, Finish, Generated, GenerationConfig, History, Processor, Started, Steps, Strategy, beam,
@@ -34,7 +36,14 @@ pub(crate) fn generate<D: Decoder>(
         _ => {
             let uniform = uniform_numbers(prompts.len(), config, seeds)?;
             let each = config.samples_per_prompt;
-            let started = model.start(prompts, &config.prefix, each, config.max_new_tokens)?;
+            let Started { steps, logits, given, padding } =
+                model.start(prompts, &config.prefix, each, config.max_new_tokens)?;
+            if Kernel::Graphs.is_on() {
+                let steps = Replayed::new(steps, model.device());
+                let started = Started { steps, logits, given, padding };
+                return Loop::new(model, prompts.len(), config, uniform, started)?.run();
+            }
+            let started = Started { steps, logits, given, padding };
             Loop::new(model, prompts.len(), config, uniform, started)?.run()
         }
     })

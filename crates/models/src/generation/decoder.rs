@@ -2,12 +2,13 @@
 
 use tch::{Device, Tensor};
 
+use super::FixedSteps;
 use crate::{Result, TokenId, Tokenizer};
 
 /// A model that reads prompts and then takes one token after another.
 pub(crate) trait Decoder {
     /// Decoding in progress.
-    type Steps<'a>: Steps
+    type Steps<'a>: FixedSteps
     where
         Self: 'a;
 

@@ -4,6 +4,7 @@ mod beam;
 mod decode;
 mod decoder;
 mod processor;
+mod replay;
 mod stop_strings;
 
 use serde::{Deserialize, Serialize};
@@ -13,6 +14,7 @@ use crate::{Error, Result, TokenId};
 pub(crate) use decode::generate;
 pub(crate) use decoder::{Decoder, Started, Steps};
 pub use processor::{History, Processor, filter_logits, forbid};
+pub(crate) use replay::FixedSteps;
 
 /// The smallest temperature with which logits stay finite.
 const MIN_TEMPERATURE: f64 = 1e-6;

@@ -1,5 +1,6 @@
 //! What changes logits before a token is chosen.
 
+use ruminate_torch::kernels::Kernel;
 use tch::{Device, Kind, Tensor};
 
 use super::Sampling;
@@ -150,7 +151,8 @@ fn top_k(logits: &Tensor, k: usize) -> Result<Tensor> {
 }
 
 fn top_p(logits: &Tensor, p: f64, min_keep: usize) -> Result<Tensor> {
-    if min_keep <= 1 && logits.device() == Device::Cpu && logits.kind() == Kind::Float {
+    let there = logits.device() == Device::Cpu || Kernel::TopP.is_on();
+    if min_keep <= 1 && there && logits.kind() == Kind::Float {
         return Ok(ruminate_torch::top_p(logits, p)?);
     }
     top_p_by_sorting(logits, p, min_keep)

@@ -3,11 +3,13 @@
 use ruminate_torch::Packed;
 use tch::{Device, Kind, Tensor};
 
-use super::layers::{LayerCache, Place};
+use super::layers::{At, LayerCache, Place};
 use super::policy::check_prompts;
 use super::rope::Rotation;
-use super::{Llama, padded};
-use crate::generation::{Decoder, Generate, Generated, GenerationConfig, Started, Steps, generate};
+use super::{HIDDEN, Llama, padded};
+use crate::generation::{
+    Decoder, FixedSteps, Generate, Generated, GenerationConfig, Started, Steps, generate,
+};
 use crate::{Result, Side, TokenId, Tokenizer};
 
 /// Decoding in progress. All memory for keys and values is taken when it starts.
@@ -20,10 +22,12 @@ pub(crate) struct LlamaSteps<'a> {
     rotation: Rotation,
     /// Score offsets `[rows, 1, 1, given + new]` that hide padding, where there is some.
     mask: Option<Tensor>,
-    /// The next position of each row `[rows]`, where they differ.
-    positions: Option<Tensor>,
+    /// Tokens of each prompt without padding `[rows]`, where there is some.
+    lengths: Option<Tensor>,
     /// Tokens that were given, padding included.
     given: i64,
+    /// Positions that there is room for.
+    room: i64,
     /// New tokens that have been read.
     read: i64,
 }
@@ -87,16 +91,26 @@ impl Decoder for Llama {
         let layers = cache.iter().map(|prompts| LayerCache::new(prompts, each, new - 1));
         let layers = layers.collect::<Result<_>>()?;
         let all = Tensor::f_arange(given + new, (Kind::Int64, self.device))?.f_unsqueeze(0)?;
-        let (mut mask, mut positions, mut padding) = (None, None, None);
+        let (mut mask, mut lengths, mut padding) = (None, None, None);
         if padded(&batch) {
-            let lengths = batch.mask.f_sum_dim_intlist([1i64].as_slice(), false, Kind::Int64)?;
+            let real = batch.mask.f_sum_dim_intlist([1i64].as_slice(), false, Kind::Int64)?;
             let room = batch.mask.f_new_ones([count, new], (Kind::Int64, self.device))?;
             mask = Some(spread(&self.hidden(&Tensor::f_cat(&[&batch.mask, &room], 1)?)?)?);
-            padding = Some(spread(&lengths.f_neg()?.f_add_scalar(given)?.f_unsqueeze(1)?)?);
-            positions = Some(spread(&lengths)?);
+            padding = Some(spread(&real.f_neg()?.f_add_scalar(given)?.f_unsqueeze(1)?)?);
+            lengths = Some(spread(&real)?);
         }
         let rotation = Rotation::new(&self.config, &all, self.kind)?;
-        let steps = LlamaSteps { model: self, layers, output, rotation, mask, positions, given, read: 0 };
+        let steps = LlamaSteps {
+            model: self,
+            layers,
+            output,
+            rotation,
+            mask,
+            lengths,
+            given,
+            room: given + new - 1,
+            read: 0,
+        };
         Ok(Started { steps, logits, given: spread(&batch.ids)?, padding })
     }
 }
@@ -111,31 +125,41 @@ impl Llama {
     }
 }
 
-impl Steps for LlamaSteps<'_> {
-    fn step(&mut self, tokens: &Tensor) -> Result<Tensor> {
-        let at = self.given + self.read;
-        // What has left the window is not even looked at.
-        let from = self.model.config.sliding_window.map_or(0, |window| (at - window + 1).max(0));
-        let rotation = match &mut self.positions {
-            Some(positions) => {
-                let rotation = self.rotation.of_rows(positions)?;
-                *positions = positions.f_add_scalar(1)?;
-                rotation
-            }
-            None => self.rotation.at(at)?,
-        };
-        let mask = self.mask.as_ref().map(|mask| mask.f_narrow(3, from, at - from + 1)).transpose()?;
-        let place = Place { given: self.given, at, from };
+impl LlamaSteps<'_> {
+    /// Reads one token of every row, `[rows, 1]`; logits of the next one `[rows, vocab]`.
+    fn read(
+        &mut self,
+        tokens: &Tensor,
+        rotation: &Rotation,
+        place: Place<'_>,
+        mask: Option<&Tensor>,
+    ) -> Result<Tensor> {
         let mut x = self.model.embed(tokens)?;
         for (block, layer) in self.model.stack.blocks.iter().zip(&mut self.layers) {
-            x = block.step(&x, layer, &rotation, place, mask.as_ref())?;
+            x = block.step(&x, layer, rotation, place, mask)?;
         }
-        self.read += 1;
         let (norm, x) = (&self.model.stack.final_norm, x.f_squeeze_dim(1)?);
         match &self.output {
             Some(output) => Ok(output.linear_after(norm.before(), &x, None)?.f_to_kind(Kind::Float)?),
             None => self.model.logits(&norm.forward(&x)?),
         }
+    }
+}
+
+impl Steps for LlamaSteps<'_> {
+    fn step(&mut self, tokens: &Tensor) -> Result<Tensor> {
+        let at = self.position();
+        // What has left the window is not even looked at.
+        let from = self.model.config.sliding_window.map_or(0, |window| (at - window + 1).max(0));
+        let rotation = match &self.lengths {
+            Some(lengths) => self.rotation.of_rows(&lengths.f_add_scalar(self.read)?)?,
+            None => self.rotation.at(at)?,
+        };
+        let mask = self.mask.as_ref().map(|mask| mask.f_narrow(3, from, at - from + 1)).transpose()?;
+        let place = Place { given: self.given, at: At::Known(at), from, to: at + 1 };
+        let logits = self.read(tokens, &rotation, place, mask.as_ref())?;
+        self.advance();
+        Ok(logits)
     }
 
     fn reorder(&mut self, rows: &Tensor) -> Result<()> {
@@ -149,7 +173,40 @@ impl Steps for LlamaSteps<'_> {
         }
         let take = |t: &Tensor| t.f_index_select(0, rows);
         self.mask = self.mask.as_ref().map(take).transpose()?;
-        self.positions = self.positions.as_ref().map(take).transpose()?;
+        self.lengths = self.lengths.as_ref().map(take).transpose()?;
         Ok(())
+    }
+}
+
+impl FixedSteps for LlamaSteps<'_> {
+    fn position(&self) -> i64 {
+        self.given + self.read
+    }
+
+    fn room(&self) -> i64 {
+        self.room
+    }
+
+    fn fixed_step(&mut self, tokens: &Tensor, position: &Tensor, length: i64) -> Result<Tensor> {
+        let rotation = match &self.lengths {
+            Some(lengths) => self.rotation.of_rows(&lengths.f_add(position)?.f_sub_scalar(self.given)?)?,
+            None => self.rotation.of_rows(position)?,
+        };
+        let keys = Tensor::f_arange(length, (Kind::Int64, self.model.device))?;
+        let mut hidden = keys.f_gt_tensor(position)?;
+        if let Some(window) = self.model.config.sliding_window {
+            hidden = hidden.f_logical_or(&keys.f_le_tensor(&position.f_sub_scalar(window)?)?)?;
+        }
+        let mask = match &self.mask {
+            Some(mask) => mask.f_narrow(3, 0, length)?,
+            None => Tensor::f_zeros([1, 1, 1, length], (self.model.kind, self.model.device))?,
+        };
+        let mask = mask.f_masked_fill(&hidden, HIDDEN)?;
+        let place = Place { given: self.given, at: At::OnDevice(position), from: 0, to: length };
+        self.read(tokens, &rotation, place, Some(&mask))
+    }
+
+    fn advance(&mut self) {
+        self.read += 1;
     }
 }

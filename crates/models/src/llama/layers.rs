@@ -11,7 +11,7 @@ use crate::Result;
 use crate::checkpoint::Builder;
 use crate::parameters::Init;
 
-pub(super) use step::{LayerCache, Place};
+pub(super) use step::{At, LayerCache, Place};
 
 /// Added to the attention scores of keys that must not be seen. Finite, so that no row can become NaN.
 pub(super) const HIDDEN: f64 = -1e30;

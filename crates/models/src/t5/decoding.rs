@@ -3,9 +3,11 @@
 use ruminate_torch::Packed;
 use tch::{Device, Kind, Tensor};
 
-use super::layers::{DecoderCache, Stack};
+use super::layers::{DecoderCache, Place, Stack};
 use super::{Encoded, T5, check_rows, scaled};
-use crate::generation::{Decoder, Generate, Generated, GenerationConfig, Started, Steps, generate};
+use crate::generation::{
+    Decoder, FixedSteps, Generate, Generated, GenerationConfig, Started, Steps, generate,
+};
 use crate::{Result, TokenId, Tokenizer};
 
 /// Decoding one token after another over [`Encoded`] states.
@@ -42,7 +44,10 @@ impl Decoding<'_> {
     /// When it is not one token per row, more tokens are fed than the cache was made for, or libtorch refuses.
     pub fn step(&mut self, tokens: &Tensor) -> Result<Tensor> {
         self.cache.check(tokens)?;
-        self.decoder.step(self.model.embed(tokens)?, &mut self.cache, &self.mask)
+        let place = Place::At(self.cache.step);
+        let states = self.decoder.step(self.model.embed(tokens)?, &mut self.cache, place, &self.mask)?;
+        self.cache.step += 1;
+        Ok(states)
     }
 
     /// Vocabulary logits of states `[..., d_model]`, in `f32`.
@@ -126,5 +131,26 @@ impl Steps for Decoding<'_> {
         self.mask = self.mask.f_index_select(0, prompts)?;
         self.cache.select_rows(rows)?;
         self.cache.select_sources(prompts)
+    }
+}
+
+impl FixedSteps for Decoding<'_> {
+    fn position(&self) -> i64 {
+        self.cache.step
+    }
+
+    fn room(&self) -> i64 {
+        self.cache.max_time
+    }
+
+    fn fixed_step(&mut self, tokens: &Tensor, position: &Tensor, length: i64) -> Result<Tensor> {
+        self.cache.check(tokens)?;
+        let place = Place::Fixed { position, length };
+        let states = self.decoder.step(self.model.embed(tokens)?, &mut self.cache, place, &self.mask)?;
+        self.logits(&states.f_squeeze_dim(1)?)
+    }
+
+    fn advance(&mut self) {
+        self.cache.step += 1;
     }
 }

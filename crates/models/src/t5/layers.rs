@@ -2,7 +2,9 @@
 
 mod recompute;
 
-use ruminate_torch::{Before, Gate, KeysValues, Packed, gate, linear, look_up, remember, rms_norm};
+use ruminate_torch::{
+    Before, Gate, KeysValues, Packed, gate, linear, look_up, remember, remember_at, rms_norm,
+};
 use tch::{Device, Kind, Tensor};
 
 use super::config::{FeedForward, T5Config};
@@ -269,6 +271,15 @@ pub(super) struct Layout {
     pub(super) cross: Vec<Rectangle>,
 }
 
+/// Where a step's token stands.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Place<'a> {
+    /// Here; it looks at this position and those before.
+    At(i64),
+    /// Where the device knows, `[1]`; it looks at so many positions, of which those to come are hidden.
+    Fixed { position: &'a Tensor, length: i64 },
+}
+
 /// What a step adds to attention scores.
 struct Masks<'a> {
     /// Position bias `[1, heads, 1, time]`.
@@ -307,13 +318,23 @@ impl Block {
     }
 
     /// One block for one new position, whose key and value are stored in the cache.
-    fn step(&self, x: &Tensor, cache: &mut LayerCache, step: i64, masks: &Masks<'_>) -> Result<Tensor> {
+    fn step(
+        &self,
+        x: &Tensor,
+        cache: &mut LayerCache,
+        place: Place<'_>,
+        masks: &Masks<'_>,
+    ) -> Result<Tensor> {
         let (rows, heads) = (x.size()[0], self.self_attention.heads);
         let LayerCache { weights, keys, values, source_keys, source_values } = cache;
         let states = weights.qkv.linear_after(self.self_norm.before(), x, None)?;
         let states = states.f_view_([rows, 3 * heads, -1])?;
-        let queries = remember(states, None, KeysValues { keys, values }, step)?;
-        let (keys, values) = (keys.f_narrow(2, 0, step + 1)?, values.f_narrow(2, 0, step + 1)?);
+        let store = KeysValues { keys, values };
+        let (queries, seen) = match place {
+            Place::At(step) => (remember(states, None, store, step)?, step + 1),
+            Place::Fixed { position, length } => (remember_at(&states, None, store, position)?, length),
+        };
+        let (keys, values) = (keys.f_narrow(2, 0, seen)?, values.f_narrow(2, 0, seen)?);
         let context = attention_in_step(&queries, &keys, &values, masks.own)?;
         let mut x = weights.o.linear_after(Before::Nothing, &context, Some(x))?;
         if let Some((norm, _)) = &self.cross {
@@ -437,15 +458,19 @@ impl Stack {
     }
 
     /// All blocks and the final norm for one new position of every row, `[rows, 1, d_model]`.
-    pub(super) fn step(&self, x: Tensor, cache: &mut DecoderCache, source_mask: &Tensor) -> Result<Tensor> {
-        let step = cache.step;
-        let own = cache.bias.f_narrow(3, cache.max_time - 1 - step, step + 1)?;
+    pub(super) fn step(
+        &self,
+        x: Tensor,
+        cache: &mut DecoderCache,
+        place: Place<'_>,
+        source_mask: &Tensor,
+    ) -> Result<Tensor> {
+        let own = cache.bias(place)?;
         let masks = Masks { own: &own, source: source_mask };
         let mut x = x;
         for (block, layer) in self.blocks.iter().zip(&mut cache.layers) {
-            x = block.step(&x, layer, step, &masks)?;
+            x = block.step(&x, layer, place, &masks)?;
         }
-        cache.step += 1;
         self.final_norm.forward(&x)
     }
 }
@@ -454,10 +479,12 @@ impl Stack {
 #[derive(Debug)]
 pub(super) struct DecoderCache {
     layers: Vec<LayerCache>,
+    /// Of the last position `[1, heads, 1, max_time]`.
     bias: Tensor,
     rows: i64,
-    max_time: i64,
-    step: i64,
+    pub(super) max_time: i64,
+    /// The next position.
+    pub(super) step: i64,
 }
 
 impl DecoderCache {
@@ -475,6 +502,20 @@ impl DecoderCache {
             ));
         }
         Ok(())
+    }
+
+    /// Position bias `[1, heads, 1, seen]` of a token.
+    fn bias(&self, place: Place<'_>) -> Result<Tensor> {
+        let last = self.max_time - 1;
+        match place {
+            Place::At(step) => Ok(self.bias.f_narrow(3, last - step, step + 1)?),
+            Place::Fixed { position, length } => {
+                let keys = Tensor::f_arange(length, (Kind::Int64, position.device()))?;
+                let columns = keys.f_sub(position)?.f_add_scalar(last)?.f_clamp_max(last)?;
+                let bias = self.bias.f_index_select(3, &columns)?;
+                Ok(bias.f_masked_fill(&keys.f_gt_tensor(position)?, HIDDEN)?)
+            }
+        }
     }
 
     pub(super) fn select_rows(&mut self, rows: &Tensor) -> Result<()> {

@@ -6,9 +6,13 @@ use ruminate_models::{
     Example, Finish, Generate, Generated, GenerationConfig, Policy, Sampling, Strategy, T5, TokenId, Want,
     derive_seed, filter_logits, forbid,
 };
+use ruminate_torch::kernels::{Kernel, turn_on};
+use serde_json::json;
 use tch::{Kind, Tensor};
 
-use crate::support::{VOCAB, assert_close_rows, config, generator, ids, kinds, model, plain, refused};
+use crate::support::{
+    VOCAB, assert_close_rows, config, generator, ids, kinds, llama, llamas, model, plain, refused,
+};
 
 const SAMPLING: Sampling = Sampling { temperature: 0.8, top_k: Some(20), top_p: Some(0.9) };
 
@@ -63,6 +67,40 @@ fn a_prompt_gets_the_same_whatever_else_is_in_the_batch() {
             }
         }
     }
+}
+
+/// As CUDA graphs need them; what they look at grows after 64 and 128 positions, and rows end on the way.
+#[test]
+fn steps_of_fixed_shapes_write_the_same() {
+    fn check<M: Generate>(model: &M, kind: &str) {
+        let (prompts, seeds) = (prompts(6), seeds(6));
+        for samples_per_prompt in [1, 3] {
+            for settings in [greedy(), sampled(SAMPLING)] {
+                let settings = GenerationConfig {
+                    max_new_tokens: 150,
+                    samples_per_prompt,
+                    stop_ids: vec![7, 11],
+                    prefix: vec![5, 6],
+                    ..settings
+                };
+                let plain = model.generate(&prompts, &settings, &seeds).unwrap();
+                turn_on(&[Kernel::Graphs]).unwrap();
+                let fixed = model.generate(&prompts, &settings, &seeds);
+                turn_on(&[]).unwrap();
+                assert_eq!(plain, fixed.unwrap(), "{kind}, {samples_per_prompt}");
+            }
+        }
+    }
+    for (kind, t5) in kinds() {
+        check(&t5, kind);
+    }
+    for (kind, llama) in llamas() {
+        check(&llama, kind);
+    }
+    check(
+        &llama(json!({"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": 70})),
+        "a long window",
+    );
 }
 
 #[test]

@@ -82,7 +82,7 @@ fn norms() {
 }
 
 #[test]
-fn gates() {
+pub(crate) fn gates() {
     for width in [1, 9, 100] {
         let (x, y) = (random(&[5, 3, width], 1) * 4.0, random(&[5, 3, width], 2));
         for activation in [Gate::Silu, Gate::GeluTanh] {
@@ -102,7 +102,7 @@ fn gates() {
 }
 
 #[test]
-fn rotations() {
+pub(crate) fn rotations() {
     for (rows, time, heads, width) in [(1, 1, 1, 2), (2, 5, 3, 8), (3, 4, 2, 34)] {
         let x = random(&[rows, time, heads, width], 1);
         for tables in [1, rows] {
@@ -116,7 +116,7 @@ fn rotations() {
 }
 
 #[test]
-fn attention_in_all_shapes() {
+pub(crate) fn attention_in_all_shapes() {
     for (batch, heads, time, keys, width) in
         [(1, 1, 1, 1, 2), (2, 3, 1, 19, 8), (2, 3, 7, 5, 20), (3, 2, 33, 40, 64), (1, 2, 12, 12, 6)]
     {
@@ -155,7 +155,7 @@ fn spread(x: &Tensor, rows: i64, heads: i64) -> Tensor {
 }
 
 #[test]
-fn a_few_queries_look_at_shared_and_own_keys() {
+pub(crate) fn a_few_queries_look_at_shared_and_own_keys() {
     for kind in [Kind::Float, Kind::BFloat16] {
         for (rows, time, heads, width) in [(1, 1, 1, 2), (6, 1, 4, 16), (6, 3, 4, 20), (4, 8, 2, 64)] {
             // Batch entries, heads and keys of each part.
@@ -227,7 +227,7 @@ fn looking_up_is_for_few_queries_without_gradients() {
 }
 
 #[test]
-fn a_position_is_remembered_turned() {
+pub(crate) fn a_position_is_remembered_turned() {
     let (rows, heads, shared, width, time) = (3, 4, 2, 6, 5);
     for kind in [Kind::Float, Kind::BFloat16, Kind::Double] {
         let states = random(&[rows, heads + 2 * shared, width], 1).to_kind(kind);
@@ -260,7 +260,7 @@ fn loops_share_the_cores() {
 }
 
 #[test]
-fn hidden_keys_get_nothing() {
+pub(crate) fn hidden_keys_get_nothing() {
     let [q, k, v] = [1, 2, 3].map(|seed| random(&[1, 1, 20, 4], seed));
     let bias = Tensor::full([1, 1, 20, 20], -1e30, (Kind::Float, Device::Cpu)).triu(1);
     let first = attention(&q, &k, &v, Some(&bias), 1.0, 0.0).unwrap().select(2, 0);

@@ -46,19 +46,19 @@ fn same_as_plain(rows: i64, vocab: i64, width: i64, scale: f64) {
 }
 
 #[test]
-fn values_and_gradients_are_those_of_the_full_logits() {
+pub(crate) fn values_and_gradients_are_those_of_the_full_logits() {
     same_as_plain(7, 50, 8, 1.0);
     same_as_plain(1, 3, 2, 0.25);
 }
 
 #[test]
-fn several_chunks_are_as_one() {
+pub(crate) fn several_chunks_are_as_one() {
     // A vocabulary of this size leaves 335 rows to a chunk.
     same_as_plain(400, 50_000, 2, 0.5);
 }
 
 #[test]
-fn entropy_is_left_out_unless_asked_for() {
+pub(crate) fn entropy_is_left_out_unless_asked_for() {
     let hidden = Tensor::ones([2, 3], (Kind::Float, Device::Cpu)).set_requires_grad(true);
     let weight = Tensor::ones([4, 3], (Kind::Float, Device::Cpu));
     let scores = log_probs(&hidden, &weight, &Tensor::from_slice(&[0i64, 3]), 1.0, false).unwrap();

@@ -8,6 +8,7 @@ mod dist;
 mod dropout;
 mod files;
 mod fused;
+mod kernels;
 mod log_probs;
 mod optim;
 mod products;

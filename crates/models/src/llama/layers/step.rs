@@ -1,6 +1,6 @@
 //! One new position at a time, with keys and values of those before.
 
-use ruminate_torch::{Before, Gate, KeysValues, Packed, look_up, remember};
+use ruminate_torch::{Before, Gate, KeysValues, Packed, look_up, remember, remember_at};
 use tch::Tensor;
 
 use super::{Block, KeyValues, attention};
@@ -27,15 +27,26 @@ struct StepWeights {
     down: Packed,
 }
 
-/// Where a new token stands, padding included, and what it sees.
+/// Where a new token stands, padding included, and what it looks at.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::llama) struct Place {
+pub(in crate::llama) struct Place<'a> {
     /// Tokens of the prompts.
     pub(in crate::llama) given: i64,
     /// The token's position.
-    pub(in crate::llama) at: i64,
-    /// The first position that it sees.
+    pub(in crate::llama) at: At<'a>,
+    /// The first position that it looks at.
     pub(in crate::llama) from: i64,
+    /// The position behind the last one.
+    pub(in crate::llama) to: i64,
+}
+
+/// A position.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::llama) enum At<'a> {
+    /// This one.
+    Known(i64),
+    /// One that the device knows, `[1]`.
+    OnDevice(&'a Tensor),
 }
 
 impl LayerCache {
@@ -43,7 +54,8 @@ impl LayerCache {
     pub(in crate::llama) fn new(prompts: &KeyValues, each: i64, new: i64) -> Result<Self> {
         let (count, heads, given, width) = prompts.keys.size4()?;
         let room = |time: i64| -> Result<KeyValues> {
-            let empty = || prompts.keys.f_new_empty([count * each, heads, time, width], options(prompts));
+            // Numbers, also where nothing has been written yet: hidden ones are looked at where shapes are fixed.
+            let empty = || prompts.keys.f_new_zeros([count * each, heads, time, width], options(prompts));
             Ok(KeyValues { keys: empty()?, values: empty()? })
         };
         if each > 1 {
@@ -71,14 +83,18 @@ impl LayerCache {
         &mut self,
         states: Tensor,
         rotation: &Rotation,
-        Place { given, at, from }: Place,
+        Place { given, at, from, to }: Place<'_>,
         mask: Option<&Tensor>,
     ) -> Result<Tensor> {
         // The position of the first own entry.
         let first = if self.shared.is_some() { given } else { 0 };
         let cache = KeysValues { keys: &self.own.keys, values: &self.own.values };
-        let queries = remember(states, Some(rotation.tables()), cache, at - first)?;
-        let own = self.own.cut((from - first).max(0), at - first + 1)?;
+        let turn = Some(rotation.tables());
+        let queries = match at {
+            At::Known(at) => remember(states, turn, cache, at - first)?,
+            At::OnDevice(at) => remember_at(&states, turn, cache, &at.f_sub_scalar(first)?)?,
+        };
+        let own = self.own.cut((from - first).max(0), to - first)?;
         let shared = match &self.shared {
             Some(shared) if from < given => Some(shared.cut(from, given)?),
             _ => None,
@@ -131,7 +147,7 @@ impl Block {
         x: &Tensor,
         cache: &mut LayerCache,
         rotation: &Rotation,
-        place: Place,
+        place: Place<'_>,
         mask: Option<&Tensor>,
     ) -> Result<Tensor> {
         let (rows, heads, shared) = (x.size()[0], self.heads, self.key_value_heads);

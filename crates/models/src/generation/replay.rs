@@ -1,0 +1,107 @@
+//! Decoding steps of one shape, which a CUDA device can start as a whole.
+
+use ruminate_torch::Graph;
+use tch::{Device, Kind, Tensor};
+
+use super::Steps;
+use crate::Result;
+
+/// Positions by which what a step looks at grows. A graph is recorded for each such length.
+const LENGTHS: i64 = 64;
+
+/// Steps that can also be taken in a shape that does not depend on the position.
+pub(crate) trait FixedSteps: Steps {
+    /// That of the next token.
+    fn position(&self) -> i64;
+
+    /// All that there is room for.
+    fn room(&self) -> i64;
+
+    /// As [`Steps::step`], but the position `[1]` is known on the device only, and the token looks at `length` positions, of which those to
+    /// come are hidden. The next token's position stays the same.
+    fn fixed_step(&mut self, tokens: &Tensor, position: &Tensor, length: i64) -> Result<Tensor>;
+
+    /// Goes on to the next position.
+    fn advance(&mut self);
+}
+
+/// Takes steps of fixed shapes, on CUDA by graphs: the host names all operations of a step once for many tokens.
+pub(super) struct Replayed<S> {
+    steps: S,
+    device: Device,
+    recorded: Option<Recorded>,
+}
+
+/// A step and the memory that it reads and writes.
+struct Recorded {
+    /// There is none on the CPU.
+    graph: Option<Graph>,
+    length: i64,
+    tokens: Tensor,
+    position: Tensor,
+    logits: Tensor,
+}
+
+impl<S> Replayed<S> {
+    pub(super) fn new(steps: S, device: Device) -> Self {
+        Self { steps, device, recorded: None }
+    }
+}
+
+impl<S: FixedSteps> Replayed<S> {
+    /// Takes a step of a new shape, and records it for those that follow.
+    fn first_step(&mut self, tokens: &Tensor, length: i64) -> Result<Tensor> {
+        // The memory of the last graph is free for the next one.
+        self.recorded = None;
+        let mut own = tokens.f_empty_like()?;
+        own.f_copy_(tokens)?;
+        let (tokens, steps) = (own, &mut self.steps);
+        let position = Tensor::f_full([1], steps.position(), (Kind::Int64, self.device))?;
+        // What is first done while recording may not be possible, so it is done before.
+        let first = steps.fixed_step(&tokens, &position, length)?;
+        let (graph, logits) = match self.device {
+            Device::Cuda(_) => {
+                let (graph, logits) =
+                    Graph::record(self.device, || steps.fixed_step(&tokens, &position, length))?;
+                (Some(graph), logits)
+            }
+            _ => (None, first.shallow_clone()),
+        };
+        self.recorded = Some(Recorded { graph, length, tokens, position, logits });
+        Ok(first)
+    }
+}
+
+impl<S: FixedSteps> Steps for Replayed<S> {
+    fn step(&mut self, tokens: &Tensor) -> Result<Tensor> {
+        let at = self.steps.position();
+        let length = ((at / LENGTHS + 1) * LENGTHS).min(self.steps.room());
+        let logits = match &mut self.recorded {
+            Some(recorded) if recorded.length == length => {
+                recorded.tokens.f_copy_(tokens)?;
+                let _ = recorded.position.f_fill_(at)?;
+                match &recorded.graph {
+                    Some(graph) => graph.replay()?,
+                    None => {
+                        let Recorded { tokens, position, .. } = recorded;
+                        recorded.logits = self.steps.fixed_step(tokens, position, length)?;
+                    }
+                }
+                recorded.logits.shallow_clone()
+            }
+            _ => self.first_step(tokens, length)?,
+        };
+        self.steps.advance();
+        Ok(logits)
+    }
+
+    fn reorder(&mut self, rows: &Tensor) -> Result<()> {
+        self.recorded = None;
+        self.steps.reorder(rows)
+    }
+
+    fn keep(&mut self, rows: &Tensor, prompts: &Tensor) -> Result<()> {
+        self.recorded = None;
+        self.steps.keep(rows, prompts)
+    }
+}
