@@ -6,6 +6,8 @@ With --paced it says "ready" after the warm-up, then does one repeat for each li
 seconds; the result comes at the end of the input. So two programs can take turns.
 
 A new workload is a function in WORKLOADS: it gets a Setting and returns what one repeat does, its rows and its tokens.
+One that has a loop of its own, as a trainer has, goes into LOOPS and returns that loop: it gets an iterator, and a repeat
+lasts from one item to the next.
 """
 
 import argparse
@@ -15,6 +17,7 @@ import os
 import re
 import statistics
 import sys
+import tempfile
 import time
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -376,6 +379,92 @@ def dpo(setting):
     return repeat, count, 2 * count * (SOURCE + setting.target)
 
 
+def texts(ids):
+    """A word for each id."""
+    return ["".join(f" w{id}" for id in row) for row in ids.tolist()]
+
+
+def word_tokenizer(size):
+    """Reads the words of `texts`."""
+    import tokenizers
+
+    vocab = {"<unk>": 0, "<s>": 1, "</s>": 2, **{f"w{id}": id for id in range(3, size)}}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<unk>", eos_token="</s>"
+    )
+
+
+def dpo_trainer(setting):
+    """TRL's trainer as it comes, but at the rate, decay and precision of the other workloads, without activation checkpointing
+    and with a record of every step."""
+    try:
+        import datasets
+        import trl
+    except ImportError as error:
+        sys.exit(f"dpo_trainer needs the packages of benches/python/requirements.txt: {error}")
+    if not setting.one_row:
+        sys.exit("dpo_trainer is no workload of a T5: TRL's trainer takes decoder-only models only")
+    datasets.disable_progress_bars()
+    count, length = setting.rows(4), SOURCE + setting.target
+    model = setting.build(training=True)
+    reference = copy.deepcopy(model)
+    folder = tempfile.TemporaryDirectory()
+    arguments = trl.DPOConfig(
+        output_dir=folder.name,
+        per_device_train_batch_size=count,
+        max_steps=10**9,
+        learning_rate=1e-5,
+        weight_decay=0.01,
+        max_grad_norm=1.0,
+        lr_scheduler_type="constant",
+        beta=0.1,
+        loss_type=["sigmoid"],
+        activation_checkpointing=False,
+        bf16=setting.arguments.dtype == "amp",
+        use_cpu=not setting.arguments.cuda,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    # The trainer puts an end token behind every completion.
+    lengths = dict(prompt=SOURCE, chosen=setting.target - 1, rejected=setting.target - 1)
+    columns = {name: texts(setting.ids(64 * count, tokens)) for name, tokens in lengths.items()}
+    trainer = trl.DPOTrainer(
+        model=model,
+        ref_model=reference,
+        args=arguments,
+        train_dataset=datasets.Dataset.from_dict(columns),
+        processing_class=word_tokenizer(setting.size["vocab_size"]),
+    )
+    # It prints every record on standard output, which is for our seconds.
+    trainer.remove_callback(transformers.PrinterCallback)
+
+    # Nothing is cut, filled up or added.
+    def check(module, _, inputs):
+        assert inputs["input_ids"].shape == (2 * count, length), inputs["input_ids"].shape
+        assert inputs["attention_mask"].all()
+        assert (inputs["labels"] >= 0).sum() == 2 * count * setting.target
+
+    for module in (model, reference):
+        module.register_forward_pre_hook(check, with_kwargs=True)
+
+    def loop(turns):
+        class Paced(transformers.TrainerCallback):
+            def on_train_begin(self, args, state, control, **_):
+                control.should_training_stop = not next(turns, False)
+
+            on_step_end = on_train_begin
+
+        trainer.add_callback(Paced())
+        trainer.train()
+        folder.cleanup()
+
+    return loop, count, 2 * count * length
+
+
 WORKLOADS = {
     "sft": sft,
     "sft_no_dropout": lambda setting: sft(setting, dropout=0.0),
@@ -399,6 +488,8 @@ WORKLOADS = {
     "choices_2": lambda setting: choices(setting, 2),
     "choices_16": lambda setting: choices(setting, 16),
 }
+# It records logits in any case.
+LOOPS = {"dpo_trainer": dpo_trainer, "dpo_trainer_logits": dpo_trainer}
 
 
 def peak_rss_mib():
@@ -424,7 +515,7 @@ def synchronise(device):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--bench", required=True, choices=WORKLOADS)
+    parser.add_argument("--bench", required=True, choices=[*WORKLOADS, *LOOPS])
     parser.add_argument("--model", default="t5-small", choices=MODELS)
     parser.add_argument("--dtype", default="fp32", choices=["fp32", "bf16", "amp"])
     parser.add_argument("--threads", type=int, default=2)
@@ -439,24 +530,29 @@ def main():
     torch.set_num_threads(arguments.threads)
     setting = Setting(arguments)
     before = peak_rss_mib()
-    repeat, rows, tokens = WORKLOADS[arguments.bench](setting)
-
-    def timed():
-        start = time.perf_counter()
-        repeat()
-        synchronise(setting.device)
-        return time.perf_counter() - start
-
-    for _ in range(arguments.warmup):
-        timed()
     secs = []
-    if arguments.paced:
-        print("ready", flush=True)
-        for _ in sys.stdin:
-            secs.append(timed())
-            print(f"{secs[-1]:.6f}", flush=True)
+
+    def turns():
+        for _ in range(arguments.warmup):
+            yield True
+            synchronise(setting.device)
+        if arguments.paced:
+            print("ready", flush=True)
+        for _ in sys.stdin if arguments.paced else range(arguments.repeats):
+            start = time.perf_counter()
+            yield True
+            synchronise(setting.device)
+            secs.append(time.perf_counter() - start)
+            if arguments.paced:
+                print(f"{secs[-1]:.6f}", flush=True)
+
+    if arguments.bench in LOOPS:
+        loop, rows, tokens = LOOPS[arguments.bench](setting)
+        loop(turns())
     else:
-        secs = [timed() for _ in range(arguments.repeats)]
+        repeat, rows, tokens = WORKLOADS[arguments.bench](setting)
+        for _ in turns():
+            repeat()
     median, peak = statistics.median(secs), peak_rss_mib()
     kind = torch.float32 if arguments.dtype == "fp32" else torch.bfloat16
     result = {

@@ -152,11 +152,13 @@ pub struct Workload {
     pub phases: Phases,
     /// Bytes given to collective operations so far, for workloads of several processes.
     pub sent: Rc<Cell<u64>>,
-    repeat: Repeat,
-    device: Device,
+    run: Run,
 }
 
-type Repeat = Box<dyn FnMut(&mut Phases) -> Result<()>>;
+/// Asked before each repeat whether there is one, with the time by phase up to here. A repeat lasts until it is asked again.
+pub type Turns<'a> = dyn FnMut(&mut Phases) -> Result<bool> + 'a;
+
+type Run = Box<dyn FnMut(&mut Phases, &mut Turns<'_>) -> Result<()>>;
 
 impl Workload {
     fn new(
@@ -169,8 +171,23 @@ impl Workload {
 
     fn in_phases(
         setting: &Setting,
+        sizes: (usize, usize, u64),
+        mut repeat: impl FnMut(&mut Phases) -> Result<()> + 'static,
+    ) -> Self {
+        let device = setting.device;
+        Self::in_turns(sizes, move |phases, turns| {
+            while turns(phases)? {
+                repeat(phases)?;
+                synchronise(device);
+            }
+            Ok(())
+        })
+    }
+
+    /// One that has a loop of its own, as a trainer has, which asks for its turns.
+    fn in_turns(
         (batch, tokens, parameters): (usize, usize, u64),
-        repeat: impl FnMut(&mut Phases) -> Result<()> + 'static,
+        run: impl FnMut(&mut Phases, &mut Turns<'_>) -> Result<()> + 'static,
     ) -> Self {
         Self {
             batch,
@@ -179,8 +196,7 @@ impl Workload {
             least: vec![],
             phases: Phases::default(),
             sent: Rc::default(),
-            repeat: Box::new(repeat),
-            device: setting.device,
+            run: Box::new(run),
         }
     }
 
@@ -190,16 +206,27 @@ impl Workload {
         self
     }
 
-    /// Does it once, and waits for the device.
+    /// Repeats as long as there are turns, and waits for the device after each repeat.
     ///
     /// # Errors
-    /// When libtorch refuses, e.g. for want of memory.
+    /// When `turns` fails, or libtorch refuses, e.g. for want of memory.
+    pub fn run(&mut self, turns: &mut Turns<'_>) -> Result<()> {
+        (self.run)(&mut self.phases, turns)
+    }
+
+    /// Does it once.
+    ///
+    /// # Errors
+    /// When libtorch refuses.
     pub fn repeat(&mut self) -> Result<()> {
-        (self.repeat)(&mut self.phases)?;
-        if let Device::Cuda(index) = self.device {
-            tch::Cuda::synchronize(index as i64);
-        }
-        Ok(())
+        let mut more = true;
+        self.run(&mut |_| Ok(std::mem::take(&mut more)))
+    }
+}
+
+fn synchronise(device: Device) {
+    if let Device::Cuda(index) = device {
+        tch::Cuda::synchronize(index as i64);
     }
 }
 
@@ -284,6 +311,8 @@ pub const WORKLOADS: &[Entry] = &[
     any!("score", scoring::score),
     any!("score_pairs", dpo::score),
     any!("dpo", dpo::step),
+    any!("dpo_trainer", dpo::trainer),
+    any!("dpo_trainer_logits", dpo::trainer_logits),
     any!("choices_2", scoring::choices, 2),
     any!("choices_16", scoring::choices, 16),
 ];

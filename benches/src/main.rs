@@ -58,28 +58,29 @@ fn main() -> Result<()> {
     setting.batch = cli.batch;
     let before = host::peak_rss_mib()?;
     let mut workload = prepare(&cli.bench, &setting)?;
-    for _ in 0..cli.warmup {
-        workload.repeat()?;
-    }
-    workload.phases.take();
-    let mut timed = || -> Result<f64> {
-        let start = Instant::now();
-        workload.repeat()?;
-        Ok(start.elapsed().as_secs_f64())
-    };
-    let mut secs = vec![];
-    if cli.paced {
-        println!("ready");
-        for line in std::io::stdin().lock().lines() {
-            line?;
-            secs.push(timed()?);
-            println!("{:.6}", secs[secs.len() - 1]);
+    let mut lines = std::io::stdin().lock().lines();
+    let (mut secs, mut turn, mut start) = (vec![], 0, Instant::now());
+    workload.run(&mut |phases| {
+        if turn > cli.warmup {
+            secs.push(start.elapsed().as_secs_f64());
+            if cli.paced {
+                println!("{:.6}", secs[secs.len() - 1]);
+            }
+        } else if turn == cli.warmup {
+            phases.take();
+            if cli.paced {
+                println!("ready");
+            }
         }
-    } else {
-        for _ in 0..cli.repeats {
-            secs.push(timed()?);
-        }
-    }
+        let more = match cli.paced {
+            _ if turn < cli.warmup => true,
+            true => lines.next().transpose()?.is_some(),
+            false => secs.len() < cli.repeats,
+        };
+        turn += 1;
+        start = Instant::now();
+        Ok(more)
+    })?;
     secs.sort_by(f64::total_cmp);
     let median =
         (secs.get((secs.len().max(1) - 1) / 2).context("no repeat was timed")? + secs[secs.len() / 2]) / 2.0;

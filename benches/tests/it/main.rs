@@ -1,5 +1,6 @@
 //! Every workload runs, at a size that takes no time.
 
+use ruminate_algorithms::Phases;
 use ruminate_benches::{MODELS, Precision, Setting, Shape, WORKLOADS, prepare, shape};
 use tch::Device;
 
@@ -41,6 +42,26 @@ fn tokens_are_counted_as_defined() {
     let all = ["sft", "gen_greedy_8", "gen_top_p_32", "score", "dpo", "ppo", "prefill", "decode_8"];
     assert_eq!(all.map(|name| tokens("t5-small", name)), [1536, 512, 2048, 6144, 1536, 1536, 1024, 1024]);
     assert_eq!(all.map(|name| tokens("llama-60m", name)), [2048, 512, 2048, 8192, 2048, 2048, 1024, 1024]);
+    assert_eq!(tokens("llama-60m", "dpo_trainer"), 2048);
+}
+
+#[test]
+fn there_are_as_many_repeats_as_turns() {
+    for name in ["dpo", "dpo_trainer"] {
+        let mut workload = prepare(name, &tiny("llama-tiny", Precision::Fp32)).unwrap();
+        let mut asked = 0;
+        let mut turns = |phases: &mut Phases| {
+            asked += 1;
+            // Before the first repeat no time has passed; after each there is more.
+            let secs = phases.take().into_iter().map(|(_, secs)| secs).sum::<f64>();
+            assert_eq!(secs > 0.0, asked > 1, "{name}, turn {asked}");
+            Ok(asked < 4)
+        };
+        workload.run(&mut turns).unwrap();
+        assert_eq!(asked, 4, "{name}");
+        let failed = workload.run(&mut |_| anyhow::bail!("standard input is closed")).unwrap_err();
+        assert!(format!("{failed:#}").contains("standard input is closed"), "{name}: {failed:#}");
+    }
 }
 
 #[test]

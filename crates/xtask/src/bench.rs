@@ -81,7 +81,11 @@ const COMPARED: &[&str] = &[
 ];
 
 fn compared(model: &str) -> Vec<String> {
-    let own: &[&str] = if model.starts_with("llama") { &[] } else { &["sft_no_dropout"] };
+    // TRL trains decoder-only models only.
+    let own: &[&str] = match model.starts_with("llama") {
+        true => &["dpo_trainer", "dpo_trainer_logits"],
+        false => &["sft_no_dropout"],
+    };
     own.iter().chain(COMPARED).map(ToString::to_string).collect()
 }
 
