@@ -5,8 +5,9 @@
 
 #ifdef RUMINATE_KERNELS
 #include <ATen/cuda/CUDAGraph.h>
+// Nothing of CUDA's runtime itself, which is not linked.
+#include <c10/core/DeviceGuard.h>
 #include <c10/cuda/CUDAFunctions.h>
-#include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #endif
 
@@ -21,7 +22,7 @@ struct ruminate_graph {
   c10::DeviceIndex device;
 
   explicit ruminate_graph(c10::DeviceIndex device) : device(device) {
-    const c10::cuda::CUDAGuard guard(device);
+    const c10::DeviceGuard guard(at::Device(at::kCUDA, device));
     // A graph cannot be recorded on the default stream.
     const auto stream = c10::cuda::getStreamFromPool(false, device);
     const auto current = c10::cuda::getCurrentCUDAStream(device);
@@ -78,7 +79,7 @@ int ruminate_graph_end(ruminate_graph *graph, char **error) {
 int ruminate_graph_replay(ruminate_graph *graph, char **error) {
   return guarded(error, [&] {
 #ifdef RUMINATE_KERNELS
-    const c10::cuda::CUDAGuard guard(graph->device);
+    const c10::DeviceGuard guard(at::Device(at::kCUDA, graph->device));
     graph->graph.replay();
 #endif
   });

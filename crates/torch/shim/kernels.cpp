@@ -21,8 +21,10 @@
 #include <unistd.h>
 
 #ifdef RUMINATE_KERNELS
+// Nothing of CUDA's runtime itself, which is not linked.
+#include <ATen/cuda/CUDAContextLight.h>
+#include <c10/core/DeviceGuard.h>
 #include <c10/cuda/CUDAFunctions.h>
-#include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #endif
 
@@ -230,8 +232,7 @@ void *function_on(Kernel kernel, const std::string &name, int device) {
     if (module == nullptr) {
       // Makes the device's context that of this thread.
       c10::cuda::set_device(static_cast<c10::DeviceIndex>(device), true);
-      cudaDeviceProp properties;
-      C10_CUDA_CHECK(cudaGetDeviceProperties(&properties, device));
+      const auto &properties = *at::cuda::getDeviceProperties(static_cast<c10::DeviceIndex>(device));
       const auto arch = "sm_" + std::to_string(properties.major) + std::to_string(properties.minor);
       if (driver().load(&module, code_of(kernel, arch, false).data()) != 0) {
         // What is in the cache may be damaged.
@@ -264,7 +265,7 @@ void start_kernel(Kernel kernel, const std::string &function, const at::Tensor &
     return;
   }
 #ifdef RUMINATE_KERNELS
-  const c10::cuda::CUDAGuard guard(x.device());
+  const c10::DeviceGuard guard(x.device());
   auto *code = function_on(kernel, function, x.device().index());
   auto *stream = c10::cuda::getCurrentCUDAStream(x.device().index()).stream();
   driver().check(driver().launch(code, static_cast<unsigned>(blocks), 1, 1, BLOCK, 1, 1, static_cast<unsigned>(shared), stream,
