@@ -164,7 +164,8 @@ impl Plan {
             target: p.target[which],
         };
         let sum = |work: Work, value: &dyn Fn(&Pass) -> f64| -> f64 {
-            passes.iter().filter(|p| p.work == work).map(|p| p.times * value(p)).sum()
+            // From 0: the sum of nothing is -0, and is printed so.
+            passes.iter().filter(|p| p.work == work).map(|p| p.times * value(p)).fold(0.0, |all, one| all + one)
         };
         let forward = |p: &Pass| p.networks as f64 * networks.shape.forward_flops(batch(p, 0));
         let training = if config.gradient_checkpointing { 4.0 } else { 3.0 };
@@ -334,6 +335,7 @@ mod tests {
         let plan = Plan::new(&config, networks, &[pass, answers], 1.0);
         assert_eq!(plan.rows_per_step, 16.0);
         assert_eq!(plan.tokens_per_step, 16.0 * (0.75 * 120.0 + 0.25 * 122.0));
+        assert!(plan.forward_flops_per_step.is_sign_positive(), "it writes nothing, which is no -0");
         assert_eq!(plan.checkpoints_kept, 5);
         assert!((plan.flops_per_step / (6.0 * 16.0 * 35e9) - 1.0).abs() < 1.0, "{}", plan.flops_per_step);
         let scored = Plan::new(&config, networks, &[pass, answers, scoring], 1.0);
