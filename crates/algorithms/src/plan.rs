@@ -165,7 +165,11 @@ impl Plan {
         };
         let sum = |work: Work, value: &dyn Fn(&Pass) -> f64| -> f64 {
             // From 0: the sum of nothing is -0, and is printed so.
-            passes.iter().filter(|p| p.work == work).map(|p| p.times * value(p)).fold(0.0, |all, one| all + one)
+            passes
+                .iter()
+                .filter(|p| p.work == work)
+                .map(|p| p.times * value(p))
+                .fold(0.0, |all, one| all + one)
         };
         let forward = |p: &Pass| p.networks as f64 * networks.shape.forward_flops(batch(p, 0));
         let training = if config.gradient_checkpointing { 4.0 } else { 3.0 };

@@ -330,7 +330,7 @@ bool has_kernel(const at::Tensor &q, const std::vector<Part> &parts, const std::
     return by_kernel(Kernel::LookUp, x) && x.device() == q.device() && x.stride(-1) == 1;
   };
   int64_t count = 0;
-  bool all = fits(q) && parts.size() <= 2;
+  bool all = fits(q) && q.size(1) <= FEW && parts.size() <= 2;
   for (const auto &[keys, values] : parts) {
     count += keys.size(2);
     all = all && fits(keys) && fits(values) && keys.scalar_type() == q.scalar_type() && values.scalar_type() == q.scalar_type();

@@ -65,11 +65,14 @@ void gelu_slopes(const float *__restrict grad, const float *__restrict gate, con
 // Rows one after the other, at equal distances.
 int64_t stride_of(const at::Tensor &x) { return x.size(0) > 1 ? x.stride(0) : x.size(1); }
 
+// What is not on the CPU came here because its kernel was on, whatever has been turned off since.
+bool runs_kernel(const at::Tensor &gate) { return !gate.is_cpu() || by_kernel(Kernel::Gate, gate); }
+
 struct Gate : public Function<Gate> {
   static at::Tensor run(const at::Tensor &gate, const at::Tensor &up, bool gelu) {
     auto out = at::empty(gate.sizes(), gate.options());
     const auto n = gate.size(1), gate_stride = stride_of(gate), up_stride = stride_of(up);
-    if (by_kernel(Kernel::Gate, gate)) {
+    if (runs_kernel(gate)) {
       run_kernel(Kernel::Gate, std::string("gate") + kernel_suffix(gate), gate, blocks_for(out.numel()), 0,
                  gate.const_data_ptr(), up.const_data_ptr(), out.mutable_data_ptr(), out.numel(), n, gate_stride, up_stride,
                  static_cast<int>(gelu));
@@ -100,7 +103,7 @@ struct Gate : public Function<Gate> {
     const auto grad = grads[0].to(gate.scalar_type()).contiguous();
     auto grad_gate = at::empty(gate.sizes(), gate.options()), grad_up = at::empty(up.sizes(), up.options());
     const auto n = gate.size(1), gate_stride = stride_of(gate), up_stride = stride_of(up);
-    if (by_kernel(Kernel::Gate, gate)) {
+    if (runs_kernel(gate)) {
       run_kernel(Kernel::Gate, std::string("gate_slopes") + kernel_suffix(gate), gate, blocks_for(grad.numel()), 0,
                  grad.const_data_ptr(), gate.const_data_ptr(), up.const_data_ptr(), grad_gate.mutable_data_ptr(),
                  grad_up.mutable_data_ptr(), grad.numel(), n, gate_stride, up_stride, static_cast<int>(gelu));

@@ -11,20 +11,34 @@
 #include <c10/cuda/CUDAStream.h>
 #endif
 
-#include <memory>
+#include <map>
+#include <mutex>
 #include <optional>
 
 #ifdef RUMINATE_KERNELS
+namespace {
+
+// A graph cannot be recorded on the default stream. One for all: what libtorch keeps for each stream is then there once.
+c10::cuda::CUDAStream recording_stream(c10::DeviceIndex device) {
+  static std::mutex mutex;
+  static std::map<c10::DeviceIndex, c10::cuda::CUDAStream> streams;
+  const std::lock_guard lock(mutex);
+  const auto found = streams.find(device);
+  return found != streams.end() ? found->second : streams.emplace(device, c10::cuda::getStreamFromPool(false, device)).first->second;
+}
+
+} // namespace
+
 struct ruminate_graph {
   at::cuda::CUDAGraph graph;
   // What was current before, while recording.
   std::optional<c10::cuda::CUDAStream> before;
   c10::DeviceIndex device;
+  bool broken = false;
 
   explicit ruminate_graph(c10::DeviceIndex device) : device(device) {
     const c10::DeviceGuard guard(at::Device(at::kCUDA, device));
-    // A graph cannot be recorded on the default stream.
-    const auto stream = c10::cuda::getStreamFromPool(false, device);
+    const auto stream = recording_stream(device);
     const auto current = c10::cuda::getCurrentCUDAStream(device);
     c10::cuda::device_synchronize();
     c10::cuda::setCurrentCUDAStream(stream);
@@ -41,11 +55,13 @@ struct ruminate_graph {
     if (!before) {
       return;
     }
+    const c10::DeviceGuard guard(at::Device(at::kCUDA, device));
     const auto current = *before;
     before.reset();
     try {
       graph.capture_end();
     } catch (...) {
+      broken = true;
       c10::cuda::setCurrentCUDAStream(current);
       throw;
     }
@@ -89,6 +105,10 @@ void ruminate_graph_free(ruminate_graph *graph) {
   try {
 #ifdef RUMINATE_KERNELS
     graph->end();
+    // Where a recording did not end, libtorch's allocator still refers to it.
+    if (graph->broken) {
+      return;
+    }
 #endif
     delete graph;
   } catch (...) {

@@ -230,8 +230,6 @@ void *function_on(Kernel kernel, const std::string &name, int device) {
   if (function == nullptr) {
     auto &module = modules[{kernel, device}];
     if (module == nullptr) {
-      // Makes the device's context that of this thread.
-      c10::cuda::set_device(static_cast<c10::DeviceIndex>(device), true);
       const auto &properties = *at::cuda::getDeviceProperties(static_cast<c10::DeviceIndex>(device));
       const auto arch = "sm_" + std::to_string(properties.major) + std::to_string(properties.minor);
       if (driver().load(&module, code_of(kernel, arch, false).data()) != 0) {
@@ -266,6 +264,8 @@ void start_kernel(Kernel kernel, const std::string &function, const at::Tensor &
   }
 #ifdef RUMINATE_KERNELS
   const c10::DeviceGuard guard(x.device());
+  // Makes the device's context that of this thread, which may not have used it yet.
+  c10::cuda::set_device(x.device().index(), true);
   auto *code = function_on(kernel, function, x.device().index());
   auto *stream = c10::cuda::getCurrentCUDAStream(x.device().index()).stream();
   driver().check(driver().launch(code, static_cast<unsigned>(blocks), 1, 1, BLOCK, 1, 1, static_cast<unsigned>(shared), stream,

@@ -43,7 +43,8 @@ struct Rotate : public Function<Rotate> {
     const auto rows = x.size(0), time = x.size(1), heads = x.size(2), n = x.size(3);
     auto out = at::empty(x.sizes(), x.options());
     const auto cos_stride = cos.size(0) > 1 ? cos.stride(0) : 0, sin_stride = sin.size(0) > 1 ? sin.stride(0) : 0;
-    if (by_kernel(Kernel::Rotate, x)) {
+    // What is not on the CPU came here because its kernel was on, whatever has been turned off since.
+    if (!x.is_cpu() || by_kernel(Kernel::Rotate, x)) {
       run_kernel(Kernel::Rotate, std::string("rotate") + kernel_suffix(x), x, blocks_for(x.numel() / 2), 0, x.const_data_ptr(),
                  cos.const_data_ptr(), sin.const_data_ptr(), out.mutable_data_ptr(), x.numel() / 2, time, heads, n, x.stride(0),
                  x.stride(1), x.stride(2), cos_stride, cos.stride(1), sin_stride, sin.stride(1), static_cast<int>(back));

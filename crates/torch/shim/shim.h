@@ -99,7 +99,8 @@ int ruminate_attention(at::Tensor *q, at::Tensor *k, at::Tensor *v, at::Tensor *
 // The same for a few queries [rows, time, heads, width] on the CPU, without gradients, over the keys and values of `count` parts one
 // behind the other, [batch, heads, keys, width] each: consecutive rows may share those of one batch entry, and consecutive heads
 // those of one head. `bias` [rows, heads, time, all keys], any of the first three 1, of the rows a divisor, may be null. The
-// result is [rows, time, heads * width]; none where this is another device, kind or number of queries, or gradients are wanted.
+// result is [rows, time, heads * width]; none where this is another kind or number of queries, or another device without its kernel,
+// or gradients are wanted.
 int ruminate_look_up(at::Tensor *q, at::Tensor *const *keys, at::Tensor *const *values, size_t count, at::Tensor *bias,
                      double scale, at::Tensor **out, char **error);
 

@@ -1,7 +1,7 @@
 //! Parts of layers that libtorch makes of many operations, in one pass over memory each.
 //!
 //! In float32 and bfloat16 on the CPU they are loops of their own, with float32 arithmetic inside and gradients (first
-//! derivatives only); elsewhere they are the operations of libtorch that they stand for, to which tests hold them.
+//! derivatives only); elsewhere, where no [kernel](crate::kernels) is on, they are the operations of libtorch that they stand for, to which tests hold them.
 
 use tch::{Device, Kind, Tensor};
 
@@ -96,8 +96,8 @@ pub struct KeysValues<'a> {
 /// the result is `[rows, time, heads * width]`. Consecutive rows may share a batch entry of a part, and consecutive heads one of its
 /// heads. The bias is `[rows, heads, time, keys of all parts]`; each of the first three may be 1, the first any divisor.
 ///
-/// There is none where no such loop is: on other devices than the CPU, in other kinds, with more than eight queries, and where
-/// gradients are wanted.
+/// There is none where no such loop is: on other devices than the CPU, unless its [kernel](crate::kernels) is on, in other kinds, with more
+/// than eight queries, and where gradients are wanted.
 ///
 /// # Errors
 /// When shapes do not fit.
@@ -148,10 +148,10 @@ pub fn remember(
     Ok(turned.f_narrow(2, 0, heads)?.f_contiguous()?)
 }
 
-/// As [`remember`], at a position `[1]` that is known on the device only; whoever gives one behind the cache breaks memory.
+/// As [`remember`], at a position `[1]` that is known on the device only.
 ///
 /// # Errors
-/// When shapes do not fit.
+/// When shapes do not fit; on a CPU also when the position lies behind the cache, which CUDA tells by an error of some later call.
 pub fn remember_at(
     states: &Tensor,
     turn: Option<(&Tensor, &Tensor)>,

@@ -9,8 +9,9 @@ use crate::{Error, Result, ffi};
 /// Work on a CUDA device that was recorded once and is started again by a single call, so that the host need not name its hundreds of
 /// operations again.
 ///
-/// It reads and writes the memory of the tensors that it was recorded with: new inputs are copied into the old ones before
-/// [`replay`](Self::replay), and they have to live as long as the graph does.
+/// It reads and writes the device's memory where the tensors lay that it was recorded with: new inputs are copied into the old ones before
+/// [`replay`](Self::replay). They have to live as long as the graph does; where one was dropped, a replay reads and writes what has come to
+/// lie there instead.
 #[derive(Debug)]
 pub struct Graph(NonNull<ffi::Graph>);
 

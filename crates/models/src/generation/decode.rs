@@ -36,14 +36,11 @@ pub(crate) fn generate<D: Decoder>(
         _ => {
             let uniform = uniform_numbers(prompts.len(), config, seeds)?;
             let each = config.samples_per_prompt;
-            let Started { steps, logits, given, padding } =
-                model.start(prompts, &config.prefix, each, config.max_new_tokens)?;
+            let started = model.start(prompts, &config.prefix, each, config.max_new_tokens)?;
             if Kernel::Graphs.is_on() {
-                let steps = Replayed::new(steps, model.device());
-                let started = Started { steps, logits, given, padding };
+                let started = started.with(|steps| Replayed::new(steps, model.device()))?;
                 return Loop::new(model, prompts.len(), config, uniform, started)?.run();
             }
-            let started = Started { steps, logits, given, padding };
             Loop::new(model, prompts.len(), config, uniform, started)?.run()
         }
     })

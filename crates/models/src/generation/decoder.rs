@@ -46,6 +46,14 @@ pub(crate) struct Started<S> {
     pub(crate) padding: Option<Tensor>,
 }
 
+impl<S> Started<S> {
+    /// The same with other steps.
+    pub(super) fn with<T>(self, make: impl FnOnce(S) -> Result<T>) -> Result<Started<T>> {
+        let Self { steps, logits, given, padding } = self;
+        Ok(Started { steps: make(steps)?, logits, given, padding })
+    }
+}
+
 /// Decoding in progress.
 pub(crate) trait Steps {
     /// Reads one token of every row, `[rows, 1]`, and returns the logits of the next one `[rows, vocab]`, `f32`.

@@ -11,6 +11,10 @@ const LENGTHS: i64 = 64;
 
 /// Steps that can also be taken in a shape that does not depend on the position.
 pub(crate) trait FixedSteps: Steps {
+    /// Comes before the first step: where positions have not been written yet, memory must hold numbers, because it is looked at and only then
+    /// hidden.
+    fn prepare(&mut self) -> Result<()>;
+
     /// That of the next token.
     fn position(&self) -> i64;
 
@@ -25,7 +29,8 @@ pub(crate) trait FixedSteps: Steps {
     fn advance(&mut self);
 }
 
-/// Takes steps of fixed shapes, on CUDA by graphs: the host names all operations of a step once for many tokens.
+/// Takes steps of fixed shapes, on CUDA by graphs: the host names all operations of a step once for many tokens. For each, it copies the
+/// tokens, tells the position and starts the graph.
 pub(super) struct Replayed<S> {
     steps: S,
     device: Device,
@@ -42,16 +47,15 @@ struct Recorded {
     logits: Tensor,
 }
 
-impl<S> Replayed<S> {
-    pub(super) fn new(steps: S, device: Device) -> Self {
-        Self { steps, device, recorded: None }
-    }
-}
-
 impl<S: FixedSteps> Replayed<S> {
+    pub(super) fn new(mut steps: S, device: Device) -> Result<Self> {
+        steps.prepare()?;
+        Ok(Self { steps, device, recorded: None })
+    }
+
     /// Takes a step of a new shape, and records it for those that follow.
     fn first_step(&mut self, tokens: &Tensor, length: i64) -> Result<Tensor> {
-        // The memory of the last graph is free for the next one.
+        // Its memory goes back to libtorch, which keeps it until it is short of some.
         self.recorded = None;
         let mut own = tokens.f_empty_like()?;
         own.f_copy_(tokens)?;

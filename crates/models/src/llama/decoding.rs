@@ -179,6 +179,10 @@ impl Steps for LlamaSteps<'_> {
 }
 
 impl FixedSteps for LlamaSteps<'_> {
+    fn prepare(&mut self) -> Result<()> {
+        self.layers.iter().try_for_each(|layer| layer.clear_room(self.given))
+    }
+
     fn position(&self) -> i64 {
         self.given + self.read
     }

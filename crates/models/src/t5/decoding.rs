@@ -135,6 +135,11 @@ impl Steps for Decoding<'_> {
 }
 
 impl FixedSteps for Decoding<'_> {
+    /// Its memory begins with zeros.
+    fn prepare(&mut self) -> Result<()> {
+        Ok(())
+    }
+
     fn position(&self) -> i64 {
         self.cache.step
     }

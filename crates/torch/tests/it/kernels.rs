@@ -4,7 +4,7 @@
 use std::ffi::c_int;
 
 use ruminate_torch::kernels::{Kernel, compile, turn_on};
-use ruminate_torch::{Gate, KeysValues, gate, log_probs, look_up, rotate, top_p};
+use ruminate_torch::{Gate, Graph, KeysValues, gate, log_probs, look_up, rotate, top_p};
 use tch::{Device, Kind, Tensor};
 
 use crate::{fused, log_probs as whole, numbers};
@@ -18,6 +18,7 @@ fn emulated(started: i64, test: impl FnOnce()) {
     // SAFETY: both calls only change what this thread does.
     unsafe { ruminate_emulate_kernels(1) };
     test();
+    // SAFETY: as above.
     let count = unsafe { ruminate_emulate_kernels(0) };
     assert!(count >= started, "only {count} kernels were started");
 }
@@ -43,6 +44,7 @@ fn a_few_queries_look_at_shared_and_own_keys() {
 
 #[test]
 fn attention_in_all_shapes() {
+    // libtorch's own is not counted.
     emulated(0, || {
         fused::attention_in_all_shapes();
         fused::hidden_keys_get_nothing();
@@ -198,5 +200,41 @@ fn on_a_gpu_they_agree_with_the_cpu() {
         let found = top_p(&logits.to_device(Device::Cuda(0)), 0.9).unwrap();
         assert_eq!(kept(&found), kept(&top_p(&logits, 0.9).unwrap()));
     }
+    // Off again between forward and backward: what began with a kernel ends with it.
+    let x = numbers(&[3, 8], 0.0).to_device(Device::Cuda(0)).set_requires_grad(true);
+    let out = gate(Gate::Silu, &x, &x).unwrap();
     turn_on(&[]).unwrap();
+    out.sum(Kind::Float).backward();
+}
+
+#[test]
+#[expect(clippy::print_stderr, reason = "says why nothing was tested")]
+fn a_graph_does_again_what_was_recorded() {
+    if !tch::Cuda::is_available() {
+        eprintln!("skipped: there is no GPU");
+        return;
+    }
+    let device = Device::Cuda(0);
+    let mut x = numbers(&[4, 4], 0.0).to_device(device);
+    let body = || -> ruminate_torch::Result<Tensor> { Ok(x.f_matmul(&x)?.f_relu()?) };
+    let _ = body().unwrap();
+    let (graph, out) = Graph::record(device, body).unwrap();
+    for phase in [1.0, 2.0] {
+        let new = numbers(&[4, 4], phase).to_device(device);
+        x.copy_(&new);
+        graph.replay().unwrap();
+        assert!((&out - new.matmul(&new).relu()).abs().max().double_value(&[]) < 1e-5);
+    }
+    let failed = Graph::record(device, || {
+        Err::<(), _>(ruminate_torch::Error::from(tch::TchError::Torch("no".into())))
+    });
+    assert!(failed.is_err());
+    // Recording has ended, so that the device can be waited for.
+    tch::Cuda::synchronize(0);
+}
+
+#[test]
+fn a_graph_is_of_cuda_only() {
+    let error = Graph::record(Device::Cpu, || Ok::<_, ruminate_torch::Error>(())).unwrap_err();
+    assert!(error.to_string().contains("has no graphs"), "{error}");
 }

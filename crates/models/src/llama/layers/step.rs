@@ -54,8 +54,7 @@ impl LayerCache {
     pub(in crate::llama) fn new(prompts: &KeyValues, each: i64, new: i64) -> Result<Self> {
         let (count, heads, given, width) = prompts.keys.size4()?;
         let room = |time: i64| -> Result<KeyValues> {
-            // Numbers, also where nothing has been written yet: hidden ones are looked at where shapes are fixed.
-            let empty = || prompts.keys.f_new_zeros([count * each, heads, time, width], options(prompts));
+            let empty = || prompts.keys.f_new_empty([count * each, heads, time, width], options(prompts));
             Ok(KeyValues { keys: empty()?, values: empty()? })
         };
         if each > 1 {
@@ -67,6 +66,15 @@ impl LayerCache {
         own.keys.f_narrow(2, 0, given)?.f_copy_(&prompts.keys)?;
         own.values.f_narrow(2, 0, given)?.f_copy_(&prompts.values)?;
         Ok(Self { weights: None, shared: None, own })
+    }
+
+    /// Makes numbers of what has not been written yet; of the prompts, `given` tokens have.
+    pub(in crate::llama) fn clear_room(&self, given: i64) -> Result<()> {
+        let first = if self.shared.is_some() { 0 } else { given };
+        for states in [&self.own.keys, &self.own.values] {
+            let _ = states.f_narrow(2, first, states.size()[2] - first)?.f_zero_()?;
+        }
+        Ok(())
     }
 
     pub(in crate::llama) fn select_rows(&mut self, rows: &Tensor) -> Result<()> {
