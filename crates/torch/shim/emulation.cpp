@@ -1,5 +1,9 @@
 // Runs the kernels on the CPU, so that tests hold them to what they replace on machines without a GPU: a block's threads are
-// coroutines, which stop where threads wait for each other. Only tests link this file.
+// coroutines, which stop where threads wait for each other. Only tests link this file; coroutines are those of glibc.
+
+#include <cstdlib>
+
+#if defined(__linux__) && defined(__GLIBC__)
 
 #include "kernels.h"
 
@@ -198,3 +202,5 @@ extern "C" int64_t ruminate_emulate_kernels(int on) {
   emulate(on ? emulated::run : nullptr);
   return std::exchange(emulated::started, 0);
 }
+
+#endif

@@ -1,6 +1,8 @@
 //! Parts of layers in one pass, against the operations of libtorch that they stand for.
 
-use ruminate_torch::{Gate, KeysValues, attention, dropout, gate, look_up, remember, rms_norm, rotate};
+use ruminate_torch::{
+    Gate, KeysValues, attention, dropout, gate, look_up, remember, remember_at, rms_norm, rotate,
+};
 use tch::{Device, Kind, Tensor};
 
 /// Values and the gradients of the inputs, under weights that are all different.
@@ -250,6 +252,31 @@ pub(crate) fn a_position_is_remembered_turned() {
             assert_eq!(others.abs().sum(Kind::Double).double_value(&[]), 0.0, "{what}");
             assert!(remember(states.copy(), turn, place, time).is_err(), "behind the cache");
         }
+    }
+}
+
+#[test]
+fn a_position_that_the_device_knows_is_remembered_alike() {
+    let (rows, heads, shared, width, time) = (3, 4, 2, 6, 5);
+    let angles = random(&[1, 1, 1, width / 2], 2);
+    let cos = Tensor::cat(&[angles.cos(), angles.cos()], -1);
+    let sin = Tensor::cat(&[-angles.sin(), angles.sin()], -1);
+    let states = random(&[rows, heads + 2 * shared, width], 1);
+    let cache = || Tensor::zeros([rows, shared, time, width], (Kind::Float, Device::Cpu));
+    for turn in [None, Some((&cos, &sin))] {
+        let [(keys, values), (others, other_values)] = [(); 2].map(|()| (cache(), cache()));
+        let (known, told) = (
+            KeysValues { keys: &keys, values: &values },
+            KeysValues { keys: &others, values: &other_values },
+        );
+        for position in [3, 0, time - 1] {
+            let queries = remember(states.copy(), turn, known, position).unwrap();
+            let found = remember_at(&states, turn, told, &Tensor::from_slice(&[position])).unwrap();
+            assert_same(&found, &queries, "queries");
+        }
+        assert_same(&others, &keys, "keys");
+        assert_same(&other_values, &values, "values");
+        assert!(remember_at(&states, turn, told, &Tensor::from_slice(&[time])).is_err(), "behind the cache");
     }
 }
 

@@ -8,6 +8,7 @@ mod dist;
 mod dropout;
 mod files;
 mod fused;
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
 mod kernels;
 mod log_probs;
 mod optim;
