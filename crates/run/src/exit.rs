@@ -69,8 +69,8 @@ where
     let mut usage = false;
     for (depth, cause) in std::iter::successors(Some(error), |&error| error.source()).enumerate() {
         let label = if depth == 0 { "error" } else { "caused by" };
-        // A closed stderr must not turn a failure into a panic.
-        let _ = writeln!(stderr, "{label}: {cause}");
+        // In one piece, because other processes may write there too. A closed stderr must not turn a failure into a panic.
+        let _ = stderr.write_all(format!("{label}: {cause}\n").as_bytes());
         usage |= is_usage(cause);
     }
     if usage { 2 } else { 1 }

@@ -132,7 +132,8 @@ fn show(
         while matches!(lines.read_until(b'\n', &mut line), Ok(read) if read > 0) {
             let text = String::from_utf8_lossy(&line).trim_end().to_owned();
             line.clear();
-            let _ = writeln!(std::io::stderr(), "[rank {rank}] {text}");
+            // In one piece: rank 0 writes to the same place.
+            let _ = std::io::stderr().write_all(format!("[rank {rank}] {text}\n").as_bytes());
             let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
             if log.len() == SHOWN {
                 log.pop_front();
