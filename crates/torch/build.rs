@@ -40,6 +40,7 @@ fn main() {
                 "kernels",
                 "log_probs",
                 "matmul",
+                "memory",
                 "norm",
                 "packed",
                 "reducer",

@@ -5,6 +5,7 @@
 #include "kernels.h"
 #include "matmul.h"
 #include "shim.h"
+#include "vector.h"
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
@@ -13,16 +14,81 @@
 
 namespace {
 
+// Of a row of logits: the largest, the sum of exponentials below it, and the entropy where it is asked for.
+struct Spread {
+  float largest, sum, log_sum, entropy;
+};
+
+FOR_EACH_VECTOR_UNIT
+Spread spread(const float *__restrict logits, float scale, int64_t n, bool with_entropy) {
+  float lanes[LANES], weighted[LANES] = {0};
+  for (int j = 0; j < LANES; ++j) {
+    lanes[j] = -INFINITY;
+  }
+  int64_t i = 0;
+  for (; i + LANES <= n; i += LANES) {
+    for (int j = 0; j < LANES; ++j) {
+      const float logit = logits[i + j] * scale;
+      lanes[j] = logit > lanes[j] ? logit : lanes[j];
+    }
+  }
+  for (int j = 0; i + j < n; ++j) {
+    const float logit = logits[i + j] * scale;
+    lanes[j] = logit > lanes[j] ? logit : lanes[j];
+  }
+  Spread all{-INFINITY, 0, 0, 0};
+  for (int j = 0; j < LANES; ++j) {
+    all.largest = lanes[j] > all.largest ? lanes[j] : all.largest;
+    lanes[j] = 0;
+  }
+  for (i = 0; i + LANES <= n; i += LANES) {
+    for (int j = 0; j < LANES; ++j) {
+      const float below = logits[i + j] * scale - all.largest, e = fast_exp(below);
+      lanes[j] += e;
+      weighted[j] += with_entropy ? e * below : 0.0f;
+    }
+  }
+  for (int j = 0; i + j < n; ++j) {
+    const float below = logits[i + j] * scale - all.largest, e = fast_exp(below);
+    lanes[j] += e;
+    weighted[j] += with_entropy ? e * below : 0.0f;
+  }
+  all.sum = total(lanes);
+  all.log_sum = std::log(all.sum);
+  // -sum p log p, with log p = below - log_sum and p = e / sum
+  all.entropy = all.log_sum - total(weighted) / all.sum;
+  return all;
+}
+
+// From a row of logits to their gradient but for the target's own part, in place: d log p(target) / d logit_j = [j = target] - p_j, and
+// d entropy / d logit_j = -p_j (log p_j + entropy). Both gradients are given times the scale.
+FOR_EACH_VECTOR_UNIT
+void slopes(float *__restrict logits, float scale, int64_t n, const Spread &all, float grad_log_prob, float grad_entropy) {
+  const float inverse = 1.0f / all.sum, largest = all.largest;
+  if (grad_entropy == 0.0f) {
+    const float factor = -grad_log_prob;
+    for (int64_t i = 0; i < n; ++i) {
+      logits[i] = fast_exp(logits[i] * scale - largest) * inverse * factor;
+    }
+    return;
+  }
+  const float shift = all.entropy - all.log_sum;
+  for (int64_t i = 0; i < n; ++i) {
+    const float below = logits[i] * scale - largest;
+    logits[i] = -fast_exp(below) * inverse * (grad_log_prob + grad_entropy * (below + shift));
+  }
+}
+
 using torch::autograd::AutogradContext;
 using torch::autograd::Function;
 using torch::autograd::variable_list;
 
-// float32 logits of a chunk, whatever the precision of the product. One buffer serves all chunks: many large
+// float32 logits of a chunk, before they are scaled, whatever the precision of the product. One buffer serves all chunks: many large
 // allocations in turn would tear holes into the heap, and the memory saved would be lost again.
-at::Tensor chunk_logits(at::Tensor &buffer, const at::Tensor &hidden, const at::Tensor &weight, double scale) {
+at::Tensor chunk_logits(at::Tensor &buffer, const at::Tensor &hidden, const at::Tensor &weight) {
   auto logits = buffer.narrow(0, 0, hidden.size(0));
   set_product(logits, hidden, weight.t());
-  return scale == 1.0 ? logits : logits.mul_(scale);
+  return logits;
 }
 
 at::Tensor chunk_buffer(const at::Tensor &hidden, const at::Tensor &weight, int64_t chunk) {
@@ -34,24 +100,49 @@ template <typename T> T *from_row(const at::Tensor &x, int64_t row) {
   return x.defined() && x.numel() > 0 ? x.mutable_data_ptr<T>() + row : nullptr;
 }
 
+void scaled(at::Tensor &logits, double scale) {
+  if (scale != 1.0) {
+    logits.mul_(scale);
+  }
+}
+
 struct ChunkedLogProbs : public Function<ChunkedLogProbs> {
   static variable_list forward(AutogradContext *ctx, const at::Tensor &hidden, const at::Tensor &weight,
                                const at::Tensor &all_targets, double scale, int64_t chunk, bool with_entropy) {
     at::AutoDispatchBelowADInplaceOrView guard;
     const auto targets = all_targets.contiguous();
-    const auto rows = hidden.size(0);
+    const auto rows = hidden.size(0), vocab = weight.size(0);
     const auto options = hidden.options().dtype(at::kFloat);
     auto log_probs = at::empty({rows}, options);
     auto entropy = at::empty({with_entropy ? rows : 0}, options);
     auto buffer = chunk_buffer(hidden, weight, chunk);
     for (int64_t at_row = 0; at_row < rows; at_row += chunk) {
       const auto n = std::min(chunk, rows - at_row);
-      auto logits = chunk_logits(buffer, hidden.narrow(0, at_row, n), weight, scale);
+      auto logits = chunk_logits(buffer, hidden.narrow(0, at_row, n), weight);
+      const auto *ids = from_row<int64_t>(targets, at_row);
+      auto *chosen_log_probs = from_row<float>(log_probs, at_row), *entropies = from_row<float>(entropy, at_row);
       if (by_kernel(Kernel::LogProbs, logits)) {
-        run_kernel(Kernel::LogProbs, "log_probs", logits, n, 0, logits.mutable_data_ptr(), from_row<int64_t>(targets, at_row),
-                   logits.size(1), from_row<float>(log_probs, at_row), from_row<float>(entropy, at_row));
+        scaled(logits, scale);
+        run_kernel(Kernel::LogProbs, "log_probs", logits, n, 0, logits.mutable_data_ptr(), ids, vocab, chosen_log_probs,
+                   entropies);
         continue;
       }
+      if (logits.is_cpu()) {
+        const auto outside = std::find_if(ids, ids + n, [vocab](int64_t id) { return id < 0 || id >= vocab; });
+        TORCH_CHECK(outside == ids + n, "target ", *outside, " is outside the vocabulary of ", vocab);
+        const auto *from = logits.const_data_ptr<float>();
+        const auto factor = static_cast<float>(scale);
+        for_rows(n, vocab, 0, [&](int64_t row, float *) {
+          const auto *own = from + row * vocab;
+          const auto all = spread(own, factor, vocab, with_entropy);
+          chosen_log_probs[row] = own[ids[row]] * factor - all.largest - all.log_sum;
+          if (with_entropy) {
+            entropies[row] = all.entropy;
+          }
+        });
+        continue;
+      }
+      scaled(logits, scale);
       // The largest logit becomes 0, so that no exponential overflows.
       logits.sub_(logits.amax({1}, true));
       auto chosen = logits.gather(1, targets.narrow(0, at_row, n).unsqueeze(1)).squeeze(1);
@@ -75,7 +166,7 @@ struct ChunkedLogProbs : public Function<ChunkedLogProbs> {
     const auto &hidden = saved[0], &weight = saved[1], &targets = saved[2], &entropy = saved[3];
     const auto scale = ctx->saved_data["scale"].toDouble();
     const auto chunk = ctx->saved_data["chunk"].toInt();
-    const auto rows = hidden.size(0);
+    const auto rows = hidden.size(0), vocab = weight.size(0);
     const bool for_entropy = entropy.numel() > 0 && grads[1].defined();
     const bool for_hidden = ctx->needs_input_grad(0), for_weight = ctx->needs_input_grad(1);
     at::Tensor grad_hidden, grad_weight;
@@ -83,7 +174,7 @@ struct ChunkedLogProbs : public Function<ChunkedLogProbs> {
       grad_hidden = at::empty_like(hidden);
     }
     if (for_weight) {
-      grad_weight = at::zeros_like(weight);
+      grad_weight = rows > 0 ? at::empty_like(weight) : at::zeros_like(weight);
     }
     auto buffer = chunk_buffer(hidden, weight, chunk);
     // From the gradient of a chunk's logits to those of states and weight.
@@ -93,7 +184,9 @@ struct ChunkedLogProbs : public Function<ChunkedLogProbs> {
         grad_hidden.narrow(0, at_row, n).copy_(product(slope, weight));
       }
       if (for_weight) {
-        add_product(grad_weight, slope.t(), hidden.narrow(0, at_row, n).to(weight.scalar_type()));
+        // The first chunk sets what the others add to.
+        const auto states = hidden.narrow(0, at_row, n).to(weight.scalar_type());
+        (at_row == 0 ? set_product : add_product)(grad_weight, slope.t(), states);
       }
     };
     const bool kernel = by_kernel(Kernel::LogProbs, buffer) && by_kernel(Kernel::LogProbs, weight);
@@ -102,14 +195,28 @@ struct ChunkedLogProbs : public Function<ChunkedLogProbs> {
     for (int64_t at_row = 0; at_row < rows; at_row += chunk) {
       const auto n = std::min(chunk, rows - at_row);
       auto states = hidden.narrow(0, at_row, n);
-      auto p = chunk_logits(buffer, states, weight, scale);
+      auto p = chunk_logits(buffer, states, weight);
+      const auto *ids = from_row<int64_t>(targets, at_row);
+      const auto *own_grads = from_row<float>(grad_log_probs, at_row), *entropy_grads = from_row<float>(grad_entropy, at_row);
+      if (p.is_cpu() && !kernel) {
+        auto *to = p.mutable_data_ptr<float>();
+        const auto factor = static_cast<float>(scale);
+        for_rows(n, vocab, 0, [&](int64_t row, float *) {
+          auto *own = to + row * vocab;
+          const float grad = own_grads ? own_grads[row] * factor : 0.0f;
+          slopes(own, factor, vocab, spread(own, factor, vocab, for_entropy), grad,
+                entropy_grads ? entropy_grads[row] * factor : 0.0f);
+          own[ids[row]] += grad;
+        });
+        add_slopes(p.to(weight.scalar_type()), at_row);
+        continue;
+      }
+      scaled(p, scale);
       at::Tensor slope;
       if (kernel) {
         slope = weight.scalar_type() == at::kFloat ? p : at::empty(p.sizes(), weight.options());
-        run_kernel(Kernel::LogProbs, std::string("log_probs_slopes") + kernel_suffix(slope), p, n, 0, p.mutable_data_ptr(),
-                   from_row<int64_t>(targets, at_row), p.size(1), from_row<float>(grad_log_probs, at_row),
-                   from_row<float>(grad_entropy, at_row), from_row<float>(entropy, at_row), static_cast<float>(scale),
-                   slope.mutable_data_ptr());
+        run_kernel(Kernel::LogProbs, std::string("log_probs_slopes") + kernel_suffix(slope), p, n, 0, p.mutable_data_ptr(), ids, vocab,
+                   own_grads, entropy_grads, from_row<float>(entropy, at_row), static_cast<float>(scale), slope.mutable_data_ptr());
         add_slopes(slope, at_row);
         continue;
       }

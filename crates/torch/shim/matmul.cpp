@@ -13,6 +13,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/matmul.h>
+#include <ATen/ops/mm.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 // Exported by libtorch_cpu, but not declared in its headers.
@@ -88,6 +89,26 @@ struct Linear : public Function<Linear> {
   }
 };
 
+struct Joined : public Function<Joined> {
+  static at::Tensor forward(AutogradContext *ctx, const at::Tensor &x, at::TensorList weights) {
+    variable_list saved(weights.begin(), weights.end());
+    saved.push_back(x);
+    ctx->save_for_backward(saved);
+    return joined_product(x, weights);
+  }
+
+  static variable_list backward(AutogradContext *ctx, variable_list grads) {
+    auto weights = ctx->get_saved_variables();
+    const auto x = weights.back();
+    weights.pop_back();
+    bool any = false;
+    for (size_t i = 0; i < weights.size(); ++i) {
+      any = any || ctx->needs_input_grad(i + 1);
+    }
+    return joined_slopes(grads[0], x, weights, ctx->needs_input_grad(0), any);
+  }
+};
+
 struct Product : public Function<Product> {
   static at::Tensor forward(AutogradContext *ctx, const at::Tensor &a, const at::Tensor &b) {
     ctx->save_for_backward({a, b});
@@ -151,6 +172,9 @@ at::Tensor product(const at::Tensor &a, const at::Tensor &b) {
 void set_product(at::Tensor &out, const at::Tensor &a, const at::Tensor &b) {
   if (worthwhile(a, b) && plain_float(out)) {
     at::native::mkldnn_matmul(a, b, out, 0, 1);
+  } else if (a.scalar_type() == out.scalar_type() && b.scalar_type() == out.scalar_type() &&
+             !at::autocast::is_autocast_enabled(out.device().type()) && !needs_graph(a, b)) {
+    at::mm_out(out, a, b);
   } else {
     out.copy_(at::matmul(a, b));
   }
@@ -162,6 +186,40 @@ void add_product(at::Tensor &out, const at::Tensor &a, const at::Tensor &b) {
   } else {
     out.addmm_(a, b);
   }
+}
+
+at::Tensor as_autocast(const at::Tensor &x) {
+  const auto device = x.device().type();
+  return at::autocast::is_autocast_enabled(device)
+             ? at::autocast::cached_cast(at::autocast::get_autocast_dtype(device), x, device)
+             : x;
+}
+
+at::Tensor joined_product(const at::Tensor &x, at::TensorList weights) { return linear_product(x, at::cat(weights)); }
+
+std::vector<at::Tensor> joined_slopes(const at::Tensor &grad, const at::Tensor &x, at::TensorList weights, bool for_x,
+                                      bool for_weights) {
+  std::vector<at::Tensor> out(weights.size() + 1);
+  if (for_x) {
+    out[0] = product(flat(grad), at::cat(weights)).view_as(x);
+  }
+  if (for_weights) {
+    const auto all = product(flat(grad).t(), flat(x));
+    int64_t row = 0;
+    for (size_t i = 0; i < weights.size(); ++i) {
+      out[i + 1] = all.narrow(0, row, weights[i].size(0));
+      row += weights[i].size(0);
+    }
+  }
+  return out;
+}
+
+at::Tensor joined_linear(const at::Tensor &x, const std::vector<at::Tensor> &weights) {
+  bool graph = x.requires_grad();
+  for (const auto &weight : weights) {
+    graph = graph || weight.requires_grad();
+  }
+  return graph && at::GradMode::is_enabled() ? Joined::apply(x, at::TensorList(weights)) : joined_product(x, weights);
 }
 
 at::Tensor reordered(const std::vector<at::Tensor> &weights) {

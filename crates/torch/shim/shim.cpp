@@ -1,6 +1,7 @@
 #include "shim.h"
 
 #include "guard.h"
+#include "vector.h"
 
 #include <cstdlib>
 #include <limits>
@@ -15,6 +16,7 @@
 #include <ATen/ops/_foreach_norm.h>
 #include <ATen/ops/_fused_adam.h>
 #include <ATen/ops/_fused_adamw.h>
+#include <ATen/ops/full.h>
 #include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/zeros.h>
@@ -32,10 +34,47 @@ std::vector<at::Tensor> grads_of(at::Tensor *const *params, size_t count) {
   return grads;
 }
 
+FOR_EACH_VECTOR_UNIT
+float square(const float *x, int64_t n) { return dot(x, x, n); }
+
+// The norm of all gradients together. On the CPU libtorch takes it on one thread.
+at::Tensor norm_of(const std::vector<at::Tensor> &grads) {
+  const auto plain = [](const at::Tensor &grad) { return has_rows(grad) && grad.is_contiguous(); };
+  if (!std::all_of(grads.begin(), grads.end(), plain)) {
+    return at::linalg_vector_norm(at::stack(at::_foreach_norm(grads, 2)));
+  }
+  constexpr int64_t BLOCK = 1 << 14;
+  struct Block {
+    Reader reader;
+    int64_t start, count;
+  };
+  std::vector<Block> blocks;
+  for (const auto &grad : grads) {
+    for (int64_t start = 0; start < grad.numel(); start += BLOCK) {
+      blocks.push_back({Reader(grad), start, std::min(BLOCK, grad.numel() - start)});
+    }
+  }
+  // In blocks of the same size for any number of threads, so that the sum is the same.
+  std::vector<double> squares(blocks.size());
+  for_rows(static_cast<int64_t>(blocks.size()), BLOCK, 1, [&](int64_t i, float *buffer) {
+    const auto &[reader, start, count] = blocks[static_cast<size_t>(i)];
+    squares[static_cast<size_t>(i)] = square(reader.row(start, count, buffer), count);
+  });
+  double sum = 0.0;
+  for (const double square : squares) {
+    sum += square;
+  }
+  return at::full({}, std::sqrt(sum), grads[0].options());
+}
+
 // PyTorch's rule: multiply by max_norm / (norm + 1e-6) where that is below 1. It stays on the device.
 void scale(std::vector<at::Tensor> &grads, const at::Tensor &norm, double max_norm) {
-  if (max_norm < std::numeric_limits<double>::infinity()) {
-    at::_foreach_mul_(grads, (norm + 1e-6).reciprocal_().mul_(max_norm).clamp_max_(1.0));
+  if (max_norm == std::numeric_limits<double>::infinity()) {
+    return;
+  }
+  const auto factor = (norm + 1e-6).reciprocal_().mul_(max_norm).clamp_max_(1.0);
+  if (!norm.is_cpu() || factor.item<double>() != 1.0) {
+    at::_foreach_mul_(grads, factor);
   }
 }
 
@@ -94,7 +133,7 @@ int ruminate_clip_grad_norm(at::Tensor *const *params, size_t count, double max_
       *out = new at::Tensor(at::zeros({}));
       return;
     }
-    auto norm = at::linalg_vector_norm(at::stack(at::_foreach_norm(grads, 2)));
+    auto norm = norm_of(grads);
     scale(grads, norm, max_norm);
     *out = new at::Tensor(norm);
   });

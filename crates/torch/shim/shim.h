@@ -66,6 +66,8 @@ int ruminate_swap_autocast(int cuda, int *enabled, int *kind, char **error);
 
 // x [..., k] times the transposed weight [n, k]; a [..., m, k] times b [..., k, n]. With gradients.
 int ruminate_linear(at::Tensor *x, at::Tensor *weight, at::Tensor **out, char **error);
+int ruminate_linear_after(at::Tensor *x, at::Tensor *norm, double eps, at::Tensor *const *weights, size_t count,
+                          at::Tensor **out, char **error);
 int ruminate_matmul(at::Tensor *a, at::Tensor *b, at::Tensor **out, char **error);
 
 // Lays the rows of all weights out, one below the other, as products with few rows like them best. `blocks` says for which

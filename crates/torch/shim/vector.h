@@ -144,9 +144,10 @@ private:
   bool wide_;
 };
 
-// Calls work(row, buffers) for every row, with `buffers` times `width` floats of its own.
-template <typename F> void for_rows(int64_t rows, int64_t width, int buffers, F work) {
-  const int64_t grain = std::max<int64_t>(1, (1 << 14) / std::max<int64_t>(1, width));
+// Calls work(row, buffers) for every row, with `buffers` times `width` floats of its own; a row is work for `each` times `width`
+// elements.
+template <typename F> void for_rows(int64_t rows, int64_t width, int buffers, F work, int64_t each = 1) {
+  const int64_t grain = std::max<int64_t>(1, (1 << 14) / std::max<int64_t>(1, width * each));
   at::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
     std::vector<float> space(static_cast<size_t>(buffers * width));
     for (int64_t row = begin; row < end; ++row) {

@@ -144,6 +144,15 @@ unsafe extern "C" {
         out: *mut *mut C_tensor,
         error: *mut *mut c_char,
     ) -> c_int;
+    pub(crate) fn ruminate_linear_after(
+        x: TensorPtr,
+        norm: TensorPtr,
+        eps: f64,
+        weights: *const TensorPtr,
+        count: usize,
+        out: *mut *mut C_tensor,
+        error: *mut *mut c_char,
+    ) -> c_int;
     pub(crate) fn ruminate_matmul(
         a: TensorPtr,
         b: TensorPtr,

@@ -34,8 +34,9 @@ pub fn build_info() -> Result<String> {
 /// Lets the C library keep what this process frees, for its next allocations, instead of giving large blocks back to the system and
 /// taking them again, page by page, in each training step; and asks for huge pages, with which a processor finds its way through
 /// gigabytes of weights faster. For programs that train or generate, before they do. Half the machine's memory is reserved in
-/// addresses, which cost nothing until they are used. Nothing happens where the environment already says how `malloc` should
-/// behave, or where the C library is not glibc.
+/// addresses, which cost nothing until they are used. Neither happens where the environment already says how `malloc` should
+/// behave. Tensors on the CPU then lie in plain blocks of the C library, since it reuses aligned ones badly. Nothing at all happens
+/// where the C library is not glibc.
 pub fn keep_freed_memory() {
     // SAFETY: the shim reads the environment and sets two numbers; libtorch reads the environment without locks, too.
     unsafe { ruminate_keep_freed_memory() }

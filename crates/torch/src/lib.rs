@@ -26,5 +26,5 @@ pub use fused::{Gate, KeysValues, attention, gate, look_up, remember, remember_a
 pub use graph::Graph;
 pub use info::{build_info, keep_freed_memory};
 pub use log_probs::{LogProbs, log_probs};
-pub use products::{Before, Packed, linear, matmul};
+pub use products::{Before, Packed, linear, linear_after, matmul};
 pub use sampling::top_p;

@@ -70,6 +70,52 @@ pub enum Before<'a> {
     Gate(Gate),
 }
 
+/// Several weights `[n_i, k]` on what `before` makes of the same `x` `[..., k]`, as one product, which is faster than one each:
+/// `[..., n_0 + n_1 + ...]`. Of a norm on the CPU only its input is kept for the backward pass (then for first derivatives only).
+///
+/// # Errors
+/// When shapes do not fit or there is no weight.
+///
+/// # Example
+/// ```
+/// use ruminate_torch::{Before, linear_after};
+/// use tch::Tensor;
+/// let x = Tensor::from_slice(&[-1f32, 2.0]).view([1, 2]);
+/// let [a, b] = [3f32, 5.0].map(|w| Tensor::from_slice(&[1.0, w]).view([1, 2]));
+/// let both = linear_after(Before::Relu, &x, &[&a, &b])?;
+/// assert_eq!(Vec::<f32>::try_from(both.view(-1)).unwrap(), [6.0, 10.0]);
+/// # Ok::<(), ruminate_torch::Error>(())
+/// ```
+pub fn linear_after(before: Before<'_>, x: &Tensor, weights: &[&Tensor]) -> Result<Tensor> {
+    let (x, norm, eps) = match before {
+        Before::Norm { weight, eps } => (x.shallow_clone(), weight.as_ptr(), eps),
+        other => (other.of(x)?, std::ptr::null(), 0.0),
+    };
+    let pointers = ffi::pointers(weights.iter().copied());
+    // SAFETY: the tensors outlive the call.
+    ffi::call_tensor("linear", |out, error| unsafe {
+        ffi::ruminate_linear_after(x.as_ptr(), norm, eps, pointers.as_ptr(), pointers.len(), out, error)
+    })
+}
+
+impl Before<'_> {
+    /// What it makes of `x`.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn of(self, x: &Tensor) -> Result<Tensor> {
+        Ok(match self {
+            Before::Nothing => x.shallow_clone(),
+            Before::Norm { weight, eps } => rms_norm(x, weight, eps)?,
+            Before::Relu => x.f_relu()?,
+            Before::Gate(activation) => {
+                let halves = x.f_chunk(2, -1)?;
+                gate(activation, &halves[0], &halves[1])?
+            }
+        })
+    }
+}
+
 impl Packed {
     /// Packs weights `[n_i, k]`, one below the other: their products come out side by side.
     ///
@@ -128,15 +174,7 @@ impl Packed {
                 ffi::ruminate_multiply(x, weight, outputs, code, norm, eps, residual, out, error)
             });
         }
-        let x = match before {
-            Before::Nothing => x.shallow_clone(),
-            Before::Norm { weight, eps } => rms_norm(x, weight, eps)?,
-            Before::Relu => x.f_relu()?,
-            Before::Gate(activation) => {
-                let halves = x.f_chunk(2, -1)?;
-                gate(activation, &halves[0], &halves[1])?
-            }
-        };
+        let x = before.of(x)?;
         // SAFETY: the tensors outlive the call.
         let product = ffi::call_tensor("linear", |out, error| unsafe {
             ffi::ruminate_packed_linear(x.as_ptr(), self.weight.as_ptr(), out, error)

@@ -2,7 +2,7 @@
 
 mod step;
 
-use ruminate_torch::{Before, Gate, gate, linear, matmul, rms_norm};
+use ruminate_torch::{Before, Gate, linear, linear_after, matmul, rms_norm};
 use tch::{Device, Kind, Tensor};
 
 use super::config::LlamaConfig;
@@ -273,15 +273,15 @@ impl Block {
     /// and values.
     fn forward(&self, x: &Tensor, pass: &Pass, prefix: Option<&KeyValues>) -> Result<(Tensor, KeyValues)> {
         let (rows, time, _) = x.size3()?;
-        let normed = self.attention_norm.forward(x)?;
-        let heads = |weight: &Tensor, heads: i64| -> Result<Tensor> {
-            Ok(linear(&normed, weight)?.f_view_([rows, time, heads, -1])?)
+        let all = linear_after(self.attention_norm.before(), x, &[&self.q, &self.k, &self.v])?;
+        let (heads, shared) = (self.heads, self.key_value_heads);
+        let all = all.f_view_([rows, time, heads + 2 * shared, -1])?;
+        let [queries, keys, values] = &all.f_split_with_sizes([heads, shared, shared], 2)?[..] else {
+            return Err(crate::Error::invalid("attention", "its width is 0"));
         };
-        let queries = pass.rotation.rotate(&heads(&self.q, self.heads)?)?;
-        let own = KeyValues {
-            keys: pass.rotation.rotate(&heads(&self.k, self.key_value_heads)?)?.f_transpose(1, 2)?,
-            values: heads(&self.v, self.key_value_heads)?.f_transpose(1, 2)?,
-        };
+        let queries = pass.rotation.rotate(queries)?;
+        let keys = pass.rotation.rotate(keys)?.f_transpose(1, 2)?;
+        let own = KeyValues { keys, values: values.f_transpose(1, 2)? };
         let context = if pass.rectangles.is_empty() {
             let parts: Vec<&KeyValues> = prefix.into_iter().chain([&own]).collect();
             attention(&queries, &parts, pass.mask.as_ref(), pass.dropout)?
@@ -289,9 +289,9 @@ impl Block {
             pass.attend_apart(&queries, &own)?
         };
         let x = x.f_add(&linear(&context, &self.o)?)?;
-        let normed = self.dense_norm.forward(&x)?;
-        let inner = gate(Gate::Silu, &linear(&normed, &self.gate)?, &linear(&normed, &self.up)?)?;
-        Ok((x.f_add(&linear(&inner, &self.down)?)?, own))
+        let inner = linear_after(self.dense_norm.before(), &x, &[&self.gate, &self.up])?;
+        let out = linear_after(Before::Gate(Gate::Silu), &inner, &[&self.down])?;
+        Ok((x.f_add(&out)?, own))
     }
 
     /// As `forward`, keeping only what goes in for the backward pass, which runs the block again.
@@ -364,7 +364,8 @@ impl Stack {
         for (i, block) in self.blocks.iter().enumerate() {
             let (out, own) = block.forward(&x, pass, prefix.map(|prefix| &prefix[i]))?;
             x = out;
-            all.push(own);
+            // The values are a part of what they came with, which nobody else needs any more.
+            all.push(KeyValues { values: own.values.f_contiguous()?, ..own });
         }
         Ok((self.final_norm.forward(&x)?, all))
     }

@@ -3,7 +3,7 @@
 mod recompute;
 
 use ruminate_torch::{
-    Before, Gate, KeysValues, Packed, gate, linear, look_up, remember, remember_at, rms_norm,
+    Before, Gate, KeysValues, Packed, linear, linear_after, look_up, remember, remember_at, rms_norm,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -79,16 +79,33 @@ impl Attention {
         Ok((self.split(&linear(states, &self.k)?)?, self.split(&linear(states, &self.v)?)?))
     }
 
-    /// Attention of `x` to `states`, both `[tokens, d_model]`, within each of the rectangles in which they lie.
-    fn attend(&self, x: &Tensor, states: &Tensor, rectangles: &[Rectangle], dropout: f64) -> Result<Tensor> {
-        let parts = |x: &Tensor, weight: &Tensor, sizes: Vec<i64>| -> Result<Vec<Tensor>> {
-            let x = linear(x, weight)?;
-            Ok(if sizes.len() == 1 { vec![x] } else { x.f_split_with_sizes(&sizes, 0)? })
+    /// Attention of the normed `x` `[tokens, d_model]` to itself or to a `source` of the same form, within each of the rectangles in
+    /// which they lie.
+    fn attend(
+        &self,
+        norm: &Norm,
+        x: &Tensor,
+        source: Option<&Tensor>,
+        rectangles: &[Rectangle],
+        dropout: f64,
+    ) -> Result<Tensor> {
+        let all = match source {
+            None => linear_after(norm.before(), x, &[&self.q, &self.k, &self.v])?.f_chunk(3, -1)?,
+            Some(source) => {
+                let mut all = linear_after(Before::Nothing, source, &[&self.k, &self.v])?.f_chunk(2, -1)?;
+                all.insert(0, linear_after(norm.before(), x, &[&self.q])?);
+                all
+            }
         };
-        let own = || rectangles.iter().map(|r| r.rows * r.time).collect();
-        let other = || rectangles.iter().map(|r| r.batch * r.keys).collect();
-        let queries = parts(x, &self.q, own())?;
-        let (keys, values) = (parts(states, &self.k, other())?, parts(states, &self.v, other())?);
+        let Ok([queries, keys, values]) = <[Tensor; 3]>::try_from(all) else {
+            return Err(Error::invalid("attention", "its width is 0"));
+        };
+        let parts = |all: Tensor, tokens: fn(&Rectangle) -> i64| -> Result<Vec<Tensor>> {
+            let sizes: Vec<i64> = rectangles.iter().map(tokens).collect();
+            Ok(if sizes.len() == 1 { vec![all] } else { all.f_split_with_sizes(&sizes, 0)? })
+        };
+        let queries = parts(queries, |r| r.rows * r.time)?;
+        let (keys, values) = (parts(keys, |r| r.batch * r.keys)?, parts(values, |r| r.batch * r.keys)?);
         let mut contexts = vec![];
         for (((r, queries), keys), values) in rectangles.iter().zip(queries).zip(keys).zip(values) {
             let queries = queries.f_view_([r.rows, r.time, -1])?;
@@ -184,14 +201,20 @@ impl Dense {
         }
     }
 
-    fn forward(&self, x: &Tensor, dropout: f64) -> Result<Tensor> {
-        let (inner, wo) = match self {
-            Self::Relu { wi, wo } => (linear(x, wi)?.f_relu()?, wo),
-            Self::GatedGelu { wi_0, wi_1, wo } => {
-                (gate(Gate::GeluTanh, &linear(x, wi_0)?, &linear(x, wi_1)?)?, wo)
+    /// Of the normed `x`.
+    fn forward(&self, norm: &Norm, x: &Tensor, dropout: f64) -> Result<Tensor> {
+        Ok(match self {
+            Self::Relu { wi, wo } => {
+                // Dropout first or relu first is the same; in this order a single result is kept for the backward pass.
+                let inner = drop_out(&linear_after(norm.before(), x, &[wi])?, dropout)?;
+                linear_after(Before::Relu, &inner, &[wo])?
             }
-        };
-        Ok(linear(&drop_out(&inner, dropout)?, wo)?)
+            Self::GatedGelu { wi_0, wi_1, wo } => {
+                let inner = linear_after(norm.before(), x, &[wi_0, wi_1])?;
+                let inner = Before::Gate(Gate::GeluTanh).of(&inner)?;
+                linear(&drop_out(&inner, dropout)?, wo)?
+            }
+        })
     }
 }
 
@@ -306,14 +329,13 @@ impl Block {
 
     /// One block over whole sequences, `[tokens, d_model]`. `source` are the encoder states that a decoder block attends to.
     fn forward(&self, x: &Tensor, source: Option<&Tensor>, layout: &Layout, dropout: f64) -> Result<Tensor> {
-        let normed = self.self_norm.forward(x)?;
-        let out = self.self_attention.attend(&normed, &normed, &layout.own, dropout)?;
+        let out = self.self_attention.attend(&self.self_norm, x, None, &layout.own, dropout)?;
         let mut x = x.f_add(&drop_out(&out, dropout)?)?;
         if let (Some((norm, attention)), Some(source)) = (&self.cross, source) {
-            let out = attention.attend(&norm.forward(&x)?, source, &layout.cross, dropout)?;
+            let out = attention.attend(norm, &x, Some(source), &layout.cross, dropout)?;
             x = x.f_add(&drop_out(&out, dropout)?)?;
         }
-        let out = self.dense.forward(&self.dense_norm.forward(&x)?, dropout)?;
+        let out = self.dense.forward(&self.dense_norm, &x, dropout)?;
         Ok(x.f_add(&drop_out(&out, dropout)?)?)
     }
 

@@ -149,9 +149,13 @@ impl T5 {
             decoding.cross.push(Rectangle { rows, time, batch, keys, bias: mask });
         }
         let dropout = self.dropout();
-        let embed = |ids: &[TokenId]| self.embed(&Tensor::f_from_slice(ids)?.f_to_device(self.device())?);
-        let encoded = self.encoder.forward(embed(&source)?, None, &encoding, dropout, None)?;
-        let states = decoder.forward(embed(&inputs)?, Some(&encoded), &decoding, dropout, None)?;
+        // Looked up together: each look-up has a gradient of the embedding's size.
+        let sizes = [source.len() as i64, inputs.len() as i64];
+        let ids = Tensor::f_from_slice(&[source, inputs].concat())?.f_to_device(self.device())?;
+        let mut embedded = self.embed(&ids)?.f_split_with_sizes(sizes, 0)?;
+        let (inputs, source) = (embedded.remove(1), embedded.remove(0));
+        let encoded = self.encoder.forward(source, None, &encoding, dropout, None)?;
+        let states = decoder.forward(inputs, Some(&encoded), &decoding, dropout, None)?;
         Ok((unpack(&states, &begins, &ends, labels.ids.size()[1])?, labels))
     }
 

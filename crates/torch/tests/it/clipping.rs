@@ -4,7 +4,7 @@ use ruminate_torch::Error;
 use ruminate_torch::optim::clip_grad_norm;
 use tch::{Kind, Tensor};
 
-use crate::{add_grad, bits, largest_difference, parameter};
+use crate::{add_grad, bits, largest_difference, numbers, parameter};
 
 /// Two parameters whose gradients have the norms 3 and 4, and between them one without a gradient.
 fn parameters() -> Vec<Tensor> {
@@ -37,6 +37,24 @@ fn leaves_the_rest_alone() {
         let before = [bits(&parameters[0].grad()), bits(&parameters[2].grad())];
         assert!((norm(&parameters, max_norm) - 5.0).abs() < 1e-6);
         assert_eq!([bits(&parameters[0].grad()), bits(&parameters[2].grad())], before, "{max_norm}");
+    }
+}
+
+#[test]
+fn the_norm_of_long_gradients_is_that_of_double_precision() {
+    for kind in [Kind::Float, Kind::BFloat16] {
+        // Some parts of the sum are full, and the last is not.
+        let grads =
+            [numbers(&[100, 517], 0.0), numbers(&[3], 1.0), numbers(&[16384], 2.0)].map(|g| g.to_kind(kind));
+        let parameters: Vec<Tensor> =
+            grads.iter().map(|grad| grad.zeros_like().set_requires_grad(true)).collect();
+        parameters.iter().zip(&grads).for_each(|(parameter, grad)| add_grad(parameter, grad));
+        let all = Tensor::cat(&grads.each_ref().map(|grad| grad.to_kind(Kind::Double).view([-1])), 0);
+        let expected = all.norm().double_value(&[]);
+        let tolerance = if kind == Kind::Float { 1e-6 } else { 4e-3 };
+        let got = norm(&parameters, 1.0);
+        assert!((got / expected - 1.0).abs() < tolerance, "{kind:?}: {got}, not {expected}");
+        assert!((norm(&parameters, 1.0) - 1.0).abs() < 10.0 * tolerance, "{kind:?}: it is scaled to 1");
     }
 }
 

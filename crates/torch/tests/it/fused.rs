@@ -1,7 +1,8 @@
 //! Parts of layers in one pass, against the operations of libtorch that they stand for.
 
 use ruminate_torch::{
-    Gate, KeysValues, attention, dropout, gate, look_up, remember, remember_at, rms_norm, rotate,
+    Before, Gate, KeysValues, attention, dropout, gate, linear_after, look_up, remember, remember_at,
+    rms_norm, rotate,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -81,6 +82,67 @@ fn norms() {
     let weight = random(&[10], 4);
     assert_same(&rms_norm(&x, &weight, 1e-5).unwrap(), &x.rms_norm([10], Some(&weight), 1e-5), "strided");
     assert!(rms_norm(&x, &random(&[9], 4), 1e-5).is_err());
+}
+
+#[test]
+fn products_behind_a_norm_are_those_of_what_is_normed() {
+    let columns = |x: &Tensor, weights: &[Tensor]| {
+        let all: Vec<Tensor> = weights.iter().map(|w| x.linear(w, None::<&Tensor>)).collect();
+        Tensor::cat(&all, -1)
+    };
+    // More rows than a block of sums has, and a width that fills no vector.
+    for (rows, width) in [(1, 1), (5, 10), (210, 33)] {
+        let inputs = [
+            random(&[2, rows, width], 1),
+            random(&[width], 2),
+            random(&[7, width], 3),
+            random(&[4, width], 4),
+        ];
+        agree(
+            &inputs.each_ref(),
+            &|x| linear_after(Before::Norm { weight: &x[1], eps: 1e-6 }, &x[0], &[&x[2], &x[3]]).unwrap(),
+            &|x| columns(&x[0].rms_norm([width], Some(&x[1]), 1e-6), &x[2..]),
+            &format!("norm of {rows} rows of {width}"),
+        );
+        agree(
+            &[&inputs[0], &inputs[2], &inputs[3]],
+            &|x| linear_after(Before::Nothing, &x[0], &[&x[1], &x[2]]).unwrap(),
+            &|x| columns(&x[0], &x[1..]),
+            &format!("{rows} rows of {width}"),
+        );
+    }
+}
+
+#[test]
+fn gradients_behind_a_norm_are_made_for_what_wants_them() {
+    let inputs = [random(&[6, 10], 1), random(&[10], 2), random(&[7, 10], 3), random(&[4, 10], 4)];
+    let all = |learn: [bool; 4]| {
+        let x: Vec<Tensor> =
+            inputs.iter().zip(learn).map(|(x, learn)| x.copy().set_requires_grad(learn)).collect();
+        let norm = Before::Norm { weight: &x[1], eps: 1e-6 };
+        linear_after(norm, &x[0], &[&x[2], &x[3]]).unwrap().square().sum(Kind::Float).backward();
+        x.iter().map(Tensor::grad).collect::<Vec<_>>()
+    };
+    let expected = all([true; 4]);
+    for one in 0..4 {
+        let grads = all(std::array::from_fn(|i| i == one));
+        for (i, grad) in grads.iter().enumerate() {
+            assert_eq!(grad.defined(), i == one);
+        }
+        assert_same(&grads[one], &expected[one], &format!("gradient {one} alone"));
+    }
+}
+
+#[test]
+fn products_behind_a_norm_refuse_what_does_not_fit() {
+    let (x, weight) = (random(&[2, 10], 1), random(&[3, 9], 2));
+    for before in [Before::Nothing, Before::Norm { weight: &random(&[10], 3), eps: 1e-6 }] {
+        let error = linear_after(before, &x, &[&weight]).unwrap_err();
+        assert!(error.to_string().contains("do not fit"), "{error}");
+        assert!(linear_after(before, &x, &[]).is_err());
+    }
+    let norm = Before::Norm { weight: &random(&[9], 3), eps: 1e-6 };
+    assert!(linear_after(norm, &x, &[&random(&[3, 10], 2)]).is_err());
 }
 
 #[test]

@@ -11,6 +11,7 @@ mod fused;
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 mod kernels;
 mod log_probs;
+mod memory;
 mod optim;
 mod products;
 mod rng;

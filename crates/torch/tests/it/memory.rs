@@ -1,0 +1,42 @@
+//! Blocks of tensors under [`ruminate_torch::keep_freed_memory`].
+
+use ruminate_torch::keep_freed_memory;
+use tch::{Device, Kind, Tensor};
+
+fn block(bytes: i64) -> Tensor {
+    Tensor::ones([bytes], (Kind::Uint8, Device::Cpu))
+}
+
+#[test]
+fn blocks_are_aligned_and_hold_what_was_written() {
+    keep_freed_memory();
+    for bytes in [1, 63, 64, 1000, 1 << 20] {
+        let tensor = block(bytes);
+        assert_eq!(tensor.data_ptr() as usize % 64, 0, "{bytes} bytes");
+        assert_eq!(tensor.sum(Kind::Int64).int64_value(&[]), bytes);
+    }
+    assert_eq!(block(0).numel(), 0);
+    // A block that grows takes along what it holds.
+    let mut tensor = Tensor::from_slice(&[1i64, 2, 3]);
+    let _ = tensor.resize_([1000]);
+    assert_eq!(Vec::<i64>::try_from(tensor.narrow(0, 0, 3)).unwrap(), [1, 2, 3]);
+    assert!(Tensor::f_empty([i64::MAX], (Kind::Uint8, Device::Cpu)).is_err());
+}
+
+/// What libtorch asks of the C library by itself leaves holes that the next tensor of the same size does not fit.
+#[test]
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn what_a_tensor_leaves_serves_the_next_of_its_size() {
+    keep_freed_memory();
+    let mut tensors: Vec<Option<Tensor>> = (0..16).map(|_| Some(block(3 << 20))).collect();
+    let address = |tensor: &Option<Tensor>| tensor.as_ref().map(|t| t.data_ptr() as usize);
+    let mut freed: Vec<usize> = tensors.iter().step_by(2).filter_map(address).collect();
+    tensors.iter_mut().step_by(2).for_each(|tensor| *tensor = None);
+    let again: Vec<Option<Tensor>> = freed.iter().map(|_| Some(block(3 << 20))).collect();
+    let mut taken: Vec<usize> = again.iter().filter_map(address).collect();
+    freed.sort_unstable();
+    taken.sort_unstable();
+    // Another test may have taken one of them in between.
+    let same = taken.iter().filter(|address| freed.contains(address)).count();
+    assert!(same + 1 >= freed.len(), "{same} of {} blocks were taken again", freed.len());
+}
