@@ -89,6 +89,8 @@ struct Linear : public Function<Linear> {
   }
 };
 
+at::Tensor joined(at::TensorList weights) { return weights.size() == 1 ? weights[0] : at::cat(weights); }
+
 struct Joined : public Function<Joined> {
   static at::Tensor forward(AutogradContext *ctx, const at::Tensor &x, at::TensorList weights) {
     variable_list saved(weights.begin(), weights.end());
@@ -195,13 +197,13 @@ at::Tensor as_autocast(const at::Tensor &x) {
              : x;
 }
 
-at::Tensor joined_product(const at::Tensor &x, at::TensorList weights) { return linear_product(x, at::cat(weights)); }
+at::Tensor joined_product(const at::Tensor &x, at::TensorList weights) { return linear_product(x, joined(weights)); }
 
 std::vector<at::Tensor> joined_slopes(const at::Tensor &grad, const at::Tensor &x, at::TensorList weights, bool for_x,
                                       bool for_weights) {
   std::vector<at::Tensor> out(weights.size() + 1);
   if (for_x) {
-    out[0] = product(flat(grad), at::cat(weights)).view_as(x);
+    out[0] = product(flat(grad), joined(weights)).view_as(x);
   }
   if (for_weights) {
     const auto all = product(flat(grad).t(), flat(x));
@@ -223,7 +225,7 @@ at::Tensor joined_linear(const at::Tensor &x, const std::vector<at::Tensor> &wei
 }
 
 at::Tensor reordered(const std::vector<at::Tensor> &weights) {
-  auto weight = weights.size() == 1 ? weights[0] : at::cat(weights);
+  auto weight = joined(weights);
   if (plain_float(weight) && onednn()) {
     static auto reorder = c10::Dispatcher::singleton()
                               .findSchemaOrThrow("mkldnn::_reorder_linear_weight", "")

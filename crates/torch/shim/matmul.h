@@ -12,8 +12,8 @@ void set_product(at::Tensor &out, const at::Tensor &a, const at::Tensor &b);
 void add_product(at::Tensor &out, const at::Tensor &a, const at::Tensor &b);
 
 // x [..., k] times the transposed weights [n_i, k], side by side: one product. The weights are joined anew in each pass, since a
-// copy that waited for the backward pass would cost memory. The other two are its
-// parts without a graph, forward and backward: the gradients of x and of each weight.
+// copy that waited for the backward pass would cost memory. The other two are its parts without a graph, forward and backward: the
+// gradients of x and of each weight.
 at::Tensor joined_linear(const at::Tensor &x, const std::vector<at::Tensor> &weights);
 at::Tensor joined_product(const at::Tensor &x, at::TensorList weights);
 std::vector<at::Tensor> joined_slopes(const at::Tensor &grad, const at::Tensor &x, at::TensorList weights, bool for_x,

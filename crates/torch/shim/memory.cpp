@@ -8,7 +8,6 @@
 
 #include <cstdint>
 #include <cstdlib>
-#include <cstring>
 #include <malloc.h>
 #include <mutex>
 #include <sys/mman.h>
