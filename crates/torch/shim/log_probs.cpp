@@ -111,6 +111,8 @@ struct ChunkedLogProbs : public Function<ChunkedLogProbs> {
                                const at::Tensor &all_targets, double scale, int64_t chunk, bool with_entropy) {
     at::AutoDispatchBelowADInplaceOrView guard;
     const auto targets = all_targets.contiguous();
+    TORCH_CHECK(targets.device() == hidden.device() && weight.device() == hidden.device(), "hidden, weight and targets are on ",
+                hidden.device(), ", ", weight.device(), " and ", targets.device());
     const auto rows = hidden.size(0), vocab = weight.size(0);
     const auto options = hidden.options().dtype(at::kFloat);
     auto log_probs = at::empty({rows}, options);
@@ -189,6 +191,10 @@ struct ChunkedLogProbs : public Function<ChunkedLogProbs> {
         (at_row == 0 ? set_product : add_product)(grad_weight, slope.t(), states);
       }
     };
+    // Where loops of our own run, autograd would see none of what they do.
+    if (buffer.is_cpu()) {
+      once();
+    }
     const bool kernel = by_kernel(Kernel::LogProbs, buffer) && by_kernel(Kernel::LogProbs, weight);
     const auto vector = [](const at::Tensor &grad) { return grad.defined() ? grad.to(at::kFloat).contiguous() : grad; };
     const auto grad_log_probs = vector(grads[0]), grad_entropy = vector(for_entropy ? grads[1] : at::Tensor());

@@ -5,6 +5,7 @@
 #include "shim.h"
 #include "vector.h"
 
+#include <ATen/autocast_mode.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/rms_norm.h>
@@ -177,9 +178,13 @@ extern "C" int ruminate_linear_after(at::Tensor *x, at::Tensor *norm, double eps
       all.push_back(as_autocast(*weights[i]));
       TORCH_CHECK(all[i].dim() == 2 && x->dim() > 0 && all[i].size(1) == x->size(-1), "x ", x->sizes(), " and weight ",
                   all[i].sizes(), " do not fit; they should be [..., k] and [n, k]");
+      TORCH_CHECK(all[i].scalar_type() == all[0].scalar_type(), "weights of kinds ", all[0].scalar_type(), " and ",
+                  all[i].scalar_type(), " do not go together");
       graph = graph || all[i].requires_grad();
     }
-    if (norm && takes(*x, *norm) && graph && at::GradMode::is_enabled()) {
+    // Only autocast changes the kind of what is normed.
+    const bool fits = all[0].scalar_type() == x->scalar_type() || at::autocast::is_autocast_enabled(x->device().type());
+    if (norm && fits && takes(*x, *norm) && graph && at::GradMode::is_enabled()) {
       *out = new at::Tensor(NormedLinear::apply(x->contiguous(), *norm, at::TensorList(all), eps));
       return;
     }

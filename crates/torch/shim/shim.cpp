@@ -64,7 +64,10 @@ at::Tensor norm_of(const std::vector<at::Tensor> &grads) {
   for (const double square : squares) {
     sum += square;
   }
-  return at::full({}, std::sqrt(sum), grads[0].options());
+  // As libtorch does: of several kinds, the wider.
+  const auto kind = grads[0].scalar_type();
+  const bool one = std::all_of(grads.begin(), grads.end(), [kind](const at::Tensor &grad) { return grad.scalar_type() == kind; });
+  return at::full({}, std::sqrt(sum), grads[0].options().dtype(one ? kind : at::kFloat));
 }
 
 // PyTorch's rule: multiply by max_norm / (norm + 1e-6) where that is below 1. It stays on the device.

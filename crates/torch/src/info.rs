@@ -38,6 +38,7 @@ pub fn build_info() -> Result<String> {
 /// behave. Tensors on the CPU then lie in plain blocks of the C library, since it reuses aligned ones badly. Nothing at all happens
 /// where the C library is not glibc.
 pub fn keep_freed_memory() {
-    // SAFETY: the shim reads the environment and sets two numbers; libtorch reads the environment without locks, too.
+    // SAFETY: the shim reads the environment, sets numbers of the C library and libtorch's pointer to its allocator, which every tensor
+    // remembers for itself; libtorch reads the environment without locks, too.
     unsafe { ruminate_keep_freed_memory() }
 }

@@ -21,10 +21,11 @@ pub struct LogProbs {
 /// Log-probabilities of targets under `softmax(scale * hidden * weight^T)`, with gradients for `hidden` and `weight`.
 ///
 /// `hidden` is `[rows, width]`, `weight` `[vocab, width]`, `targets` `[rows]` `i64`. Logits are made for some rows at a
-/// time, and made again in the backward pass, so that the `[rows, vocab]` logits never exist as a whole.
+/// time, and made again in the backward pass, so that the `[rows, vocab]` logits never exist as a whole. On the CPU there are first
+/// derivatives only; asking for second ones is an error of the backward pass.
 ///
 /// # Errors
-/// When shapes do not fit or a target is outside the vocabulary.
+/// When shapes or devices do not fit or a target is outside the vocabulary.
 ///
 /// # Example
 /// ```

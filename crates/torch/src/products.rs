@@ -7,7 +7,7 @@
 use tch::Tensor;
 
 use crate::fused::{Gate, gate, rms_norm};
-use crate::{Result, ffi};
+use crate::{Error, Result, ffi};
 
 /// `x` `[..., k]` times the transposed weight `[n, k]`, with gradients for both.
 ///
@@ -110,7 +110,11 @@ impl Before<'_> {
             Before::Relu => x.f_relu()?,
             Before::Gate(activation) => {
                 let halves = x.f_chunk(2, -1)?;
-                gate(activation, &halves[0], &halves[1])?
+                let [first, second] = &halves[..] else {
+                    let message = format!("the input of a gate is {:?}, which has no two halves", x.size());
+                    return Err(Error::Libtorch { op: "gate", message });
+                };
+                gate(activation, first, second)?
             }
         })
     }

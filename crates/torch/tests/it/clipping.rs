@@ -59,6 +59,19 @@ fn the_norm_of_long_gradients_is_that_of_double_precision() {
 }
 
 #[test]
+fn the_norm_of_several_kinds_has_the_digits_of_the_wider() {
+    let parameters =
+        [Kind::BFloat16, Kind::Float].map(|kind| numbers(&[300], 0.0).to_kind(kind).set_requires_grad(true));
+    for parameter in &parameters {
+        parameter.square().sum(parameter.kind()).backward();
+    }
+    let all: Vec<Tensor> = parameters.iter().map(|p| p.grad().to_kind(Kind::Double)).collect();
+    let expected = Tensor::cat(&all, 0).norm().double_value(&[]);
+    let got = norm(&parameters, f64::INFINITY);
+    assert!((got / expected - 1.0).abs() < 1e-6, "{got}, not {expected}");
+}
+
+#[test]
 fn without_gradients_the_norm_is_zero() {
     let parameters = vec![parameter(&[2], 0.0)];
     assert_eq!(norm(&parameters, 1.0), 0.0);

@@ -1,8 +1,8 @@
 //! Parts of layers in one pass, against the operations of libtorch that they stand for.
 
 use ruminate_torch::{
-    Before, Gate, KeysValues, attention, dropout, gate, linear_after, look_up, remember, remember_at,
-    rms_norm, rotate,
+    Before, Gate, KeysValues, attention, autocast, dropout, gate, linear_after, look_up, remember,
+    remember_at, rms_norm, rotate,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -143,6 +143,42 @@ fn products_behind_a_norm_refuse_what_does_not_fit() {
     }
     let norm = Before::Norm { weight: &random(&[9], 3), eps: 1e-6 };
     assert!(linear_after(norm, &x, &[&random(&[3, 10], 2)]).is_err());
+    // With gradients and without them.
+    let norm = Before::Norm { weight: &random(&[10], 3), eps: 1e-6 };
+    for learns in [false, true] {
+        let wide = random(&[3, 10], 2).set_requires_grad(learns);
+        let narrow = random(&[3, 10], 2).to_kind(Kind::BFloat16).set_requires_grad(learns);
+        assert!(linear_after(norm, &x, &[&narrow]).is_err(), "another kind than x");
+        assert!(linear_after(norm, &x, &[&wide, &narrow]).is_err(), "two kinds");
+    }
+    let error = Before::Gate(Gate::Silu).of(&random(&[2, 1], 1)).unwrap_err();
+    assert!(error.to_string().contains("no two halves"), "{error}");
+}
+
+#[test]
+fn autocast_rounds_products_behind_a_norm_as_it_does_others() {
+    let inputs = [random(&[6, 10], 1), random(&[10], 2), random(&[7, 10], 3), random(&[4, 10], 4)];
+    let inputs = inputs.each_ref();
+    let cast = |body: &dyn Fn() -> Tensor| autocast(Device::Cpu, body).unwrap();
+    let ours = |x: &[Tensor]| {
+        let norm = Before::Norm { weight: &x[1], eps: 1e-6 };
+        cast(&|| linear_after(norm, &x[0], &[&x[2], &x[3]]).unwrap())
+    };
+    let theirs = |x: &[Tensor]| {
+        cast(&|| {
+            let normed = rms_norm(&x[0], &x[1], 1e-6).unwrap();
+            Tensor::cat(&[2, 3].map(|i: usize| normed.linear(&x[i], None::<&Tensor>)), -1)
+        })
+    };
+    let ((value, grads), (expected, slopes)) =
+        (with_gradients(&inputs, &ours), with_gradients(&inputs, &theirs));
+    assert_eq!(value.kind(), Kind::BFloat16);
+    assert_same(&value, &expected, "value");
+    for (i, (grad, slope)) in grads.iter().zip(&slopes).enumerate() {
+        assert_eq!(grad.kind(), Kind::Float);
+        let error = (grad - slope).abs().max().double_value(&[]) / slope.abs().max().double_value(&[]);
+        assert!(error < 3e-2, "gradient {i}: {error}");
+    }
 }
 
 #[test]

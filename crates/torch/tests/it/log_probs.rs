@@ -82,3 +82,13 @@ fn what_does_not_fit_is_refused() {
     let outside = Tensor::from_slice(&[0i64, 4]);
     log_probs(&zeros(&[2, 3]), &zeros(&[4, 3]), &outside, 1.0, false).unwrap_err();
 }
+
+#[test]
+fn second_derivatives_are_refused_instead_of_wrong() {
+    let hidden = numbers(&[2, 3], 0.0).set_requires_grad(true);
+    let weight = numbers(&[4, 3], 1.0);
+    let scores = log_probs(&hidden, &weight, &Tensor::from_slice(&[0i64, 3]), 1.0, false).unwrap();
+    let total = scores.log_probs.sum(Kind::Float);
+    let error = Tensor::f_run_backward(&[total], &[&hidden], true, true).unwrap_err();
+    assert!(error.to_string().contains("second derivatives"), "{error}");
+}
