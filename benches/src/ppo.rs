@@ -3,7 +3,7 @@
 use anyhow::Result;
 use ruminate_algorithms::ppo::{Estimates, Estimation, Grid, Mask, policy_loss, token_rewards, value_loss};
 use ruminate_datasets::Compat;
-use ruminate_models::{ActorCritic, Example, Policy, ScoreChoices, TokenId, Want};
+use ruminate_models::{ActorCritic, Example, Policy, ScoreChoices, TokenId, TokenScores, Want};
 use ruminate_rewards::{RewardError, Shape, first_token_scores};
 use ruminate_torch::optim::{Adam, Optimizer, clip_grad_norm};
 use tch::{Kind, Tensor};
@@ -25,11 +25,11 @@ pub(crate) fn update<M: Model>(setting: &Setting) -> Result<Workload> {
     let mut learner = Learner::<M>::new(setting)?;
     let tokens = rows * (setting.source + setting.target);
     let sizes = (rows, tokens, learner.model.parameters().count());
-    // Policy and reference, and two passes with their gradients.
-    let flop = 8.0 * setting.pass(rows, setting.source, setting.target);
+    // The reference, and two passes with their gradients, of which the first scores as well.
+    let flop = 7.0 * setting.pass(rows, setting.source, setting.target);
     let workload = Workload::in_phases(setting, sizes, move |phases| {
         let old = phases.time("scoring", || learner.old(&examples, &rewards))?;
-        phases.time("update", || learner.learn(&examples, &old, 2))
+        phases.time("update", || learner.learn(&examples, old, 2))
     });
     Ok(workload.of_products(flop))
 }
@@ -56,7 +56,7 @@ pub(crate) fn step<M: Model>(setting: &Setting) -> Result<Workload> {
         let rewards = phases
             .time("reward", || forward.forward(|| rewards(learner.model.actor(), &examples, &choices)))?;
         let old = phases.time("scoring", || learner.old(&examples, &rewards))?;
-        phases.time("update", || learner.learn(&examples, &old, 4))
+        phases.time("update", || learner.learn(&examples, old, 4))
     }))
 }
 
@@ -80,6 +80,8 @@ struct Learner<M> {
 
 /// What the passes over responses learn from, `[rows, time]`.
 struct Old {
+    /// The pass that made it, with its graph.
+    pass: (TokenScores, Tensor),
     log_probs: Tensor,
     values: Tensor,
     advantages: Tensor,
@@ -95,12 +97,10 @@ impl<M: Model> Learner<M> {
 
     /// All responses have the same length.
     fn old(&self, examples: &[Example], rewards: &[f64]) -> Result<Old> {
-        let scores = || {
-            let (scores, values) = self.model.score_with_values(examples, Want::default())?;
-            let reference = self.reference.score(examples, Want::default())?;
-            Ok((scores.log_probs, values, reference.log_probs))
-        };
-        let (log_probs, values, reference) = tch::no_grad(|| self.setting.forward(scores))?;
+        let score = || Ok(self.reference.score(examples, Want::default())?.log_probs);
+        let reference = tch::no_grad(|| self.setting.forward(score))?;
+        let pass = self.setting.forward(|| Ok(self.model.score_with_values(examples, Want::default())?))?;
+        let (log_probs, values) = (pass.0.log_probs.f_detach()?, pass.1.f_detach()?);
         let grid = |tensor: &Tensor| Ok::<_, anyhow::Error>(Grid::try_from(tensor.f_to_kind(Kind::Double)?)?);
         let kl = grid(&log_probs.f_sub(&reference)?)?;
         let mask: Mask = kl.iter().map(|row| vec![true; row.len()]).collect();
@@ -112,15 +112,19 @@ impl<M: Model> Learner<M> {
             flat.f_to(self.setting.device)?.f_to_kind(Kind::Float)
         };
         let (advantages, returns) = (tensor(estimates.whitened_advantages)?, tensor(estimates.returns)?);
-        Ok(Old { log_probs, values, advantages, returns })
+        Ok(Old { pass, log_probs, values, advantages, returns })
     }
 
-    /// Passes over all responses at once.
-    fn learn(&mut self, examples: &[Example], old: &Old, passes: usize) -> Result<()> {
+    /// Passes over all responses at once. Where there is no dropout, the first is the one that has scored them, as in
+    /// [`Ppo`](ruminate_algorithms::ppo::Ppo).
+    fn learn(&mut self, examples: &[Example], old: Old, passes: usize) -> Result<()> {
+        let mut pass = Some(old.pass);
         for _ in 0..passes {
-            self.adam.zero_grad()?;
             let loss = || {
-                let (scores, values) = self.model.score_with_values(examples, Want::default())?;
+                let (scores, values) = match pass.take() {
+                    Some(pass) => pass,
+                    None => self.model.score_with_values(examples, Want::default())?,
+                };
                 let mask = &scores.labels.mask;
                 let policy = policy_loss(&scores.log_probs, &old.log_probs, &old.advantages, mask, CLIP)?;
                 let value = value_loss(&values, &old.values, &old.returns, mask, CLIP)?;
@@ -129,6 +133,7 @@ impl<M: Model> Learner<M> {
             self.setting.forward(loss)?.f_backward()?;
             let _ = clip_grad_norm(self.adam.parameters(), 1.0)?;
             self.adam.step(LR)?;
+            self.adam.zero_grad()?;
         }
         Ok(())
     }

@@ -152,6 +152,11 @@ pub trait Policy {
     /// Training mode switches dropout on.
     fn set_training(&mut self, training: bool);
 
+    /// Whether training mode changes what the model computes. Where it does not, a pass that scored can be learnt from, too.
+    fn has_dropout(&self) -> bool {
+        true
+    }
+
     /// Switches activation checkpointing on or off: activations are made again in the backward pass instead of kept.
     ///
     /// # Errors

@@ -173,6 +173,10 @@ impl<P: Policy> Policy for ActorCritic<P> {
         }
     }
 
+    fn has_dropout(&self) -> bool {
+        self.actor.has_dropout() || self.network.as_ref().is_some_and(P::has_dropout)
+    }
+
     fn set_gradient_checkpointing(&mut self, on: bool) -> Result<()> {
         self.actor.set_gradient_checkpointing(on)?;
         self.network.as_mut().map_or(Ok(()), |network| network.set_gradient_checkpointing(on))

@@ -17,7 +17,7 @@ use std::path::Path;
 use std::rc::Rc;
 
 use ruminate_datasets::{Compat, Cursor, Order, Shard, TrainBatches};
-use ruminate_models::{ActorCritic, Generate, Policy, Tokenizer, Want, derive_seed};
+use ruminate_models::{ActorCritic, Generate, Policy, Tokenizer, derive_seed};
 use ruminate_rewards::{Normalization, Reward, Rewarded, Sample, check_rewards};
 use ruminate_torch::dist::ProcessGroup;
 use serde::{Deserialize, Serialize};
@@ -36,8 +36,8 @@ pub use kl::KlPenalty;
 pub use loss::{Drift, clamp, drift, policy_loss, value_loss};
 use records::{Records, Rolled, mean, row_sums, total_drift};
 pub(crate) use rollout::respond;
+use rollout::{Pass, Rollout, Scored, example, mask};
 pub use rollout::{Prompt, Response};
-use rollout::{Rollout, Scored, example, mask};
 
 /// Prompts of a run.
 #[derive(Debug, Clone)]
@@ -228,7 +228,7 @@ where
     }
 
     /// Draws responses, judges them, and estimates what each of their tokens has brought.
-    fn roll_out(&mut self, step: u64) -> Result<()> {
+    fn roll_out(&mut self, step: u64, accumulate: usize) -> Result<()> {
         let rows = self.batches.next().unwrap_or_default();
         let prompts: Vec<&Prompt<Q>> = rows.iter().map(|&i| &self.data.train[i]).collect();
         let mut phases = Phases::default();
@@ -256,8 +256,9 @@ where
         let normalized: Vec<f64> = raw.iter().map(|&reward| self.normalization.apply(reward)).collect();
         let examples: Vec<_> = judged.iter().map(|(example, _)| example.clone()).collect();
         let size = self.config.rollout.batch_size;
-        let scored = phases.time("scoring", || Scored::of_actor(&self.model, &examples, size))?;
         let reference = phases.time("scoring", || Scored::log_probs(&self.reference, &examples, size))?;
+        let learns = self.learns_from_scoring(examples.len(), accumulate);
+        let mut scored = phases.time("scoring", || Scored::of_actor(&self.model, &examples, size, learns))?;
         let mask = mask(&examples);
         let kl: Grid = scored
             .log_probs
@@ -276,7 +277,7 @@ where
         let estimates = Estimates::new(how, &penalized, &scored.values, &mask, of_all)?;
         self.records.rewarded(&rewards, group)?;
         if !examples.is_empty() {
-            self.rollout = Some(Rollout::new(examples, &scored, &estimates, self.model.device())?);
+            self.rollout = Some(Rollout::new(examples, &mut scored, &estimates, self.model.device())?);
         }
         let Scored { values, entropy, .. } = scored;
         let Estimates { returns, .. } = estimates;
@@ -289,6 +290,14 @@ where
         }
         self.phases.merge(phases);
         Ok(())
+    }
+
+    /// Whether the pass that scores a rollout is that of its first update: in one piece, and without dropout.
+    fn learns_from_scoring(&self, rows: usize, accumulate: usize) -> bool {
+        let whole = |size: usize| size >= rows;
+        let mini_batch = self.config.mini_batch_size;
+        let pieces = whole(self.config.rollout.batch_size) && (mini_batch == 0 || whole(mini_batch));
+        rows > 0 && pieces && accumulate <= 1 && !self.model.has_dropout()
     }
 
     /// The micro-batches of the `update`-th update on the current rollout.
@@ -403,7 +412,7 @@ where
         match (self.config.phase(step), update) {
             (Phase::Supervised, 0) => return self.supervised(step, accumulate).map(Some),
             (Phase::Supervised, _) => return Ok(None),
-            (Phase::Reinforced, 0) => self.roll_out(step)?,
+            (Phase::Reinforced, 0) => self.roll_out(step, accumulate)?,
             (Phase::Reinforced, _) => {
                 if self.too_far()? {
                     self.records.add("early_stops", 1.0);
@@ -438,11 +447,15 @@ where
             Batch::Supervised(objectives) => return objective_sums(self.model.actor(), objectives),
             Batch::Reinforced { rows, policy, .. } => (rows, *policy),
         };
-        let rollout = self.rollout.as_ref().ok_or_else(|| Error::config("rollout", "there is none"))?;
-        let examples: Vec<_> = rows.iter().map(|&row| rollout.examples[row].clone()).collect();
+        let rollout = self.rollout.as_mut().ok_or_else(|| Error::config("rollout", "there is none"))?;
         let entropy = policy && self.config.entropy_coef > 0.0;
-        let (scores, values) =
-            self.model.score_with_values(&examples, Want { entropy, ..Want::default() })?;
+        let Pass { scores, values } = match rollout.pass.take() {
+            Some(pass) => pass,
+            None => {
+                let examples: Vec<_> = rows.iter().map(|&row| rollout.examples[row].clone()).collect();
+                Pass::new(&self.model, &examples, entropy)?
+            }
+        };
         let mask = &scores.labels.mask;
         let old = rollout.targets(rows, mask.size()[1])?;
         let range = self.config.clip_range;
@@ -451,7 +464,7 @@ where
         if policy {
             let loss = policy_loss(&scores.log_probs, &old.old_log_probs, &old.advantages, mask, range)?;
             sums.insert(0, loss);
-            if let Some(entropy) = &scores.entropy {
+            if let Some(entropy) = scores.entropy.filter(|_| entropy) {
                 sums.push(entropy.f_sum(None::<Kind>)?);
             }
         }

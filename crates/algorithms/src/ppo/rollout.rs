@@ -1,7 +1,8 @@
 //! Responses, and what the policy, the value and the reference said of them when they were drawn.
 
 use ruminate_models::{
-    ActorCritic, Example, Generate, GenerationConfig, IGNORED, Policy, TokenId, Tokenizer, Want, by_length,
+    ActorCritic, Example, Generate, GenerationConfig, IGNORED, Policy, TokenId, TokenScores, Tokenizer, Want,
+    by_length,
 };
 use ruminate_rewards::Sample;
 use serde::{Deserialize, Serialize};
@@ -76,22 +77,54 @@ pub(super) struct Scored {
     pub(super) log_probs: Grid,
     pub(super) values: Grid,
     pub(super) entropy: Grid,
+    /// The pass over all responses, with its graph, where the first update is to learn from it.
+    pub(super) pass: Option<Pass>,
+}
+
+/// What the policy says of some responses.
+#[derive(Debug)]
+pub(super) struct Pass {
+    pub(super) scores: TokenScores,
+    pub(super) values: Tensor,
+}
+
+impl Pass {
+    pub(super) fn new<P: Policy>(
+        model: &ActorCritic<P>,
+        examples: &[Example],
+        entropy: bool,
+    ) -> Result<Self> {
+        let (scores, values) = model.score_with_values(examples, Want { entropy, ..Want::default() })?;
+        Ok(Self { scores, values })
+    }
+
+    /// Log-probabilities, values and entropies.
+    fn tensors(&self) -> Result<Vec<Tensor>> {
+        let TokenScores { log_probs, entropy, .. } = &self.scores;
+        let entropy = match entropy {
+            Some(entropy) => entropy.f_detach()?,
+            None => log_probs.f_zeros_like()?,
+        };
+        Ok(vec![log_probs.f_detach()?, self.values.f_detach()?, entropy])
+    }
 }
 
 impl Scored {
-    /// Asks the policy, with values and entropies, some rows at a time.
+    /// Asks the policy, with values and entropies, some rows at a time, or all at once where the first update `learns` from it.
     pub(super) fn of_actor<P: Policy>(
         model: &ActorCritic<P>,
         examples: &[Example],
         batch_size: usize,
+        learns: bool,
     ) -> Result<Self> {
-        let rows = scored(examples, batch_size, |rows| {
-            let (scores, values) =
-                model.score_with_values(rows, Want { entropy: true, ..Want::default() })?;
-            let entropy = scores.entropy.unwrap_or_else(|| scores.log_probs.zeros_like());
-            Ok(vec![scores.log_probs, values, entropy])
-        })?;
-        let mut grids = Self::default();
+        let mut pass = None;
+        let rows = if learns {
+            let all = pass.insert(Pass::new(model, examples, true)?);
+            on_host(all.tensors()?, width(examples))?
+        } else {
+            scored(examples, batch_size, |rows| Pass::new(model, rows, true)?.tensors())?
+        };
+        let mut grids = Self { pass, ..Self::default() };
         for row in rows {
             let mut row = row.into_iter();
             grids.log_probs.extend(row.next());
@@ -120,16 +153,22 @@ fn scored(
     let prompts: Vec<&[TokenId]> = examples.iter().map(|e| e.prompt.as_slice()).collect();
     by_length(&prompts, batch_size, |batch| {
         let rows: Vec<Example> = batch.iter().map(|&i| examples[i].clone()).collect();
-        let mut result: Vec<Vec<Vec<f64>>> = rows.iter().map(|_| vec![]).collect();
-        for tensor in tch::no_grad(|| work(&rows))? {
-            let values: Vec<Vec<f64>> = Vec::try_from(tensor.f_to_kind(Kind::Double)?)?;
-            for (row, mut values) in result.iter_mut().zip(values) {
-                values.resize(width, 0.0);
-                row.push(values);
-            }
-        }
-        Ok(result)
+        on_host(tch::no_grad(|| work(&rows))?, width)
     })
+}
+
+/// For every row of `[rows, time]` tensors one vector per tensor, filled up with zeros.
+fn on_host(tensors: Vec<Tensor>, width: usize) -> Result<Vec<Vec<Vec<f64>>>> {
+    let mut result = vec![];
+    for tensor in tensors {
+        let values: Vec<Vec<f64>> = Vec::try_from(tensor.f_to_kind(Kind::Double)?)?;
+        result.resize_with(values.len(), Vec::new);
+        for (row, mut values) in result.iter_mut().zip(values) {
+            values.resize(width, 0.0);
+            row.push(values);
+        }
+    }
+    Ok(result)
 }
 
 fn width(examples: &[Example]) -> usize {
@@ -147,6 +186,8 @@ pub(super) fn mask(examples: &[Example]) -> Mask {
 #[derive(Debug)]
 pub(super) struct Rollout {
     pub(super) examples: Vec<Example>,
+    /// The pass that scored all of them, if the first update is to learn from it.
+    pub(super) pass: Option<Pass>,
     old_log_probs: Tensor,
     old_values: Tensor,
     advantages: Tensor,
@@ -165,12 +206,13 @@ pub(super) struct Targets {
 impl Rollout {
     pub(super) fn new(
         examples: Vec<Example>,
-        scored: &Scored,
+        scored: &mut Scored,
         estimates: &Estimates,
         device: Device,
     ) -> Result<Self> {
         Ok(Self {
             examples,
+            pass: scored.pass.take(),
             old_log_probs: tensor(&scored.log_probs, device)?,
             old_values: tensor(&scored.values, device)?,
             advantages: tensor(&estimates.whitened_advantages, device)?,

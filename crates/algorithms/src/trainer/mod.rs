@@ -427,7 +427,6 @@ impl Trainer {
             let Some((counts, rounds)) = self.ranks.counts(own)? else { break };
             let batches = batches.unwrap_or_default();
             algorithm.policy_mut().set_training(true);
-            mover.zero_grad()?;
             log.begin_update();
             self.ranks.expect(&counts, algorithm.loss_name(), log)?;
             for round in 0..rounds {

@@ -1,5 +1,6 @@
 //! PPO learns what it is rewarded for, and nothing without; and it can be interrupted anywhere.
 
+use std::cell::Cell;
 use std::fs;
 use std::path::Path;
 
@@ -7,7 +8,7 @@ use ruminate_algorithms::ppo::{
     Batch, KlPenalty, Ppo, PpoConfig, PpoData, Prompt, RolloutConfig, Supervision,
 };
 use ruminate_algorithms::{
-    Algorithm, Ending, Fitted, Objective, Peers, Result, Silent, Trainer, TrainerConfig,
+    Algorithm, Ending, Fitted, Objective, Peers, Precision, Result, Silent, Trainer, TrainerConfig,
 };
 use ruminate_datasets::Compat;
 use ruminate_models::{
@@ -15,6 +16,7 @@ use ruminate_models::{
     TokenScores, Want,
 };
 use ruminate_rewards::{Normalization, Reward, RewardError, Rewarded, Sample};
+use tch::Tensor;
 
 use crate::support::{Recorder, alone, chain, model, short, tokenizer};
 
@@ -384,10 +386,17 @@ fn what_is_wrong_is_named() {
     assert!(error.to_string().contains("rl_steps"), "{error}");
 }
 
-/// Writes nothing but padding in the first `empty` rows of a batch; all else is the T5's.
+/// Writes nothing but padding in the first `empty` rows of a batch, and counts the passes that score; all else is the T5's.
 struct Mute {
     t5: T5,
     empty: usize,
+    scored: Cell<usize>,
+}
+
+impl Mute {
+    fn new(dropout_rate: f64, empty: usize) -> Self {
+        Self { t5: model(dropout_rate, 1), empty, scored: Cell::new(0) }
+    }
 }
 
 impl Policy for Mute {
@@ -406,7 +415,11 @@ impl Policy for Mute {
     fn set_training(&mut self, training: bool) {
         self.t5.set_training(training);
     }
+    fn has_dropout(&self) -> bool {
+        self.t5.has_dropout()
+    }
     fn score(&self, examples: &[Example], want: Want) -> ruminate_models::Result<TokenScores> {
+        self.scored.set(self.scored.get() + 1);
         self.t5.score(examples, want)
     }
     fn save(&self, folder: &Path) -> ruminate_models::Result<()> {
@@ -427,17 +440,86 @@ impl Generate for Mute {
     }
 }
 
+fn muted(config: PpoConfig, dropout_rate: f64, empty: usize) -> Ppo<Mute, (), Share> {
+    let data = PpoData { train: prompts(16), supervised: None, held_out: prompts(4) };
+    let actor = ActorCritic::shared(Mute::new(dropout_rate, empty), 3).unwrap();
+    let reference = Mute::new(dropout_rate, empty);
+    Ppo::new(config, actor, reference, tokenizer(), Share { scale: 1.0 }, data).unwrap()
+}
+
+/// Unless there is dropout, or either is in pieces.
+#[test]
+fn the_pass_that_scores_a_rollout_is_that_of_its_first_update() {
+    let _alone = alone();
+    let passes = |config, dropout_rate, accumulate| {
+        let mut ppo = muted(config, dropout_rate, 0);
+        let mut counts = vec![];
+        for update in 0..2 {
+            let batches = ppo.batches(0, update, accumulate).unwrap().unwrap();
+            counts.push(ppo.policy().scored.take());
+            for batch in &batches {
+                ppo.sums(batch).unwrap();
+            }
+            counts.push(ppo.policy().scored.take());
+        }
+        counts
+    };
+    assert_eq!(passes(config(), 0.0, 1), [1, 0, 0, 1]);
+    assert_eq!(passes(config(), 0.1, 1), [1, 1, 0, 1]);
+    assert_eq!(passes(config(), 0.0, 2), [1, 2, 0, 2]);
+    let narrow = RolloutConfig { batch_size: 8, ..config().rollout };
+    assert_eq!(passes(PpoConfig { rollout: narrow, ..config() }, 0.0, 1), [2, 1, 0, 1]);
+    assert_eq!(passes(PpoConfig { mini_batch_size: 8, ..config() }, 0.0, 1), [1, 1, 0, 1]);
+    assert_eq!(passes(PpoConfig { mini_batch_size: 16, ..config() }, 0.0, 1), [1, 0, 0, 1]);
+}
+
+/// Rollouts run under the same autocast, and what it has kept of the weights then has no gradients.
+#[test]
+fn that_pass_has_gradients_in_bfloat16_and_with_activations_made_again() {
+    let _alone = alone();
+    let changes = |trainer: &TrainerConfig, rows| {
+        let rollout = RolloutConfig { batch_size: rows, ..config().rollout };
+        let mut ppo = ppo(PpoConfig { rollout, epochs: 1, ..config() }, 1.0, 1).unwrap();
+        let values = |ppo: &Ppo<T5, (), Share>| {
+            let named = ppo.model().parameters().named();
+            named.into_iter().map(|(name, t)| (name, t.detach().copy())).collect::<Vec<_>>()
+        };
+        let before = values(&ppo);
+        let folder = tempfile::tempdir().unwrap();
+        Trainer::new(trainer.clone(), folder.path()).unwrap().fit(&mut ppo, &mut Silent).unwrap();
+        before
+            .into_iter()
+            .zip(values(&ppo))
+            .map(|((name, was), (_, is))| (name, is - was))
+            .collect::<Vec<_>>()
+    };
+    let norm = |x: &Tensor| x.norm().double_value(&[]);
+    for (precision, gradient_checkpointing) in
+        [(Precision::F32, true), (Precision::Bf16, false), (Precision::Bf16, true)]
+    {
+        // A large epsilon keeps the step from being the gradient's sign alone.
+        let trainer = TrainerConfig {
+            precision,
+            gradient_checkpointing,
+            eps: 1.0,
+            lr: 1.0,
+            eval_every: 1000,
+            ..short(1)
+        };
+        for ((name, one), (_, pieces)) in changes(&trainer, 16).iter().zip(&changes(&trainer, 5)) {
+            let error = norm(&(one - pieces)) / norm(pieces);
+            let allowed = if precision == Precision::F32 { 1e-3 } else { 0.1 };
+            assert!(error < allowed, "{precision:?} {gradient_checkpointing} {name}: {error}");
+        }
+    }
+}
+
 /// A row of nothing but padding is an error with the reference's arithmetic, and left out otherwise, even if all are.
 #[test]
 fn rows_without_tokens_are_left_out_or_refused() {
     let _alone = alone();
     let run = |compat, empty| {
-        let mute = |seed| Mute { t5: model(0.0, seed), empty };
-        let data = PpoData { train: prompts(16), supervised: None, held_out: prompts(4) };
-        let actor = ActorCritic::shared(mute(1), 3).unwrap();
-        let mut ppo = Ppo::new(config(), actor, mute(1), tokenizer(), Share { scale: 1.0 }, data)
-            .unwrap()
-            .compat(compat);
+        let mut ppo = muted(config(), 0.0, empty).compat(compat);
         let updates = ppo.batches(0, 0, 1)?;
         let rows = updates.iter().flatten().map(|batch| match batch {
             Batch::Reinforced { rows, .. } => rows.len(),

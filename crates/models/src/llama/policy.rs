@@ -45,6 +45,10 @@ impl Policy for Llama {
         self.set_training(training);
     }
 
+    fn has_dropout(&self) -> bool {
+        self.config().attention_dropout > 0.0
+    }
+
     fn set_gradient_checkpointing(&mut self, on: bool) -> Result<()> {
         self.set_gradient_checkpointing(on);
         Ok(())

@@ -47,6 +47,10 @@ impl Policy for T5 {
         self.set_training(training);
     }
 
+    fn has_dropout(&self) -> bool {
+        self.config().dropout_rate > 0.0
+    }
+
     fn set_gradient_checkpointing(&mut self, on: bool) -> Result<()> {
         self.set_gradient_checkpointing(on);
         Ok(())
