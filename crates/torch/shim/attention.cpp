@@ -1,5 +1,5 @@
-// Attention on the CPU: one pass over the scores between the two products, and in decoding no products at all, whose calls
-// would cost more than their arithmetic.
+// Attention on the CPU: one pass over the scores between the two products, which the backward pass makes again, and in decoding no
+// products at all, whose calls would cost more than their arithmetic.
 
 #include "dropout.h"
 #include "guard.h"
@@ -169,7 +169,11 @@ private:
   std::vector<float> none_;
 };
 
-void soften_all(const at::Tensor &scores, const Bias &bias, double scale) {
+// Probabilities [rows * heads, time, keys]; `sizes` says which is which.
+at::Tensor probabilities(const at::Tensor &q, const at::Tensor &k, const std::optional<at::Tensor> &offsets,
+                         at::IntArrayRef sizes, double scale) {
+  const Bias bias(offsets, sizes);
+  auto scores = product(q, k.transpose(1, 2));
   const auto n = scores.size(-1);
   const Reader from(scores);
   const Writer to(scores);
@@ -179,6 +183,7 @@ void soften_all(const at::Tensor &scores, const Bias &bias, double scale) {
     soften(probs, bias.row(row, buffer + n), static_cast<float>(scale), n);
     to.finish(row * n, n, probs);
   });
+  return scores;
 }
 
 // [batch, heads, time, width] as [batch * heads, time, width].
@@ -187,15 +192,12 @@ at::Tensor folded(const at::Tensor &x) { return x.reshape({-1, x.size(2), x.size
 struct Attention : public Function<Attention> {
   static at::Tensor forward(AutogradContext *ctx, const at::Tensor &q, const at::Tensor &k, const at::Tensor &v,
                             const std::optional<at::Tensor> &bias, at::IntArrayRef sizes, double scale, double rate) {
-    auto probs = product(q, k.transpose(1, 2));
-    soften_all(probs, Bias(bias, sizes), scale);
+    const auto probs = probabilities(q, k, bias, sizes, scale);
     const auto seed = rate > 0.0 ? next_seed() : 0;
     auto out = product(rate > 0.0 ? dropped(probs, rate, seed) : probs, v);
     if (ctx) {
-      ctx->save_for_backward({q, k, v, probs});
+      ctx->save_for_backward({q, k, v, bias ? *bias : at::Tensor()});
       ctx->saved_data["sizes"] = sizes.vec();
-      ctx->saved_data["bias"] = bias ? bias->sizes().vec() : std::vector<int64_t>();
-      ctx->saved_data["kind"] = static_cast<int64_t>(bias ? bias->scalar_type() : at::kFloat);
       ctx->saved_data["scale"] = scale;
       ctx->saved_data["rate"] = rate;
       ctx->saved_data["seed"] = static_cast<int64_t>(seed);
@@ -206,9 +208,12 @@ struct Attention : public Function<Attention> {
   static variable_list backward(AutogradContext *ctx, variable_list grads) {
     once();
     auto saved = ctx->get_saved_variables();
-    const auto &q = saved[0], &k = saved[1], &v = saved[2], &probs = saved[3];
+    const auto &q = saved[0], &k = saved[1], &v = saved[2];
+    const auto bias = saved[3].defined() ? std::make_optional(saved[3]) : std::nullopt;
+    const auto sizes = ctx->saved_data["sizes"].toIntVector();
     const auto scale = ctx->saved_data["scale"].toDouble(), rate = ctx->saved_data["rate"].toDouble();
     const auto seed = static_cast<uint64_t>(ctx->saved_data["seed"].toInt());
+    const auto probs = probabilities(q, k, bias, sizes, scale);
     const auto grad = grads[0].to(v.scalar_type());
     auto slopes = product(grad, v.transpose(1, 2));
     at::Tensor grad_v;
@@ -228,18 +233,16 @@ struct Attention : public Function<Attention> {
       to.finish(row * n, n, target);
     });
     at::Tensor grad_bias;
-    if (!ctx->saved_data["bias"].toIntVector().empty() && ctx->needs_input_grad(3)) {
-      const auto whole = slopes.view(ctx->saved_data["sizes"].toIntVector());
-      const auto kind = static_cast<at::ScalarType>(ctx->saved_data["kind"].toInt());
+    if (bias && ctx->needs_input_grad(3)) {
+      const auto whole = slopes.view(sizes);
       // Summed in the bias's own precision.
       std::vector<int64_t> dims;
-      const auto target = ctx->saved_data["bias"].toIntVector();
       for (int64_t dim = 0; dim < 4; ++dim) {
-        if (target[dim] == 1 && whole.size(dim) != 1) {
+        if (bias->size(dim) == 1 && whole.size(dim) != 1) {
           dims.push_back(dim);
         }
       }
-      grad_bias = dims.empty() ? whole.to(kind) : whole.sum(dims, true, kind);
+      grad_bias = dims.empty() ? whole.to(bias->scalar_type()) : whole.sum(dims, true, bias->scalar_type());
     }
     auto grad_q = product(slopes, k), grad_k = product(slopes.transpose(1, 2), q);
     if (scale != 1.0) {

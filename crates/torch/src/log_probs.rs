@@ -51,7 +51,10 @@ pub fn log_probs(
     if width != columns || targets.size() != [rows] {
         return Err(shape(hidden, weight, targets));
     }
-    let chunk = (LOGITS / vocab.max(1)).max(1);
+    // In chunks of one size: the largest takes the memory.
+    let last = rows.max(1) - 1;
+    let chunks = last / (LOGITS / vocab.max(1)).max(1) + 1;
+    let chunk = last / chunks + 1;
     let (mut chosen, mut entropy): (*mut C_tensor, *mut C_tensor) =
         (std::ptr::null_mut(), std::ptr::null_mut());
     // SAFETY: the tensors outlive the call, and the out-pointers are valid for it.
