@@ -13,6 +13,9 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+// Exported by libtorch_cpu where it holds MKL.
+extern "C" [[gnu::weak]] int mkl_serv_disable_fast_mm();
+
 namespace {
 
 // libtorch asks for aligned blocks. For each, the C library looks for one that is larger by the alignment, and gives the ends
@@ -72,6 +75,10 @@ void keep() {
   }
   std::free(stretch);
   mallopt(M_TOP_PAD, static_cast<int>(HUGE_PAGE));
+  // MKL would keep what its products work in, for each of them and each thread; the heap does so for all.
+  if (mkl_serv_disable_fast_mm != nullptr) {
+    mkl_serv_disable_fast_mm();
+  }
 }
 
 } // namespace

@@ -35,10 +35,10 @@ pub fn build_info() -> Result<String> {
 /// taking them again, page by page, in each training step; and asks for huge pages, with which a processor finds its way through
 /// gigabytes of weights faster. For programs that train or generate, before they do. Half the machine's memory is reserved in
 /// addresses, which cost nothing until they are used. Neither happens where the environment already says how `malloc` should
-/// behave. Tensors on the CPU then lie in plain blocks of the C library, since it reuses aligned ones badly. Nothing at all happens
-/// where the C library is not glibc.
+/// behave. Tensors on the CPU then lie in plain blocks of the C library, since it reuses aligned ones badly, and MKL keeps no buffers of
+/// its own. Nothing at all happens where the C library is not glibc.
 pub fn keep_freed_memory() {
-    // SAFETY: the shim reads the environment, sets numbers of the C library and libtorch's pointer to its allocator, which every tensor
-    // remembers for itself; libtorch reads the environment without locks, too.
+    // SAFETY: the shim reads the environment, sets numbers of the C library and of MKL, and libtorch's pointer to its allocator, which
+    // every tensor remembers for itself; libtorch reads the environment without locks, too.
     unsafe { ruminate_keep_freed_memory() }
 }

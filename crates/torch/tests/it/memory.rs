@@ -40,3 +40,33 @@ fn what_a_tensor_leaves_serves_the_next_of_its_size() {
     let same = taken.iter().filter(|address| freed.contains(address)).count();
     assert!(same + 1 >= freed.len(), "{same} of {} blocks were taken again", freed.len());
 }
+
+/// MKL would keep what its products work in.
+#[test]
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn a_product_leaves_nothing_but_its_result() {
+    /// As in `malloc.h`.
+    #[repr(C)]
+    struct Mallinfo {
+        arena: usize,
+        pieces: [usize; 6],
+        used: usize,
+        rest: [usize; 2],
+    }
+    unsafe extern "C" {
+        fn mallinfo2() -> Mallinfo;
+    }
+    keep_freed_memory();
+    // SAFETY: the function counts, and its result has ten words.
+    let used = || unsafe { mallinfo2() }.used;
+    let product = |n: i64| {
+        let x = Tensor::ones([n, n], (Kind::Float, Device::Cpu));
+        x.matmul(&x).double_value(&[0, 0])
+    };
+    // The first one starts threads.
+    assert_eq!(product(64), 64.0);
+    let before = used();
+    assert_eq!(product(1024), 1024.0);
+    let kept = used().saturating_sub(before);
+    assert!(kept < 1 << 20, "{kept} bytes");
+}
