@@ -49,7 +49,9 @@ fn a_product_leaves_nothing_but_its_result() {
     #[repr(C)]
     struct Mallinfo {
         arena: usize,
-        pieces: [usize; 6],
+        counts: [usize; 3],
+        mapped: usize,
+        unused: [usize; 2],
         used: usize,
         rest: [usize; 2],
     }
@@ -58,7 +60,8 @@ fn a_product_leaves_nothing_but_its_result() {
     }
     keep_freed_memory();
     // SAFETY: the function counts, and its result has ten words.
-    let used = || unsafe { mallinfo2() }.used;
+    let all = || unsafe { mallinfo2() };
+    let used = || all().used + all().mapped;
     let product = |n: i64| {
         let x = Tensor::ones([n, n], (Kind::Float, Device::Cpu));
         x.matmul(&x).double_value(&[0, 0])
