@@ -6,8 +6,6 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use ruminate_algorithms::cross_entropy;
-use ruminate_models::Want;
 use ruminate_torch::dist::{ProcessGroup, Reducer, Sharding, World};
 use ruminate_torch::optim::{Adam, Optimizer, zero_grad};
 use tch::Tensor;
@@ -59,7 +57,7 @@ fn step<M: Model>(setting: &Setting, sharding: Sharding) -> Result<Workload> {
         zero_grad(&parameters)?;
         let loss = phases.time("forward", || {
             forward.forward(|| {
-                let loss = cross_entropy(&model.score(&examples, Want::default())?)?;
+                let loss = model.cross_entropy(&examples)?;
                 Ok(loss.sum.f_div_scalar(loss.count as f64 * world.size as f64)?)
             })
         })?;

@@ -1,8 +1,7 @@
 //! Training: whole steps, and their parts.
 
 use anyhow::{Context, Result};
-use ruminate_algorithms::cross_entropy;
-use ruminate_models::{Example, Labels, T5, Want};
+use ruminate_models::{Example, Labels, T5};
 use ruminate_torch::optim::{Adam, AdamConfig, Optimizer, clip_grad_norm};
 use tch::{Kind, Tensor};
 
@@ -33,7 +32,7 @@ fn learn<M: Model>(setting: &Setting, examples: Vec<Example>) -> Result<Workload
     let tokens = examples.iter().map(|e| e.prompt.len() + e.target.len()).sum();
     let flop = 3.0 * setting.lesson_pass(&examples);
     let workload = step(setting, tokens, move |model: &M| {
-        let loss = cross_entropy(&model.score(&examples, Want::default())?)?;
+        let loss = model.cross_entropy(&examples)?;
         Ok(loss.sum.f_div_scalar(loss.count as f64)?)
     })?;
     Ok(workload.of_products(flop))
@@ -96,7 +95,8 @@ pub(crate) fn adam<M: Model>(setting: &Setting) -> Result<Workload> {
 /// Forward and backward of the loss alone, from the last states and the output matrix.
 pub(crate) fn loss<M: Model>(setting: &Setting) -> Result<Workload> {
     head::<M>(setting, |states, weight, targets| {
-        Ok(ruminate_torch::log_probs(states, weight, targets, 1.0, false)?.log_probs.f_mean(Kind::Float)?)
+        let sum = ruminate_torch::cross_entropy(states, weight, targets, 1.0)?;
+        Ok(sum.f_div_scalar(targets.numel() as f64)?)
     })
 }
 

@@ -18,7 +18,7 @@ pub mod tinythinker;
 pub mod trainer;
 
 pub use error::{Error, Result};
-pub use loss::{SumCount, cross_entropy};
+pub use loss::SumCount;
 pub use observer::{Metrics, Observer, ObserverError, Silent, StepReport};
 pub use peers::Peers;
 pub use plan::{MemoryPlan, Networks, Pass, Plan, Work};

@@ -4,11 +4,11 @@ use std::path::Path;
 use std::rc::Rc;
 
 use ruminate_datasets::Shard;
-use ruminate_models::{Example, IGNORED, Policy, Tokenizer, Want};
+use ruminate_models::{Example, IGNORED, Policy, Tokenizer};
 use ruminate_torch::dist::ProcessGroup;
 
 use crate::trainer::{Algorithm, Evaluation, Sums, Term};
-use crate::{Error, Observer, Peers, Result, cross_entropy};
+use crate::{Error, Observer, Peers, Result};
 
 /// Examples of one kind, and the weight of their loss.
 #[derive(Debug, Clone, PartialEq)]
@@ -149,9 +149,9 @@ pub(crate) fn objective_terms(objectives: &[Objective]) -> Vec<Term> {
 pub(crate) fn objective_sums<P: Policy>(policy: &P, objectives: &[Objective]) -> Result<Sums> {
     let mut result = Sums { sums: vec![], tokens: 0 };
     for objective in objectives {
-        let scores = policy.score(&objective.examples, Want::default())?;
-        result.sums.push(cross_entropy(&scores)?.sum);
-        result.tokens += scores.tokens;
+        let loss = policy.cross_entropy(&objective.examples)?;
+        result.sums.push(loss.sum);
+        result.tokens += loss.tokens;
     }
     Ok(result)
 }
@@ -162,7 +162,7 @@ pub(crate) fn objective_sums<P: Policy>(policy: &P, objectives: &[Objective]) ->
 /// When the model fails.
 pub fn mean_loss<P: Policy>(policy: &P, examples: &[Example]) -> Result<f64> {
     tch::no_grad(|| {
-        let loss = cross_entropy(&policy.score(examples, Want::default())?)?;
+        let loss = policy.cross_entropy(examples)?;
         Ok(loss.sum.f_double_value(&[])? / loss.count as f64)
     })
 }

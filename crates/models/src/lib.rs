@@ -24,7 +24,7 @@ pub use generation::{
 };
 pub use llama::{Llama, LlamaConfig, LlamaFamily, RopeScaling};
 pub use parameters::Parameters;
-pub use policy::{Example, LogitStatistics, Policy, TokenScores, Want};
+pub use policy::{CrossEntropy, Example, LogitStatistics, Policy, TokenScores, Want};
 pub use resize::embedding_statistics;
 pub use scoring::ScoreChoices;
 pub use sizes::{BatchShape, ModelShape};

@@ -42,6 +42,17 @@ pub struct TokenScores {
     pub tokens: u64,
 }
 
+/// The loss of supervised training before its division, over all targets of a batch.
+#[derive(Debug)]
+pub struct CrossEntropy {
+    /// Sum of the negative log-probabilities in nats, a scalar with gradients, `f32`.
+    pub sum: Tensor,
+    /// Positions that were summed.
+    pub count: u64,
+    /// Real tokens that went through the model, prompts and targets together.
+    pub tokens: u64,
+}
+
 /// What a model's logits at the target positions are like, without gradients; all `[batch, time]` `f32`, 0 where there is no
 /// loss. See [`Policy::logit_statistics`].
 #[derive(Debug)]
@@ -175,6 +186,16 @@ pub trait Policy {
     /// When there is no example, a prompt is empty, or an id is outside the vocabulary.
     fn score(&self, examples: &[Example], want: Want) -> Result<TokenScores>;
 
+    /// The sum of what [`score`](Self::score) gives, negated. Models may work out its gradients together with it, which is cheaper; they can
+    /// be taken once then.
+    ///
+    /// # Errors
+    /// As [`score`](Self::score).
+    fn cross_entropy(&self, examples: &[Example]) -> Result<CrossEntropy> {
+        let TokenScores { log_probs, labels, tokens, .. } = self.score(examples, Want::default())?;
+        Ok(CrossEntropy { sum: log_probs.f_sum(Kind::Float)?.f_neg()?, count: labels.count, tokens })
+    }
+
     /// As [`score`](Self::score), for several targets of each prompt: `targets` holds equally many for each, those of the first
     /// prompt first, and the scores have their order. A model with an encoder runs it once per prompt.
     ///
@@ -250,6 +271,21 @@ pub(crate) fn label_scores(
     let scores = ruminate_torch::log_probs(&states, weight, &labels.targets, scale, entropy)?;
     let entropy = scores.entropy.map(|entropy| labels.scatter(&entropy)).transpose()?;
     Ok((labels.scatter(&scores.log_probs)?, entropy))
+}
+
+/// Real tokens of prompts and targets.
+pub(crate) fn tokens_of(prompts: &[&[TokenId]], labels: &Labels) -> u64 {
+    prompts.iter().map(|prompt| prompt.len() as u64).sum::<u64>() + labels.count
+}
+
+/// [`Policy::cross_entropy`] of what [`label_scores`] scores.
+pub(crate) fn label_cross_entropy(
+    states: &Tensor,
+    (weight, scale): (&Tensor, f64),
+    labels: &Labels,
+) -> Result<Tensor> {
+    let states = states.f_flatten(0, 1)?.f_index_select(0, &labels.positions)?;
+    Ok(ruminate_torch::cross_entropy(&states, weight, &labels.targets, scale)?)
 }
 
 /// [`Policy::logit_statistics`] under the output matrix and the factor on the states.

@@ -8,7 +8,8 @@ use tch::{Device, Kind, Tensor};
 
 use crate::checkpoint::{read_tensors, write_tensors};
 use crate::{
-    Error, Example, Labels, LogitStatistics, Parameters, Policy, Result, TokenId, TokenScores, Want,
+    CrossEntropy, Error, Example, Labels, LogitStatistics, Parameters, Policy, Result, TokenId, TokenScores,
+    Want,
 };
 
 /// The file of the parameters that predict values, beside the policy's weights.
@@ -184,6 +185,10 @@ impl<P: Policy> Policy for ActorCritic<P> {
 
     fn score(&self, examples: &[Example], want: Want) -> Result<TokenScores> {
         self.actor.score(examples, want)
+    }
+
+    fn cross_entropy(&self, examples: &[Example]) -> Result<CrossEntropy> {
+        self.actor.cross_entropy(examples)
     }
 
     fn score_alternatives(

@@ -107,7 +107,9 @@ impl ModelConfig {
     /// # Errors
     /// There is neither a model nor a published one of the folder's name.
     pub fn planned(&self) -> Result<(T5Config, Option<ModelError>), ModelError> {
-        planned(self.shape(), &self.pretrained, T5Config::published)
+        let published =
+            |name: &str| Some(T5Config { dropout_rate: self.dropout, ..T5Config::published(name)? });
+        planned(self.shape(), &self.pretrained, published)
     }
 }
 

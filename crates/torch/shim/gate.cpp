@@ -20,7 +20,7 @@ using torch::autograd::variable_list;
 // silu(x) = x sigmoid(x); gelu in its tanh form is x sigmoid(2 c (x + 0.044715 x^3)) with c = sqrt(2 / pi).
 constexpr float GELU = 1.5957691216f, CUBE = 0.044715f;
 
-inline float sigmoid(float x) { return 1.0f / (1.0f + fast_exp(-x)); }
+INLINE float sigmoid(float x) { return 1.0f / (1.0f + fast_exp(-x)); }
 
 } // namespace
 

@@ -7,8 +7,10 @@
 #include "shim.h"
 #include "vector.h"
 
+#include <ATen/autocast_mode.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/full.h>
 #include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/custom_function.h>
 
@@ -106,13 +108,50 @@ void scaled(at::Tensor &logits, double scale) {
   }
 }
 
+void check_devices(const at::Tensor &hidden, const at::Tensor &weight, const at::Tensor &targets) {
+  TORCH_CHECK(targets.device() == hidden.device() && weight.device() == hidden.device(), "hidden, weight and targets are on ",
+              hidden.device(), ", ", weight.device(), " and ", targets.device());
+}
+
+void check_targets(const int64_t *ids, int64_t n, int64_t vocab) {
+  const auto outside = std::find_if(ids, ids + n, [vocab](int64_t id) { return id < 0 || id >= vocab; });
+  TORCH_CHECK(outside == ids + n, "target ", *outside, " is outside the vocabulary of ", vocab);
+}
+
+// Gradients of states and weight, from those of logits, a chunk after the other.
+struct Slopes {
+  const at::Tensor &hidden, &weight;
+  at::Tensor of_hidden, of_weight;
+
+  Slopes(const at::Tensor &states, const at::Tensor &matrix, bool for_hidden, bool for_weight) : hidden(states), weight(matrix) {
+    if (for_hidden) {
+      of_hidden = at::empty_like(hidden);
+    }
+    if (for_weight) {
+      of_weight = hidden.size(0) > 0 ? at::empty_like(weight) : at::zeros_like(weight);
+    }
+  }
+
+  void add(const at::Tensor &logits, int64_t at_row) {
+    const auto n = logits.size(0);
+    const auto slope = logits.to(weight.scalar_type());
+    if (of_hidden.defined()) {
+      of_hidden.narrow(0, at_row, n).copy_(product(slope, weight));
+    }
+    if (of_weight.defined()) {
+      // The first chunk sets what the others add to.
+      const auto states = hidden.narrow(0, at_row, n).to(weight.scalar_type());
+      (at_row == 0 ? set_product : add_product)(of_weight, slope.t(), states);
+    }
+  }
+};
+
 struct ChunkedLogProbs : public Function<ChunkedLogProbs> {
   static variable_list forward(AutogradContext *ctx, const at::Tensor &hidden, const at::Tensor &weight,
                                const at::Tensor &all_targets, double scale, int64_t chunk, bool with_entropy) {
     at::AutoDispatchBelowADInplaceOrView guard;
     const auto targets = all_targets.contiguous();
-    TORCH_CHECK(targets.device() == hidden.device() && weight.device() == hidden.device(), "hidden, weight and targets are on ",
-                hidden.device(), ", ", weight.device(), " and ", targets.device());
+    check_devices(hidden, weight, targets);
     const auto rows = hidden.size(0), vocab = weight.size(0);
     const auto options = hidden.options().dtype(at::kFloat);
     auto log_probs = at::empty({rows}, options);
@@ -130,8 +169,7 @@ struct ChunkedLogProbs : public Function<ChunkedLogProbs> {
         continue;
       }
       if (logits.is_cpu()) {
-        const auto outside = std::find_if(ids, ids + n, [vocab](int64_t id) { return id < 0 || id >= vocab; });
-        TORCH_CHECK(outside == ids + n, "target ", *outside, " is outside the vocabulary of ", vocab);
+        check_targets(ids, n, vocab);
         const auto *from = logits.const_data_ptr<float>();
         const auto factor = static_cast<float>(scale);
         for_rows(n, vocab, 0, [&](int64_t row, float *) {
@@ -170,27 +208,8 @@ struct ChunkedLogProbs : public Function<ChunkedLogProbs> {
     const auto chunk = ctx->saved_data["chunk"].toInt();
     const auto rows = hidden.size(0), vocab = weight.size(0);
     const bool for_entropy = entropy.numel() > 0 && grads[1].defined();
-    const bool for_hidden = ctx->needs_input_grad(0), for_weight = ctx->needs_input_grad(1);
-    at::Tensor grad_hidden, grad_weight;
-    if (for_hidden) {
-      grad_hidden = at::empty_like(hidden);
-    }
-    if (for_weight) {
-      grad_weight = rows > 0 ? at::empty_like(weight) : at::zeros_like(weight);
-    }
+    Slopes all(hidden, weight, ctx->needs_input_grad(0), ctx->needs_input_grad(1));
     auto buffer = chunk_buffer(hidden, weight, chunk);
-    // From the gradient of a chunk's logits to those of states and weight.
-    const auto add_slopes = [&](const at::Tensor &slope, int64_t at_row) {
-      const auto n = slope.size(0);
-      if (for_hidden) {
-        grad_hidden.narrow(0, at_row, n).copy_(product(slope, weight));
-      }
-      if (for_weight) {
-        // The first chunk sets what the others add to.
-        const auto states = hidden.narrow(0, at_row, n).to(weight.scalar_type());
-        (at_row == 0 ? set_product : add_product)(grad_weight, slope.t(), states);
-      }
-    };
     // Where loops of our own run, autograd would see none of what they do.
     if (buffer.is_cpu()) {
       once();
@@ -214,7 +233,7 @@ struct ChunkedLogProbs : public Function<ChunkedLogProbs> {
                 entropy_grads ? entropy_grads[row] * factor : 0.0f);
           own[ids[row]] += grad;
         });
-        add_slopes(p.to(weight.scalar_type()), at_row);
+        all.add(p, at_row);
         continue;
       }
       scaled(p, scale);
@@ -223,7 +242,7 @@ struct ChunkedLogProbs : public Function<ChunkedLogProbs> {
         slope = weight.scalar_type() == at::kFloat ? p : at::empty(p.sizes(), weight.options());
         run_kernel(Kernel::LogProbs, std::string("log_probs_slopes") + kernel_suffix(slope), p, n, 0, p.mutable_data_ptr(), ids, vocab,
                    own_grads, entropy_grads, from_row<float>(entropy, at_row), static_cast<float>(scale), slope.mutable_data_ptr());
-        add_slopes(slope, at_row);
+        all.add(slope, at_row);
         continue;
       }
       if (!for_entropy) {
@@ -249,9 +268,109 @@ struct ChunkedLogProbs : public Function<ChunkedLogProbs> {
       if (scale != 1.0) {
         slope.mul_(scale);
       }
-      add_slopes(slope.to(weight.scalar_type()), at_row);
+      all.add(slope, at_row);
     }
-    return {grad_hidden, grad_weight, at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
+    return {all.of_hidden, all.of_weight, at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
+  }
+};
+
+// Autocast rounds the products of a forward pass, but not those of gradients.
+class WithoutAutocast {
+public:
+  explicit WithoutAutocast(at::DeviceType device) : device_(device), was_(at::autocast::is_autocast_enabled(device)) {
+    at::autocast::set_autocast_enabled(device_, false);
+  }
+  ~WithoutAutocast() { at::autocast::set_autocast_enabled(device_, was_); }
+  WithoutAutocast(const WithoutAutocast &) = delete;
+
+private:
+  at::DeviceType device_;
+  bool was_;
+};
+
+// The sum of -log p(target). All targets count the same, so gradients are known up to a factor while the logits exist, which then need not
+// be made again.
+struct CrossEntropy : public Function<CrossEntropy> {
+  static at::Tensor forward(AutogradContext *ctx, const at::Tensor &hidden, const at::Tensor &weight, const at::Tensor &all_targets,
+                            double scale, int64_t chunk, bool for_hidden, bool for_weight) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    const auto targets = all_targets.contiguous();
+    check_devices(hidden, weight, targets);
+    const auto rows = hidden.size(0), vocab = weight.size(0);
+    const bool learns = for_hidden || for_weight;
+    const auto options = hidden.options().dtype(at::kFloat);
+    auto losses = at::empty({rows}, options);
+    Slopes all(hidden, weight, for_hidden, for_weight);
+    auto buffer = chunk_buffer(hidden, weight, chunk);
+    const bool kernel = by_kernel(Kernel::LogProbs, buffer) && by_kernel(Kernel::LogProbs, weight);
+    for (int64_t at_row = 0; at_row < rows; at_row += chunk) {
+      const auto n = std::min(chunk, rows - at_row);
+      auto logits = chunk_logits(buffer, hidden.narrow(0, at_row, n), weight);
+      const WithoutAutocast plain(hidden.device().type());
+      auto own_losses = losses.narrow(0, at_row, n);
+      const auto own_targets = targets.narrow(0, at_row, n);
+      const auto *ids = own_targets.const_data_ptr<int64_t>();
+      auto *loss = own_losses.mutable_data_ptr<float>();
+      if (kernel) {
+        scaled(logits, scale);
+        run_kernel(Kernel::LogProbs, "log_probs", logits, n, 0, logits.mutable_data_ptr(), ids, vocab, loss,
+                   static_cast<float *>(nullptr));
+        if (learns) {
+          const auto minus = at::full({n}, -1.0, options);
+          auto slope = weight.scalar_type() == at::kFloat ? logits : at::empty(logits.sizes(), weight.options());
+          run_kernel(Kernel::LogProbs, std::string("log_probs_slopes") + kernel_suffix(slope), logits, n, 0, logits.mutable_data_ptr(),
+                     ids, vocab, minus.mutable_data_ptr<float>(), static_cast<float *>(nullptr), static_cast<float *>(nullptr),
+                     static_cast<float>(scale), slope.mutable_data_ptr());
+          all.add(slope, at_row);
+        }
+        own_losses.neg_();
+        continue;
+      }
+      if (logits.is_cpu()) {
+        check_targets(ids, n, vocab);
+        auto *to = logits.mutable_data_ptr<float>();
+        const auto factor = static_cast<float>(scale);
+        for_rows(n, vocab, 0, [&](int64_t row, float *) {
+          auto *own = to + row * vocab;
+          const auto found = spread(own, factor, vocab, false);
+          loss[row] = found.largest + found.log_sum - own[ids[row]] * factor;
+          if (learns) {
+            slopes(own, factor, vocab, found, -factor, 0.0f);
+            own[ids[row]] -= factor;
+          }
+        });
+      } else {
+        scaled(logits, scale);
+        const auto column = own_targets.unsqueeze(1);
+        const auto log_sum = logits.logsumexp({1}, true);
+        own_losses.copy_(log_sum.sub(logits.gather(1, column)).squeeze(1));
+        if (learns) {
+          logits.sub_(log_sum).exp_();
+          logits.scatter_add_(1, column, at::full({n, 1}, -1.0, options));
+          scaled(logits, scale);
+        }
+      }
+      if (learns) {
+        all.add(logits, at_row);
+      }
+    }
+    if (ctx) {
+      ctx->save_for_backward({all.of_hidden, all.of_weight});
+    }
+    return losses.sum();
+  }
+
+  static variable_list backward(AutogradContext *ctx, variable_list grads) {
+    once();
+    auto saved = ctx->get_saved_variables();
+    for (auto &grad : saved) {
+      if (grad.defined()) {
+        // In place: a second backward pass is refused, because these have changed.
+        grad.mul_(grads[0]);
+      }
+    }
+    saved.resize(7);
+    return saved;
   }
 };
 
@@ -264,5 +383,16 @@ extern "C" int ruminate_log_probs(at::Tensor *hidden, at::Tensor *weight, at::Te
     auto out = ChunkedLogProbs::apply(*hidden, *weight, *targets, scale, chunk, with_entropy != 0);
     *log_probs = new at::Tensor(out[0]);
     *entropy = new at::Tensor(out[1]);
+  });
+}
+
+extern "C" int ruminate_cross_entropy(at::Tensor *hidden, at::Tensor *weight, at::Tensor *targets, double scale, int64_t chunk,
+                                      at::Tensor **out, char **error) {
+  return guarded(error, [&] {
+    const bool graph = at::GradMode::is_enabled();
+    const bool for_hidden = graph && hidden->requires_grad(), for_weight = graph && weight->requires_grad();
+    *out = new at::Tensor(for_hidden || for_weight
+                              ? CrossEntropy::apply(*hidden, *weight, *targets, scale, chunk, for_hidden, for_weight)
+                              : CrossEntropy::forward(nullptr, *hidden, *weight, *targets, scale, chunk, false, false));
   });
 }

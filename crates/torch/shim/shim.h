@@ -44,6 +44,8 @@ int ruminate_set_generator_state(int device_index, at::Tensor *state, char **err
 
 // Log-probabilities of targets [rows], and entropies [rows] (or [0]), from hidden [rows, width] and weight
 // [vocabulary, width]: logits are scale * hidden * weight^T, made for `chunk` rows at a time.
+int ruminate_cross_entropy(at::Tensor *hidden, at::Tensor *weight, at::Tensor *targets, double scale, int64_t chunk, at::Tensor **out,
+                           char **error);
 int ruminate_log_probs(at::Tensor *hidden, at::Tensor *weight, at::Tensor *targets, double scale, int64_t chunk,
                        int with_entropy, at::Tensor **log_probs, at::Tensor **entropy, char **error);
 

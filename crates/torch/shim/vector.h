@@ -16,11 +16,18 @@
 #define FOR_EACH_VECTOR_UNIT
 #endif
 
+// What such a function calls, to be compiled for the same unit.
+#if defined(__GNUC__)
+#define INLINE __attribute__((always_inline)) inline
+#else
+#define INLINE inline
+#endif
+
 // Sums are kept in this many lanes. Element i belongs to lane i % LANES, so that zeros behind the last one change nothing,
 // not even the rounding.
 constexpr int LANES = 16;
 
-inline float total(float *lanes) {
+INLINE float total(float *lanes) {
   for (int width = LANES / 2; width > 0; width /= 2) {
     for (int j = 0; j < width; ++j) {
       lanes[j] += lanes[j + width];
@@ -29,11 +36,8 @@ inline float total(float *lanes) {
   return lanes[0];
 }
 
-// The sum of products. To be inlined into what is compiled for several vector units.
-#if defined(__GNUC__)
-__attribute__((always_inline))
-#endif
-inline float dot(const float *x, const float *y, int64_t n) {
+// The sum of products.
+INLINE float dot(const float *x, const float *y, int64_t n) {
   float lanes[LANES] = {0};
   int64_t i = 0;
   for (; i + LANES <= n; i += LANES) {
@@ -47,13 +51,13 @@ inline float dot(const float *x, const float *y, int64_t n) {
   return total(lanes);
 }
 
-inline float bits_to_float(uint32_t bits) {
+INLINE float bits_to_float(uint32_t bits) {
   float x;
   std::memcpy(&x, &bits, sizeof x);
   return x;
 }
 
-inline uint32_t float_to_bits(float x) {
+INLINE uint32_t float_to_bits(float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, sizeof bits);
   return bits;
@@ -61,7 +65,7 @@ inline uint32_t float_to_bits(float x) {
 
 // e^x within two units in the last place; 0 below -87, infinite above 88. For loops, in which the C library's function would be
 // called one by one.
-inline float fast_exp(float x) {
+INLINE float fast_exp(float x) {
   const float bounded = x < -87.0f ? -87.0f : (x > 89.0f ? 89.0f : x);
   // Rounds to the nearest integer: the sum has no bits behind the point.
   const float shifted = bounded * 1.44269504f + 12582912.0f;

@@ -127,6 +127,15 @@ unsafe extern "C" {
         state: TensorPtr,
         error: *mut *mut c_char,
     ) -> c_int;
+    pub(crate) fn ruminate_cross_entropy(
+        hidden: TensorPtr,
+        weight: TensorPtr,
+        targets: TensorPtr,
+        scale: f64,
+        chunk: i64,
+        out: *mut *mut C_tensor,
+        error: *mut *mut c_char,
+    ) -> c_int;
     pub(crate) fn ruminate_log_probs(
         hidden: TensorPtr,
         weight: TensorPtr,

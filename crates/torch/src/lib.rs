@@ -25,6 +25,6 @@ pub use files::map_file;
 pub use fused::{Gate, KeysValues, attention, gate, look_up, remember, remember_at, rms_norm, rotate};
 pub use graph::Graph;
 pub use info::{build_info, keep_freed_memory};
-pub use log_probs::{LogProbs, log_probs};
+pub use log_probs::{LogProbs, cross_entropy, log_probs};
 pub use products::{Before, Packed, linear, linear_after, matmul};
 pub use sampling::top_p;

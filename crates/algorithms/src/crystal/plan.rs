@@ -91,7 +91,10 @@ impl ReinforcementConfig {
         let networks = Networks { trained, value_head: true, frozen: 1, ..Networks::single(shape) };
         let reinforced = self.ppo.rl_steps as f64 / self.ppo.cycle_steps.max(1) as f64;
         let updates = reinforced * self.updates() as f64 + (1.0 - reinforced);
-        Plan::new(&self.trainer, networks, &self.passes(lengths, question, trained), updates)
+        let one_pass = self.ppo.in_one_piece(self.ppo.batch_size, self.trainer.accumulate);
+        let scoring = if one_pass && shape.dropout_rate == 0.0 { 1 } else { trained + 1 };
+        let passes = self.passes(lengths, question, trained, scoring);
+        Plan::new(&self.trainer, networks, &passes, updates)
     }
 
     /// Updates of a reinforced step.
@@ -105,7 +108,8 @@ impl ReinforcementConfig {
         if self.ppo.mini_batch_size == 0 { all } else { self.ppo.mini_batch_size.min(all) }
     }
 
-    fn passes(&self, lengths: &Lengths, question: [f64; 2], critics: usize) -> Vec<Pass> {
+    /// `critics` networks are trained, and `scoring` asked of the statements before.
+    fn passes(&self, lengths: &Lengths, question: [f64; 2], critics: usize, scoring: usize) -> Vec<Pass> {
         let ppo = &self.ppo;
         let reinforced = ppo.rl_steps as f64 / ppo.cycle_steps.max(1) as f64;
         let statement = ppo.rollout.max_new_tokens.min(lengths.max_knowledge_len) as f64;
@@ -127,8 +131,9 @@ impl ReinforcementConfig {
             pass(Work::Forward, 1.0, batch, 1, question, statement),
             pass(Work::Forward, judged, batch, 1, with_statement, 1.0),
             pass(Work::Forward, judged, batch, 1, question, 1.0),
-            // Their tokens are scored by the policy, by what predicts values, and by the reference.
-            pass(Work::Forward, reinforced, batch, critics + 1, question, statement),
+            // Their tokens are scored by the reference and, where the first update does not do so, by the policy and what predicts
+            // values.
+            pass(Work::Forward, reinforced, batch, scoring, question, statement),
             pass(Work::Training, epochs, self.update_rows(), critics, question, statement),
         ];
         let answers = [(self.qa_coef, question), (self.qka_coef, with_statement)];
@@ -208,7 +213,8 @@ mod tests {
     /// The published run on t5-large: 64 statements a step, four passes over them in half of the steps.
     #[test]
     fn stage_two_is_reckoned_by_hand() {
-        let large = T5Config::published("t5-large").unwrap();
+        let published = T5Config::published("t5-large").unwrap();
+        let large = T5Config { dropout_rate: 0.0, ..published.clone() };
         let flops =
             |source, target| large.forward_flops(ruminate_models::BatchShape { rows: 64.0, source, target });
         let near = |a: f64, b: f64| assert!((a / b - 1.0).abs() < 1e-12, "{a} {b}");
@@ -217,22 +223,26 @@ mod tests {
         let whole = plan(&config);
         assert_eq!((whole.updates_per_step, whole.rows_per_step), (2.5, 2.5 * 64.0));
         let (written, scored) = (flops(100.0, 32.0), flops(132.0, 1.0) + flops(100.0, 1.0));
-        near(whole.forward_flops_per_step, written + scored + 0.5 * 2.0 * written);
+        near(whole.forward_flops_per_step, written + scored + 0.5 * written);
         let training = 3.0 * (0.5 * 4.0 * written + 0.5 * flops(132.0, 2.0));
         near(whole.flops_per_step, whole.forward_flops_per_step + training);
 
-        // Smaller updates and micro-batches change how many there are and what lies in memory, not the work.
+        // With dropout, the policy scores before the first update.
+        let dropping = config.plan(&published, &Lengths::default(), [100.0, 256.0]);
+        near(dropping.flops_per_step, whole.flops_per_step + 0.5 * written);
+
+        // Smaller updates and micro-batches change how many there are and what lies in memory; the policy scores by itself then.
         let mut cut = config.clone();
         (cut.ppo.mini_batch_size, cut.trainer.accumulate) = (16, 4);
         let cut = plan(&cut);
         assert_eq!(cut.updates_per_step, 0.5 * 16.0 + 0.5);
-        near(cut.flops_per_step, whole.flops_per_step);
+        near(cut.flops_per_step, dropping.flops_per_step);
         // The answer steps have the larger micro-batches then, but shorter targets.
         assert!(cut.memory.activations < whole.memory.activations / 3);
         // A network for the values is trained and asked, too.
         let separate = plan(&ReinforcementConfig { separate_value_model: true, ..config.clone() });
-        near(separate.forward_flops_per_step, whole.forward_flops_per_step + 0.5 * written);
-        near(separate.flops_per_step, whole.flops_per_step + 0.5 * written + 3.0 * 0.5 * 4.0 * written);
+        near(separate.forward_flops_per_step, whole.forward_flops_per_step);
+        near(separate.flops_per_step, whole.flops_per_step + 3.0 * 0.5 * 4.0 * written);
         assert_eq!(separate.parameters, 2 * large.parameter_count() + 1025);
 
         let mut only = config;

@@ -150,6 +150,14 @@ impl PpoConfig {
         episodes.div_ceil(self.batch_size.max(1) as u64)
     }
 
+    /// Whether a rollout of so many rows is scored in one piece, and updated on in one. Both then take the same pass, where there is no
+    /// dropout.
+    pub(crate) fn in_one_piece(&self, rows: usize, accumulate: usize) -> bool {
+        let whole = |size: usize| size >= rows;
+        let update = self.mini_batch_size == 0 || whole(self.mini_batch_size);
+        rows > 0 && whole(self.rollout.batch_size) && update && accumulate <= 1
+    }
+
     pub(super) fn estimation(&self, compat: Compat) -> Estimation {
         Estimation { compat, whiten_rewards: self.whiten_rewards, gamma: self.gamma, lambda: self.lambda }
     }

@@ -257,7 +257,7 @@ where
         let examples: Vec<_> = judged.iter().map(|(example, _)| example.clone()).collect();
         let size = self.config.rollout.batch_size;
         let reference = phases.time("scoring", || Scored::log_probs(&self.reference, &examples, size))?;
-        let learns = self.learns_from_scoring(examples.len(), accumulate);
+        let learns = !self.model.has_dropout() && self.config.in_one_piece(examples.len(), accumulate);
         let mut scored = phases.time("scoring", || Scored::of_actor(&self.model, &examples, size, learns))?;
         let mask = mask(&examples);
         let kl: Grid = scored
@@ -290,14 +290,6 @@ where
         }
         self.phases.merge(phases);
         Ok(())
-    }
-
-    /// Whether the pass that scores a rollout is that of its first update: in one piece, and without dropout.
-    fn learns_from_scoring(&self, rows: usize, accumulate: usize) -> bool {
-        let whole = |size: usize| size >= rows;
-        let mini_batch = self.config.mini_batch_size;
-        let pieces = whole(self.config.rollout.batch_size) && (mini_batch == 0 || whole(mini_batch));
-        rows > 0 && pieces && accumulate <= 1 && !self.model.has_dropout()
     }
 
     /// The micro-batches of the `update`-th update on the current rollout.

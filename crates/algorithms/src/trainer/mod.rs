@@ -416,6 +416,8 @@ impl Trainer {
         let max_norm =
             if self.config.max_grad_norm > 0.0 { self.config.max_grad_norm } else { f64::INFINITY };
         let (mut tokens, mut update) = (0, 0);
+        // Before anything is prepared: a rollout has the memory of gradients.
+        mover.zero_grad()?;
         loop {
             let started = Instant::now();
             let mut prepare = || algorithm.batches(step, update, self.config.accumulate);
@@ -427,6 +429,9 @@ impl Trainer {
             let Some((counts, rounds)) = self.ranks.counts(own)? else { break };
             let batches = batches.unwrap_or_default();
             algorithm.policy_mut().set_training(true);
+            if update > 0 {
+                mover.zero_grad()?;
+            }
             log.begin_update();
             self.ranks.expect(&counts, algorithm.loss_name(), log)?;
             for round in 0..rounds {

@@ -21,8 +21,6 @@ impl Mover {
     pub(super) fn new(config: &TrainerConfig, policy: &dyn Policy, ranks: &Ranks) -> Result<Self> {
         let named = policy.parameters().named();
         let parameters: Vec<Tensor> = named.iter().map(|(_, tensor)| tensor.shallow_clone()).collect();
-        // What a caller has left.
-        zero_grad(&parameters)?;
         let reducer = ranks.reducer(&parameters, config.sharding)?;
         let owns = |index: usize| reducer.as_ref().is_none_or(|reducer| reducer.owns(index));
         let own = named.into_iter().enumerate().filter(|(i, _)| owns(*i)).map(|(_, named)| named).collect();
@@ -40,6 +38,10 @@ impl Mover {
     /// Whether each rank has states of its own.
     pub(super) fn is_sharded(&self) -> bool {
         self.reducer.as_ref().is_some_and(|reducer| reducer.sharding() != Sharding::None)
+    }
+
+    pub(super) fn zero_grad(&self) -> Result<()> {
+        Ok(zero_grad(&self.parameters)?)
     }
 
     /// Before the backward pass of one of `rounds` micro-batches.
@@ -61,8 +63,7 @@ impl Mover {
         Ok(())
     }
 
-    /// Clips the gradients, moves the parameters, and frees the gradients, so that validations and rollouts have their memory;
-    /// the norm before clipping.
+    /// Clips the gradients and moves the parameters; the norm before clipping.
     pub(super) fn step(&mut self, max_norm: f64, lr: f64, phases: &mut Phases) -> Result<Tensor> {
         let norm = match &self.reducer {
             Some(reducer) if self.is_sharded() => phases
@@ -73,7 +74,6 @@ impl Mover {
         if let Some(reducer) = &mut self.reducer {
             phases.time("communication", || reducer.publish())?;
         }
-        zero_grad(&self.parameters)?;
         Ok(norm)
     }
 }

@@ -163,6 +163,14 @@ pub(super) fn attention(
         let context = context.f_reshape([rows, shared, time, group, width])?.f_transpose(1, 2)?;
         return Ok(context.f_reshape([rows, time, heads * width])?);
     }
+    // Behind a shared prompt, long rows are better off with copies of its keys and values, whose scores then need none.
+    if parts.len() > 1 && time >= width {
+        let own = KeyValues {
+            keys: for_each_row(parts.iter().map(|part| &part.keys), rows)?,
+            values: for_each_row(parts.iter().map(|part| &part.values), rows)?,
+        };
+        return attention(queries, &[&own], mask, dropout);
+    }
     let queries = queries.f_mul_scalar(scale)?;
     let scores = parts.iter().map(|part| -> Result<Tensor> {
         let (batch, shared, keys, _) = part.keys.size4()?;
@@ -206,6 +214,19 @@ pub(super) fn attention(
         from += keys;
     }
     context.ok_or_else(|| crate::Error::invalid("attention", "there is nothing to look at"))
+}
+
+/// Keys or values of all parts `[rows or fewer, heads, keys, width]` one behind the other, for each of the rows.
+fn for_each_row<'a>(parts: impl Iterator<Item = &'a Tensor>, rows: i64) -> Result<Tensor> {
+    let parts: Vec<&Tensor> = parts.collect();
+    let batch = parts.iter().map(|part| part.size()[0]).min().unwrap_or(rows);
+    let spread = parts.iter().map(|part| -> Result<Tensor> {
+        let (own, heads, keys, width) = part.size4()?;
+        let part = part.f_view_([batch, own / batch, heads, keys, width])?;
+        Ok(part.f_expand([batch, rows / batch, heads, keys, width], false)?)
+    });
+    let all = Tensor::f_cat(&spread.collect::<Result<Vec<_>>>()?, 3)?;
+    Ok(all.f_flatten(0, 1)?)
 }
 
 /// Whether libtorch's fused kernel takes so many scores of whole sequences.

@@ -115,7 +115,8 @@ impl LlamaConfig {
     /// - `(4 + w) h` (in float32: `4 h`) for each token of the row: its probability, where the scores are written out,
     /// - `4 w f` for the inside of the feed-forward layer.
     ///
-    /// What the kernels need while they run comes on top.
+    /// What the kernels need while they run comes on top. On the CPU it is less: norms keep their input alone, and probabilities
+    /// are made again.
     #[must_use]
     pub fn activation_bytes(&self, shape: BatchShape, bf16: bool) -> f64 {
         let BatchShape { rows, source, target } = shape;

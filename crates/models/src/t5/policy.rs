@@ -8,10 +8,12 @@ use super::T5;
 use super::layers::{Layout, Rectangle, causal_mask, padding_mask};
 use crate::batch::{check_ids, check_rows};
 use crate::packing::{groups, push, spare, unpack};
-use crate::policy::{check_targets, label_scores, logit_statistics, targets_of_each};
+use crate::policy::{
+    check_targets, label_cross_entropy, label_scores, logit_statistics, targets_of_each, tokens_of,
+};
 use crate::{
-    Batch, Example, IGNORED, Labels, LogitStatistics, Parameters, Policy, Result, Side, TokenId, TokenScores,
-    Want,
+    Batch, CrossEntropy, Example, IGNORED, Labels, LogitStatistics, Parameters, Policy, Result, Side,
+    TokenId, TokenScores, Want,
 };
 
 impl Policy for T5 {
@@ -70,8 +72,16 @@ impl Policy for T5 {
     ) -> Result<TokenScores> {
         let (states, labels) = self.target_states(prompts, targets)?;
         let (log_probs, entropy) = label_scores(&states, self.output_projection(), &labels, want.entropy)?;
-        let tokens = prompts.iter().map(|prompt| prompt.len() as u64).sum::<u64>() + labels.count;
+        let tokens = tokens_of(prompts, &labels);
         Ok(TokenScores { log_probs, entropy, states: want.states.then_some(states), labels, tokens })
+    }
+
+    fn cross_entropy(&self, examples: &[Example]) -> Result<CrossEntropy> {
+        let prompts: Vec<&[TokenId]> = examples.iter().map(|e| e.prompt.as_slice()).collect();
+        let targets: Vec<&[TokenId]> = examples.iter().map(|e| e.target.as_slice()).collect();
+        let (states, labels) = self.target_states(&prompts, &targets)?;
+        let sum = label_cross_entropy(&states, self.output_projection(), &labels)?;
+        Ok(CrossEntropy { sum, count: labels.count, tokens: tokens_of(&prompts, &labels) })
     }
 
     fn states(&self, examples: &[Example]) -> Result<Option<Tensor>> {

@@ -102,7 +102,8 @@ impl T5Config {
     /// - `(4 + w) h` (in float32: `4 h`) for each token that it attends to: its probability,
     /// - `w f` for the inside of the feed-forward layer.
     ///
-    /// Dropout, and what the kernels need while they run, comes on top.
+    /// Dropout, and what the kernels need while they run, comes on top. On the CPU it is less: norms keep their input alone, and
+    /// probabilities are made again.
     #[must_use]
     pub fn activation_bytes(&self, shape: BatchShape, bf16: bool) -> f64 {
         let BatchShape { rows, source, target } = shape;

@@ -57,6 +57,7 @@ fn log_probabilities() {
         whole::values_and_gradients_are_those_of_the_full_logits();
         whole::several_chunks_are_as_one();
         whole::entropy_is_left_out_unless_asked_for();
+        whole::cross_entropy_is_the_sum_with_its_gradients();
     });
 }
 
