@@ -186,8 +186,8 @@ pub trait Policy {
     /// When there is no example, a prompt is empty, or an id is outside the vocabulary.
     fn score(&self, examples: &[Example], want: Want) -> Result<TokenScores>;
 
-    /// The sum of what [`score`](Self::score) gives, negated. Models may work out its gradients together with it, which is cheaper; they can
-    /// be taken once then.
+    /// The sum of what [`score`](Self::score) gives, negated. Models may work out its gradients together with it, which is cheaper; they
+    /// can be taken once then, and that of the output matrix is in memory until they are.
     ///
     /// # Errors
     /// As [`score`](Self::score).

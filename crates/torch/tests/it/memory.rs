@@ -41,7 +41,10 @@ fn what_a_tensor_leaves_serves_the_next_of_its_size() {
     assert!(same + 1 >= freed.len(), "{same} of {} blocks were taken again", freed.len());
 }
 
-/// MKL would keep what its products work in.
+/// How the child process of the test below is told that it is one.
+const CHILD: &str = "RUMINATE_TEST_PRODUCTS";
+
+/// MKL would keep what its products work in. In a process of its own, where nothing else uses memory.
 #[test]
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 fn a_product_leaves_nothing_but_its_result() {
@@ -57,6 +60,15 @@ fn a_product_leaves_nothing_but_its_result() {
     }
     unsafe extern "C" {
         fn mallinfo2() -> Mallinfo;
+    }
+    if std::env::var_os(CHILD).is_none() {
+        let child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "memory::a_product_leaves_nothing_but_its_result", "--nocapture"])
+            .env(CHILD, "1")
+            .output()
+            .unwrap();
+        assert!(child.status.success(), "{}", String::from_utf8_lossy(&child.stderr));
+        return;
     }
     keep_freed_memory();
     // SAFETY: the function counts, and its result has ten words.
