@@ -44,10 +44,11 @@ int ruminate_set_generator_state(int device_index, at::Tensor *state, char **err
 
 // Log-probabilities of targets [rows], and entropies [rows] (or [0]), from hidden [rows, width] and weight
 // [vocabulary, width]: logits are scale * hidden * weight^T, made for `chunk` rows at a time.
-int ruminate_cross_entropy(at::Tensor *hidden, at::Tensor *weight, at::Tensor *targets, double scale, int64_t chunk, at::Tensor **out,
-                           char **error);
 int ruminate_log_probs(at::Tensor *hidden, at::Tensor *weight, at::Tensor *targets, double scale, int64_t chunk,
                        int with_entropy, at::Tensor **log_probs, at::Tensor **entropy, char **error);
+// The sum of the log-probabilities, negated; gradients are made with it.
+int ruminate_cross_entropy(at::Tensor *hidden, at::Tensor *weight, at::Tensor *targets, double scale, int64_t chunk, at::Tensor **out,
+                           char **error);
 
 // A closure of the caller: gets new tensors, which it owns, stores a new tensor in `out` and returns 0, or reports with
 // ruminate_set_message and returns 1. It lets no exception and no panic out.

@@ -441,7 +441,9 @@ where
         };
         let rollout = self.rollout.as_mut().ok_or_else(|| Error::config("rollout", "there is none"))?;
         let entropy = policy && self.config.entropy_coef > 0.0;
-        let Pass { scores, values } = match rollout.pass.take() {
+        // The pass is of all rows, in their order.
+        let all = rows.iter().copied().eq(0..rollout.examples.len());
+        let Pass { scores, values } = match rollout.pass.take().filter(|_| all) {
             Some(pass) => pass,
             None => {
                 let examples: Vec<_> = rows.iter().map(|&row| rollout.examples[row].clone()).collect();

@@ -62,6 +62,7 @@ fn agree(policy: &mut impl Policy) {
         let largest = alone.abs().max().double_value(&[]).max(1.0);
         assert_close(&(together / largest), &(alone / largest), name);
     }
+    cross_entropy_is_the_sum_of_the_scores(policy, &examples);
     // Recomputation sets the generator back for a while, which others draw from.
     let _generator = generator();
     policy.set_gradient_checkpointing(true).unwrap();
@@ -69,6 +70,27 @@ fn agree(policy: &mut impl Policy) {
         assert_eq!(plain, &again, "recomputed");
     }
     policy.set_gradient_checkpointing(false).unwrap();
+}
+
+fn cross_entropy_is_the_sum_of_the_scores(policy: &impl Policy, examples: &[Example]) {
+    let learn = |loss: &Tensor| {
+        clear(policy.parameters());
+        loss.backward();
+        let gradients = policy.parameters().iter().map(|(_, parameter)| parameter.grad().copy());
+        gradients.collect::<Vec<_>>()
+    };
+    let scores = policy.score(examples, Want::default()).unwrap();
+    let expected = scores.log_probs.sum(Kind::Float).neg();
+    let loss = policy.cross_entropy(examples).unwrap();
+    assert_eq!((loss.count, loss.tokens), (scores.labels.count, scores.tokens));
+    assert_close(&loss.sum, &expected, "cross-entropy");
+    let gradients = learn(&loss.sum);
+    for ((name, _), (got, expected)) in
+        policy.parameters().iter().zip(gradients.iter().zip(&learn(&expected)))
+    {
+        let largest = expected.abs().max().double_value(&[]).max(1.0);
+        assert_close(&(got / largest), &(expected / largest), name);
+    }
 }
 
 #[test]
