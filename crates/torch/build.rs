@@ -31,6 +31,7 @@ fn main() {
                 "adafactor",
                 "attention",
                 "checkpoint",
+                "cpu/processor",
                 "dist",
                 "dropout",
                 "emulation",
@@ -46,7 +47,6 @@ fn main() {
                 "reducer",
                 "rotate",
                 "sampling",
-                "vector",
             ]
             .map(|name| format!("shim/{name}.cpp")),
         )
@@ -59,6 +59,7 @@ fn main() {
         // libtorch's own headers warn freely; only ours should be heard.
         .warnings(false)
         .compile("ruminate_shim");
+    loops();
     println!("cargo:rustc-link-search=native={}", lib.display());
     if cuda {
         println!("cargo:rustc-link-lib=torch_cuda");
@@ -66,6 +67,23 @@ fn main() {
     }
     println!("cargo:rustc-link-lib=torch_cpu");
     println!("cargo:rustc-link-lib=c10");
+}
+
+/// The same loops for each vector unit; the shim takes those that the processor has.
+fn loops() {
+    let x86 = env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch == "x86_64");
+    let units: &[(&str, &[&str])] = match x86 {
+        true => &[("BASELINE", &[]), ("AVX2", &["-mavx2", "-mfma"]), ("AVX512", &["-mavx512f"])],
+        false => &[("BASELINE", &[])],
+    };
+    for (name, flags) in units {
+        let mut build = cc::Build::new();
+        build.cpp(true).file("shim/cpu/loops.cpp").std("c++17").define("RUMINATE_LOOPS", format!("LOOPS_{name}").as_str());
+        flags.iter().for_each(|flag| {
+            build.flag(flag);
+        });
+        build.compile(&format!("ruminate_loops_{}", name.to_lowercase()));
+    }
 }
 
 /// libtorch's loops are templates, which run on one core where they are compiled without OpenMP. The runtime must be libtorch's

@@ -29,112 +29,6 @@ using torch::autograd::variable_list;
 // Queries of one head up to which nothing is gained by matrix products.
 constexpr int64_t FEW = 8;
 
-// Softmax of scale * scores + bias, in place.
-FOR_EACH_VECTOR_UNIT
-void soften(float *__restrict scores, const float *__restrict bias, float scale, int64_t n) {
-  float lanes[LANES];
-  for (int j = 0; j < LANES; ++j) {
-    lanes[j] = -INFINITY;
-  }
-  int64_t i = 0;
-  for (; i + LANES <= n; i += LANES) {
-    for (int j = 0; j < LANES; ++j) {
-      const float score = scores[i + j] * scale + bias[i + j];
-      scores[i + j] = score;
-      lanes[j] = score > lanes[j] ? score : lanes[j];
-    }
-  }
-  for (int j = 0; i + j < n; ++j) {
-    const float score = scores[i + j] * scale + bias[i + j];
-    scores[i + j] = score;
-    lanes[j] = score > lanes[j] ? score : lanes[j];
-  }
-  float largest = -INFINITY;
-  for (int j = 0; j < LANES; ++j) {
-    largest = lanes[j] > largest ? lanes[j] : largest;
-    lanes[j] = 0;
-  }
-  for (i = 0; i + LANES <= n; i += LANES) {
-    for (int j = 0; j < LANES; ++j) {
-      const float e = fast_exp(scores[i + j] - largest);
-      scores[i + j] = e;
-      lanes[j] += e;
-    }
-  }
-  for (int j = 0; i + j < n; ++j) {
-    const float e = fast_exp(scores[i + j] - largest);
-    scores[i + j] = e;
-    lanes[j] += e;
-  }
-  const float inverse = 1.0f / total(lanes);
-  for (int64_t k = 0; k < n; ++k) {
-    scores[k] *= inverse;
-  }
-}
-
-// From the gradient of the probabilities to that of the biased scores, p (g - sum g p), in place.
-FOR_EACH_VECTOR_UNIT
-void slope(float *__restrict grad, const float *__restrict probs, int64_t n) {
-  const float sum = dot(grad, probs, n);
-  for (int64_t k = 0; k < n; ++k) {
-    grad[k] = probs[k] * (grad[k] - sum);
-  }
-}
-
-// Products of a query with keys, four at a time.
-FOR_EACH_VECTOR_UNIT
-void dots(const float *__restrict query, const float *__restrict keys, int64_t stride, int64_t count, int64_t n,
-          float *__restrict out) {
-  int64_t key = 0;
-  for (; key + 4 <= count; key += 4) {
-    const float *__restrict a = keys + key * stride, *__restrict b = a + stride, *__restrict c = b + stride,
-                            *__restrict d = c + stride;
-    float lanes[4][LANES] = {{0}};
-    int64_t i = 0;
-    for (; i + LANES <= n; i += LANES) {
-      for (int j = 0; j < LANES; ++j) {
-        lanes[0][j] += query[i + j] * a[i + j];
-        lanes[1][j] += query[i + j] * b[i + j];
-        lanes[2][j] += query[i + j] * c[i + j];
-        lanes[3][j] += query[i + j] * d[i + j];
-      }
-    }
-    for (int j = 0; i + j < n; ++j) {
-      lanes[0][j] += query[i + j] * a[i + j];
-      lanes[1][j] += query[i + j] * b[i + j];
-      lanes[2][j] += query[i + j] * c[i + j];
-      lanes[3][j] += query[i + j] * d[i + j];
-    }
-    for (int k = 0; k < 4; ++k) {
-      out[key + k] = total(lanes[k]);
-    }
-  }
-  for (; key < count; ++key) {
-    out[key] = dot(query, keys + key * stride, n);
-  }
-}
-
-// Adds the values under their probabilities.
-FOR_EACH_VECTOR_UNIT
-void blend(const float *__restrict probs, const float *__restrict values, int64_t stride, int64_t count, int64_t n,
-           float *__restrict out) {
-  int64_t key = 0;
-  for (; key + 4 <= count; key += 4) {
-    const float *__restrict a = values + key * stride, *__restrict b = a + stride, *__restrict c = b + stride,
-                            *__restrict d = c + stride;
-    const float p = probs[key], q = probs[key + 1], r = probs[key + 2], s = probs[key + 3];
-    for (int64_t i = 0; i < n; ++i) {
-      out[i] = (((out[i] + p * a[i]) + q * b[i]) + r * c[i]) + s * d[i];
-    }
-  }
-  for (; key < count; ++key) {
-    const float p = probs[key], *v = values + key * stride;
-    for (int64_t i = 0; i < n; ++i) {
-      out[i] += p * v[i];
-    }
-  }
-}
-
 // What is added to scores [rows, heads, time, keys], wherever it is broadcast from; of consecutive rows several may share one.
 class Bias {
 public:
@@ -180,7 +74,7 @@ at::Tensor probabilities(const at::Tensor &q, const at::Tensor &k, const std::op
   for_rows(scores.numel() / n, n, 2, [&](int64_t row, float *buffer) {
     auto *probs = to.row(row * n, buffer);
     from.row(row * n, n, buffer);
-    soften(probs, bias.row(row, buffer + n), static_cast<float>(scale), n);
+    loops().softmax(probs, bias.row(row, buffer + n), static_cast<float>(scale), n);
     to.finish(row * n, n, probs);
   });
   return scores;
@@ -229,7 +123,7 @@ struct Attention : public Function<Attention> {
     for_rows(probs.numel() / n, n, 2, [&](int64_t row, float *buffer) {
       auto *target = to.row(row * n, buffer);
       from.row(row * n, n, buffer);
-      slope(target, kept.row(row * n, n, buffer + n), n);
+      loops().softmax_backward(target, kept.row(row * n, n, buffer + n), n);
       to.finish(row * n, n, target);
     });
     at::Tensor grad_bias;
@@ -307,14 +201,14 @@ at::Tensor look_up(const at::Tensor &q, const std::vector<Part> &parts, const st
         const auto *from = queries.row(row * q.stride(0) + t * q.stride(1) + head * q.stride(2), n, query);
         auto *score = scores;
         for (const auto &part : seen) {
-          dots(from, part.keys, part.key_stride, part.count, n, score);
+          loops().query_key(from, part.keys, part.key_stride, part.count, n, score);
           score += part.count;
         }
-        soften(scores, bias.row(task * time + t, offset), static_cast<float>(scale), count);
+        loops().softmax(scores, bias.row(task * time + t, offset), static_cast<float>(scale), count);
         std::fill(result, result + n, 0.0f);
         score = scores;
         for (const auto &part : seen) {
-          blend(score, part.values, part.value_stride, part.count, n, result);
+          loops().weighted_values(score, part.values, part.value_stride, part.count, n, result);
           score += part.count;
         }
         to.store((row * time + t) * heads * n + head * n, n, result);

@@ -27,16 +27,6 @@ inline uint32_t mix(uint32_t x) {
   return x ^ (x >> 16);
 }
 
-// out = x / (1 - rate) where the position's random number is not below `limit`, else 0. `first` is the position of x[0].
-FOR_EACH_VECTOR_UNIT
-void drop(const float *__restrict x, float *__restrict out, uint32_t count, uint32_t first, uint32_t low, uint32_t high,
-          uint32_t limit, float scale) {
-  for (uint32_t i = 0; i < count; ++i) {
-    const uint32_t random = mix(mix((first + i) ^ low) ^ high);
-    out[i] = random >= limit ? x[i] * scale : 0.0f;
-  }
-}
-
 } // namespace
 
 at::Tensor dropped(const at::Tensor &input, double rate, uint64_t seed) {
@@ -53,7 +43,7 @@ at::Tensor dropped(const at::Tensor &input, double rate, uint64_t seed) {
     // Beyond 2^32 elements the upper half of the position changes the seed.
     const auto high = mix(static_cast<uint32_t>(seed >> 32) ^ static_cast<uint32_t>(start >> 32));
     auto *target = to.row(start, buffer + BLOCK);
-    drop(from.row(start, count, buffer), target, static_cast<uint32_t>(count), static_cast<uint32_t>(start),
+    loops().dropout(from.row(start, count, buffer), target, static_cast<uint32_t>(count), static_cast<uint32_t>(start),
          static_cast<uint32_t>(seed), high, limit, scale);
     to.finish(start, count, target);
   });

@@ -17,51 +17,6 @@ using torch::autograd::AutogradContext;
 using torch::autograd::Function;
 using torch::autograd::variable_list;
 
-// silu(x) = x sigmoid(x); gelu in its tanh form is x sigmoid(2 c (x + 0.044715 x^3)) with c = sqrt(2 / pi).
-constexpr float GELU = 1.5957691216f, CUBE = 0.044715f;
-
-INLINE float sigmoid(float x) { return 1.0f / (1.0f + fast_exp(-x)); }
-
-} // namespace
-
-FOR_EACH_VECTOR_UNIT
-void silu_rows(const float *__restrict gate, const float *__restrict up, float *__restrict out, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) {
-    out[i] = gate[i] * sigmoid(gate[i]) * up[i];
-  }
-}
-
-FOR_EACH_VECTOR_UNIT
-void gelu_rows(const float *__restrict gate, const float *__restrict up, float *__restrict out, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) {
-    const float x = gate[i];
-    out[i] = x * sigmoid(GELU * (x + CUBE * x * x * x)) * up[i];
-  }
-}
-
-namespace {
-
-FOR_EACH_VECTOR_UNIT
-void silu_slopes(const float *__restrict grad, const float *__restrict gate, const float *__restrict up,
-                 float *__restrict grad_gate, float *__restrict grad_up, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) {
-    const float x = gate[i], s = sigmoid(x);
-    grad_gate[i] = grad[i] * up[i] * s * (1.0f + x * (1.0f - s));
-    grad_up[i] = grad[i] * x * s;
-  }
-}
-
-FOR_EACH_VECTOR_UNIT
-void gelu_slopes(const float *__restrict grad, const float *__restrict gate, const float *__restrict up,
-                 float *__restrict grad_gate, float *__restrict grad_up, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) {
-    const float x = gate[i], s = sigmoid(GELU * (x + CUBE * x * x * x));
-    const float inner = GELU * (1.0f + 3.0f * CUBE * x * x);
-    grad_gate[i] = grad[i] * up[i] * s * (1.0f + x * (1.0f - s) * inner);
-    grad_up[i] = grad[i] * x * s;
-  }
-}
-
 // Rows one after the other, at equal distances.
 int64_t stride_of(const at::Tensor &x) { return x.size(0) > 1 ? x.stride(0) : x.size(1); }
 
@@ -82,7 +37,7 @@ struct Gate : public Function<Gate> {
     const Writer to(out);
     for_rows(gate.size(0), n, 3, [&](int64_t row, float *buffer) {
       auto *target = to.row(row * n, buffer + 2 * n);
-      (gelu ? gelu_rows : silu_rows)(gates.row(row * gate_stride, n, buffer), ups.row(row * up_stride, n, buffer + n),
+      (gelu ? loops().gelu_mul : loops().silu_mul)(gates.row(row * gate_stride, n, buffer), ups.row(row * up_stride, n, buffer + n),
                                      target, n);
       to.finish(row * n, n, target);
     });
@@ -113,7 +68,7 @@ struct Gate : public Function<Gate> {
     const Writer to_gate(grad_gate), to_up(grad_up);
     for_rows(gate.size(0), n, 5, [&](int64_t row, float *buffer) {
       auto *first = to_gate.row(row * n, buffer + 3 * n), *second = to_up.row(row * n, buffer + 4 * n);
-      (gelu ? gelu_slopes : silu_slopes)(slopes.row(row * n, n, buffer), gates.row(row * gate_stride, n, buffer + n),
+      (gelu ? loops().gelu_mul_backward : loops().silu_mul_backward)(slopes.row(row * n, n, buffer), gates.row(row * gate_stride, n, buffer + n),
                                          ups.row(row * up_stride, n, buffer + 2 * n), first, second, n);
       to_gate.finish(row * n, n, first);
       to_up.finish(row * n, n, second);

@@ -16,71 +16,6 @@
 
 namespace {
 
-// Of a row of logits: the largest, the sum of exponentials below it, and the entropy where it is asked for.
-struct Spread {
-  float largest, sum, log_sum, entropy;
-};
-
-FOR_EACH_VECTOR_UNIT
-Spread spread(const float *__restrict logits, float scale, int64_t n, bool with_entropy) {
-  float lanes[LANES], weighted[LANES] = {0};
-  for (int j = 0; j < LANES; ++j) {
-    lanes[j] = -INFINITY;
-  }
-  int64_t i = 0;
-  for (; i + LANES <= n; i += LANES) {
-    for (int j = 0; j < LANES; ++j) {
-      const float logit = logits[i + j] * scale;
-      lanes[j] = logit > lanes[j] ? logit : lanes[j];
-    }
-  }
-  for (int j = 0; i + j < n; ++j) {
-    const float logit = logits[i + j] * scale;
-    lanes[j] = logit > lanes[j] ? logit : lanes[j];
-  }
-  Spread all{-INFINITY, 0, 0, 0};
-  for (int j = 0; j < LANES; ++j) {
-    all.largest = lanes[j] > all.largest ? lanes[j] : all.largest;
-    lanes[j] = 0;
-  }
-  for (i = 0; i + LANES <= n; i += LANES) {
-    for (int j = 0; j < LANES; ++j) {
-      const float below = logits[i + j] * scale - all.largest, e = fast_exp(below);
-      lanes[j] += e;
-      weighted[j] += with_entropy ? e * below : 0.0f;
-    }
-  }
-  for (int j = 0; i + j < n; ++j) {
-    const float below = logits[i + j] * scale - all.largest, e = fast_exp(below);
-    lanes[j] += e;
-    weighted[j] += with_entropy ? e * below : 0.0f;
-  }
-  all.sum = total(lanes);
-  all.log_sum = std::log(all.sum);
-  // -sum p log p, with log p = below - log_sum and p = e / sum
-  all.entropy = all.log_sum - total(weighted) / all.sum;
-  return all;
-}
-
-// From a row of logits to their gradient but for the target's own part, in place: d log p(target) / d logit_j = [j = target] - p_j, and
-// d entropy / d logit_j = -p_j (log p_j + entropy). Both gradients are given times the scale.
-FOR_EACH_VECTOR_UNIT
-void slopes(float *__restrict logits, float scale, int64_t n, const Spread &all, float grad_log_prob, float grad_entropy) {
-  const float inverse = 1.0f / all.sum, largest = all.largest;
-  if (grad_entropy == 0.0f) {
-    const float factor = -grad_log_prob;
-    for (int64_t i = 0; i < n; ++i) {
-      logits[i] = fast_exp(logits[i] * scale - largest) * inverse * factor;
-    }
-    return;
-  }
-  const float shift = all.entropy - all.log_sum;
-  for (int64_t i = 0; i < n; ++i) {
-    const float below = logits[i] * scale - largest;
-    logits[i] = -fast_exp(below) * inverse * (grad_log_prob + grad_entropy * (below + shift));
-  }
-}
-
 using torch::autograd::AutogradContext;
 using torch::autograd::Function;
 using torch::autograd::variable_list;
@@ -174,7 +109,7 @@ struct ChunkedLogProbs : public Function<ChunkedLogProbs> {
         const auto factor = static_cast<float>(scale);
         for_rows(n, vocab, 0, [&](int64_t row, float *) {
           const auto *own = from + row * vocab;
-          const auto all = spread(own, factor, vocab, with_entropy);
+          const auto all = loops().log_sum_exp(own, factor, vocab, with_entropy);
           chosen_log_probs[row] = own[ids[row]] * factor - all.largest - all.log_sum;
           if (with_entropy) {
             entropies[row] = all.entropy;
@@ -229,8 +164,8 @@ struct ChunkedLogProbs : public Function<ChunkedLogProbs> {
         for_rows(n, vocab, 0, [&](int64_t row, float *) {
           auto *own = to + row * vocab;
           const float grad = own_grads ? own_grads[row] * factor : 0.0f;
-          slopes(own, factor, vocab, spread(own, factor, vocab, for_entropy), grad,
-                entropy_grads ? entropy_grads[row] * factor : 0.0f);
+          const auto all = loops().log_sum_exp(own, factor, vocab, for_entropy);
+          loops().log_sum_exp_backward(own, factor, vocab, &all, grad, entropy_grads ? entropy_grads[row] * factor : 0.0f);
           own[ids[row]] += grad;
         });
         all.add(p, at_row);
@@ -332,10 +267,10 @@ struct CrossEntropy : public Function<CrossEntropy> {
         const auto factor = static_cast<float>(scale);
         for_rows(n, vocab, 0, [&](int64_t row, float *) {
           auto *own = to + row * vocab;
-          const auto found = spread(own, factor, vocab, false);
+          const auto found = loops().log_sum_exp(own, factor, vocab, false);
           loss[row] = found.largest + found.log_sum - own[ids[row]] * factor;
           if (learns) {
-            slopes(own, factor, vocab, found, -factor, 0.0f);
+            loops().log_sum_exp_backward(own, factor, vocab, &found, -factor, 0.0f);
             own[ids[row]] -= factor;
           }
         });

@@ -1,25 +1,19 @@
-// Matrix products on the CPU. For float32 libtorch always calls MKL, which on processors of other makers than Intel runs
+// Matrix products on the CPU. For float32 libtorch always calls MKL, which on processors with AVX-512 of other makers than Intel runs
 // kernels of half the vector width; oneDNN, which libtorch holds too, generates code for the processor that it finds.
 
 #include "matmul.h"
 
+#include "cpu/processor.h"
 #include "guard.h"
 #include "shim.h"
 
-#include <ATen/Context.h>
 #include <ATen/autocast_mode.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/mm.h>
 #include <torch/csrc/autograd/custom_function.h>
-
-// Exported by libtorch_cpu, but not declared in its headers.
-namespace at::native {
-TORCH_API void mkldnn_matmul(const at::Tensor &a, const at::Tensor &b, const at::Tensor &out, float beta, float alpha);
-}
 
 namespace {
 
@@ -30,33 +24,19 @@ using torch::autograd::variable_list;
 // Multiplications from which on oneDNN is faster; below, its calls cost more than they save.
 constexpr int64_t WORTHWHILE = 1 << 22;
 
-// From this many rows or columns of the result on, as with a vocabulary, MKL loses on every processor.
-constexpr int64_t WIDE = 1 << 13;
-
-bool by_intel() {
-#if (defined(__x86_64__) || defined(__i386__)) && defined(__GNUC__)
-  static const bool intel = __builtin_cpu_is("intel");
-  return intel;
-#else
-  return false;
-#endif
-}
-
 bool plain_float(const at::Tensor &x) {
   return x.device().is_cpu() && x.scalar_type() == at::kFloat && x.layout() == at::kStrided;
-}
-
-bool onednn() {
-  return at::hasMKLDNN() && at::globalContext().userEnabledMkldnn() && !at::autocast::is_autocast_enabled(at::kCPU);
 }
 
 bool needs_graph(const at::Tensor &a, const at::Tensor &b) {
   return at::GradMode::is_enabled() && (a.requires_grad() || b.requires_grad());
 }
 
+// Whether oneDNN multiplies.
 bool worthwhile(const at::Tensor &a, const at::Tensor &b) {
-  return plain_float(a) && plain_float(b) && onednn() && a.numel() * b.size(-1) >= WORTHWHILE &&
-         (!by_intel() || std::max<int64_t>(a.dim() < 2 ? 1 : a.size(-2), b.size(-1)) >= WIDE);
+  return plain_float(a) && plain_float(b) && !at::autocast::is_autocast_enabled(at::kCPU) &&
+         a.numel() * b.size(-1) >= WORTHWHILE &&
+         prefers_onednn(std::max<int64_t>(a.dim() < 2 ? 1 : a.size(-2), b.size(-1)));
 }
 
 // Rows of the last dimension.
@@ -167,13 +147,13 @@ at::Tensor product(const at::Tensor &a, const at::Tensor &b) {
   auto shape = a.sizes().vec();
   shape.back() = b.size(-1);
   auto out = at::empty(shape, a.options());
-  at::native::mkldnn_matmul(a, b, out, 0, 1);
+  multiply_by_onednn(a, b, out, 0);
   return out;
 }
 
 void set_product(at::Tensor &out, const at::Tensor &a, const at::Tensor &b) {
   if (worthwhile(a, b) && plain_float(out)) {
-    at::native::mkldnn_matmul(a, b, out, 0, 1);
+    multiply_by_onednn(a, b, out, 0);
   } else if (a.scalar_type() == out.scalar_type() && b.scalar_type() == out.scalar_type() &&
              !at::autocast::is_autocast_enabled(out.device().type()) && !needs_graph(a, b)) {
     at::mm_out(out, a, b);
@@ -184,7 +164,7 @@ void set_product(at::Tensor &out, const at::Tensor &a, const at::Tensor &b) {
 
 void add_product(at::Tensor &out, const at::Tensor &a, const at::Tensor &b) {
   if (worthwhile(a, b) && plain_float(out)) {
-    at::native::mkldnn_matmul(a, b, out, 1, 1);
+    multiply_by_onednn(a, b, out, 1);
   } else {
     out.addmm_(a, b);
   }
@@ -222,31 +202,6 @@ at::Tensor joined_linear(const at::Tensor &x, const std::vector<at::Tensor> &wei
     graph = graph || weight.requires_grad();
   }
   return graph && at::GradMode::is_enabled() ? Joined::apply(x, at::TensorList(weights)) : joined_product(x, weights);
-}
-
-at::Tensor reordered(const std::vector<at::Tensor> &weights) {
-  auto weight = joined(weights);
-  if (plain_float(weight) && onednn()) {
-    static auto reorder = c10::Dispatcher::singleton()
-                              .findSchemaOrThrow("mkldnn::_reorder_linear_weight", "")
-                              .typed<at::Tensor(const at::Tensor &, std::optional<int64_t>)>();
-    weight = reorder.call(weight, std::nullopt);
-  }
-  return weight;
-}
-
-at::Tensor reordered_linear(const at::Tensor &x, const at::Tensor &weight) {
-  if (!weight.is_mkldnn()) {
-    return at::linear(x, weight);
-  }
-  using Scalars = c10::List<std::optional<at::Scalar>>;
-  static auto pointwise =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow("mkldnn::_linear_pointwise", "")
-          .typed<at::Tensor(const at::Tensor &, const at::Tensor &, const std::optional<at::Tensor> &, std::string_view,
-                            Scalars, std::optional<std::string_view>)>();
-  at::NoGradGuard no_grad;
-  return pointwise.call(x, weight, std::nullopt, "none", Scalars(), "");
 }
 
 extern "C" {

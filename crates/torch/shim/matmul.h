@@ -21,7 +21,3 @@ std::vector<at::Tensor> joined_slopes(const at::Tensor &grad, const at::Tensor &
 
 // What autocast makes of the input of a product, where it is on.
 at::Tensor as_autocast(const at::Tensor &x);
-
-// Weights [n_i, k], one below the other, as oneDNN likes them best for few rows, and their product with x [..., k].
-at::Tensor reordered(const std::vector<at::Tensor> &weights);
-at::Tensor reordered_linear(const at::Tensor &x, const at::Tensor &weight);

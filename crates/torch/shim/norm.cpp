@@ -12,16 +12,6 @@
 #include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/custom_function.h>
 
-FOR_EACH_VECTOR_UNIT
-float normalize(const float *__restrict x, const float *__restrict weight, float *__restrict out, int64_t n, float eps) {
-  const float sum = dot(x, x, n);
-  const float scale = 1.0f / std::sqrt(sum / static_cast<float>(n) + eps);
-  for (int64_t k = 0; k < n; ++k) {
-    out[k] = x[k] * scale * weight[k];
-  }
-  return scale;
-}
-
 namespace {
 
 using torch::autograd::AutogradContext;
@@ -30,28 +20,6 @@ using torch::autograd::variable_list;
 
 // Rows whose gradients for the weight are summed before others.
 constexpr int64_t BLOCK = 64;
-
-// With s the scale: dx = s (g w - x s^2 mean(g w x)), and dw += g x s.
-FOR_EACH_VECTOR_UNIT
-void slope(const float *__restrict grad, const float *__restrict x, const float *__restrict weight, float scale,
-           float *__restrict grad_x, float *__restrict grad_weight, int64_t n) {
-  float lanes[LANES] = {0};
-  int64_t i = 0;
-  for (; i + LANES <= n; i += LANES) {
-    for (int j = 0; j < LANES; ++j) {
-      lanes[j] += grad[i + j] * weight[i + j] * x[i + j];
-    }
-  }
-  for (int j = 0; i + j < n; ++j) {
-    lanes[j] += grad[i + j] * weight[i + j] * x[i + j];
-  }
-  const float sum = total(lanes);
-  const float along = scale * scale * sum / static_cast<float>(n);
-  for (int64_t k = 0; k < n; ++k) {
-    grad_x[k] = scale * (grad[k] * weight[k] - x[k] * along);
-    grad_weight[k] += grad[k] * x[k] * scale;
-  }
-}
 
 struct RmsNorm : public Function<RmsNorm> {
   static at::Tensor run(const at::Tensor &x, const at::Tensor &weight, double eps, at::Tensor &scales) {
@@ -64,7 +32,7 @@ struct RmsNorm : public Function<RmsNorm> {
     auto *kept = scales.defined() ? scales.mutable_data_ptr<float>() : nullptr;
     for_rows(rows, n, 2, [&](int64_t row, float *buffer) {
       auto *target = to.row(row * n, buffer + n);
-      const auto scale = normalize(from.row(row * n, n, buffer), weights, target, n, static_cast<float>(eps));
+      const auto scale = loops().rms_norm(from.row(row * n, n, buffer), weights, target, n, static_cast<float>(eps));
       to.finish(row * n, n, target);
       if (kept) {
         kept[row] = scale;
@@ -95,7 +63,7 @@ struct RmsNorm : public Function<RmsNorm> {
     const auto work = [&](int64_t block, float *buffer) {
       for (int64_t row = block * BLOCK; row < std::min(rows, (block + 1) * BLOCK); ++row) {
         auto *target = to.row(row * n, buffer + 2 * n);
-        slope(given.row(row * n, n, buffer), from.row(row * n, n, buffer + n), weights, scale[row], target,
+        loops().rms_norm_backward(given.row(row * n, n, buffer), from.row(row * n, n, buffer + n), weights, scale[row], target,
               sum + block * n, n);
         to.finish(row * n, n, target);
       }

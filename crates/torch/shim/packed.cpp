@@ -1,106 +1,30 @@
-// Products with few rows, as in decoding, where reading the weights is most of the work. They lie in blocks of 64 outputs, so that
-// they stream through once for four rows: as four streams of 16 outputs, input by input, because a core fetches four streams
-// ahead faster than one. Each output is summed in the order of the inputs, however many rows there are: a row's numbers do not
-// depend on its company.
+// Products with few rows, as in decoding, where reading the weights is most of the work. Weights lie in blocks of 64 outputs, as the loops
+// want them (cpu/loops.cpp).
 
 #include "guard.h"
-#include "matmul.h"
 #include "shim.h"
 #include "vector.h"
 
 #include <ATen/autocast_mode.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 
 #include <memory>
 
 namespace {
 
-// Outputs of a block.
-constexpr int64_t BLOCK = 64;
-
-#if defined(__x86_64__) && defined(__GNUC__)
-#define WIDE __attribute__((target("avx512f")))
-
-// On narrower units the registers do not hold a tile; there oneDNN multiplies.
-bool has_wide_unit() {
-  static const bool wide = __builtin_cpu_supports("avx512f");
-  return wide;
-}
-
-typedef float Lanes __attribute__((vector_size(64)));
-typedef float LanesInMemory __attribute__((vector_size(64), aligned(4), may_alias));
-typedef uint32_t Bits __attribute__((vector_size(64)));
-typedef uint16_t HalvesInMemory __attribute__((vector_size(32), aligned(2), may_alias));
-
-WIDE __attribute__((always_inline)) inline Lanes load(const float *from) {
-  return *reinterpret_cast<const LanesInMemory *>(from);
-}
-
-WIDE __attribute__((always_inline)) inline Lanes load(const uint16_t *from) {
-  const auto halves = *reinterpret_cast<const HalvesInMemory *>(from);
-  return reinterpret_cast<Lanes>(__builtin_convertvector(halves, Bits) << 16);
-}
-
-// M rows of x times a block.
-template <int M, typename T>
-WIDE __attribute__((always_inline)) inline void tile(const float *x, int64_t k, const T *block, float *out) {
-  constexpr int V = BLOCK / LANES;
-  Lanes sums[M][V];
-  for (int m = 0; m < M; ++m) {
-    for (int v = 0; v < V; ++v) {
-      sums[m][v] = Lanes{};
-    }
-  }
-  for (int64_t i = 0; i < k; ++i) {
-    Lanes weights[V];
-    for (int v = 0; v < V; ++v) {
-      weights[v] = load(block + (v * k + i) * LANES);
-    }
-    for (int m = 0; m < M; ++m) {
-      for (int v = 0; v < V; ++v) {
-        sums[m][v] += weights[v] * x[m * k + i];
-      }
-    }
-  }
-  for (int m = 0; m < M; ++m) {
-    for (int v = 0; v < V; ++v) {
-      *reinterpret_cast<LanesInMemory *>(out + m * BLOCK + v * LANES) = sums[m][v];
-    }
-  }
-}
-
-// Some rows of x times a block: at most four, as many as are done; out is [rows, 64].
-template <typename T> WIDE int64_t tiles(const float *x, int64_t rows, int64_t k, const T *block, float *out) {
-  if (rows >= 4) {
-    tile<4>(x, k, block, out);
-    return 4;
-  }
-  if (rows >= 2) {
-    tile<2>(x, k, block, out);
-    return 2;
-  }
-  tile<1>(x, k, block, out);
-  return 1;
-}
-#else
-bool has_wide_unit() { return false; }
-template <typename T> int64_t tiles(const float *, int64_t, int64_t, const T *, float *) {
-  TORCH_CHECK(false, "there is no wide vector unit");
-}
-#endif
-
 // Rows of weights, one tensor below the other, into blocks [blocks, 4, k, 16]; outputs that fill the last one are 0.
 template <typename T> void lay_out(const std::vector<const T *> &rows, int64_t k, T *to) {
   const auto count = static_cast<int64_t>(rows.size());
   // Inputs that are turned at once, so that what is written stays in the cache.
   constexpr int64_t SOME = 16;
-  at::parallel_for(0, (count + BLOCK - 1) / BLOCK, 1, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, (count + PACKED_OUTPUTS - 1) / PACKED_OUTPUTS, 1, [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block) {
-      auto *out = to + block * BLOCK * k;
+      auto *out = to + block * PACKED_OUTPUTS * k;
       for (int64_t first = 0; first < k; first += SOME) {
         const auto last = std::min(k, first + SOME);
-        for (int64_t r = 0; r < BLOCK; ++r) {
-          const auto row = block * BLOCK + r;
+        for (int64_t r = 0; r < PACKED_OUTPUTS; ++r) {
+          const auto row = block * PACKED_OUTPUTS + r;
           for (int64_t i = first; i < last; ++i) {
             out[(r / LANES * k + i) * LANES + r % LANES] = row < count ? rows[row][i] : T(0);
           }
@@ -116,7 +40,7 @@ at::Tensor blocks_of(const std::vector<at::Tensor> &weights) {
   for (const auto &weight : weights) {
     count += weight.size(0);
   }
-  auto out = at::empty({(count + BLOCK - 1) / BLOCK, BLOCK / LANES, k, LANES}, weights[0].options());
+  auto out = at::empty({(count + PACKED_OUTPUTS - 1) / PACKED_OUTPUTS, PACKED_OUTPUTS / LANES, k, LANES}, weights[0].options());
   const auto fill = [&](auto *to) {
     using T = std::remove_pointer_t<decltype(to)>;
     std::vector<const T *> rows;
@@ -148,7 +72,7 @@ void prepare(const at::Tensor &x, int before, const at::Tensor *weight, float ep
     auto *to = out + row * k;
     switch (before) {
     case NORM:
-      normalize(in, wide.const_data_ptr<float>(), to, n, eps);
+      loops().rms_norm(in, wide.const_data_ptr<float>(), to, n, eps);
       break;
     case RELU:
       for (int64_t i = 0; i < n; ++i) {
@@ -156,16 +80,19 @@ void prepare(const at::Tensor &x, int before, const at::Tensor *weight, float ep
       }
       break;
     case SILU:
-      silu_rows(in, in + k, to, k);
+      loops().silu_mul(in, in + k, to, k);
       break;
     case GELU:
-      gelu_rows(in, in + k, to, k);
+      loops().gelu_mul(in, in + k, to, k);
       break;
     default:
       std::memcpy(to, in, sizeof(float) * static_cast<size_t>(k));
     }
   });
 }
+
+// Rows that go through a block before the next one is read.
+constexpr int64_t SOME_ROWS = 48;
 
 // residual + x W^T, x [rows, k]; out has the kind of the residual, or of the weights without one.
 template <typename T>
@@ -175,21 +102,29 @@ void multiply(const float *x, int64_t rows, const at::Tensor &blocks, const std:
   const auto *weights = static_cast<const T *>(blocks.const_data_ptr());
   const Writer to(out);
   const Reader added(residual ? *residual : out);
+  const auto multiply_block = [&] {
+    if constexpr (std::is_same_v<T, float>) {
+      return loops().packed_f32;
+    } else {
+      return loops().packed_bf16;
+    }
+  }();
   at::parallel_for(0, blocks.size(0), 1, [&](int64_t begin, int64_t end) {
-    float sums[4 * BLOCK], wide[BLOCK];
+    float sums[SOME_ROWS * PACKED_OUTPUTS], wide[PACKED_OUTPUTS];
     for (int64_t block = begin; block < end; ++block) {
-      const auto from = block * BLOCK, count = std::min(BLOCK, n - from);
-      for (int64_t row = 0; row < rows;) {
-        const auto done = tiles(x + row * k, rows - row, k, weights + from * k, sums);
-        for (int64_t m = 0; m < done; ++m, ++row) {
-          auto *sum = sums + m * BLOCK;
+      const auto from = block * PACKED_OUTPUTS, count = std::min(PACKED_OUTPUTS, n - from);
+      for (int64_t first = 0; first < rows; first += SOME_ROWS) {
+        const auto some = std::min(SOME_ROWS, rows - first);
+        multiply_block(x + first * k, some, k, weights + from * k, sums);
+        for (int64_t m = 0; m < some; ++m) {
+          auto *sum = sums + m * PACKED_OUTPUTS;
           if (residual) {
-            const auto *more = added.row(row * residual->stride(0) + from, count, wide);
+            const auto *more = added.row((first + m) * residual->stride(0) + from, count, wide);
             for (int64_t i = 0; i < count; ++i) {
               sum[i] += more[i];
             }
           }
-          to.store(row * n + from, count, sum);
+          to.store((first + m) * n + from, count, sum);
         }
       }
     }
@@ -211,7 +146,7 @@ int ruminate_pack(at::Tensor *const *weights, size_t count, at::Tensor **out, in
   return guarded(error, [&] {
     at::NoGradGuard no_grad;
     std::vector<at::Tensor> parts;
-    bool ours = has_wide_unit();
+    bool ours = true;
     for (size_t i = 0; i < count; ++i) {
       auto part = weights[i]->detach();
       TORCH_CHECK(part.dim() == 2 && part.size(1) == weights[0]->size(1), "weights ", weights[0]->sizes(), " and ",
@@ -223,12 +158,8 @@ int ruminate_pack(at::Tensor *const *weights, size_t count, at::Tensor **out, in
       ours = ours && has_rows(part) && part.scalar_type() == parts[0].scalar_type() && part.size(1) > 0;
     }
     *blocks = ours;
-    *out = new at::Tensor(ours ? blocks_of(parts) : reordered(parts));
+    *out = new at::Tensor(ours ? blocks_of(parts) : at::cat(parts));
   });
-}
-
-int ruminate_packed_linear(at::Tensor *x, at::Tensor *weight, at::Tensor **out, char **error) {
-  return guarded(error, [&] { *out = new at::Tensor(reordered_linear(*x, *weight)); });
 }
 
 int ruminate_multiply(at::Tensor *x, at::Tensor *blocks, int64_t outputs, int before, at::Tensor *norm, double eps,

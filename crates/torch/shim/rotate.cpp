@@ -15,29 +15,6 @@ using torch::autograd::AutogradContext;
 using torch::autograd::Function;
 using torch::autograd::variable_list;
 
-FOR_EACH_VECTOR_UNIT
-void turn(const float *__restrict x, const float *__restrict cos, const float *__restrict sin, float *__restrict out,
-          int64_t half) {
-  for (int64_t i = 0; i < half; ++i) {
-    out[i] = x[i] * cos[i] + x[i + half] * sin[i];
-  }
-  for (int64_t i = 0; i < half; ++i) {
-    out[i + half] = x[i + half] * cos[i + half] + x[i] * sin[i + half];
-  }
-}
-
-// The other way: what element i gave to its partner comes back with the partner's sine.
-FOR_EACH_VECTOR_UNIT
-void turn_back(const float *__restrict x, const float *__restrict cos, const float *__restrict sin,
-               float *__restrict out, int64_t half) {
-  for (int64_t i = 0; i < half; ++i) {
-    out[i] = x[i] * cos[i] + x[i + half] * sin[i + half];
-  }
-  for (int64_t i = 0; i < half; ++i) {
-    out[i + half] = x[i + half] * cos[i + half] + x[i] * sin[i];
-  }
-}
-
 struct Rotate : public Function<Rotate> {
   static at::Tensor run(const at::Tensor &x, const at::Tensor &cos, const at::Tensor &sin, bool back) {
     const auto rows = x.size(0), time = x.size(1), heads = x.size(2), n = x.size(3);
@@ -59,7 +36,7 @@ struct Rotate : public Function<Rotate> {
       for (int64_t head = 0; head < heads; ++head) {
         const auto at = (place * heads + head) * n;
         auto *target = to.row(at, buffer + 3 * n);
-        (back ? turn_back : turn)(
+        (back ? loops().rope_backward : loops().rope)(
             from.row(row * x.stride(0) + t * x.stride(1) + head * x.stride(2), n, buffer + 2 * n), c, s, target, n / 2);
         to.finish(at, n, target);
       }
@@ -125,7 +102,7 @@ extern "C" int ruminate_remember(at::Tensor *states, at::Tensor *cos, at::Tensor
       for (int64_t head = 0; head < heads + shared; ++head) {
         const auto *own = all + head * n;
         if (cos) {
-          turn(own, c, s, turned, n / 2);
+          loops().rope(own, c, s, turned, n / 2);
           own = turned;
         }
         if (head >= heads) {

@@ -34,9 +34,6 @@ std::vector<at::Tensor> grads_of(at::Tensor *const *params, size_t count) {
   return grads;
 }
 
-FOR_EACH_VECTOR_UNIT
-float square(const float *x, int64_t n) { return dot(x, x, n); }
-
 // The norm of all gradients together. On the CPU libtorch takes it on one thread.
 at::Tensor norm_of(const std::vector<at::Tensor> &grads) {
   const auto plain = [](const at::Tensor &grad) { return has_rows(grad) && grad.is_contiguous(); };
@@ -58,7 +55,7 @@ at::Tensor norm_of(const std::vector<at::Tensor> &grads) {
   std::vector<double> squares(blocks.size());
   for_rows(static_cast<int64_t>(blocks.size()), BLOCK, 1, [&](int64_t i, float *buffer) {
     const auto &[reader, start, count] = blocks[static_cast<size_t>(i)];
-    squares[static_cast<size_t>(i)] = square(reader.row(start, count, buffer), count);
+    squares[static_cast<size_t>(i)] = loops().square_sum(reader.row(start, count, buffer), count);
   });
   double sum = 0.0;
   for (const double square : squares) {

@@ -14,6 +14,14 @@ class Tensor;
 extern "C" {
 void ruminate_free_message(char *message);
 
+// Levels of the CPU's vector units (CpuLevel in cpu/loops.h): the best, and the one in use. The other sets the latter, for our loops
+// alone; RUMINATE_CPU limits libtorch's libraries, too.
+int ruminate_cpu_levels(int *detected, int *used, char **error);
+int ruminate_set_cpu_level(int level, char **error);
+
+// Why oneDNN does not multiply float32 matrices here, as text that is handed back with ruminate_free_message; empty where it does.
+int ruminate_onednn_refusal(char **out, char **error);
+
 // How libtorch was built, as text that is handed back with ruminate_free_message.
 int ruminate_build_info(char **out, char **error);
 
@@ -73,10 +81,9 @@ int ruminate_linear_after(at::Tensor *x, at::Tensor *norm, double eps, at::Tenso
                           at::Tensor **out, char **error);
 int ruminate_matmul(at::Tensor *a, at::Tensor *b, at::Tensor **out, char **error);
 
-// Lays the rows of all weights out, one below the other, as products with few rows like them best. `blocks` says for which
-// product the result is good: ruminate_multiply (1) or ruminate_packed_linear (0). Neither knows gradients.
+// Joins the rows of all weights, one below the other: in blocks for ruminate_multiply, which knows no gradients, where `blocks` says 1,
+// and as they are where it says 0 (another kind, or another device than the CPU).
 int ruminate_pack(at::Tensor *const *weights, size_t count, at::Tensor **out, int *blocks, char **error);
-int ruminate_packed_linear(at::Tensor *x, at::Tensor *weight, at::Tensor **out, char **error);
 
 // residual + f(x) times the transposed weights of so many outputs, where f is nothing (0), a root-mean-square norm (1), relu (2), or
 // silu (3) or gelu (4) of the first half of a row times the second. `norm` and `residual` may be null.
@@ -119,6 +126,12 @@ void ruminate_keep_freed_memory();
 
 // Top-p on float32 logits [rows, vocabulary] on the CPU, or where its kernel is on.
 int ruminate_top_p(at::Tensor *logits, double p, at::Tensor **out, char **error);
+
+// Tokens [rows, 1] chosen from `allowed` [rows, vocab], with their log-probabilities [rows, 1] under `logits` and under what was drawn
+// from: float32 on the CPU. Without `uniform` the largest; else by its numbers [rows, 1] in [0, 1), after temperature, top-k (0: off)
+// and top-p (from 1 on: off).
+int ruminate_choose(at::Tensor *logits, at::Tensor *allowed, at::Tensor *uniform, double temperature, int64_t top_k, double top_p,
+                    at::Tensor **tokens, at::Tensor **log_probs, at::Tensor **sampling_log_probs, char **error);
 
 // Work on a CUDA device that is recorded between begin and end, on a stream of its own, and not done; a replay does it on the current
 // stream. Freeing a graph ends its recording.

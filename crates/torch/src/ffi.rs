@@ -39,6 +39,25 @@ pub(crate) type Body = unsafe extern "C" fn(
 unsafe extern "C" {
     pub(crate) fn ruminate_free_message(message: *mut c_char);
     pub(crate) fn ruminate_keep_freed_memory();
+    pub(crate) fn ruminate_cpu_levels(
+        detected: *mut c_int,
+        used: *mut c_int,
+        error: *mut *mut c_char,
+    ) -> c_int;
+    pub(crate) fn ruminate_set_cpu_level(level: c_int, error: *mut *mut c_char) -> c_int;
+    pub(crate) fn ruminate_onednn_refusal(out: *mut *mut c_char, error: *mut *mut c_char) -> c_int;
+    pub(crate) fn ruminate_choose(
+        logits: TensorPtr,
+        allowed: TensorPtr,
+        uniform: TensorPtr,
+        temperature: f64,
+        top_k: i64,
+        top_p: f64,
+        tokens: *mut *mut C_tensor,
+        log_probs: *mut *mut C_tensor,
+        sampling_log_probs: *mut *mut C_tensor,
+        error: *mut *mut c_char,
+    ) -> c_int;
     pub(crate) fn ruminate_rms_norm(
         x: TensorPtr,
         weight: TensorPtr,
@@ -173,12 +192,6 @@ unsafe extern "C" {
         count: usize,
         out: *mut *mut C_tensor,
         blocks: *mut c_int,
-        error: *mut *mut c_char,
-    ) -> c_int;
-    pub(crate) fn ruminate_packed_linear(
-        x: TensorPtr,
-        weight: TensorPtr,
-        out: *mut *mut C_tensor,
         error: *mut *mut c_char,
     ) -> c_int;
     pub(crate) fn ruminate_multiply(

@@ -2,6 +2,7 @@
 
 mod autocast;
 mod checkpoint;
+mod cpu;
 pub mod dist;
 mod dropout;
 mod error;
@@ -19,6 +20,7 @@ mod sampling;
 
 pub use autocast::autocast;
 pub use checkpoint::checkpoint;
+pub use cpu::{CpuLevel, product_library};
 pub use dropout::dropout;
 pub use error::{Error, Result};
 pub use files::map_file;
@@ -27,4 +29,4 @@ pub use graph::Graph;
 pub use info::{build_info, keep_freed_memory};
 pub use log_probs::{LogProbs, cross_entropy, log_probs};
 pub use products::{Before, Packed, linear, linear_after, matmul};
-pub use sampling::top_p;
+pub use sampling::{Choice, Sampler, choose, top_p};

@@ -1,8 +1,9 @@
 //! Matrix products on the faster of libtorch's two CPU libraries.
 //!
-//! In float32 libtorch calls MKL, which on processors of other makers than Intel leaves half of the vector unit unused;
-//! these functions call oneDNN, which libtorch holds too, and on Intel's do so for results as wide as a vocabulary. Elsewhere
-//! (small products, other kinds, CUDA, autocast) they do what libtorch does. Results agree up to the order of summation.
+//! In float32 libtorch calls MKL, which on processors with AVX-512 of other makers than Intel leaves half of the vector unit unused;
+//! there these functions call oneDNN, which libtorch holds too, and on Intel's do so for results as wide as a vocabulary. Elsewhere
+//! (without AVX-512, for small products, other kinds, CUDA, autocast) they do what libtorch does. Results agree up to the order of
+//! summation.
 
 use tch::Tensor;
 
@@ -43,8 +44,8 @@ pub fn matmul(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 /// A weight laid out for many products with few rows each, as in decoding. A copy: later changes of the weight do not
 /// reach it. It knows no gradients.
 ///
-/// On CPUs with 512-bit vectors, in float32 and bfloat16, each output is summed in float32 and in the order of its inputs: a row's
-/// numbers do not depend on how many rows there are. Made under autocast, it holds the weight in autocast's kind.
+/// On the CPU, in float32 and bfloat16, each output is summed in float32 and in the order of its inputs: a row's numbers do not depend
+/// on how many rows there are. Made under autocast, it holds the weight in autocast's kind.
 #[derive(Debug)]
 pub struct Packed {
     weight: Tensor,
@@ -178,11 +179,7 @@ impl Packed {
                 ffi::ruminate_multiply(x, weight, outputs, code, norm, eps, residual, out, error)
             });
         }
-        let x = before.of(x)?;
-        // SAFETY: the tensors outlive the call.
-        let product = ffi::call_tensor("linear", |out, error| unsafe {
-            ffi::ruminate_packed_linear(x.as_ptr(), self.weight.as_ptr(), out, error)
-        })?;
+        let product = before.of(x)?.f_linear(&self.weight, None::<&Tensor>)?;
         Ok(match residual {
             // A shape of its own would be broadcast.
             Some(residual) => residual.f_reshape(product.size())?.f_add(&product)?,

@@ -4,15 +4,15 @@ use std::collections::BTreeSet;
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use ruminate_torch::Choice;
 use ruminate_torch::kernels::Kernel;
 use tch::{Device, Kind, Tensor};
 
-use super::processor::draw;
+use super::processor::choose;
 use super::replay::Replayed;
 use super::stop_strings::StopStrings;
 use super::{
     Decoder, Finish, Generated, GenerationConfig, History, Processor, Started, Steps, Strategy, beam,
-    filter_logits,
 };
 use crate::{Error, Result, TokenId};
 
@@ -86,11 +86,6 @@ pub(super) fn processors(config: &GenerationConfig, stop_ids: &[TokenId], given:
 pub(super) fn token_table(given: &Tensor, time: i64) -> Result<Tensor> {
     let room = Tensor::f_zeros([given.size()[0], time], (Kind::Int64, given.device()))?;
     Ok(Tensor::f_cat(&[given, &room], 1)?)
-}
-
-/// Log-probability of one token per row under logits that are not normalised, `[rows, 1]`.
-pub(super) fn log_prob(logits: &Tensor, token: &Tensor) -> Result<Tensor> {
-    Ok(logits.f_gather(1, token, false)?.f_sub(&logits.f_logsumexp([1].as_slice(), true)?)?)
 }
 
 /// Everything that a decode step needs, allocated before the first one. Rows are those of the prompts that have not
@@ -181,16 +176,16 @@ impl<'a, S: Steps> Loop<'a, S> {
         for processor in &self.processors {
             allowed = processor.apply(&allowed, history)?;
         }
-        let token = match (&self.config.strategy, &self.uniform) {
-            (Strategy::Sample(sampling), Some(uniform)) => {
-                let filtered = filter_logits(&allowed, sampling)?;
-                let token = draw(&filtered, &uniform.f_narrow(1, at, 1)?)?;
-                self.sampling_log_probs.f_narrow(1, at, 1)?.f_copy_(&log_prob(&filtered, &token)?)?;
-                token
-            }
-            _ => allowed.f_argmax(1, true)?,
+        let draws = match (&self.config.strategy, &self.uniform) {
+            (Strategy::Sample(sampling), Some(uniform)) => Some((sampling, uniform.f_narrow(1, at, 1)?)),
+            _ => None,
         };
-        self.log_probs.f_narrow(1, at, 1)?.f_copy_(&log_prob(&self.logits, &token)?)?;
+        let draws = draws.as_ref().map(|(sampling, uniform)| (*sampling, uniform));
+        let Choice { tokens: token, log_probs, sampling_log_probs } = choose(&self.logits, &allowed, draws)?;
+        self.log_probs.f_narrow(1, at, 1)?.f_copy_(&log_probs)?;
+        if draws.is_some() {
+            self.sampling_log_probs.f_narrow(1, at, 1)?.f_copy_(&sampling_log_probs)?;
+        }
         // What ended rows go on to produce is cut off when they are collected.
         self.tokens.f_narrow(1, written, 1)?.f_copy_(&token)?;
         let stopped = Tensor::f_isin(&token, &self.stop_ids, false, false)?;

@@ -1,6 +1,7 @@
 //! What changes logits before a token is chosen.
 
 use ruminate_torch::kernels::Kernel;
+use ruminate_torch::{Choice, Sampler};
 use tch::{Device, Kind, Tensor};
 
 use super::Sampling;
@@ -237,9 +238,40 @@ fn sequence_bias(logits: &Tensor, ids: &[TokenId], bias: f64, history: &Tensor) 
     Ok(logits.f_index_copy(1, &ids_on(logits, &[last])?, &biased)?)
 }
 
+/// Chooses a token per row of `allowed`, what processors left of `logits`, both `[rows, vocab]`: the most probable, or one drawn by
+/// the row's number in `[0, 1)`, of `[rows, 1]`. A row's choice depends on nothing but its own logits and number.
+pub(super) fn choose(
+    logits: &Tensor,
+    allowed: &Tensor,
+    draws: Option<(&Sampling, &Tensor)>,
+) -> Result<Choice> {
+    if logits.device() == Device::Cpu && logits.kind() == Kind::Float {
+        let sampler = draws.map(|(sampling, uniform)| {
+            let Sampling { temperature, top_k, top_p } = *sampling;
+            (Sampler { temperature, top_k: top_k.unwrap_or(0), top_p: top_p.unwrap_or(1.0) }, uniform)
+        });
+        return Ok(ruminate_torch::choose(logits, allowed, sampler)?);
+    }
+    let Some((sampling, uniform)) = draws else {
+        let tokens = allowed.f_argmax(1, true)?;
+        let log_probs = log_prob(logits, &tokens)?;
+        let sampling_log_probs = log_probs.shallow_clone();
+        return Ok(Choice { tokens, log_probs, sampling_log_probs });
+    };
+    let filtered = filter_logits(allowed, sampling)?;
+    let tokens = draw(&filtered, uniform)?;
+    let sampling_log_probs = log_prob(&filtered, &tokens)?;
+    Ok(Choice { log_probs: log_prob(logits, &tokens)?, sampling_log_probs, tokens })
+}
+
+/// Log-probability of one token per row under logits that are not normalised, `[rows, 1]`.
+fn log_prob(logits: &Tensor, token: &Tensor) -> Result<Tensor> {
+    Ok(logits.f_gather(1, token, false)?.f_sub(&logits.f_logsumexp([1].as_slice(), true)?)?)
+}
+
 /// Draws one token per row from filtered logits with a uniform number in `[0, 1)` each: `uniform` is `[rows, 1]`.
 /// A row's draw depends on nothing but its own logits and number.
-pub(super) fn draw(filtered: &Tensor, uniform: &Tensor) -> Result<Tensor> {
+fn draw(filtered: &Tensor, uniform: &Tensor) -> Result<Tensor> {
     let cumulative = filtered.f_softmax(-1, None::<Kind>)?.f_cumsum(-1, None::<Kind>)?;
     let total = cumulative.f_narrow(1, cumulative.size()[1] - 1, 1)?;
     // The first token whose cumulative probability exceeds the number; it has a probability above 0, because the sum
