@@ -39,6 +39,30 @@ bool worthwhile(const at::Tensor &a, const at::Tensor &b) {
          prefers_onednn(std::max<int64_t>(a.dim() < 2 ? 1 : a.size(-2), b.size(-1)));
 }
 
+// MKL sums the terms of a narrow result one after the other on some processors (all of them in AVX2 code). Of many terms that loses
+// digits (2e-4 of the largest element for 50,000), and not the same ones for every shape, so that rows would depend on their batch. Such
+// products are made in stretches.
+constexpr int64_t LONG = 1 << 12, STRETCH = 1 << 10, NARROW = 32;
+
+bool is_long(int64_t m, int64_t k, int64_t n) { return k > LONG && std::min(m, n) < NARROW; }
+
+bool is_long(const at::Tensor &a, const at::Tensor &b) {
+  return plain_float(a) && plain_float(b) && a.dim() == 2 && b.dim() == 2 && !at::autocast::is_autocast_enabled(at::kCPU) &&
+         is_long(a.size(0), a.size(1), b.size(1));
+}
+
+// out += a b, or out = a b.
+void multiply_in_stretches(at::Tensor &out, const at::Tensor &a, const at::Tensor &b, bool add) {
+  if (!add) {
+    out.zero_();
+  }
+  for (int64_t from = 0; from < a.size(1); from += STRETCH) {
+    const auto count = std::min(STRETCH, a.size(1) - from);
+    // Not added by the product itself, which would go on with the sum so far.
+    out.add_(at::mm(a.narrow(1, from, count), b.narrow(0, from, count)));
+  }
+}
+
 // Rows of the last dimension.
 at::Tensor flat(const at::Tensor &x) { return x.reshape({-1, x.size(-1)}); }
 
@@ -111,8 +135,17 @@ struct Product : public Function<Product> {
   }
 };
 
+// Forward, or for one of the gradients.
+bool has_long_product(const at::Tensor &x, const at::Tensor &weight) {
+  if (!plain_float(x) || !plain_float(weight) || at::autocast::is_autocast_enabled(at::kCPU) || x.dim() == 0 || x.numel() == 0) {
+    return false;
+  }
+  const auto k = x.size(-1), m = x.numel() / k, n = weight.size(0);
+  return k == weight.size(1) && (is_long(m, k, n) || is_long(m, n, k) || is_long(n, m, k));
+}
+
 at::Tensor linear_of(const at::Tensor &x, const at::Tensor &weight) {
-  if (weight.dim() != 2 || !worthwhile(x, weight.t())) {
+  if (weight.dim() != 2 || !(worthwhile(x, weight.t()) || has_long_product(x, weight))) {
     return at::linear(x, weight);
   }
   return needs_graph(x, weight) ? Linear::apply(x, weight) : linear_product(x, weight);
@@ -141,18 +174,25 @@ at::Tensor matmul_of(const at::Tensor &a, const at::Tensor &b) {
 
 at::Tensor product(const at::Tensor &a, const at::Tensor &b) {
   // With a graph to record (a second derivative), libtorch's own product records it.
-  if (!worthwhile(a, b) || needs_graph(a, b)) {
+  const bool stretches = is_long(a, b);
+  if (!(worthwhile(a, b) || stretches) || needs_graph(a, b)) {
     return at::matmul(a, b);
   }
   auto shape = a.sizes().vec();
   shape.back() = b.size(-1);
   auto out = at::empty(shape, a.options());
-  multiply_by_onednn(a, b, out, 0);
+  if (stretches) {
+    multiply_in_stretches(out, a, b, false);
+  } else {
+    multiply_by_onednn(a, b, out, 0);
+  }
   return out;
 }
 
 void set_product(at::Tensor &out, const at::Tensor &a, const at::Tensor &b) {
-  if (worthwhile(a, b) && plain_float(out)) {
+  if (is_long(a, b) && plain_float(out) && !needs_graph(a, b)) {
+    multiply_in_stretches(out, a, b, false);
+  } else if (worthwhile(a, b) && plain_float(out)) {
     multiply_by_onednn(a, b, out, 0);
   } else if (a.scalar_type() == out.scalar_type() && b.scalar_type() == out.scalar_type() &&
              !at::autocast::is_autocast_enabled(out.device().type()) && !needs_graph(a, b)) {
@@ -163,7 +203,9 @@ void set_product(at::Tensor &out, const at::Tensor &a, const at::Tensor &b) {
 }
 
 void add_product(at::Tensor &out, const at::Tensor &a, const at::Tensor &b) {
-  if (worthwhile(a, b) && plain_float(out)) {
+  if (is_long(a, b) && plain_float(out)) {
+    multiply_in_stretches(out, a, b, true);
+  } else if (worthwhile(a, b) && plain_float(out)) {
     multiply_by_onednn(a, b, out, 1);
   } else {
     out.addmm_(a, b);
