@@ -7,6 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use clap::Parser;
 use ruminate_benches::{Precision, Setting, host, prepare, shape};
+use ruminate_torch::CpuLevel;
 use ruminate_torch::kernels::{Kernel, turn_on};
 use serde_json::json;
 use tch::{Device, Kind};
@@ -94,7 +95,7 @@ fn main() -> Result<()> {
     let (gflops, bandwidth) = (host::matmul_gflops(kind, device)?, host::bandwidth(device)?);
     let mut result = json!({
         "bench": cli.bench, "model": cli.model, "parameters": workload.parameters,
-        "device": if cli.cuda { "cuda" } else { "cpu" }, "dtype": cli.dtype.name(), "threads": cli.threads,
+        "device": if cli.cuda { "cuda" } else { "cpu" }, "dtype": cli.dtype.name(), "threads": cli.threads, "cpu_level": CpuLevel::in_use()?.name(),
         "batch": workload.batch, "tokens": workload.tokens, "dropout": dropout, "warmup": cli.warmup, "repeats": secs.len(),
         "median_s": rounded(median, 5), "min_s": rounded(secs[0], 5), "max_s": rounded(secs[secs.len() - 1], 5),
         "tokens_per_s": rounded(workload.tokens as f64 / median, 1),

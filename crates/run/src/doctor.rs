@@ -3,6 +3,7 @@
 use std::io;
 use std::path::Path;
 
+use ruminate_torch::CpuLevel;
 use serde::Serialize;
 
 use crate::host::{self, Gpu};
@@ -82,6 +83,7 @@ pub(crate) fn examine(out: &Path) -> Vec<Finding> {
     }));
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     findings.push(cpu(&info, &host::cpu_flags()));
+    findings.push(products());
     findings.push(threads(tch::get_num_threads(), cores, host::load()));
     findings.push(blas(&info));
     findings.push(memory(host::memory()));
@@ -195,17 +197,32 @@ fn cpu(info: &str, flags: &[String]) -> Finding {
         ["avx512_bf16", "amx_bf16"].into_iter().filter(|f| flags.iter().any(|g| g == f)).collect();
     let fast =
         if bf16.is_empty() { "none, so --precision bf16 is slower than f32".into() } else { bf16.join(", ") };
+    let (detected, level) = match CpuLevel::detected().and_then(|all| Ok((all, CpuLevel::in_use()?))) {
+        Ok(levels) => levels,
+        Err(error) => return Finding::problem("cpu", error.to_string(), "unset RUMINATE_CPU"),
+    };
     let found = format!(
-        "{}; libtorch uses {}; bf16 instructions: {fast}",
+        "{}; our loops use {level}, libtorch uses {}; bf16 instructions: {fast}",
         host::cpu_name().unwrap_or_else(|| std::env::consts::ARCH.into()),
         used.unwrap_or("unknown instructions")
     );
+    if level < detected {
+        return Finding::note("cpu", format!("{found}; the processor has {detected}"), "unset RUMINATE_CPU");
+    }
     let limited = std::env::var("ATEN_CPU_CAPABILITY").is_ok();
     if limited && used.is_some_and(|used| !used.contains("512")) && flags.iter().any(|flag| flag == "avx512f")
     {
         return Finding::note("cpu", found, "unset ATEN_CPU_CAPABILITY");
     }
     Finding::ok("cpu", found)
+}
+
+/// Which library multiplies float32 matrices.
+fn products() -> Finding {
+    match ruminate_torch::product_library() {
+        Ok(library) => Finding::ok("products", format!("large ones by {library}; those of few rows by our own loops")),
+        Err(error) => Finding::problem("products", error.to_string(), "unset RUMINATE_CPU"),
+    }
 }
 
 fn threads(used: i32, cores: usize, load: Option<f64>) -> Finding {
@@ -326,6 +343,9 @@ mod tests {
         assert_eq!(threads(1, 2, Some(9.0)).state, State::Ok);
         assert_eq!(disk(folder.path(), Some(1)).state, State::Note);
         assert_eq!(memory(Some((8 << 30, 1 << 30))).state, State::Note);
-        assert!(cpu(INFO, &["amx_bf16".into()]).found.contains("uses AVX512; bf16 instructions: amx_bf16"));
+        let level = CpuLevel::in_use().unwrap();
+        let expected = format!("our loops use {level}, libtorch uses AVX512; bf16 instructions: amx_bf16");
+        assert!(cpu(INFO, &["amx_bf16".into()]).found.contains(&expected));
+        assert!(products().found.contains("MKL"));
     }
 }

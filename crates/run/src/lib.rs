@@ -12,6 +12,7 @@ mod model;
 mod observer;
 mod output;
 mod plan;
+mod provenance;
 mod report;
 mod rollout;
 mod rundir;

@@ -7,6 +7,7 @@ use serde_json::json;
 
 use crate::console::{Console, Verbosity};
 use crate::jsonl::JsonLines;
+use crate::provenance;
 use crate::report::write_as as write_report;
 use crate::rundir::{RunDir, RunDirError};
 use crate::signals::StopFlag;
@@ -29,6 +30,8 @@ const REPORT_SHARE: u32 = 100;
 ///   line of kind `train` before. JSON has no NaN and no infinity: they become `null`.
 /// - `samples.jsonl`: `{"step":0,"time":1.3,"sample":{...}}`.
 /// - `report.html`: all of this on a page, written now and then; see [`write_report`](crate::write_report).
+/// - `run.json`: what the run is computed on (version, processor, vector unit, threads), one entry for each start. A run that is resumed
+///   with another vector unit or number of threads says so.
 /// - TensorBoard event files with the same numbers, one for each process that worked on the run. Their step is the number
 ///   of updates taken, so that a training record stands beside the validation that follows it.
 ///
@@ -127,9 +130,13 @@ impl Observer for RunObserver {
         }
         self.repeated_eval = repeats.then_some(first_step);
         self.repeated_samples = self.repeated_eval;
+        let note = if self.started { None } else { provenance::record(&self.dir)? };
         self.started = true;
         self.ended = false;
         self.console.started(first_step, total_steps);
+        if let Some(note) = note {
+            self.console.line(&note);
+        }
         Ok(self.report()?)
     }
 

@@ -11,7 +11,7 @@ use crate::cargo::{announce_first_build, cargo, hand_over};
 use crate::host::search_path;
 use crate::libtorch::{FOLDER, Flavour, LOADER_PATH, Libtorch};
 use crate::problem::Problem;
-use crate::{Cuda, provision};
+use crate::{Cuda, levels, provision};
 
 /// What to demonstrate.
 #[derive(Debug, Args)]
@@ -83,6 +83,10 @@ pub(crate) fn demo(root: &Path, args: &Demo) -> Result<u8> {
 }
 
 pub(crate) fn test(root: &Path, args: &Test) -> Result<u8> {
+    // A choice of tests is somebody's work on them; the whole includes what runs on lesser processors.
+    if args.cargo.is_empty() && args.programs.is_empty() {
+        levels::test_lesser(root, args.cuda)?;
+    }
     let libtorch = provision::ensure(root, args.cuda.into())?;
     let mut cargo = cargo(root, &libtorch)?;
     announce_first_build(root, &cargo);

@@ -9,6 +9,7 @@ mod cargo;
 mod commands;
 mod doctor;
 mod host;
+mod levels;
 mod libtorch;
 mod lint;
 mod pip;
@@ -43,6 +44,8 @@ enum Command {
     Demo(commands::Demo),
     /// Run every test of the workspace, golden vectors included
     Test(commands::Test),
+    /// Run a few steps of everything on emulated processors with fewer instructions (needs the package qemu-user)
+    Emulate(Cuda),
     /// Run golden vectors against the libraries; exits with 1 if one of them fails
     Golden(commands::Golden),
     /// Time the hot operations, alone or in turns with the Python stack
@@ -98,6 +101,7 @@ fn run(command: Command) -> Result<u8> {
         Command::Setup(args) => commands::setup(&root, args.into()),
         Command::Demo(args) => commands::demo(&root, &args),
         Command::Test(args) => commands::test(&root, &args),
+        Command::Emulate(args) => levels::emulate(&root, args),
         Command::Golden(args) => commands::golden(&root, &args),
         Command::Bench(args) => bench::bench(&root, &args),
         Command::Lint(args) => lint::lint(&root, args.into()),
