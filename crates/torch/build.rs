@@ -78,7 +78,11 @@ fn loops() {
     };
     for (name, flags) in units {
         let mut build = cc::Build::new();
-        build.cpp(true).file("shim/cpu/loops.cpp").std("c++17").define("RUMINATE_LOOPS", format!("LOOPS_{name}").as_str());
+        build
+            .cpp(true)
+            .file("shim/cpu/loops.cpp")
+            .std("c++17")
+            .define("RUMINATE_LOOPS", format!("LOOPS_{name}").as_str());
         flags.iter().for_each(|flag| {
             build.flag(flag);
         });

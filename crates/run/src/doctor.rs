@@ -220,7 +220,9 @@ fn cpu(info: &str, flags: &[String]) -> Finding {
 /// Which library multiplies float32 matrices.
 fn products() -> Finding {
     match ruminate_torch::product_library() {
-        Ok(library) => Finding::ok("products", format!("large ones by {library}; those of few rows by our own loops")),
+        Ok(library) => {
+            Finding::ok("products", format!("large ones by {library}; those of few rows by our own loops"))
+        }
         Err(error) => Finding::problem("products", error.to_string(), "unset RUMINATE_CPU"),
     }
 }

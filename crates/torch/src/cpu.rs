@@ -3,7 +3,9 @@
 use std::ffi::{CStr, c_char, c_int};
 use std::fmt;
 
-use crate::ffi::{call, ruminate_cpu_levels, ruminate_free_message, ruminate_onednn_refusal, ruminate_set_cpu_level};
+use crate::ffi::{
+    call, ruminate_cpu_levels, ruminate_free_message, ruminate_onednn_refusal, ruminate_set_cpu_level,
+};
 use crate::{Error, Result};
 
 /// Classes of processors by their vector units, from the least to the best.
@@ -84,9 +86,10 @@ fn levels() -> Result<(CpuLevel, CpuLevel)> {
     // SAFETY: all pointers outlive the call.
     call("cpu level", |error| unsafe { ruminate_cpu_levels(&raw mut detected, &raw mut used, error) })?;
     let level = |code: c_int| {
-        usize::try_from(code).ok().and_then(|code| CpuLevel::ALL.get(code).copied()).ok_or_else(|| {
-            Error::Libtorch { op: "cpu level", message: format!("there is no level {code}") }
-        })
+        usize::try_from(code)
+            .ok()
+            .and_then(|code| CpuLevel::ALL.get(code).copied())
+            .ok_or_else(|| Error::Libtorch { op: "cpu level", message: format!("there is no level {code}") })
     };
     Ok((level(detected)?, level(used)?))
 }

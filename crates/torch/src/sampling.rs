@@ -77,7 +77,16 @@ pub fn choose(logits: &Tensor, allowed: &Tensor, sampler: Option<(Sampler, &Tens
     ffi::call("choice of tokens", |error| unsafe {
         let (logits, allowed) = (logits.as_ptr(), allowed.as_ptr());
         ffi::ruminate_choose(
-            logits, allowed, numbers, temperature, top_k, top_p, tokens, log_probs, sampling, error,
+            logits,
+            allowed,
+            numbers,
+            temperature,
+            top_k,
+            top_p,
+            tokens,
+            log_probs,
+            sampling,
+            error,
         )
     })?;
     // SAFETY: on success each is a tensor of its own that we own.

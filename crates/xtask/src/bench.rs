@@ -187,7 +187,9 @@ fn against_python(root: &Path, args: &Bench) -> Result<u8> {
     }
     println!("{}", pair::HEADER);
     comparisons.iter().map(Comparison::row).for_each(|row| println!("{row}"));
-    if let Some(level) = comparisons.iter().find_map(|comparison| comparison.ours.result["cpu_level"].as_str()) {
+    if let Some(level) =
+        comparisons.iter().find_map(|comparison| comparison.ours.result["cpu_level"].as_str())
+    {
         println!("Vector unit of ruminate: {level}");
     }
     eprintln!("Results of each side: {}", path.display());

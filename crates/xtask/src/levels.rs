@@ -51,10 +51,12 @@ impl Built {
             .filter_map(|line| serde_json::from_str::<Value>(line).ok())
             .filter(|message| message["reason"] == "compiler-artifact" && message["executable"].is_string())
             .collect();
-        let executable = |artifact: &Value| PathBuf::from(artifact["executable"].as_str().unwrap_or_default());
+        let executable =
+            |artifact: &Value| PathBuf::from(artifact["executable"].as_str().unwrap_or_default());
         let program = |name: &str| {
             let found = artifacts.iter().find(|artifact| {
-                artifact["target"]["name"] == name && artifact["target"]["kind"][0] == "bin"
+                artifact["target"]["name"] == name
+                    && artifact["target"]["kind"][0] == "bin"
                     && artifact["profile"]["test"] == false
             });
             found.map(executable).with_context(|| format!("cargo built no program {name}"))
@@ -63,7 +65,8 @@ impl Built {
         let manifest = torch_folder.join("Cargo.toml");
         let of_torch = |artifact: &&Value| {
             artifact["manifest_path"].as_str().is_some_and(|path| Path::new(path) == manifest)
-                && artifact["profile"]["test"] == true && artifact["target"]["kind"][0] == "test"
+                && artifact["profile"]["test"] == true
+                && artifact["target"]["kind"][0] == "test"
         };
         let torch_tests: Vec<PathBuf> = artifacts.iter().filter(of_torch).map(executable).collect();
         ensure!(!torch_tests.is_empty(), "cargo built no tests of {}", manifest.display());
@@ -94,7 +97,12 @@ fn output(command: &mut Command) -> Result<String> {
     let name = command.get_program().to_string_lossy().into_owned();
     let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output();
     let output = output.with_context(|| format!("starting {name}"))?;
-    ensure!(output.status.success(), "{name}: {}\n{}", output.status, String::from_utf8_lossy(&output.stdout));
+    ensure!(
+        output.status.success(),
+        "{name}: {}\n{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout)
+    );
     Ok(String::from_utf8(output.stdout)?)
 }
 
@@ -187,7 +195,9 @@ fn on_processor(
     doctor.arg("doctor");
     let named = format!("our loops use {level}");
     ensure!(quiet(doctor)?.contains(&named), "doctor does not say \"{named}\"");
-    let Some(golden) = golden else { return Ok("training, writing and scoring as here; no golden vectors".into()) };
+    let Some(golden) = golden else {
+        return Ok("training, writing and scoring as here; no golden vectors".into());
+    };
     let mut vectors = emulated(&built.golden);
     vectors.arg("--root").arg(golden).args(["--topic", "models"]);
     let text = quiet(vectors)?;

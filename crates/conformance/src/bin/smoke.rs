@@ -2,7 +2,8 @@
 
 use clap::Parser;
 use ruminate_models::{
-    Example, Generate, GenerationConfig, Llama, LlamaConfig, Policy, Sampling, Strategy, T5, T5Config, TokenId, Want,
+    Example, Generate, GenerationConfig, Llama, LlamaConfig, Policy, Sampling, Strategy, T5, T5Config,
+    TokenId, Want,
 };
 use ruminate_torch::CpuLevel;
 use ruminate_torch::optim::{Adam, AdamConfig, Decay, DecayOn, Optimizer};
@@ -74,7 +75,8 @@ fn run(arguments: &Arguments) -> Result<String, Box<dyn Error>> {
         let expected: Value = serde_json::from_str(&std::fs::read_to_string(file)?)?;
         compare("", &result, &expected["result"])?;
     }
-    Ok(json!({ "level": level.name(), "products": ruminate_torch::product_library()?, "result": result }).to_string())
+    Ok(json!({ "level": level.name(), "products": ruminate_torch::product_library()?, "result": result })
+        .to_string())
 }
 
 fn object(value: Value) -> serde_json::Map<String, Value> {
@@ -112,9 +114,15 @@ fn exercise<M: Policy + Generate>(model: &M) -> Result<Value, Box<dyn Error>> {
         [(9, 5), (4, 7), (12, 3)].map(|(p, t)| Example { prompt: row(p, p), target: row(t + 20, t) }).into();
     // With a large epsilon, so that a gradient next to zero makes a step next to zero, whichever way its last bits go.
     let adam = AdamConfig {
-        beta1: 0.9, beta2: 0.999, eps: 1e-3, weight_decay: 0.01, decay: Decay::Decoupled, decay_on: DecayOn::All,
+        beta1: 0.9,
+        beta2: 0.999,
+        eps: 1e-3,
+        weight_decay: 0.01,
+        decay: Decay::Decoupled,
+        decay_on: DecayOn::All,
     };
-    let parameters = model.parameters().iter().map(|(name, tensor)| (name.to_string(), tensor.shallow_clone()));
+    let parameters =
+        model.parameters().iter().map(|(name, tensor)| (name.to_string(), tensor.shallow_clone()));
     let mut optimizer = Adam::new(parameters.collect(), adam)?;
     let before = write(model)?;
     let mut losses = vec![];
@@ -141,7 +149,12 @@ fn write<M: Generate>(model: &M) -> Result<Value, Box<dyn Error>> {
     let sampling = Sampling { temperature: 0.8, top_k: Some(20), top_p: Some(0.9) };
     let mut written = vec![];
     for strategy in [Strategy::Greedy, Strategy::Sample(sampling)] {
-        let config = GenerationConfig { strategy, max_new_tokens: 8, samples_per_prompt: 2, ..GenerationConfig::default() };
+        let config = GenerationConfig {
+            strategy,
+            max_new_tokens: 8,
+            samples_per_prompt: 2,
+            ..GenerationConfig::default()
+        };
         for rows in model.generate(&prompts, &config, &[11, 12])? {
             written.extend(rows.into_iter().map(|row| row.ids));
         }

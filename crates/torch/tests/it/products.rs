@@ -153,8 +153,7 @@ fn a_row_of_a_packed_product_does_not_depend_on_the_other_rows() {
         // Several stretches of inputs, and blocks of outputs of which the last is not full.
         let packed = Packed::new(&[&numbers(&[130, 300], 0.0).to_kind(kind)]).unwrap();
         let x = numbers(&[61, 300], 1.0).to_kind(kind);
-        let alone: Vec<Tensor> =
-            (0..61).map(|row| packed.linear(&x.narrow(0, row, 1)).unwrap()).collect();
+        let alone: Vec<Tensor> = (0..61).map(|row| packed.linear(&x.narrow(0, row, 1)).unwrap()).collect();
         let alone = Tensor::cat(&alone, 0);
         for rows in [2, 3, 5, 6, 7, 13, 49, 61] {
             let together = packed.linear(&x.narrow(0, 61 - rows, rows)).unwrap();
