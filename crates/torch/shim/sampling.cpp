@@ -218,8 +218,12 @@ extern "C" int ruminate_choose(at::Tensor *logits, at::Tensor *allowed, at::Tens
     auto *id = ids.mutable_data_ptr<int64_t>();
     auto *score = scores.mutable_data_ptr<float>(), *drawn_score = drawn.mutable_data_ptr<float>();
     at::parallel_for(0, rows, 1, [&](int64_t begin, int64_t end) {
-      std::vector<float> space(number ? static_cast<size_t>(2 * vocab) : 0);
-      std::vector<double> sums;
+      // Kept by each thread for its next tokens.
+      static thread_local std::vector<float> space;
+      static thread_local std::vector<double> sums;
+      if (number) {
+        space.resize(static_cast<size_t>(2 * vocab));
+      }
       for (int64_t row = begin; row < end; ++row) {
         const auto *own = raw_data + row * vocab, *choice = from_data + row * vocab;
         if (number) {

@@ -66,6 +66,12 @@ fn levels_agree_up_to_rounding() {
 }
 
 #[test]
+fn the_undeclared_product_of_this_libtorch_is_found() {
+    let library = ruminate_torch::product_library().unwrap();
+    assert!(library.contains("MKL") && !library.contains("does not export"), "{library}");
+}
+
+#[test]
 fn every_level_draws_the_same_tokens() {
     let _alone = alone();
     let best = CpuLevel::in_use().unwrap();

@@ -15,6 +15,7 @@ mod memory;
 mod optim;
 mod products;
 mod rng;
+mod sampling;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
