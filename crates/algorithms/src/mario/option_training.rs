@@ -10,7 +10,7 @@ use ruminate_rewards::choices::argmax;
 use ruminate_rewards::mario::{Summary, option_scores};
 use serde::{Deserialize, Serialize};
 
-use super::rows::{TrainingRows, append, at_least_one};
+use super::rows::{TrainingRows, at_least_one, replace_line};
 use crate::plan::Pass;
 use crate::trainer::Evaluation;
 use crate::{Curriculum, Error, Observer, Peers, Result, TrainerConfig};
@@ -148,7 +148,8 @@ impl OptionTraining {
         Ok(Self { config, train, dev, options, held_out, log: None, peers: Peers::default() })
     }
 
-    /// Appends the published code's line about each validation to a file.
+    /// Writes the published code's line about each validation to a file. A run that is resumed replaces those of the steps that it
+    /// repeats.
     #[must_use]
     pub fn log_to(self, path: PathBuf) -> Self {
         Self { log: Some(path), ..self }

@@ -10,8 +10,9 @@ use ruminate_models::{Example, Generate, GenerationConfig, Policy, TokenId, Toke
 use ruminate_rewards::mario::Summary;
 use serde::{Deserialize, Serialize};
 
-use super::rows::{TrainingRows, append, at_least_one};
+use super::rows::{TrainingRows, at_least_one, replace_line};
 use crate::plan::Pass;
+use crate::ppo::text;
 use crate::trainer::Evaluation;
 use crate::{Curriculum, Error, Metrics, Observer, Peers, Result, Schedule, TrainerConfig};
 
@@ -123,7 +124,8 @@ impl Rationales {
         Ok(Self { config, tokenizer, train, dev, log: None, peers: Peers::default() })
     }
 
-    /// Appends the published code's line about each validation to a file.
+    /// Writes the published code's line about each validation to a file. A run that is resumed replaces those of the steps that it
+    /// repeats.
     #[must_use]
     pub fn log_to(self, path: PathBuf) -> Self {
         Self { log: Some(path), ..self }
@@ -212,7 +214,7 @@ impl<P: Policy + Generate> Curriculum<P> for Rationales {
         let names = ["num_sents", "num_words"].map(String::from);
         let summary = Summary::of(&names, rows.iter().map(|(correct, counts)| (*correct, &counts[..])));
         if let Some(log) = self.log.as_ref().filter(|_| self.peers.leads()) {
-            append(log, &summary.line(&format!("Step {step}"), None))?;
+            replace_line(log, step, &summary.line(&format!("Step {step}"), None))?;
         }
         let mut metrics: Metrics = vec![("eval/accuracy".into(), summary.accuracy)];
         metrics.extend(

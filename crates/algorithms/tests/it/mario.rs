@@ -90,7 +90,12 @@ fn the_supervised_stage_learns_targets_and_counts_its_steps() {
         number("eval/num_sents"),
         number("eval/num_words")
     );
-    assert_eq!(std::fs::read_to_string(path).unwrap(), expected);
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), expected);
+    // A run that is resumed from before replaces what it repeats.
+    for step in [6, 9, 3] {
+        lesson.evaluate(&model(0.0, 1), step, &mut Silent).unwrap();
+    }
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), expected);
 
     // Another amount of data is not what the position belongs to.
     let state = Curriculum::<T5>::state(&lesson);
