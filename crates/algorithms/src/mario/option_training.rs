@@ -73,16 +73,12 @@ impl OptionTrainingConfig {
     /// # Errors
     /// Names the setting that is wrong.
     pub fn validate(&self) -> Result<()> {
-        at_least_one([
-            ("batch_size", self.batch_size),
-            ("eval_batch_size", self.eval_batch_size),
-            ("held_out_questions", self.held_out_questions),
-        ])
+        at_least_one([("batch_size", self.batch_size), ("eval_batch_size", self.eval_batch_size)])
     }
 }
 
 /// The training of such a model as a [`Curriculum`]: train it with [`Sft`](crate::Sft). Validation takes the most probable
-/// label; the best checkpoint has the highest accuracy.
+/// label; the best checkpoint has the highest accuracy, that of step 0 aside.
 ///
 /// # Reference behaviour
 /// The published code validates models that read rationales on development rows whose rationale is the word `dummy` (all
@@ -223,9 +219,14 @@ impl<P: Policy + ScoreChoices> Curriculum<P> for OptionTraining {
         })?;
         let summary = Summary::of(&[], correct.iter().map(|&correct| (correct, &[][..])));
         if let Some(log) = self.log.as_ref().filter(|_| self.peers.leads()) {
-            append(log, &summary.line(&format!("Step {step}"), None))?;
+            replace_line(log, step, &summary.line(&format!("Step {step}"), None))?;
         }
         Ok(Evaluation { metrics: vec![("eval/accuracy".into(), summary.accuracy)], score: summary.accuracy })
+    }
+
+    /// An untrained model is not chosen.
+    fn competes_at(&self, step: u64) -> bool {
+        step > 0
     }
 
     fn state(&self) -> serde_json::Value {

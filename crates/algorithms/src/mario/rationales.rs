@@ -85,7 +85,7 @@ impl RationalesConfig {
 }
 
 /// The supervised stage as a [`Curriculum`]: train it with [`Sft`](crate::Sft). Validation answers the development questions
-/// greedily; the best checkpoint has the highest accuracy.
+/// greedily; the best checkpoint has the highest accuracy, that of step 0 aside.
 #[derive(Debug)]
 pub struct Rationales {
     config: RationalesConfig,
@@ -233,6 +233,11 @@ impl<P: Policy + Generate> Curriculum<P> for Rationales {
             .collect();
         observer.samples(step, &samples).map_err(Error::Observer)?;
         Ok(Evaluation { metrics, score: summary.accuracy })
+    }
+
+    /// An untrained model is not chosen.
+    fn competes_at(&self, step: u64) -> bool {
+        step > 0
     }
 
     fn state(&self) -> serde_json::Value {

@@ -252,6 +252,13 @@ pub trait Algorithm {
     /// When the model or the observer fails.
     fn evaluate(&mut self, step: u64, observer: &mut dyn Observer) -> Result<Evaluation>;
 
+    /// Whether the checkpoint before step `step` can be the best one. `false` where the score of its validation is not that of its
+    /// weights, or where its weights are not trained yet and must not be chosen. Default: every one can.
+    fn competes_at(&self, step: u64) -> bool {
+        let _ = step;
+        true
+    }
+
     /// Position in the data and whatever else must survive a restart.
     fn state(&self) -> serde_json::Value;
 
@@ -296,7 +303,8 @@ pub struct Fitted {
     pub steps: u64,
     /// The folder of the last checkpoint.
     pub last: PathBuf,
-    /// Step, score and folder of the best checkpoint.
+    /// Step, score and folder of the best checkpoint. Where none has competed yet ([`Algorithm::competes_at`]), the last one with
+    /// NaN for a score.
     pub best: (u64, f64, PathBuf),
 }
 
@@ -506,8 +514,13 @@ impl Trainer {
             return Err(Error::NotFinite { name, value: evaluation.score, step: state.step });
         }
         observer.evaluated(state.step, &evaluation.metrics).map_err(Error::Observer)?;
-        state.scores.insert(state.step, evaluation.score);
-        self.save(algorithm, state, mover, phases, observer)
+        if algorithm.competes_at(state.step) {
+            state.scores.insert(state.step, evaluation.score);
+        } else {
+            state.unranked.insert(state.step);
+        }
+        self.save(algorithm, state, mover, phases, observer)?;
+        Ok(true)
     }
 
     fn save<A: Algorithm>(

@@ -177,9 +177,18 @@ fn several() -> QuarkConfig {
 
 /// One process of a run: other objects, and the generator wherever its predecessor did not leave it.
 fn process(folder: &Path, seed: i64, observer: &mut Recorder) -> Result<Fitted> {
+    process_with(folder, seed, Two, observer)
+}
+
+fn process_with(
+    folder: &Path,
+    seed: i64,
+    scorer: impl Scorer<T5, ()>,
+    observer: &mut Recorder,
+) -> Result<Fitted> {
     let (tokenizer, policy): (Tokenizer, T5) = parts(&several().control, seed);
     let data = QuarkData { expert: experts(5), ..data() };
-    let mut quark = Quark::new(several(), policy, model(0.0, 1), tokenizer, Two, data)?;
+    let mut quark = Quark::new(several(), policy, model(0.0, 1), tokenizer, scorer, data)?;
     tch::manual_seed(seed);
     let trainer = TrainerConfig {
         schedule: Schedule::Linear,
