@@ -159,6 +159,11 @@ where
         Ok(TrainBatches::new(Order::shuffled(prompts.len(), config.seed), config.batch_size, shard)?)
     }
 
+    /// The order of the training prompts.
+    fn order(&self) -> Order {
+        Order::shuffled(self.data.train.len(), self.config.seed)
+    }
+
     /// Whose arithmetic of whitening, padding and the place of rewards: the textbook's, unless Crystal's published
     /// code is asked for.
     #[must_use]
