@@ -35,6 +35,8 @@ pub struct RationalesConfig {
     pub max_length: usize,
     /// Tokens of the decoder's sequence before which none ends, the start token included.
     pub min_length: usize,
+    /// Remove the blanks before punctuation and contractions from validation's responses; the published code does not.
+    pub clean_up: bool,
     /// Seed of the order of the rows.
     pub shuffle_seed: u64,
 }
@@ -48,6 +50,7 @@ impl Default for RationalesConfig {
             eval_batch_size: 150,
             max_length: 256,
             min_length: 10,
+            clean_up: false,
             shuffle_seed: 1,
         }
     }
@@ -170,12 +173,12 @@ impl Rationales {
                 let written = policy.generate(&rows, &generation, &[])?;
                 done += batch.len() as u64;
                 observer.progress("validation", done, total).map_err(Error::Observer)?;
-                let text = |samples: Vec<_>| -> Result<String> {
+                let response = |samples: Vec<_>| {
                     let first: Option<&ruminate_models::Generated> = samples.first();
                     let ids = first.map(|sample| sample.ids.as_slice()).unwrap_or_default();
-                    Ok(self.tokenizer.decode_clean(ids)?)
+                    text(&self.tokenizer, ids, self.config.clean_up)
                 };
-                written.into_iter().map(text).collect::<Result<_>>()
+                written.into_iter().map(response).collect::<Result<_>>()
             })
         })
     }

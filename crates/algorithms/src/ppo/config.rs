@@ -19,6 +19,9 @@ pub struct RolloutConfig {
     pub min_new_tokens: usize,
     /// Never draw the padding token.
     pub forbid_pad: bool,
+    /// Show responses, to text rewards too, without the blanks before punctuation and contractions, as Crystal's code decodes.
+    /// Training sees token ids either way.
+    pub clean_up: bool,
     /// Prompts that are written on at the same time, and rows that are scored at the same time.
     pub batch_size: usize,
 }
@@ -30,6 +33,7 @@ impl Default for RolloutConfig {
             max_new_tokens: 32,
             min_new_tokens: 2,
             forbid_pad: true,
+            clean_up: true,
             batch_size: 64,
         }
     }

@@ -35,9 +35,9 @@ pub use evaluation::summarize;
 pub use kl::KlPenalty;
 pub use loss::{Drift, clamp, drift, policy_loss, value_loss};
 use records::{Records, Rolled, mean, row_sums, total_drift};
-pub(crate) use rollout::respond;
 use rollout::{Pass, Rollout, Scored, example, mask};
 pub use rollout::{Prompt, Response};
+pub(crate) use rollout::{respond, text};
 
 /// Prompts of a run.
 #[derive(Debug, Clone)]
@@ -215,7 +215,8 @@ where
         let seed = derive_seed(self.config.seed, &[step]);
         let seed = |i: usize| derive_seed(seed, &[number(i) as u64]);
         let actor = self.model.actor();
-        respond(actor, &self.tokenizer, prompts, &generation, rollout.batch_size, seed, progress)
+        let tokenizer = (&self.tokenizer, rollout.clean_up);
+        respond(actor, tokenizer, prompts, &generation, rollout.batch_size, seed, progress)
     }
 
     /// Draws responses to this rank's part of a batch.

@@ -39,10 +39,19 @@ impl Response {
     }
 }
 
+/// The text of written tokens without special ones: as it stands, or without the blanks before punctuation and at both ends.
+pub(crate) fn text(tokenizer: &Tokenizer, ids: &[TokenId], clean_up: bool) -> Result<String> {
+    Ok(if clean_up {
+        tokenizer.decode_clean(ids)?.trim().to_string()
+    } else {
+        tokenizer.decode(ids, true)?
+    })
+}
+
 /// Writes one response to every prompt. The response to prompt `i` depends on the prompt, the policy and `seed(i)` alone.
 pub(crate) fn respond<P: Generate, Q>(
     policy: &P,
-    tokenizer: &Tokenizer,
+    (tokenizer, clean_up): (&Tokenizer, bool),
     prompts: &[&Prompt<Q>],
     generation: &GenerationConfig,
     batch_size: usize,
@@ -57,10 +66,8 @@ pub(crate) fn respond<P: Generate, Q>(
         let written = policy.generate(&rows, generation, &seeds)?;
         done += batch.len() as u64;
         progress(done)?;
-        let response = |ids: Vec<TokenId>| {
-            let text = tokenizer.decode_clean(&ids)?.trim().to_string();
-            Ok::<_, Error>(Response { ids, text })
-        };
+        let response =
+            |ids: Vec<TokenId>| Ok::<_, Error>(Response { text: text(tokenizer, &ids, clean_up)?, ids });
         written.into_iter().flatten().map(|generated| response(generated.ids)).collect()
     })
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::evaluation::total;
 use super::{Buckets, Condition, ControlTokens, Judged, PoolSample, Quark, QuarkConfig, Scorer, Source};
-use crate::ppo::{Prompt, Response};
+use crate::ppo::{Prompt, Response, respond as respond_to};
 use crate::{Error, Peers, Phases, Result};
 
 /// A response that somebody else wrote.
@@ -145,8 +145,15 @@ impl<P: Policy + Generate> Writer<'_, P> {
                 let before = responses.len() as u64;
                 let progress = |done| progress((before + done) * total / part);
                 let seed = |row: usize| derive_seed(seed, &[rows[row] as u64]);
-                let written =
-                    crate::ppo::respond(model, tokenizer, &prompts, &generation, batch_size, seed, progress)?;
+                let written = respond_to(
+                    model,
+                    (tokenizer, config.clean_up),
+                    &prompts,
+                    &generation,
+                    batch_size,
+                    seed,
+                    progress,
+                )?;
                 responses.extend(rows.into_iter().zip(written));
             }
             responses.sort_by_key(|(i, _)| *i);
