@@ -1,4 +1,4 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::str::FromStr;
 use std::time::Duration;
@@ -117,6 +117,27 @@ impl RunArgs {
     pub fn load<T: Serialize + DeserializeOwned>(&self, keys: FlagKeys) -> Result<T, ConfigError> {
         let stored = self.out.as_deref().filter(|_| self.resumes()).and_then(RunDir::stored_config);
         config::load(self.config.as_deref().or(stored.as_deref()), &self.overrides(keys)?)
+    }
+
+    /// These flags with the configuration of the run that `model` belongs to, where `--config` names none and no run is resumed.
+    ///
+    /// # Errors
+    /// The model is not a run's, and its prompts, tokens and templates are not to be guessed.
+    pub fn configured_as(&self, model: &Path) -> Result<Self, ConfigError> {
+        if self.config.is_some() || self.resumes() {
+            return Ok(self.clone());
+        }
+        match RunDir::config_of_model(model) {
+            Some(config) => Ok(Self { config: Some(config), ..self.clone() }),
+            None => {
+                let reason = format!(
+                    "--model: {} does not lie in the folder of a run, so nothing tells how it was trained; name a configuration with \
+                     --config, such as the config.toml of its run",
+                    model.display()
+                );
+                Err(ConfigError::invalid(reason))
+            }
+        }
     }
 
     /// Whether the run goes on where it was: with `--resume`, or when torchrun has started this process anew after a rank had

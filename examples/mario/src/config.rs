@@ -197,6 +197,35 @@ impl MarioConfig {
         Ok(())
     }
 
+    /// Refuses runs whose models write no rationale before an answer.
+    pub(crate) fn check_writer(&self) -> Result<(), ConfigError> {
+        let what = match self.stage {
+            Some(Stage::I2o | Stage::Ir2o | Stage::Vera) => {
+                "a model behind a reward, which writes no rationales"
+            }
+            Some(Stage::Sft) if self.sft.training.target == Target::AnswerOnly => {
+                "trained to write answers without rationales (sft.training.target)"
+            }
+            _ => return Ok(()),
+        };
+        let reason = format!(
+            "--model: by its run's configuration, the model is {what}; name one of `mario sft` or `mario train`"
+        );
+        Err(ConfigError::invalid(reason))
+    }
+
+    /// How a trained model writes: that of the supervised stage as its own validation let it.
+    pub(crate) fn writing(&self) -> QuarkConfig {
+        let mut quark = self.quark.training.clone();
+        if self.stage == Some(Stage::Sft) {
+            let RationalesConfig { max_length, min_length, eval_batch_size, clean_up, .. } =
+                self.sft.training;
+            quark.eval_lengths = Lengths { max_length, min_length };
+            (quark.eval_batch_size, quark.clean_up) = (eval_batch_size, clean_up);
+        }
+        quark
+    }
+
     pub(crate) fn option_training(&self, mode: OptionMode) -> &Training<OptionTrainingConfig> {
         match mode {
             OptionMode::I2o => &self.i2o,

@@ -106,7 +106,14 @@ pub fn answers<P: Policy + Generate>(
     (rows, dataset): (&[MarioRow], MarioDataset),
     observer: &mut dyn Observer,
 ) -> Result<Vec<GivenResponse>> {
-    let tokens = condition.map(|_| ControlTokens::find_in(tokenizer, &config.control)).transpose()?;
+    let tokens = match condition {
+        // Without any, the error names the first that is missing.
+        Some(_) => Some(match ControlTokens::of_model(tokenizer, &config.control)? {
+            Some(tokens) => tokens,
+            None => ControlTokens::find_in(tokenizer, &config.control)?,
+        }),
+        None => None,
+    };
     let prompts = rows.iter().map(|row| prompt(row, tokenizer)).collect::<Result<Vec<_>>>()?;
     let total = prompts.len() as u64;
     let responses = respond(

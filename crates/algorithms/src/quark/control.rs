@@ -13,6 +13,9 @@ pub const WRONG: &str = "WRONG_LABEL";
 /// The token of a right answer.
 pub const CORRECT: &str = "CORRECT_LABEL";
 
+/// Rewards whose tokens are looked for in a tokenizer.
+const MOST_REWARDS: usize = 100;
+
 /// What the data pool does with a reward.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
@@ -273,6 +276,35 @@ impl ControlTokens {
         };
         let ids = names.iter().map(find).collect::<Result<_>>()?;
         Ok(Self { names, ids, slots })
+    }
+
+    /// The tokens of a trained model's tokenizer; `None` where it has no control token at all.
+    ///
+    /// # Errors
+    /// When the configuration is wrong, or the tokenizer has other control tokens than those of the configuration: the model was
+    /// trained with others.
+    pub fn of_model(tokenizer: &Tokenizer, config: &ControlConfig) -> Result<Option<Self>> {
+        config.validate()?;
+        let expected = Self::layout(config).0;
+        let has = |name: &String| tokenizer.token_id(name).is_some();
+        let buckets = |reward| (0..).map(move |bucket| Self::name(reward, bucket)).take_while(has);
+        let answers = [WRONG, CORRECT].map(String::from).into_iter().filter(has);
+        let found: Vec<String> = (0..MOST_REWARDS).flat_map(buckets).chain(answers).collect();
+        if found.is_empty() {
+            return Ok(None);
+        }
+        if let Some(name) = found.iter().find(|name| !expected.contains(name)) {
+            let reason = format!(
+                "give no token `{name}`, which the tokenizer has; the model was trained with other rewards"
+            );
+            return Err(Error::config("control.rewards", reason));
+        }
+        Self::find_in(tokenizer, config).map(Some)
+    }
+
+    /// The name of the token of a reward's bucket.
+    fn name(reward: usize, bucket: usize) -> String {
+        format!("_TOKEN{reward}_{bucket:05}")
     }
 
     fn layout(config: &ControlConfig) -> (Vec<String>, Vec<Slot>) {

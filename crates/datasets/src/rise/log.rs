@@ -9,7 +9,7 @@ use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::chat::Message;
-use crate::environments::{Environment, Problem};
+use crate::environments::{Benchmark, Compat, Environment, Problem};
 use crate::{Error, Place, Result, json};
 
 /// What was tried on one problem.
@@ -217,6 +217,22 @@ impl Log {
         result
     }
 
+    /// The benchmarks that this log can be of: those that read a gold answer in every problem.
+    #[must_use]
+    pub fn benchmarks(&self) -> Vec<Benchmark> {
+        let reads = |benchmark: &Benchmark| {
+            let environment = benchmark.environment(Compat::Fixed);
+            self.episodes.iter().all(|episode| environment.check(&episode.problem()).is_ok())
+        };
+        [Benchmark::Gsm8k, Benchmark::Math].into_iter().filter(reads).collect()
+    }
+
+    /// Whether judging all attempts again gives the rewards that are stored.
+    #[must_use]
+    pub fn agrees_with(&self, environment: &dyn Environment) -> bool {
+        self.rescore(environment, true).rewards.is_empty()
+    }
+
     /// Does any observation tell an attempt that it was right? Logs of evaluations without an oracle hold none.
     #[must_use]
     pub fn has_oracle(&self, environment: &dyn Environment) -> bool {
@@ -318,6 +334,26 @@ mod tests {
         refused(&|e| e["turn_history"]["actions"] = json!({}), "in common");
         assert!(read(&json!([episode()])).unwrap_err().to_string().contains("an object of episodes"));
         assert_eq!(read(&json!({})).unwrap(), Log::default());
+    }
+
+    #[test]
+    fn a_log_tells_its_benchmark_and_whether_it_was_judged_so() {
+        let of = |answer: &str, reward: i64| {
+            let history = json!({
+                "best_actions": [r"It is \boxed{5}."], "actions": {"0": [r"It is \boxed{5}."]},
+                "best_observations": ["no"], "observations": {"0": ["no"]},
+                "best_rewards": [reward], "rewards": {"0": [reward]},
+            });
+            let episode = json!({"task_id": 3, "query": "q", "answer": answer, "max_reward": reward, "turn_history": history});
+            read(&json!({"3": episode})).unwrap()
+        };
+        let agrees = |log: &Log, of: Benchmark| log.agrees_with(&*of.environment(Compat::Fixed));
+        for (benchmark, gold) in [(Benchmark::Gsm8k, "#### 5"), (Benchmark::Math, r"Hence \boxed{5}.")] {
+            assert_eq!(of(gold, 1).benchmarks(), [benchmark]);
+            assert!(agrees(&of(gold, 1), benchmark) && !agrees(&of(gold, 0), benchmark));
+        }
+        assert!(of("five", 0).benchmarks().is_empty());
+        assert_eq!(of("\\boxed{5}\n#### 5", 1).benchmarks(), [Benchmark::Gsm8k, Benchmark::Math]);
     }
 
     #[test]
