@@ -253,6 +253,10 @@ impl MarioConfig {
 }
 
 #[cfg(test)]
+#[path = "../../suggested.rs"]
+mod suggested;
+
+#[cfg(test)]
 mod tests {
     use ruminate::run::config;
 
@@ -275,6 +279,32 @@ mod tests {
             assert!(model.pretrained.take().is_some());
         }
         assert_eq!(config, MarioConfig::default());
+    }
+
+    #[test]
+    fn what_the_pages_suggest_is_taken() {
+        let pages = [include_str!("../README.md"), include_str!("../../../docs/papers/mario.md")];
+        assert!(suggested::all_are_taken(&pages, MarioConfig::validate) >= 3);
+    }
+
+    #[test]
+    fn the_reference_has_every_quirk_switched_on() {
+        let text = include_str!("../configs/reference.toml");
+        let mut config: MarioConfig = config::load_text("configs/reference.toml", text, &[]).unwrap();
+        config.validate().unwrap();
+        let mut published: MarioConfig = config::load_text("configs/published.toml", PUBLISHED, &[]).unwrap();
+        let quark = &config.quark.training;
+        assert!(quark.retokenize && quark.sampling.drop_last && quark.kl_vocab == Some(32_000));
+        assert_eq!(config.ir2o.training.held_out_questions, 0);
+        // All else is as published.
+        config.ir2o.training.held_out_questions = 200;
+        published.vera.model.pretrained = None;
+        let trainers = [&mut config.sft.trainer, &mut config.i2o.trainer, &mut config.ir2o.trainer];
+        for trainer in trainers.into_iter().chain([&mut config.quark.trainer]) {
+            assert!(trainer.keep > 10_000);
+            trainer.keep = 2;
+        }
+        assert_eq!(config, published);
     }
 
     #[test]

@@ -521,6 +521,10 @@ impl RiseConfig {
 }
 
 #[cfg(test)]
+#[path = "../../suggested.rs"]
+mod suggested;
+
+#[cfg(test)]
 mod tests {
     use ruminate::run::config;
 
@@ -535,6 +539,29 @@ mod tests {
         // Which model is the user's choice.
         assert!(config.model.pretrained.take().is_some());
         assert_eq!(config, RiseConfig::default());
+    }
+
+    #[test]
+    fn what_the_pages_suggest_is_taken() {
+        let pages = [include_str!("../README.md"), include_str!("../../../docs/papers/rise.md")];
+        assert!(suggested::all_are_taken(&pages, RiseConfig::validate) >= 8);
+    }
+
+    #[test]
+    fn the_reference_has_every_quirk_switched_on() {
+        let text = include_str!("../configs/reference.toml");
+        let mut config: RiseConfig = config::load_text("configs/reference.toml", text, &[]).unwrap();
+        config.validate().unwrap();
+        let published: RiseConfig = config::load_text("configs/published.toml", PUBLISHED, &[]).unwrap();
+        assert_eq!((config.data.compat, config.chat.layout), (Compat::Reference, Layout::ZephyrSystemDemo));
+        assert!(config.collection.generation.clean_up && config.evaluation.generation.clean_up);
+        assert!(config.collection.tries >= 1_000_000 && config.evaluation.tries >= 1_000_000);
+        // All else is as published.
+        (config.data.compat, config.chat.layout) = (Compat::Fixed, Layout::Dialogue);
+        (config.collection.generation.clean_up, config.evaluation.generation.clean_up) = (false, false);
+        (config.collection.tries, config.evaluation.tries) = (10, 10);
+        config.teacher.concurrency = published.teacher.concurrency;
+        assert_eq!(config, published);
     }
 
     #[test]
