@@ -34,7 +34,7 @@ pub use launch::LaunchError;
 pub use model::{LlamaModelConfig, ModelConfig, ModelError, settled};
 pub use observer::{ConsoleObserver, RunObserver};
 pub use output::{Table, print_json, print_tables};
-pub use plan::DryRun;
+pub use plan::{DryRun, decoding_memory, writing};
 pub use report::{Page as ReportPage, write as write_report};
 pub use rollout::RolloutConsole;
 pub use rundir::{Difference, RunDir, RunDirError};

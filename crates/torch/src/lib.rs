@@ -12,6 +12,7 @@ mod graph;
 mod info;
 pub mod kernels;
 mod log_probs;
+mod memory;
 pub mod optim;
 mod products;
 pub mod rng;
@@ -26,5 +27,6 @@ pub use fused::{Gate, KeysValues, attention, gate, look_up, remember, remember_a
 pub use graph::Graph;
 pub use info::{build_info, keep_freed_memory};
 pub use log_probs::{LogProbs, cross_entropy, log_probs};
+pub use memory::host_memory;
 pub use products::{Before, Packed, linear, linear_after, matmul};
 pub use sampling::top_p;

@@ -18,6 +18,7 @@ use crate::config::{Evaluating, EvaluationSection, Phase, Player, RiseConfig, So
 use crate::convert::{self, EXAMPLES, SUMMARY};
 use crate::evaluate::{METRICS, evaluate};
 use crate::finetune::fit;
+use crate::plan;
 use crate::players::warn;
 
 /// Metrics by name, for each setting.
@@ -58,6 +59,9 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
         [&mut config.model.pretrained, &mut config.iteration.boosted, &mut config.collection.teacher_model]
     {
         *path = path.as_deref().map(settled);
+    }
+    if args.dry_run {
+        return plan::iterate(&config, args);
     }
     if let Some(outcome) = args.launch()? {
         return Ok(outcome);
@@ -139,7 +143,7 @@ pub(crate) fn iterate(
 }
 
 /// The model that the first iteration collects with.
-fn first_student(config: &RiseConfig) -> anyhow::Result<PathBuf> {
+pub(crate) fn first_student(config: &RiseConfig) -> anyhow::Result<PathBuf> {
     let Some(base) = &config.model.pretrained else {
         let reason = "model.pretrained: name the checkpoint to start from, such as that of `rise finetune` on solutions";
         return Err(ConfigError::invalid(reason).into());

@@ -8,7 +8,7 @@ use ruminate::datasets::chat::{ChatTemplate, OtherTemplate, TrainedOn};
 use ruminate::datasets::rise::TeacherAnswerer;
 use ruminate::datasets::teacher::{Sampling as TeacherSampling, Teacher};
 use ruminate::models::{GenerationConfig, Llama, Sampling, Strategy, Tokenizer};
-use ruminate::run::{LlamaModelConfig, TeacherConsole, Worker};
+use ruminate::run::{LlamaModelConfig, TeacherConsole, Worker, decoding_memory};
 use tch::{Device, Kind};
 
 use crate::config::{GenerationSection, Phase, Player, RiseConfig};
@@ -81,18 +81,25 @@ impl Local {
     }
 
     pub(crate) fn answerer(&self) -> LocalModel<'_, Llama> {
-        let GenerationSection { temperature, max_new_tokens, context_length, clean_up, .. } = self.generation;
-        // Without a limit, nothing has to be sorted.
-        let top_p = Some(self.generation.top_p).filter(|&share| share < 1.0);
+        let GenerationSection { context_length, clean_up, .. } = self.generation;
         let context = match context_length {
             0 => self.llama.config().context_length(),
             tokens => tokens,
         };
-        let strategy = Strategy::Sample(Sampling { temperature, top_p, top_k: None });
         LocalModel::new(&self.llama, &self.tokenizer, &self.template, context)
-            .generation(GenerationConfig { strategy, max_new_tokens, ..GenerationConfig::default() })
+            .generation(generation(&self.generation, self.llama.device()))
             .clean_up(clean_up)
     }
+}
+
+/// How a local model writes on a device.
+pub(crate) fn generation(section: &GenerationSection, device: Device) -> GenerationConfig {
+    let GenerationSection { temperature, top_p, max_new_tokens, .. } = *section;
+    // Without a limit, nothing has to be sorted.
+    let top_p = Some(top_p).filter(|&share| share < 1.0);
+    let strategy = Strategy::Sample(Sampling { temperature, top_p, top_k: None });
+    let max_memory = decoding_memory(device);
+    GenerationConfig { strategy, max_new_tokens, max_memory, ..GenerationConfig::default() }
 }
 
 /// The teacher's service, whose answers are kept in a folder.

@@ -1,6 +1,7 @@
 //! The decode loop: greedy choice and sampling.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -275,20 +276,29 @@ impl<'a, S: Steps> Loop<'a, S> {
     }
 }
 
-/// When sampling, uniform numbers in `[0, 1)` for every prompt, sample and step, `[rows, max_new_tokens]`. Each sample has a
-/// stream of its own, so that its numbers depend on its prompt's seed alone.
-fn uniform_numbers(prompts: usize, config: &GenerationConfig, seeds: &[u64]) -> Result<Option<Tensor>> {
-    if !matches!(config.strategy, Strategy::Sample(_)) {
-        return Ok(None);
-    }
-    if seeds.len() != prompts {
+/// Refuses another number of seeds than one for each prompt, when sampling.
+fn check_seeds(prompts: usize, config: &GenerationConfig, seeds: &[u64]) -> Result<()> {
+    if matches!(config.strategy, Strategy::Sample(_)) && seeds.len() != prompts {
         let reason = format!("{} seeds for {prompts} prompts; sampling needs one each", seeds.len());
         return Err(Error::invalid("generation", reason));
     }
-    let rows = seeds.len() * config.samples_per_prompt;
+    Ok(())
+}
+
+/// When sampling, uniform numbers in `[0, 1)` for some samples of every prompt and each step, `[rows, max_new_tokens]`. Each sample
+/// has a stream of its own, so that its numbers depend on its prompt's seed alone.
+fn uniform_numbers(
+    config: &GenerationConfig,
+    samples: Range<usize>,
+    seeds: &[u64],
+) -> Result<Option<Tensor>> {
+    if !matches!(config.strategy, Strategy::Sample(_)) {
+        return Ok(None);
+    }
+    let rows = seeds.len() * samples.len();
     let mut numbers = Vec::with_capacity(rows * config.max_new_tokens);
     for &seed in seeds {
-        for sample in 0..config.samples_per_prompt {
+        for sample in samples.clone() {
             let mut rng = ChaCha8Rng::seed_from_u64(seed);
             rng.set_stream(sample as u64);
             numbers.extend((0..config.max_new_tokens).map(|_| {

@@ -132,6 +132,9 @@ pub struct GenerationConfig {
     pub forbidden_ids: Vec<TokenId>,
     /// Sequences per prompt. The prompt is read once for all of them.
     pub samples_per_prompt: usize,
+    /// Most bytes of keys, values and logits at a time; prompts, or samples of one, that do not fit wait for others to end. `None` takes a
+    /// quarter of the machine's memory, or 8 GiB on a GPU.
+    pub max_memory: Option<u64>,
 }
 
 impl Default for GenerationConfig {
@@ -147,6 +150,7 @@ impl Default for GenerationConfig {
             stop_strings: vec![],
             forbidden_ids: vec![],
             samples_per_prompt: 1,
+            max_memory: None,
         }
     }
 }

@@ -66,6 +66,10 @@ impl Decoder for Llama {
         self.tokenizer.as_ref()
     }
 
+    fn bytes_in_flight(&self, prompts: usize, longest: usize, rows: usize, new: usize) -> u64 {
+        self.config.decoding_bytes(prompts, longest, rows, new, self.kind)
+    }
+
     fn start(
         &self,
         prompts: &[Vec<TokenId>],

@@ -95,6 +95,10 @@ impl Decoder for T5 {
     }
 
     /// The start token and the prefix are what every row begins with.
+    fn bytes_in_flight(&self, prompts: usize, longest: usize, rows: usize, new: usize) -> u64 {
+        self.config.decoding_bytes(prompts, longest, rows, new, self.kind())
+    }
+
     fn start(
         &self,
         prompts: &[Vec<TokenId>],
