@@ -113,6 +113,25 @@ impl Error {
         matches!(self, Self::Config { .. } | Self::Data(Data::UnknownTask { .. } | Data::BadTemplate { .. }))
     }
 
+    /// Whether somebody asked to stop while a model was writing or scoring, so that nothing is wrong.
+    #[must_use]
+    pub fn is_interruption(&self) -> bool {
+        // A transparent error does not name its cause.
+        let stopped = |error: &(dyn std::error::Error + 'static)| {
+            use ruminate_models::Error::Interrupted;
+            let own = matches!(error.downcast_ref(), Some(Self::Model(Interrupted)));
+            let reward = error.downcast_ref::<Self>().and_then(|error| match error {
+                Self::Reward(reward) => Some(reward),
+                _ => None,
+            });
+            let behind = reward.or_else(|| error.downcast_ref());
+            let models = matches!(behind, Some(ruminate_rewards::RewardError::Model(Interrupted)));
+            own || models || matches!(error.downcast_ref(), Some(Interrupted))
+        };
+        std::iter::successors(Some(self as &(dyn std::error::Error + 'static)), |error| error.source())
+            .any(stopped)
+    }
+
     pub(crate) fn config(key: &str, reason: impl Into<String>) -> Self {
         Self::Config { key: key.to_string(), reason: reason.into() }
     }

@@ -3,6 +3,7 @@
 pub mod crystal;
 pub mod dpo;
 mod error;
+mod kept;
 mod loss;
 pub mod mario;
 mod observer;

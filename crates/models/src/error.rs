@@ -72,6 +72,9 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// Somebody asked to stop while a model was writing; see [`Interrupt`](crate::Interrupt).
+    #[error("stopped by request while a model was writing")]
+    Interrupted,
     /// libtorch failed.
     #[error(transparent)]
     Tch(#[from] tch::TchError),

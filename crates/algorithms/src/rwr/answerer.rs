@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use ruminate_datasets::chat::ChatTemplate;
-use ruminate_datasets::rise::{Answerer, Ask, Failed, Reply};
+use ruminate_datasets::rise::{Answerer, Ask, Failed, Reply, Stopped};
 use ruminate_models::{Generate, GenerationConfig, Policy, Sampling, Strategy, TokenId, Tokenizer};
 
 /// Answers by a model at hand. Answers end at the model's end token, or at what the template ends them with.
@@ -100,7 +100,10 @@ impl<M: Generate + Policy> Answerer for LocalModel<'_, M> {
         for (samples, rows) in by_samples {
             let prompts = rows.iter().map(|&i| self.prompt(&asks[i])).collect::<Result<Vec<_>, _>>()?;
             let seeds: Vec<u64> = rows.iter().map(|&i| asks[i].seed).collect();
-            let generated = self.model.generate(&prompts, &self.config(samples), &seeds)?;
+            let generated = match self.model.generate(&prompts, &self.config(samples), &seeds) {
+                Err(ruminate_models::Error::Interrupted) => return Err(Stopped.into()),
+                generated => generated?,
+            };
             for (i, sequences) in rows.into_iter().zip(generated) {
                 let texts = sequences.iter().map(|sequence| self.text(&sequence.ids));
                 replies[i] = Reply::Texts(texts.collect::<Result<_, _>>()?);

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Instant;
 
-use ruminate_models::Policy;
+use ruminate_models::{Interrupt, Policy};
 use ruminate_torch::dist::{ProcessGroup, Sharding};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
@@ -371,11 +371,15 @@ impl Trainer {
         ranks.align(algorithm.policy(), state.step)?;
         observer.started(state.step, config.steps).map_err(Error::Observer)?;
         let mut log = Log::default();
+        // Ranks wait for each other, so none of them may leave by itself.
+        let interrupt = if ranks.size() == 1 { observer.interrupt() } else { Interrupt::default() };
         while state.step < config.steps {
             let step = state.step;
             if config.validates_at(step) || (config.eval_every == 0 && algorithm.phase_begins(step)) {
                 log.check(step, ranks)?;
-                self.validate(algorithm, &mut state, mover, &mut log.phases, observer)?;
+                if !self.validate(algorithm, &mut state, mover, &mut log.phases, (observer, &interrupt))? {
+                    return self.fitted(&state, Ending::Stopped, log, observer);
+                }
             } else if due(config.save_every, step) && step > 0 {
                 log.check(step, ranks)?;
                 self.save(algorithm, &mut state, mover, &mut log.phases, observer)?;
@@ -383,7 +387,12 @@ impl Trainer {
             let started = Instant::now();
             let lr = config.schedule.lr(config.lr, step, config.warmup_steps, config.steps);
             let lr = mover.optimizer().rate(lr);
-            log.tokens = self.update(algorithm, mover, lr, step, &mut log)?;
+            let Some(tokens) = self.update(algorithm, mover, lr, step, &mut log, &interrupt)? else {
+                log.check(step, ranks)?;
+                self.save(algorithm, &mut state, mover, &mut log.phases, observer)?;
+                return self.fitted(&state, Ending::Stopped, log, observer);
+            };
+            log.tokens = tokens;
             state.step += 1;
             let last = state.step == config.steps;
             let mut metrics = vec![];
@@ -407,11 +416,13 @@ impl Trainer {
             }
         }
         // The reference leaves its last steps unsaved and unvalidated.
-        self.validate(algorithm, &mut state, mover, &mut log.phases, observer)?;
-        self.fitted(&state, Ending::Finished, log, observer)
+        let validated =
+            self.validate(algorithm, &mut state, mover, &mut log.phases, (observer, &interrupt))?;
+        self.fitted(&state, if validated { Ending::Finished } else { Ending::Stopped }, log, observer)
     }
 
-    /// The optimizer updates of one step; returns the tokens that went through the model.
+    /// The optimizer updates of one step; returns the tokens that went through the model. `None` when its rollout was interrupted,
+    /// after which all is as it was before the step.
     fn update<A: Algorithm>(
         &self,
         algorithm: &mut A,
@@ -419,7 +430,9 @@ impl Trainer {
         lr: f64,
         step: u64,
         log: &mut Log,
-    ) -> Result<u64> {
+        interrupt: &Interrupt,
+    ) -> Result<Option<u64>> {
+        let before = algorithm.state();
         let device = algorithm.policy().device();
         let max_norm =
             if self.config.max_grad_norm > 0.0 { self.config.max_grad_norm } else { f64::INFINITY };
@@ -429,7 +442,17 @@ impl Trainer {
         loop {
             let started = Instant::now();
             let mut prepare = || algorithm.batches(step, update, self.config.accumulate);
-            let batches = self.precisely(device, &mut prepare)?;
+            let batches = match update {
+                0 => interrupt.during(|| self.precisely(device, &mut prepare)),
+                _ => self.precisely(device, &mut prepare),
+            };
+            let batches = match batches {
+                Err(error) if update == 0 && error.is_interruption() => {
+                    algorithm.load_state(before)?;
+                    return Ok(None);
+                }
+                batches => batches?,
+            };
             let own = algorithm.phases();
             log.phases.add("data", (started.elapsed().as_secs_f64() - own.total()).max(0.0));
             log.phases.merge(own);
@@ -455,7 +478,7 @@ impl Trainer {
             update += 1;
         }
         log.end_step()?;
-        self.ranks.total(tokens)
+        self.ranks.total(tokens).map(Some)
     }
 
     /// Adds the gradients of a micro-batch; returns the tokens that went through the model.
@@ -495,19 +518,27 @@ impl Trainer {
         }
     }
 
-    /// Saves, validates, and marks the checkpoint as the best if it is.
+    /// Validates, saves, and marks the checkpoint as the best if it is. False when the validation was interrupted: then the checkpoint
+    /// has no score, and is validated when the run goes on.
     fn validate<A: Algorithm>(
         &self,
         algorithm: &mut A,
         state: &mut TrainerState,
         mover: &Mover,
         phases: &mut Phases,
-        observer: &mut dyn Observer,
-    ) -> Result<()> {
-        if state.scores.contains_key(&state.step) {
-            return Ok(());
+        (observer, interrupt): (&mut dyn Observer, &Interrupt),
+    ) -> Result<bool> {
+        if state.is_validated() {
+            return Ok(true);
         }
-        let mut evaluation = phases.time("evaluation", || algorithm.evaluate(state.step, observer))?;
+        let evaluate = || interrupt.during(|| algorithm.evaluate(state.step, observer));
+        let mut evaluation = match phases.time("evaluation", evaluate) {
+            Err(error) if error.is_interruption() => {
+                self.save(algorithm, state, mover, phases, observer)?;
+                return Ok(false);
+            }
+            evaluation => evaluation?,
+        };
         evaluation.score = self.ranks.of_first(evaluation.score)?;
         if !evaluation.score.is_finite() {
             let name = "validation score".into();

@@ -8,12 +8,13 @@ use rand_chacha::ChaCha8Rng;
 use ruminate_torch::kernels::Kernel;
 use tch::{Device, Kind, Tensor};
 
+use super::portions::{Portion, portions};
 use super::processor::draw;
 use super::replay::Replayed;
 use super::stop_strings::StopStrings;
 use super::{
-    Decoder, Finish, Generated, GenerationConfig, History, Processor, Started, Steps, Strategy, beam,
-    filter_logits,
+    Decoder, Finish, Generated, GenerationConfig, History, Interrupt, Processor, Started, Steps, Strategy,
+    beam, filter_logits,
 };
 use crate::{Error, Result, TokenId};
 
@@ -32,19 +33,35 @@ pub(crate) fn generate<D: Decoder>(
         return Ok(vec![]);
     }
     check_choice(model, config)?;
-    tch::no_grad(|| match &config.strategy {
-        Strategy::Beam(settings) => beam::search(model, prompts, config, settings),
-        _ => {
-            let uniform = uniform_numbers(prompts.len(), config, seeds)?;
-            let each = config.samples_per_prompt;
-            let started = model.start(prompts, &config.prefix, each, config.max_new_tokens)?;
-            if Kernel::Graphs.is_on() {
-                let started = started.with(|steps| Replayed::new(steps, model.device()))?;
-                return Loop::new(model, prompts.len(), config, uniform, started)?.run();
-            }
-            Loop::new(model, prompts.len(), config, uniform, started)?.run()
-        }
-    })
+    check_seeds(prompts.len(), config, seeds)?;
+    let mut results = vec![vec![]; prompts.len()];
+    for Portion { prompts: range, samples } in portions(model, prompts, config) {
+        Interrupt::check()?;
+        let part = GenerationConfig { samples_per_prompt: samples.len(), ..config.clone() };
+        let seeds = seeds.get(range.clone()).unwrap_or_default();
+        let uniform = uniform_numbers(&part, samples, seeds)?;
+        let written = tch::no_grad(|| write(model, &prompts[range.clone()], &part, uniform))?;
+        results[range].iter_mut().zip(written).for_each(|(all, more)| all.extend(more));
+    }
+    Ok(results)
+}
+
+/// Writes all rows at the same time.
+fn write<D: Decoder>(
+    model: &D,
+    prompts: &[Vec<TokenId>],
+    config: &GenerationConfig,
+    uniform: Option<Tensor>,
+) -> Result<Vec<Vec<Generated>>> {
+    if let Strategy::Beam(settings) = &config.strategy {
+        return beam::search(model, prompts, config, settings);
+    }
+    let started = model.start(prompts, &config.prefix, config.samples_per_prompt, config.max_new_tokens)?;
+    if Kernel::Graphs.is_on() {
+        let started = started.with(|steps| Replayed::new(steps, model.device()))?;
+        return Loop::new(model, prompts.len(), config, uniform, started)?.run();
+    }
+    Loop::new(model, prompts.len(), config, uniform, started)?.run()
 }
 
 /// The token ids that end a row.
@@ -158,6 +175,7 @@ impl<'a, S: Steps> Loop<'a, S> {
 
     fn run(mut self) -> Result<Vec<Vec<Generated>>> {
         for step in 0..self.config.max_new_tokens {
+            Interrupt::check()?;
             self.choose(step)?;
             if step + 1 == self.config.max_new_tokens {
                 break;

@@ -3,6 +3,8 @@
 mod beam;
 mod decode;
 mod decoder;
+mod interrupt;
+mod portions;
 mod processor;
 mod replay;
 mod stop_strings;
@@ -13,6 +15,7 @@ use crate::{Error, Result, TokenId};
 
 pub(crate) use decode::generate;
 pub(crate) use decoder::{Decoder, Started, Steps};
+pub use interrupt::Interrupt;
 pub use processor::{History, Processor, filter_logits, forbid};
 pub(crate) use replay::FixedSteps;
 
@@ -228,8 +231,11 @@ pub trait Generate {
     /// `seeds` holds one seed per prompt when sampling (see [`derive_seed`]) and is ignored otherwise. A prompt with
     /// the same seed gives the same sequences, whatever else is in the batch. Dropout is off, in training mode too.
     ///
+    /// However many prompts and samples there are, no more rows are written at a time than fit into
+    /// [`max_memory`](GenerationConfig::max_memory).
+    ///
     /// # Errors
-    /// When settings or seeds do not fit, forbidden tokens leave no other, or a prompt is empty.
+    /// When settings or seeds do not fit, forbidden tokens leave no other, a prompt is empty, or an [`Interrupt`] is raised.
     fn generate(
         &self,
         prompts: &[Vec<TokenId>],

@@ -14,8 +14,8 @@ use crate::policy::{
 };
 use crate::scoring::{check_choices, padded_targets, padded_tokens};
 use crate::{
-    CrossEntropy, Error, Example, IGNORED, Labels, LogitStatistics, Parameters, Policy, Result, ScoreChoices,
-    Side, TokenId, TokenScores, Want,
+    CrossEntropy, Error, Example, IGNORED, Interrupt, Labels, LogitStatistics, Parameters, Policy, Result,
+    ScoreChoices, Side, TokenId, TokenScores, Want,
 };
 
 impl Policy for Llama {
@@ -59,6 +59,7 @@ impl Policy for Llama {
     /// Prompt and target are read in one row. A target's [`IGNORED`] position is read as the padding token; tokens that are
     /// to be read without loss belong to the prompt.
     fn score(&self, examples: &[Example], want: Want) -> Result<TokenScores> {
+        Interrupt::check()?;
         let prompts: Vec<&[TokenId]> = examples.iter().map(|e| e.prompt.as_slice()).collect();
         let targets: Vec<&[TokenId]> = examples.iter().map(|e| e.target.as_slice()).collect();
         self.score_alternatives(&prompts, &targets, want)
@@ -78,6 +79,7 @@ impl Policy for Llama {
     }
 
     fn cross_entropy(&self, examples: &[Example]) -> Result<CrossEntropy> {
+        Interrupt::check()?;
         let prompts: Vec<&[TokenId]> = examples.iter().map(|e| e.prompt.as_slice()).collect();
         let targets: Vec<&[TokenId]> = examples.iter().map(|e| e.target.as_slice()).collect();
         let (states, labels) = self.target_states(&prompts, &targets)?;
@@ -86,6 +88,7 @@ impl Policy for Llama {
     }
 
     fn states(&self, examples: &[Example]) -> Result<Option<Tensor>> {
+        Interrupt::check()?;
         let prompts: Vec<&[TokenId]> = examples.iter().map(|e| e.prompt.as_slice()).collect();
         let targets: Vec<&[TokenId]> = examples.iter().map(|e| e.target.as_slice()).collect();
         Ok(Some(self.target_states(&prompts, &targets)?.0))
@@ -102,6 +105,7 @@ impl Policy for Llama {
 
 impl ScoreChoices for Llama {
     fn choice_log_probs(&self, prompts: &[Vec<TokenId>], choices: &[Vec<Vec<TokenId>>]) -> Result<Tensor> {
+        Interrupt::check()?;
         let capacity = check_choices(prompts, choices)?;
         let targets = padded_targets(choices, capacity)?;
         check_targets(self.config.vocab_size, &targets)?;
@@ -113,6 +117,7 @@ impl ScoreChoices for Llama {
     }
 
     fn first_token_logits(&self, prompts: &[Vec<TokenId>], tokens: &[Vec<TokenId>]) -> Result<Vec<Vec<f32>>> {
+        Interrupt::check()?;
         let capacity = check_choices(prompts, tokens)?;
         check_targets(self.config.vocab_size, &tokens.iter().map(Vec::as_slice).collect::<Vec<_>>())?;
         let ids = padded_tokens(tokens, capacity, self.device)?;

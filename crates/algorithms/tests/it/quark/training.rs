@@ -8,8 +8,10 @@ use ruminate_algorithms::quark::{
     AddTo, Condition, ControlConfig, ExpertConfig, Judged, POOL, Quark, QuarkConfig, QuarkData, Ranked,
     RewardSpec, SamplingConfig, Scorer, StageSchedule, Tokens, labels,
 };
+use ruminate_algorithms::trainer::TrainerState;
 use ruminate_algorithms::{Algorithm, Ending, Fitted, Result, Schedule, Trainer, TrainerConfig};
-use ruminate_models::{Example, Policy, T5, Tokenizer, Want};
+use ruminate_models::checkpoint::read_json;
+use ruminate_models::{Example, Interrupt, Policy, T5, Tokenizer, Want};
 use ruminate_rewards::{RewardError, Sample};
 use tch::{Kind, Tensor};
 
