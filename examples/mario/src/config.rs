@@ -7,7 +7,8 @@ use ruminate::algorithms::mario::{
     JudgingConfig, MarioData, OptionMode, OptionTrainingConfig, RationalesConfig, VerifierConfig,
     for_dataset, published_quark, published_quark_trainer,
 };
-use ruminate::algorithms::quark::QuarkConfig;
+use ruminate::algorithms::quark::{Lengths, QuarkConfig};
+use ruminate::datasets::mario::Target;
 use ruminate::run::{ConfigError, FlagKeys, ModelConfig};
 use serde::{Deserialize, Serialize};
 

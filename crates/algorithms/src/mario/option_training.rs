@@ -35,7 +35,8 @@ pub struct OptionTrainingConfig {
     pub batch_size: usize,
     /// Questions per batch in validation.
     pub eval_batch_size: usize,
-    /// Training questions that are kept for validation where rationales are needed and the development rows have none.
+    /// Training questions that are kept for validation where rationales are needed and the development rows have none; 0 keeps none
+    /// and validates on the development rows all the same, as the published code does.
     pub held_out_questions: usize,
     /// Seed of the order of the rows, and of the choice of questions that are held out.
     pub shuffle_seed: u64,
@@ -110,7 +111,9 @@ impl OptionTraining {
         dev: Vec<MarioRow>,
     ) -> Result<Self> {
         config.validate()?;
-        let mute = mode == OptionMode::Ir2o && dev.iter().all(|row| row.rationale == "dummy");
+        let mute = mode == OptionMode::Ir2o
+            && config.held_out_questions > 0
+            && dev.iter().all(|row| row.rationale == "dummy");
         let (train, dev, held_out) = if mute {
             let (train, dev) = hold_out(train, config.held_out_questions, config.shuffle_seed);
             let rows = dev.len();
