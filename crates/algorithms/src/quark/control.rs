@@ -143,8 +143,8 @@ impl RewardSpec {
 pub struct ControlConfig {
     /// The rewards, in the order of their tokens. The last one gives the pool its order.
     pub rewards: Vec<RewardSpec>,
-    /// Rank by the product of all scores instead, with one token and the first reward's number of buckets. Options of the
-    /// rewards do not apply.
+    /// Rank by the product of all scores instead, with one token and as many quantiles as the first reward has buckets, whatever
+    /// that reward is. Options of the rewards do not apply.
     pub as_product: bool,
     /// A token for right and wrong answers behind those of the rewards.
     pub task_correctness: bool,
@@ -190,12 +190,6 @@ impl ControlConfig {
             if option.threshold().is_some_and(|threshold| !threshold.is_finite()) {
                 return refuse(name, "whose threshold is no number".into());
             }
-        }
-        if self.as_product && !matches!(self.rewards[0].buckets, Buckets::Quantiles { .. }) {
-            return Err(Error::config(
-                "control.as_product",
-                "takes the number of buckets of the first reward, which must have quantiles",
-            ));
         }
         self.stages.validate(self.rewards.len())
     }
@@ -312,7 +306,7 @@ impl ControlTokens {
         let mut slots = vec![];
         let mut of_reward = |index: usize, count: usize| {
             let first = names.len();
-            names.extend((0..count).map(|bucket| format!("_TOKEN{index}_{bucket:05}")));
+            names.extend((0..count).map(|bucket| Self::name(index, bucket)));
             (first..first + count).collect()
         };
         if let (true, Some(first)) = (config.as_product, config.rewards.first()) {

@@ -43,7 +43,7 @@ pub struct Ranked<T> {
 ///
 /// The order is that of the last reward's scores, best first; equal scores keep the order that they had, and new samples
 /// come after old ones. Samples with the same prompt and response stay separate, but all take what the last of them in a
-/// reward's ranking has. A sample that lacks a score, or has less than a threshold, leaves the pool for good.
+/// reward's ranking has; in product mode each has the bucket of its own place. A sample that lacks a score, or has less than a threshold, leaves the pool for good.
 ///
 /// # Example
 /// ```
@@ -129,11 +129,16 @@ impl<T: Clone> DataPool<T> {
         let all: Vec<&PoolSample<T>> = self.samples.iter().map(|ranked| &ranked.sample).chain(&new).collect();
         let mut keys: HashMap<(&str, &str), usize> = HashMap::new();
         let mut key_of = vec![];
-        for sample in &all {
+        for (i, sample) in all.iter().enumerate() {
             let next = keys.len();
-            key_of.push(*keys.entry((&sample.prompt, &sample.response)).or_insert(next));
+            // The place in the ranking by the product is a sample's own.
+            key_of.push(match self.config.as_product {
+                true => i,
+                false => *keys.entry((&sample.prompt, &sample.response)).or_insert(next),
+            });
         }
-        let mut places: Vec<Places> = vec![vec![None; keys.len()]; self.rankings()];
+        let keys = if self.config.as_product { all.len() } else { keys.len() };
+        let mut places: Vec<Places> = vec![vec![None; keys]; self.rankings()];
         let filters = self.config.stages.training(step, rewards);
         let mut order = vec![];
         for (ranking, places) in places.iter_mut().enumerate() {
@@ -143,7 +148,7 @@ impl<T: Clone> DataPool<T> {
                 places[key_of[i]] = Some((bucket, score));
             }
         }
-        let mut last = vec![0; keys.len()];
+        let mut last = vec![0; keys];
         order.iter().for_each(|&(i, _)| last[key_of[i]] = i);
         let ranked = order.iter().filter_map(|&(i, _)| {
             let key = key_of[i];
@@ -228,6 +233,13 @@ impl<T: Clone> DataPool<T> {
     fn buckets(&self, order: &[(usize, f64)], ranking: usize) -> Result<Vec<usize>> {
         let RewardSpec { name, buckets, .. } = &self.config.rewards[ranking];
         let mut first = 0;
+        // A product is none of the values of the first reward, which only tells how many buckets there are.
+        let by_product = Buckets::Quantiles { count: buckets.count(), ties: Ties::Split };
+        let buckets = match buckets {
+            Buckets::Quantiles { .. } => buckets,
+            _ if self.config.as_product => &by_product,
+            _ => buckets,
+        };
         let bucket = |(position, &(_, score)): (usize, &(usize, f64))| {
             Ok(match buckets {
                 Buckets::Quantiles { count, ties } => {

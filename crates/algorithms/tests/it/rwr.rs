@@ -125,13 +125,21 @@ fn problems_are_held_out_as_a_whole_and_steps_follow_from_the_rest() {
     assert_eq!((weights(&data.examples), weights(&data.held_out)), (48.0, 12.0));
     assert_eq!((data.counts.examples, data.counts.held_out, data.counts.mean_weight), (24, 6, 2.0));
     assert_eq!(data, RwrData::new(&tokenizer, &texts, &problems, &config).unwrap());
-    // 36 examples in updates of 7; 4 % of 6 steps are one.
+    // An epoch of 24 examples has 3 updates of 7 and a rest, which is left out; 4 % of the steps of 1.5 epochs are one.
     let base = TrainerConfig { accumulate: 7, ..RwrConfig::trainer() };
     let trainer = data.trainer(&config, &base, 1);
-    assert_eq!((trainer.steps, trainer.warmup_steps), (6, 1));
+    assert_eq!((trainer.steps, trainer.warmup_steps), (5, 1));
     let kept = RwrConfig { epochs: 0.0, warmup_ratio: 0.0, ..config.clone() };
     // Two processes make an update of 14.
-    assert_eq!(data.trainer(&config, &base, 2).steps, 3);
+    assert_eq!(data.trainer(&config, &base, 2).steps, 2);
+    // 1000 examples on 4 devices, 16 micro-batches each, 10 epochs: as transformers' trainer counts. Without a whole update, one.
+    let thousand = RwrData { examples: vec![data.examples[0].clone(); 1000], ..data.clone() };
+    let steps = |data: &RwrData, batch_size, accumulate, processes| {
+        let config = RwrConfig { epochs: 10.0, batch_size, ..config.clone() };
+        data.trainer(&config, &TrainerConfig { accumulate, ..base.clone() }, processes).steps
+    };
+    assert_eq!((steps(&thousand, 1, 16, 4), steps(&thousand, 1, 64, 1)), (150, 150));
+    assert_eq!((steps(&thousand, 3, 2, 1), steps(&data, 1, 64, 1)), (1670, 10));
     assert_eq!(data.trainer(&kept, &base, 2), base);
     let pass = data.passes(&config, &trainer)[0];
     assert_eq!((pass.times, pass.rows, pass.source[0] + pass.target[1]), (7.0, 1, 4.0));

@@ -26,7 +26,8 @@ pub enum Criterion {
     Success,
 }
 
-/// How episodes are converted. The defaults are those of the published code.
+/// How episodes are converted. The defaults are those of the README's command; the script itself neither removes duplicates nor
+/// shuffles unless told to.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ConvertConfig {
