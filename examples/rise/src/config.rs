@@ -114,7 +114,7 @@ impl DataConfig {
     /// The first problems of a file; all of them for a `limit` of 0.
     pub(crate) fn read(&self, path: &Path, limit: usize) -> anyhow::Result<Vec<Problem>> {
         let bad = if self.skip_bad_rows { BadRows::Skip } else { BadRows::Refuse };
-        let loaded = self.benchmark.read(path, bad)?;
+        let loaded = self.benchmark.read(path, bad, self.compat)?;
         note(&loaded.skipped);
         let mut problems = loaded.problems;
         problems.truncate(if limit == 0 { usize::MAX } else { limit });
