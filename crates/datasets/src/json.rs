@@ -16,7 +16,7 @@ use std::path::Path;
 /// # Errors
 /// [`Error::Read`], and [`Error::Json`] with item and field when the text does not fit `T`.
 pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let bytes = std::fs::read(path).map_err(|source| Error::Read { path: path.into(), source })?;
+    let bytes = crate::text::read(path)?;
     parse(path, &bytes, None)
 }
 
@@ -26,11 +26,8 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T> {
 /// # Errors
 /// [`Error::Read`], [`Error::NotUtf8`], and [`Error::Json`] with row and field when a row is no `T`.
 pub fn read_rows<T: DeserializeOwned>(path: &Path) -> Result<Vec<(Place, T)>> {
-    let bytes = std::fs::read(path).map_err(|source| Error::Read { path: path.into(), source })?;
-    let text = std::str::from_utf8(&bytes).map_err(|source| {
-        let line = 1 + bytes[..source.valid_up_to()].iter().filter(|&&b| b == b'\n').count();
-        Error::NotUtf8 { path: path.into(), line, source }
-    })?;
+    let bytes = crate::text::read(path)?;
+    let text = crate::text::utf8(path, &bytes)?;
     let items = |rows: Vec<T>| rows.into_iter().enumerate().map(|(i, row)| (Place::Item(i), row)).collect();
     match text.trim_start() {
         array if array.starts_with('[') => parse(path, &bytes, None).map(items),

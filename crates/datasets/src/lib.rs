@@ -16,6 +16,7 @@ pub mod question;
 pub mod rise;
 pub mod tasks;
 pub mod teacher;
+pub mod text;
 pub mod tinythinker;
 pub mod unifiedqa;
 

@@ -5,11 +5,11 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Place, Result};
+use crate::Result;
 
-/// A preference.
+/// A preference. In files, further fields are not looked at.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(expecting = "an object with prompt, chosen and rejected")]
 pub struct PreferenceExample {
     /// What is given.
     pub prompt: String,
@@ -92,25 +92,10 @@ pub struct Preferences {
 /// counted.
 ///
 /// # Errors
-/// [`Error::Read`], [`Error::Json`], and [`Error::BadField`] with line and reason.
+/// As [`json::read_rows`](crate::json::read_rows).
 pub fn read(path: &Path) -> Result<Preferences> {
-    let bytes = std::fs::read(path).map_err(|source| Error::Read { path: path.into(), source })?;
-    let rows: Vec<PreferenceExample> = if bytes.trim_ascii_start().starts_with(b"[") {
-        crate::json::read(path)?
-    } else {
-        let line = |(i, line): (usize, &[u8])| {
-            serde_json::from_slice(line).map_err(|error| Error::BadField {
-                path: path.into(),
-                place: Place::Line(i + 1),
-                field: "row",
-                reason: error.to_string(),
-            })
-        };
-        let lines = bytes.split(|&byte| byte == b'\n').enumerate();
-        lines.filter(|(_, line)| !line.trim_ascii().is_empty()).map(line).collect::<Result<_>>()?
-    };
     let mut read = Preferences::default();
-    for row in rows {
+    for (_, row) in crate::json::read_rows::<PreferenceExample>(path)? {
         match row.problem() {
             Some(problem) => *read.left_out.entry(problem).or_default() += 1,
             None => read.examples.push(row),
@@ -137,6 +122,13 @@ mod tests {
         std::fs::write(&path, rows.join("\n")).unwrap();
         let lines = read(&path).unwrap();
         assert_eq!(lines.examples, [PreferenceExample::new("p", "a", "b")]);
+        assert_eq!(
+            serde_json::from_str::<PreferenceExample>(
+                r#"{"prompt": "p", "chosen": "a", "rejected": "b", "score": [1]}"#
+            )
+            .unwrap(),
+            lines.examples[0]
+        );
         assert_eq!(lines.left_out.values().sum::<usize>(), 4);
         std::fs::write(&path, format!(" [{}]", rows.join(","))).unwrap();
         assert_eq!(read(&path).unwrap(), lines);

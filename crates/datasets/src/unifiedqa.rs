@@ -66,7 +66,7 @@ impl fmt::Display for Skipped {
 /// [`Error::Read`], [`Error::NotUtf8`], [`Error::BadRow`] (unless bad rows are skipped), and [`Error::EmptySplit`]
 /// when no line is a question.
 pub fn read(path: &Path, origin: &Origin, options: ReadOptions) -> Result<Loaded<Question>> {
-    let bytes = std::fs::read(path).map_err(|source| Error::Read { path: path.into(), source })?;
+    let bytes = crate::text::read(path)?;
     let lines = split_lines(&bytes);
     let part = options.part.of(origin.split, lines.len());
     let rows = part.clone().zip(&lines[part]).map(|(n, line)| {

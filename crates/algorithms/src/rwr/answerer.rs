@@ -85,6 +85,10 @@ impl<'a, M: Generate + Policy> LocalModel<'a, M> {
                 text.truncate(at);
             }
         }
+        // Byte-level tokens carry the blank that the template writes before an answer; the next prompt would have it twice.
+        if self.template.blank_before_answers() && text.starts_with(' ') {
+            text.remove(0);
+        }
         Ok(text)
     }
 }

@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use super::date::strftime;
 use super::{Answer, ChatError, Message, Rendered, Result, is_answer};
-use crate::{Error, json};
+use crate::json;
 
 /// Steps after which a template is taken for endless.
 const FUEL: u64 = 50_000_000;
@@ -138,8 +138,7 @@ impl JinjaTemplate {
             };
         }
         if file.is_file() {
-            let text = std::fs::read_to_string(&file).map_err(|source| Error::Read { path: file, source })?;
-            source = Some(text);
+            source = Some(crate::text::read_to_string(&file)?);
         }
         let source = source.ok_or_else(|| ChatError::NoTemplate { folder: folder.into() })?;
         Self::with_tokens(&source, tokens)

@@ -192,6 +192,13 @@ impl ChatTemplate {
         }
     }
 
+    /// Whether a blank of the template's own stands before an answer's text; see [`NamedTemplate::blank_before_answers`]. Of a
+    /// checkpoint's own template nobody knows.
+    #[must_use]
+    pub fn blank_before_answers(&self) -> bool {
+        matches!(self, Self::Named(template) if template.blank_before_answers())
+    }
+
     /// What ends an answer besides the model's end token, as text.
     #[must_use]
     pub fn stop_strings(&self) -> &'static [&'static str] {
