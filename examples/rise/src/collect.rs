@@ -24,6 +24,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
         return Ok(outcome);
     }
     let worker = args.worker()?;
+    config.chat.date = worker.peers.first(|| anyhow::Ok(config.chat.date))?;
     let problems = config.data.training()?;
     let warnings = warn(&config, &worker)?;
     let dir = args.open(&config)?;
@@ -66,6 +67,7 @@ pub(crate) fn load(args: &RunArgs, phase: Phase) -> anyhow::Result<RiseConfig> {
     let mut config: RiseConfig = args.load(FLAGS)?;
     config.validate()?;
     config.enter(phase)?;
+    config.fix_date(args)?;
     Ok(config)
 }
 
@@ -80,7 +82,7 @@ pub(crate) fn collect(
     let section = &config.collection;
     let wanted = |player| section.models.contains(&player);
     let open = |model: &LlamaModelConfig, template: &str| {
-        Local::open(model, template, &section.generation, config.seed, worker.device)
+        Local::open(model, (&config.chat, template), &section.generation, config.seed, worker.device)
     };
     let folder = |path| LlamaModelConfig::of_folder(path);
     let student = section.student.as_deref().map_or_else(|| config.model.clone(), folder);

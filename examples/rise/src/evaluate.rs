@@ -63,6 +63,7 @@ pub(crate) fn run(args: &EvaluateArgs) -> anyhow::Result<Outcome> {
         return Ok(outcome);
     }
     let worker = args.run.worker()?;
+    config.chat.date = worker.peers.first(|| anyhow::Ok(config.chat.date))?;
     let problems = config.data.read(&config.evaluation.problems, config.evaluation.limit)?;
     let warnings = warn(&config, &worker)?;
     let dir = args.run.open(&config)?;
@@ -92,6 +93,7 @@ fn load(args: &EvaluateArgs, model: Option<&Path>) -> anyhow::Result<RiseConfig>
         config.evaluation.setting = setting;
     }
     config.validate()?;
+    config.fix_date(&args.run)?;
     if args.log.is_none() && model.is_none() && config.evaluation.model.is_none() {
         let reason =
             "name a checkpoint with --model, such as runs/finetune/checkpoints/best, or a log with --log";
@@ -109,7 +111,7 @@ pub(crate) fn evaluate(
 ) -> anyhow::Result<Option<Vec<TurnMetric>>> {
     let section = &config.evaluation;
     let model = LlamaModelConfig::of_folder(section.model.as_deref().unwrap_or(Path::new("")));
-    let local = Local::open(&model, &config.chat.template, &section.generation, config.seed, worker.device)?;
+    let local = Local::open(&model, (&config.chat, &config.chat.template), &section.generation, config.seed, worker.device)?;
     let answerer = local.answerer();
     let rollout = section.rollout(config.data.compat);
     let answerers = vec![Divided::new(&answerer, &worker.peers); rollout.samples.len()];

@@ -63,6 +63,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
         return Ok(outcome);
     }
     let worker = args.worker()?;
+    config.chat.date = worker.peers.first(|| anyhow::Ok(config.chat.date))?;
     let material = Material::read(&config)?;
     let warnings = warn(&config, &worker)?;
     let dir = args.open(&config)?;

@@ -11,7 +11,7 @@ use ruminate::models::{GenerationConfig, Llama, Sampling, Strategy, Tokenizer};
 use ruminate::run::{LlamaModelConfig, TeacherConsole, Worker};
 use tch::{Device, Kind};
 
-use crate::config::{GenerationSection, Phase, Player, RiseConfig};
+use crate::config::{ChatConfig, GenerationSection, Phase, Player, RiseConfig};
 
 /// The models of the configured phase that were trained with another chat template than they are used with.
 pub(crate) fn other_templates(config: &RiseConfig) -> anyhow::Result<Vec<OtherTemplate>> {
@@ -66,7 +66,7 @@ pub(crate) struct Local {
 impl Local {
     pub(crate) fn open(
         model: &LlamaModelConfig,
-        template: &str,
+        (chat, template): (&ChatConfig, &str),
         generation: &GenerationSection,
         seed: u64,
         device: Device,
@@ -75,7 +75,7 @@ impl Local {
             Precision::F32 => Kind::Float,
             Precision::Bf16 => Kind::BFloat16,
         };
-        let template = ChatTemplate::select(template, &model.tokenizer_folder())?;
+        let template = chat.open(template, &model.tokenizer_folder())?;
         let (llama, tokenizer) = model.open(seed, kind, device)?;
         Ok(Self { llama, tokenizer, template, generation: generation.clone() })
     }

@@ -21,12 +21,15 @@ mod date;
 mod jinja;
 mod labels;
 mod named;
+mod python_text;
+mod source;
 mod trained;
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 pub use crate::teacher::Message;
+pub use date::Date;
 pub use jinja::JinjaTemplate;
 pub use labels::{IGNORED, labels, trained_tokens};
 pub use named::NamedTemplate;
@@ -158,6 +161,15 @@ impl ChatTemplate {
     /// [`ChatError::UnknownTemplate`], and as [`open`](Self::open).
     pub fn select(name: &str, folder: &Path) -> Result<Self> {
         if name == Self::JINJA { Self::open(folder) } else { Ok(name.parse::<NamedTemplate>()?.into()) }
+    }
+
+    /// The template on this day: what asks for the date is told its first second, whenever it is rendered.
+    #[must_use]
+    pub fn on(self, date: Date) -> Self {
+        match self {
+            Self::Named(template) => Self::Named(template),
+            Self::Jinja(template) => Self::Jinja(Box::new(template.at(Some(date.start())))),
+        }
     }
 
     /// The name that [`select`](Self::select) takes for a checkpoint's own template.
