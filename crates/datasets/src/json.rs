@@ -159,37 +159,6 @@ fn write_atomically(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result
     Ok(())
 }
 
-/// `json.dumps(value, ensure_ascii=False, indent=indent)`.
-pub(crate) fn dumps<T: Serialize + ?Sized>(value: &T, indent: Option<usize>) -> serde_json::Result<String> {
-    let mut out = vec![];
-    match indent {
-        Some(indent) => {
-            let indent = b" ".repeat(indent);
-            let formatter = PrettyFormatter::with_indent(&indent);
-            value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, formatter))?;
-        }
-        None => value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, OneLine))?,
-    }
-    Ok(String::from_utf8_lossy(&out).into_owned())
-}
-
-/// One line, with a blank after each comma and colon.
-struct OneLine;
-
-impl Formatter for OneLine {
-    fn begin_array_value<W: Write + ?Sized>(&mut self, out: &mut W, first: bool) -> io::Result<()> {
-        if first { Ok(()) } else { out.write_all(b", ") }
-    }
-
-    fn begin_object_key<W: Write + ?Sized>(&mut self, out: &mut W, first: bool) -> io::Result<()> {
-        if first { Ok(()) } else { out.write_all(b", ") }
-    }
-
-    fn begin_object_value<W: Write + ?Sized>(&mut self, out: &mut W) -> io::Result<()> {
-        out.write_all(b": ")
-    }
-}
-
 struct PythonFormatter<'a>(PrettyFormatter<'a>);
 
 impl Formatter for PythonFormatter<'_> {

@@ -9,9 +9,9 @@ use ruminate_algorithms::rwr::{
 };
 use ruminate_algorithms::{Algorithm, Ending, Result, Silent, Trainer, TrainerConfig};
 use ruminate_datasets::chat::{ChatTemplate, NamedTemplate};
-use ruminate_datasets::environments::{Gsm8k, Problem};
+use ruminate_datasets::environments::{Compat, Gsm8k, Problem, QuestionOnly};
 use ruminate_datasets::rise::{Answerer, MultiTurn, Quiet, RolloutConfig, TrainingText};
-use ruminate_models::{Example, GenerationConfig, IGNORED, Policy, Sampling, Strategy, T5, Want};
+use ruminate_models::{Example, GenerationConfig, IGNORED, Policy, Sampling, Strategy, T5, Tokenizer, Want};
 use tch::Kind;
 
 use crate::support::{Recorder, alone, examples, model, short, tokenizer};
@@ -246,4 +246,52 @@ fn a_local_model_takes_turns_and_batches_do_not_show() {
     let turns = MultiTurn::new(&environment, RolloutConfig::collect(&[1]), &answerers).unwrap();
     let error = turns.play(&problems, None, &mut Quiet).unwrap_err();
     assert!(crate::support::chain(&error).contains("no room for a prompt"), "{error:?}");
+}
+
+/// A tokenizer of byte level: all its tokens carry the blank before their word.
+fn byte_level() -> Tokenizer {
+    let vocab: serde_json::Map<String, serde_json::Value> = (0..crate::support::tiny(0.0).vocab_size)
+        .map(|id| (if id == 0 { "<unk>".to_owned() } else { format!("\u{120}w{id}") }, id.into()))
+        .collect();
+    let text = serde_json::json!({
+        "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null,
+        "added_tokens": [{"id": 0, "content": "<unk>", "single_word": false, "lstrip": false, "rstrip": false,
+                          "normalized": false, "special": true}],
+        "pre_tokenizer": {"type": "Whitespace"},
+        "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false},
+        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "<unk>"},
+    });
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("tokenizer.json"), text.to_string()).unwrap();
+    Tokenizer::open(folder.path()).unwrap()
+}
+
+#[test]
+fn a_second_turn_has_one_blank_before_the_first_answer() {
+    let _alone = alone();
+    let (model, tokenizer) = (model(0.0, 1), byte_level());
+    let generation = GenerationConfig {
+        strategy: Strategy::Sample(Sampling::default()),
+        max_new_tokens: 4,
+        ..GenerationConfig::default()
+    };
+    let problem = Problem { question: "q?".into(), solution: "#### 1".into(), ..Problem::default() };
+    let environment = QuestionOnly(Gsm8k::default());
+    for template in NamedTemplate::ALL {
+        for compat in [Compat::Fixed, Compat::Reference] {
+            let chat = ChatTemplate::from(template);
+            let student = LocalModel::new(&model, &tokenizer, &chat, 4000).generation(generation.clone());
+            let answerers: [&dyn Answerer; 3] = [&student; 3];
+            let config = RolloutConfig { compat, seed: 3, ..RolloutConfig::collect(&[1; 3]) };
+            let turns = MultiTurn::new(&environment, config, &answerers).unwrap();
+            let log = turns.play(std::slice::from_ref(&problem), None, &mut Quiet).unwrap();
+            let prompt = chat.prompt(log.episodes[0].dialogue.as_ref().unwrap()).unwrap();
+            let stored = &log.episodes[0].turn_history.best_actions;
+            assert!(stored.iter().any(|text| !text.is_empty()), "{stored:?}");
+            if template.blank_before_answers() || compat == Compat::Fixed {
+                assert!(stored.iter().all(|text| !text.starts_with(' ')), "{stored:?}");
+                assert!(!prompt.contains("  "), "{template}: {prompt}");
+            }
+        }
+    }
 }

@@ -27,16 +27,17 @@ pub(super) fn install(environment: &mut Environment<'_>) {
     environment.set_unknown_method_callback(method);
     environment.add_function(PERCENT, percent);
     environment.add_function(CONCAT, |values: Rest<Value>| values.iter().map(text).collect::<String>());
-    environment.add_function("cycler", minijinja_contrib::globals::cycler as fn(Vec<Value>) -> Result<Value>);
+    environment
+        .add_function("cycler", |values: Rest<Value>| minijinja_contrib::globals::cycler(values.to_vec()));
     environment.add_function("joiner", minijinja_contrib::globals::joiner as fn(Option<Value>) -> Value);
-    environment.add_filter("tojson", |value: &Value, options: Rest<Value>| to_json(value, options));
+    environment.add_filter("tojson", to_json);
     environment.add_filter("string", |value: &Value| text(value));
     environment.add_filter("trim", |value: &Value, chars: Option<String>| {
         strip(&text(value), chars.as_deref(), true, true)
     });
     environment.add_filter("join", join);
-    environment.add_filter("format", |format: &Value, values: Rest<Value>| {
-        let (values, named) = Arguments::new(values).parts()?;
+    environment.add_filter("format", |format: &Value, values: Rest<Value>, named: Kwargs| {
+        let values = values.to_vec();
         let named = named.args().next().is_some().then(|| {
             Value::from_pairs(named.args().filter_map(|name| Some((name, named.get::<Value>(name).ok()?))))
         });
@@ -51,25 +52,26 @@ pub(super) fn install(environment: &mut Environment<'_>) {
         pad(&text(value), width.unwrap_or(80), ' ', Side::Both)
     });
     environment.add_filter("round", round);
+    environment.add_filter("int", integer);
+    environment.add_filter("float", |value: &Value, options: Rest<Value>, named: Kwargs| {
+        let [default] = Arguments(options.to_vec(), named).named(["default"])?;
+        Ok::<_, Error>(as_float(value).map_or_else(|| default.unwrap_or(Value::from(0.0)), Value::from))
+    });
     environment.add_filter("title", |value: &Value| jinja_title(&text(value)));
 }
 
-/// Positional and named arguments of a filter.
-struct Arguments(Vec<Value>);
+/// Positional and named arguments.
+struct Arguments(Vec<Value>, Kwargs);
 
 impl Arguments {
-    fn new(values: Rest<Value>) -> Self {
-        Self(values.iter().cloned().collect())
-    }
-
-    fn parts(mut self) -> Result<(Vec<Value>, Kwargs)> {
-        let named = self.0.pop_if(|last| last.is_kwargs());
-        Ok((self.0, named.map_or_else(|| Ok(std::iter::empty::<(String, Value)>().collect()), Kwargs::try_from)?))
+    fn of_method(arguments: &[Value]) -> Result<Self> {
+        let (positional, named): (&[Value], Kwargs) = minijinja::value::from_args(arguments)?;
+        Ok(Self(positional.to_vec(), named))
     }
 
     /// The arguments with these names, which may also be given by position.
     fn named<const N: usize>(self, names: [&str; N]) -> Result<[Option<Value>; N]> {
-        let (positional, named) = self.parts()?;
+        let Self(positional, named) = self;
         if positional.len() > N {
             return Err(bad(format!("at most {N} arguments are known: {}", names.join(", "))));
         }
@@ -180,9 +182,9 @@ fn exponent_part(exponent: i32) -> String {
 }
 
 /// `json.dumps` with the options that transformers offers, `ensure_ascii` off by default.
-fn to_json(value: &Value, options: Rest<Value>) -> Result<Value> {
+fn to_json(value: &Value, options: Rest<Value>, named: Kwargs) -> Result<Value> {
     let [ascii, indent, separators, sort] =
-        Arguments::new(options).named(["ensure_ascii", "indent", "separators", "sort_keys"])?;
+        Arguments(options.to_vec(), named).named(["ensure_ascii", "indent", "separators", "sort_keys"])?;
     let truth = |value: &Option<Value>| value.as_ref().is_some_and(Value::is_true);
     let given = |value: Option<Value>| value.filter(|value| !value.is_none());
     let indent = match given(indent) {
@@ -313,8 +315,8 @@ fn json_number(value: &Value) -> String {
     }
 }
 
-fn join(values: &Value, options: Rest<Value>) -> Result<String> {
-    let [separator, attribute] = Arguments::new(options).named(["d", "attribute"])?;
+fn join(values: &Value, options: Rest<Value>, named: Kwargs) -> Result<String> {
+    let [separator, attribute] = Arguments(options.to_vec(), named).named(["d", "attribute"])?;
     let attribute = attribute.filter(|attribute| !attribute.is_none()).map(|attribute| text(&attribute));
     let mut texts = vec![];
     for value in values.try_iter()? {
@@ -330,9 +332,9 @@ fn join(values: &Value, options: Rest<Value>) -> Result<String> {
     Ok(texts.join(&separator.map(|separator| text(&separator)).unwrap_or_default()))
 }
 
-fn truncate(value: &Value, options: Rest<Value>) -> Result<String> {
+fn truncate(value: &Value, options: Rest<Value>, named: Kwargs) -> Result<String> {
     let [length, kill, end, leeway] =
-        Arguments::new(options).named(["length", "killwords", "end", "leeway"])?;
+        Arguments(options.to_vec(), named).named(["length", "killwords", "end", "leeway"])?;
     let number = |value: Option<Value>, usual: i64| match value.filter(|value| !value.is_none()) {
         Some(value) => i64::try_from(value),
         None => Ok(usual),
@@ -356,9 +358,42 @@ fn truncate(value: &Value, options: Rest<Value>) -> Result<String> {
     Ok(head.rsplit_once(' ').map_or(head.as_str(), |(words, _)| words).to_owned() + &end)
 }
 
+/// `int(value, base)`, or the whole part of a float, or the default.
+fn integer(value: &Value, options: Rest<Value>, named: Kwargs) -> Result<Value> {
+    let [default, base] = Arguments(options.to_vec(), named).named(["default", "base"])?;
+    let base = base.map_or(Ok(10), u32::try_from)?;
+    let whole = match value.as_str() {
+        Some(text) if base == 10 => python::int(text).and_then(|digits| digits.parse::<i128>().ok()),
+        Some(text) if (2..=36).contains(&base) => {
+            let text = python::strip(text).to_lowercase();
+            let prefix = [(16, "0x"), (8, "0o"), (2, "0b")].into_iter().find(|(of, _)| *of == base);
+            let digits = prefix.and_then(|(_, prefix)| text.strip_prefix(prefix)).unwrap_or(&text);
+            i128::from_str_radix(digits, base).ok()
+        }
+        _ if value.is_integer() => return Ok(value.clone()),
+        _ => None,
+    };
+    let whole =
+        whole.or_else(|| as_float(value).filter(|number| number.is_finite()).map(|number| number as i128));
+    Ok(match whole {
+        Some(whole) => i64::try_from(whole).map_or_else(|_| Value::from(whole), Value::from),
+        None => default.unwrap_or(Value::from(0)),
+    })
+}
+
+/// `float(value)`, if it is one.
+fn as_float(value: &Value) -> Option<f64> {
+    match value.kind() {
+        ValueKind::String => python::strip(value.as_str()?).replace('_', "").parse().ok(),
+        ValueKind::Bool => Some(f64::from(u8::from(value.is_true()))),
+        ValueKind::Number => f64::try_from(value.clone()).ok(),
+        _ => None,
+    }
+}
+
 /// Rounds halves to even, as Python does.
-fn round(value: &Value, options: Rest<Value>) -> Result<Value> {
-    let [precision, method] = Arguments::new(options).named(["precision", "method"])?;
+fn round(value: &Value, options: Rest<Value>, named: Kwargs) -> Result<Value> {
+    let [precision, method] = Arguments(options.to_vec(), named).named(["precision", "method"])?;
     let precision = precision.map_or(Ok(0), i64::try_from)?;
     let method = method.map_or_else(|| "common".to_owned(), |method| text(&method));
     if value.is_integer() && method == "common" && precision >= 0 {
@@ -692,7 +727,7 @@ fn method(state: &mut State<'_, '_>, value: &Value, name: &str, arguments: &[Val
         minijinja_contrib::pycompat::unknown_method_callback(state, value, name, arguments)
     };
     let Some(this) = value.as_str() else { return usual(state) };
-    let arguments = Arguments(arguments.to_vec());
+    let arguments = Arguments::of_method(arguments)?;
     let optional = |value: Option<Value>| value.filter(|value| !value.is_none());
     let list = |texts: Vec<String>| Ok(Value::from(texts));
     let one = |arguments: Arguments, name: &str| -> Result<String> {
