@@ -528,7 +528,8 @@ impl RiseConfig {
         if !own || self.chat.date.is_some() {
             return Ok(());
         }
-        self.chat.date = match args.out.as_deref().filter(|_| args.resumes()).and_then(RunDir::stored_config) {
+        self.chat.date = match args.out.as_deref().filter(|_| args.resumes()).and_then(RunDir::stored_config)
+        {
             Some(stored) => config::load::<Self>(Some(&stored), &[])?.chat.date,
             None => Some(Date::today()),
         };

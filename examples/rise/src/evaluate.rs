@@ -111,7 +111,13 @@ pub(crate) fn evaluate(
 ) -> anyhow::Result<Option<Vec<TurnMetric>>> {
     let section = &config.evaluation;
     let model = LlamaModelConfig::of_folder(section.model.as_deref().unwrap_or(Path::new("")));
-    let local = Local::open(&model, (&config.chat, &config.chat.template), &section.generation, config.seed, worker.device)?;
+    let local = Local::open(
+        &model,
+        (&config.chat, config.chat.template.as_str()),
+        &section.generation,
+        config.seed,
+        worker.device,
+    )?;
     let answerer = local.answerer();
     let rollout = section.rollout(config.data.compat);
     let answerers = vec![Divided::new(&answerer, &worker.peers); rollout.samples.len()];
