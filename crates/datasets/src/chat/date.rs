@@ -29,7 +29,7 @@ const MONTHS: [&str; 12] = [
 /// ```
 /// use ruminate_datasets::chat::{ChatTemplate, Date, JinjaTemplate};
 /// let template = JinjaTemplate::new("Today is {{ strftime_now('%d %B %Y') }}.", &[])?;
-/// let date: Date = "2026-11-30".parse().map_err(|reason: String| reason)?;
+/// let date = "2026-11-30".parse::<Date>()?;
 /// let template = ChatTemplate::from(template).on(date);
 /// assert_eq!(template.prompt(&[])?, "Today is 30 November 2026.");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
