@@ -371,10 +371,9 @@ fn unit(rest: &str, words: bool) -> Option<Option<String>> {
             let (power, after) = power.split_at_checked(1).filter(|(power, _)| "123".contains(power))?;
             name.push_str(&format!("^{power}"));
             rest = after.trim_start_matches('}');
-        } else if first.is_whitespace() || matches!(first, '/' | '.') {
-            name.push(first);
-            rest = &rest[first.len_utf8()..];
-        } else if words && (spaced || marked) && (first.is_alphabetic() || matches!(first, '-' | '\'' | '’'))
+        } else if first.is_whitespace()
+            || matches!(first, '/' | '.')
+            || words && (spaced || marked) && (first.is_alphabetic() || matches!(first, '-' | '\'' | '’'))
         {
             name.push(first);
             rest = &rest[first.len_utf8()..];
