@@ -20,7 +20,7 @@ mod sampling;
 pub use autocast::autocast;
 pub use checkpoint::checkpoint;
 pub use dropout::dropout;
-pub use error::{Error, Result};
+pub use error::{Error, Result, plain};
 pub use files::map_file;
 pub use fused::{Gate, KeysValues, attention, gate, look_up, remember, remember_at, rms_norm, rotate};
 pub use graph::Graph;

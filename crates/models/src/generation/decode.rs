@@ -7,12 +7,12 @@ use rand_chacha::ChaCha8Rng;
 use ruminate_torch::kernels::Kernel;
 use tch::{Device, Kind, Tensor};
 
-use super::processor::draw;
+use super::processor::{draw, filtered};
 use super::replay::Replayed;
 use super::stop_strings::StopStrings;
 use super::{
-    Decoder, Finish, Generated, GenerationConfig, History, Processor, Started, Steps, Strategy, beam,
-    filter_logits,
+    Beam, Decoder, Finish, Generated, GenerationConfig, History, MAX_TOKENS, Processor, Started, Steps,
+    Strategy, beam,
 };
 use crate::{Error, Result, TokenId};
 
@@ -31,6 +31,7 @@ pub(crate) fn generate<D: Decoder>(
         return Ok(vec![]);
     }
     check_choice(model, config)?;
+    check_rows(prompts.len(), config)?;
     tch::no_grad(|| match &config.strategy {
         Strategy::Beam(settings) => beam::search(model, prompts, config, settings),
         _ => {
@@ -62,6 +63,20 @@ fn check_choice(model: &impl Decoder, config: &GenerationConfig) -> Result<()> {
     Err(Error::invalid("generation", reason))
 }
 
+/// Refuses more tokens at once than can be counted.
+fn check_rows(prompts: usize, config: &GenerationConfig) -> Result<()> {
+    let each = match config.strategy {
+        Strategy::Beam(Beam { num_beams, .. }) => num_beams,
+        _ => config.samples_per_prompt,
+    };
+    let rows = prompts.checked_mul(each);
+    if rows.and_then(|rows| rows.checked_mul(config.max_new_tokens)).is_some_and(|all| all <= MAX_TOKENS) {
+        return Ok(());
+    }
+    let reason = format!("{prompts} prompts are too many at once for these settings; take fewer in one call");
+    Err(Error::invalid("generation", reason))
+}
+
 /// What changes the logits before temperature, top-k and top-p, in the order of transformers; `given` tokens stand before
 /// the first new one.
 pub(super) fn processors(config: &GenerationConfig, stop_ids: &[TokenId], given: i64) -> Vec<Processor> {
@@ -73,7 +88,7 @@ pub(super) fn processors(config: &GenerationConfig, stop_ids: &[TokenId], given:
         processors.push(Processor::NoRepeatNgram(config.no_repeat_ngram_size));
     }
     if config.min_new_tokens > 0 {
-        let length = given as usize + config.min_new_tokens;
+        let length = (given as usize).saturating_add(config.min_new_tokens);
         processors.push(Processor::SuppressUntil { length, ids: stop_ids.to_vec() });
     }
     if !config.forbidden_ids.is_empty() {
@@ -179,11 +194,11 @@ impl<'a, S: Steps> Loop<'a, S> {
         let history = History { tokens: &history, padding: self.padding.as_ref() };
         let mut allowed = self.logits.shallow_clone();
         for processor in &self.processors {
-            allowed = processor.apply(&allowed, history)?;
+            allowed = processor.run(&allowed, history)?;
         }
         let token = match (&self.config.strategy, &self.uniform) {
             (Strategy::Sample(sampling), Some(uniform)) => {
-                let filtered = filter_logits(&allowed, sampling)?;
+                let filtered = filtered(&allowed, sampling)?;
                 let token = draw(&filtered, &uniform.f_narrow(1, at, 1)?)?;
                 self.sampling_log_probs.f_narrow(1, at, 1)?.f_copy_(&log_prob(&filtered, &token)?)?;
                 token
