@@ -2,6 +2,7 @@
 
 mod batch;
 pub mod checkpoint;
+mod config;
 mod error;
 mod generation;
 mod llama;

@@ -13,6 +13,7 @@ use crate::config::{self, ConfigError};
 use crate::console::Verbosity;
 use crate::exit::Outcome;
 use crate::launch::{LaunchError, launch};
+use crate::logger;
 use crate::rundir::{RunDir, RunDirError};
 use crate::signals::StopFlag;
 use crate::worker::{Worker, WorkerError};
@@ -86,7 +87,7 @@ pub struct RunArgs {
     #[arg(short, long, conflicts_with = "verbose")]
     pub quiet: bool,
 
-    /// Show all metrics instead of the first few (-v), and samples too (-vv)
+    /// Show all metrics instead of the first few, and notes about files (-v), and samples too (-vv)
     #[arg(short, long, action = ArgAction::Count)]
     pub verbose: u8,
 }
@@ -115,6 +116,7 @@ impl RunArgs {
     /// # Errors
     /// See [`config::load`].
     pub fn load<T: Serialize + DeserializeOwned>(&self, keys: FlagKeys) -> Result<T, ConfigError> {
+        self.show_logs();
         let stored = self.out.as_deref().filter(|_| self.resumes()).and_then(RunDir::stored_config);
         config::load(self.config.as_deref().or(stored.as_deref()), &self.overrides(keys)?)
     }
@@ -155,6 +157,7 @@ impl RunArgs {
     /// `--device` names a device that is not there, or `--nproc` was given to a command that does not
     /// [`launch`](Self::launch).
     pub fn setup(&self) -> Result<tch::Device, DeviceError> {
+        self.show_logs();
         ruminate_torch::keep_freed_memory();
         if let Some(threads) = self.threads {
             tch::set_num_threads(threads.into());
@@ -219,6 +222,11 @@ impl RunArgs {
         let device = self.setup()?;
         let peers = self.join(device)?.into();
         Ok(Worker { device, peers, verbosity: self.verbosity(), stop: StopFlag::on_ctrl_c()? })
+    }
+
+    /// Shows what the libraries log, once for all processes.
+    fn show_logs(&self) {
+        logger::install(if self.leads() { self.verbosity() } else { Verbosity::Quiet });
     }
 
     /// How much `-q` and `-v` let through.

@@ -8,6 +8,7 @@ mod exit;
 mod host;
 mod jsonl;
 mod launch;
+mod logger;
 mod model;
 mod observer;
 mod output;

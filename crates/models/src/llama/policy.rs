@@ -39,8 +39,8 @@ impl Policy for Llama {
         Some(self.output())
     }
 
-    fn end_token_id(&self) -> Option<TokenId> {
-        self.config.eos_token_ids.first().copied()
+    fn end_token_ids(&self) -> &[TokenId] {
+        &self.config.eos_token_ids
     }
 
     fn set_training(&mut self, training: bool) {
@@ -190,7 +190,7 @@ impl Llama {
         let row = |flat: &[i64]| Tensor::f_from_slice(flat)?.f_unsqueeze(0)?.f_to_device(self.device);
         let rotation = Rotation::new(&self.config, &row(&positions)?, self.kind)?;
         let pass = Pass { rotation, mask: None, dropout: self.dropout(), rectangles };
-        let states = self.stack.forward(self.embed(&row(&ids)?)?, &pass, None)?;
+        let states = self.stack.forward(self.look_up(&row(&ids)?)?, &pass, None)?;
         unpack(&states.f_squeeze_dim(0)?, &begins, &ends, time)
     }
 
@@ -223,7 +223,7 @@ impl Llama {
         let positions = spread(&prefix.lengths)?.f_unsqueeze(1)?.f_add(&ahead)?;
         let rotation = Rotation::new(&self.config, &positions, self.kind)?;
         let pass = Pass { rotation, mask: Some(mask), dropout: self.dropout(), rectangles: vec![] };
-        let (rest, _) = self.stack.forward_behind(self.embed(&inputs)?, &pass, Some(&prefix.layers))?;
+        let (rest, _) = self.stack.forward_behind(self.look_up(&inputs)?, &pass, Some(&prefix.layers))?;
         Ok(Tensor::f_cat(&[first, rest], 1)?)
     }
 
@@ -232,7 +232,7 @@ impl Llama {
         check_prompts(prompts)?;
         let batch = self.batch(prompts, Side::Left)?;
         let pass = self.pass(&batch, self.dropout())?;
-        let (states, layers) = self.stack.forward_behind(self.embed(&batch.ids)?, &pass, None)?;
+        let (states, layers) = self.stack.forward_behind(self.look_up(&batch.ids)?, &pass, None)?;
         let lengths = batch.mask.f_sum_dim_intlist([1i64].as_slice(), false, Kind::Int64)?;
         let hidden = self.hidden(&batch.mask)?;
         Ok((states.f_select(1, batch.ids.size()[1] - 1)?, Prefix { layers, lengths, hidden }))

@@ -41,8 +41,8 @@ impl Policy for T5 {
         Some(self.output_projection().0)
     }
 
-    fn end_token_id(&self) -> Option<TokenId> {
-        Some(self.config().eos_token_id)
+    fn end_token_ids(&self) -> &[TokenId] {
+        &self.config().eos_token_ids
     }
 
     fn set_training(&mut self, training: bool) {

@@ -38,7 +38,7 @@ impl T5Config {
             scale_decoder_outputs: true,
             is_encoder_decoder: true,
             pad_token_id: 0,
-            eos_token_id: 1,
+            eos_token_ids: vec![1],
             decoder_start_token_id: 0,
         })
     }
