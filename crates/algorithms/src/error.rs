@@ -88,6 +88,9 @@ pub enum Error {
     /// Data could not be read.
     #[error(transparent)]
     Data(#[from] ruminate_datasets::Error),
+    /// A chat template could not render a dialogue.
+    #[error(transparent)]
+    Chat(#[from] ruminate_datasets::chat::ChatError),
     /// A judgement of choices failed.
     #[error(transparent)]
     Choice(#[from] ruminate_rewards::ChoiceError),
@@ -102,7 +105,13 @@ pub enum Error {
     Torch(#[from] ruminate_torch::Error),
     /// libtorch failed.
     #[error(transparent)]
-    Tch(#[from] tch::TchError),
+    Tch(tch::TchError),
+}
+
+impl From<tch::TchError> for Error {
+    fn from(error: tch::TchError) -> Self {
+        Self::Tch(ruminate_torch::plain(error))
+    }
 }
 
 impl Error {

@@ -168,9 +168,18 @@ impl ChatTemplate {
     /// # Errors
     /// [`ChatError`].
     pub fn prompt(&self, messages: &[Message]) -> Result<String> {
+        self.render(messages, true)
+    }
+
+    /// The dialogue as one text, with what asks for the next answer behind it or not (`add_generation_prompt`).
+    ///
+    /// # Errors
+    /// [`ChatError`].
+    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
         match self {
+            Self::Named(_) if !add_generation_prompt => Ok(self.conversation(messages)?.text),
             Self::Named(template) => Ok(template.render(messages, true)?.text),
-            Self::Jinja(template) => template.render(messages, true),
+            Self::Jinja(template) => template.render(messages, add_generation_prompt),
         }
     }
 
@@ -199,6 +208,17 @@ impl ChatTemplate {
             Self::Named(template) => template.stop_strings(),
             Self::Jinja(_) => &[],
         }
+    }
+
+    /// What a checkpoint's own template writes behind an answer, where it writes anything: chat models end an answer with it.
+    #[must_use]
+    pub fn answer_end(&self) -> Option<String> {
+        let Self::Jinja(template) = self else { return None };
+        let answer = "an answer";
+        let dialogue = [Message::new("user", "a question"), Message::new("assistant", answer)];
+        let text = template.render(&dialogue, false).ok()?;
+        let end = &text[text.rfind(answer)? + answer.len()..];
+        (!end.is_empty()).then(|| end.to_owned())
     }
 
     /// The same as token ids of the models that the template was made for.
