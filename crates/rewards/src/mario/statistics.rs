@@ -107,11 +107,12 @@ pub fn rounded(x: f64, digits: usize) -> String {
 }
 
 /// The correlation ratio of being correct and a score, in `[0, 1]`: how much of the score's spread lies between right and
-/// wrong responses. Missing scores are left out; 0 without any spread.
+/// wrong responses. Missing scores are left out; 0 without any spread, NaN without any score.
 #[must_use]
 pub fn correlation_ratio(correct: &[bool], scores: &[Option<f64>]) -> f64 {
     let pairs: Vec<(bool, f64)> = correct.iter().zip(scores).filter_map(|(&c, s)| Some((c, (*s)?))).collect();
-    let all = mean(pairs.iter().map(|&(_, s)| Some(s))).unwrap_or(0.0);
+    // Of nothing there is no ratio, in the published code, either.
+    let Some(all) = mean(pairs.iter().map(|&(_, s)| Some(s))) else { return f64::NAN };
     let between: f64 = [true, false]
         .into_iter()
         .map(|class| {

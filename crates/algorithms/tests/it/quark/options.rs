@@ -42,8 +42,12 @@ fn settings_out_of_range_are_named() {
         ("control.stages", with(stages(5, vec![1, 2]))),
         ("control.stages", with(stages(5, vec![1, 0]))),
         (
-            "control.as_product",
-            with(ControlConfig { as_product: true, ..control(vec![one("a").buckets(Buckets::Correctness)]) }),
+            "control.product_buckets",
+            with(ControlConfig { as_product: true, product_buckets: Some(0), ..control(vec![one("a")]) }),
+        ),
+        (
+            "control.product_buckets",
+            with(ControlConfig { product_buckets: Some(3), ..control(vec![one("a")]) }),
         ),
         ("batch_size", QuarkConfig { batch_size: 0, ..config() }),
         ("sample_interval", QuarkConfig { sample_interval: 0, ..config() }),
