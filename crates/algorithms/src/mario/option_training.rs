@@ -132,7 +132,8 @@ impl OptionTraining {
             })?)
         };
         let labels = dataset.labels();
-        let options = labels.iter().map(|label| Ok(tokenizer.encode(label)?)).collect::<Result<Vec<_>>>()?;
+        let options =
+            labels.iter().map(|label| Ok(tokenizer.encode_target(label)?)).collect::<Result<Vec<_>>>()?;
         let gold = |row: &MarioRow| {
             let unknown = || {
                 Error::config("data", format!("the label {:?} is none of {}", row.answer, labels.join(", ")))

@@ -112,7 +112,8 @@ impl Rationales {
             Target::AnswerOnly => i2o_target(row),
         };
         let example = |row: &MarioRow| -> Result<Example> {
-            let (prompt, target) = (tokenizer.encode(&row.question)?, tokenizer.encode(&written(row))?);
+            let (prompt, target) =
+                (tokenizer.encode(&row.question)?, tokenizer.encode_target(&written(row))?);
             Ok(Example { prompt, target })
         };
         let examples = train.iter().map(example).collect::<Result<_>>()?;

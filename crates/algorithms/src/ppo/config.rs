@@ -36,12 +36,12 @@ impl Default for RolloutConfig {
 }
 
 impl RolloutConfig {
-    pub(super) fn generation(&self, pad: TokenId, greedy: bool) -> GenerationConfig {
+    pub(super) fn generation(&self, pad: Option<TokenId>, greedy: bool) -> GenerationConfig {
         GenerationConfig {
             strategy: if greedy { Strategy::Greedy } else { Strategy::Sample(self.sampling) },
             max_new_tokens: self.max_new_tokens,
             min_new_tokens: self.min_new_tokens,
-            forbidden_ids: if self.forbid_pad { vec![pad] } else { vec![] },
+            forbidden_ids: pad.filter(|_| self.forbid_pad).into_iter().collect(),
             ..GenerationConfig::default()
         }
     }

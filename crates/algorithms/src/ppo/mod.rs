@@ -206,7 +206,7 @@ where
         progress: impl FnMut(u64) -> Result<()>,
     ) -> Result<Vec<Response>> {
         let rollout = &self.config.rollout;
-        let generation = rollout.generation(self.model.pad_token_id(), greedy);
+        let generation = rollout.generation(self.model.filler(), greedy);
         let seed = derive_seed(self.config.seed, &[step]);
         let seed = |i: usize| derive_seed(seed, &[number(i) as u64]);
         let actor = self.model.actor();
@@ -234,7 +234,7 @@ where
         let mut phases = Phases::default();
         let responses = phases.time("rollout", || self.draw(&prompts, step))?;
         let rewards = phases.time("reward", || self.judge(&prompts, &responses))?;
-        let pad = self.model.pad_token_id();
+        let pad = self.model.filler();
         let mut judged: Vec<_> = prompts
             .iter()
             .zip(&responses)

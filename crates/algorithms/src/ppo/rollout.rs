@@ -66,8 +66,8 @@ pub(crate) fn respond<P: Generate, Q>(
 }
 
 /// What training on a response needs. Padding that was drawn as a token is no part of the response.
-pub(super) fn example<Q>(prompt: &Prompt<Q>, response: &Response, pad: TokenId) -> Example {
-    let target = response.ids.iter().map(|&id| if id == pad { IGNORED } else { id }).collect();
+pub(super) fn example<Q>(prompt: &Prompt<Q>, response: &Response, pad: Option<TokenId>) -> Example {
+    let target = response.ids.iter().map(|&id| if Some(id) == pad { IGNORED } else { id }).collect();
     Example { prompt: prompt.ids.clone(), target }
 }
 

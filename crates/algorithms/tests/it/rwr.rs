@@ -1,5 +1,6 @@
 //! Reward-weighted regression of tiny models.
 
+use std::cell::RefCell;
 use std::fs;
 use std::path::Path;
 
@@ -8,11 +9,14 @@ use ruminate_algorithms::rwr::{
     trainer_config,
 };
 use ruminate_algorithms::{Algorithm, Ending, Result, Silent, Trainer, TrainerConfig};
-use ruminate_datasets::chat::{ChatTemplate, NamedTemplate};
+use ruminate_datasets::chat::{ChatTemplate, Message, NamedTemplate};
 use ruminate_datasets::environments::{Gsm8k, Problem};
-use ruminate_datasets::rise::{Answerer, MultiTurn, Quiet, RolloutConfig, TrainingText};
-use ruminate_models::{Example, GenerationConfig, IGNORED, Policy, Sampling, Strategy, T5, Want};
-use tch::Kind;
+use ruminate_datasets::rise::{Answerer, Ask, MultiTurn, Quiet, RolloutConfig, TrainingText};
+use ruminate_models::{
+    Example, Generate, Generated, GenerationConfig, IGNORED, Parameters, Policy, Sampling, Strategy, T5,
+    TokenId, TokenScores, Tokenizer, Want,
+};
+use tch::{Device, Kind};
 
 use crate::support::{Recorder, alone, examples, model, short, tokenizer};
 
@@ -246,4 +250,85 @@ fn a_local_model_takes_turns_and_batches_do_not_show() {
     let turns = MultiTurn::new(&environment, RolloutConfig::collect(&[1]), &answerers).unwrap();
     let error = turns.play(&problems, None, &mut Quiet).unwrap_err();
     assert!(crate::support::chain(&error).contains("no room for a prompt"), "{error:?}");
+}
+
+/// A model with several end tokens that notes what it is asked to do.
+struct Noting {
+    model: T5,
+    ends: Vec<TokenId>,
+    asked: RefCell<Vec<GenerationConfig>>,
+}
+
+impl Policy for Noting {
+    fn parameters(&self) -> &Parameters {
+        self.model.parameters()
+    }
+
+    fn device(&self) -> Device {
+        self.model.device()
+    }
+
+    fn hidden_size(&self) -> i64 {
+        self.model.hidden_size()
+    }
+
+    fn pad_token_id(&self) -> TokenId {
+        self.ends[0]
+    }
+
+    fn end_token_ids(&self) -> &[TokenId] {
+        &self.ends
+    }
+
+    fn set_training(&mut self, _: bool) {}
+
+    fn score(&self, examples: &[Example], want: Want) -> ruminate_models::Result<TokenScores> {
+        self.model.score(examples, want)
+    }
+
+    fn save(&self, folder: &Path) -> ruminate_models::Result<()> {
+        self.model.save(folder)
+    }
+}
+
+impl Generate for Noting {
+    fn generate(
+        &self,
+        prompts: &[Vec<TokenId>],
+        config: &GenerationConfig,
+        _: &[u64],
+    ) -> ruminate_models::Result<Vec<Vec<Generated>>> {
+        self.asked.borrow_mut().push(config.clone());
+        Ok(vec![vec![]; prompts.len()])
+    }
+}
+
+#[test]
+fn every_end_token_ends_an_answer() {
+    let _alone = alone();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/pairs/byte_level");
+    let tokenizer = Tokenizer::open(&folder).unwrap();
+    let id = |token: &str| tokenizer.token_id(token).unwrap();
+    let (text, turn) = (id("<|end_of_text|>"), id("<|eot_id|>"));
+    let stops = |ends: &[TokenId], template: &ChatTemplate, given: &[TokenId]| {
+        let model = Noting { model: model(0.0, 1), ends: ends.into(), asked: RefCell::default() };
+        let generation =
+            GenerationConfig { stop_ids: given.into(), max_new_tokens: 4, ..GenerationConfig::default() };
+        let student = LocalModel::new(&model, &tokenizer, template, 500).generation(generation);
+        let messages = vec![Message::new("user", "Is it sunny?")];
+        student.answer(&[Ask { row: 0, turn: 0, attempt: 0, messages, samples: 1, seed: 1 }]).unwrap();
+        let asked = model.asked.borrow();
+        (asked[0].stop_ids.clone(), asked[0].stop_strings.clone())
+    };
+    let own = ChatTemplate::open(&folder).unwrap();
+    assert_eq!(own.answer_end().as_deref(), Some("<|eot_id|>"));
+    // All that the checkpoint names, and what the tokenizer and the template end answers with; none twice.
+    assert_eq!(stops(&[7, text], &own, &[]), (vec![7, text, turn], vec![]));
+    assert_eq!(stops(&[turn, text], &own, &[]), (vec![turn, text], vec![]));
+    assert_eq!(stops(&[7, text], &own, &[9]), (vec![9, turn], vec![]), "the caller's list takes their place");
+    let named = ChatTemplate::from(NamedTemplate::Llama3);
+    assert_eq!(stops(&[7, text], &named, &[]), (vec![7, text, turn], vec![]));
+    // A padding token that ends texts may be written and learnt.
+    let model = Noting { model: model(0.0, 1), ends: vec![7, 8], asked: RefCell::default() };
+    assert_eq!((model.filler(), model.model.filler()), (None, Some(0)));
 }
