@@ -95,7 +95,7 @@ def examples(eos):
 def tokenized(processing_class, rows):
     config = LlamaConfig(vocab_size=len(processing_class), hidden_size=8, intermediate_size=8, num_hidden_layers=1,
                          num_attention_heads=1)
-    args = DPOConfig(output_dir="/tmp/pairs", report_to=[], use_cpu=True, bf16=False, max_length=None)
+    args = DPOConfig(output_dir="pairs", report_to=[], use_cpu=True, bf16=False, max_length=None)
     trainer = DPOTrainer(model=LlamaForCausalLM(config), ref_model=LlamaForCausalLM(config), args=args,
                          train_dataset=Dataset.from_list(rows), processing_class=processing_class)
     columns = ["prompt_ids", "chosen_ids", "rejected_ids"]
