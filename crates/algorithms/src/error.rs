@@ -88,6 +88,9 @@ pub enum Error {
     /// Data could not be read.
     #[error(transparent)]
     Data(#[from] ruminate_datasets::Error),
+    /// A chat template could not render a dialogue.
+    #[error(transparent)]
+    Chat(#[from] ruminate_datasets::chat::ChatError),
     /// A judgement of choices failed.
     #[error(transparent)]
     Choice(#[from] ruminate_rewards::ChoiceError),
@@ -102,7 +105,13 @@ pub enum Error {
     Torch(#[from] ruminate_torch::Error),
     /// libtorch failed.
     #[error(transparent)]
-    Tch(#[from] tch::TchError),
+    Tch(tch::TchError),
+}
+
+impl From<tch::TchError> for Error {
+    fn from(error: tch::TchError) -> Self {
+        Self::Tch(ruminate_torch::plain(error))
+    }
 }
 
 impl Error {
@@ -111,6 +120,25 @@ impl Error {
     pub fn is_configuration(&self) -> bool {
         use ruminate_datasets::Error as Data;
         matches!(self, Self::Config { .. } | Self::Data(Data::UnknownTask { .. } | Data::BadTemplate { .. }))
+    }
+
+    /// Whether somebody asked to stop while a model was writing or scoring, so that nothing is wrong.
+    #[must_use]
+    pub fn is_interruption(&self) -> bool {
+        // A transparent error does not name its cause.
+        let stopped = |error: &(dyn std::error::Error + 'static)| {
+            use ruminate_models::Error::Interrupted;
+            let own = matches!(error.downcast_ref(), Some(Self::Model(Interrupted)));
+            let reward = error.downcast_ref::<Self>().and_then(|error| match error {
+                Self::Reward(reward) => Some(reward),
+                _ => None,
+            });
+            let behind = reward.or_else(|| error.downcast_ref());
+            let models = matches!(behind, Some(ruminate_rewards::RewardError::Model(Interrupted)));
+            own || models || matches!(error.downcast_ref(), Some(Interrupted))
+        };
+        std::iter::successors(Some(self as &(dyn std::error::Error + 'static)), |error| error.source())
+            .any(stopped)
     }
 
     pub(crate) fn config(key: &str, reason: impl Into<String>) -> Self {

@@ -3,6 +3,7 @@
 pub mod crystal;
 pub mod dpo;
 mod error;
+mod kept;
 mod loss;
 pub mod mario;
 mod observer;
@@ -18,10 +19,11 @@ pub mod tinythinker;
 pub mod trainer;
 
 pub use error::{Error, Result};
+pub use kept::KeptTexts;
 pub use loss::SumCount;
 pub use observer::{Metrics, Observer, ObserverError, Silent, StepReport};
 pub use peers::Peers;
-pub use plan::{MemoryPlan, Networks, Pass, Plan, Work};
+pub use plan::{MemoryPlan, Networks, Pass, Plan, Work, WritingPlan};
 pub use schedule::Schedule;
 pub use sft::{Curriculum, Objective, Sft, mean_loss};
 pub use shuffled::Shuffled;

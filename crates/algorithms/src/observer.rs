@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use ruminate_models::Interrupt;
+
 use crate::Ending;
 
 /// Named numbers in the order in which they are to be shown, e.g. `("train/qk_loss", 1.25)`.
@@ -78,6 +80,12 @@ pub trait Observer {
     /// Asked after every step: should the trainer write a checkpoint and stop?
     fn stop_requested(&self) -> bool {
         false
+    }
+
+    /// What is raised when somebody asks to stop: validations and rollouts of a process that trains alone end within a token, and the
+    /// trainer writes a checkpoint from which they begin anew. Default: nothing is, and they go to their end.
+    fn interrupt(&self) -> Interrupt {
+        Interrupt::default()
     }
 }
 

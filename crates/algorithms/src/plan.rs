@@ -107,6 +107,37 @@ impl MemoryPlan {
     }
 }
 
+/// What a model takes that writes and is not trained.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct WritingPlan {
+    /// Who it is.
+    pub name: String,
+    /// Scalar parameters.
+    pub parameters: u64,
+    /// Bytes of its weights.
+    pub weights: u64,
+    /// Answers that it writes at most.
+    pub answers: u64,
+    /// New tokens of all of them, if each is as long as it may be.
+    pub tokens: u64,
+    /// Answers that are asked for at a time.
+    pub rows: usize,
+    /// Those among them that are written at the same time, because memory holds no more.
+    pub rows_in_flight: usize,
+    /// Bytes of keys, values and logits of these.
+    pub decoding: u64,
+    /// Floating-point operations of all answers, if each is as long as it may be.
+    pub flops: f64,
+}
+
+impl WritingPlan {
+    /// Bytes on the device.
+    #[must_use]
+    pub fn memory(&self) -> u64 {
+        self.weights + self.decoding
+    }
+}
+
 /// What training takes.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Plan {

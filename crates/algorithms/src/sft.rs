@@ -51,6 +51,12 @@ pub trait Curriculum<P> {
     /// When the model or the observer fails.
     fn evaluate(&mut self, policy: &P, step: u64, observer: &mut dyn Observer) -> Result<Evaluation>;
 
+    /// Whether the checkpoint before step `step` can be the best one; see [`Algorithm::competes_at`].
+    fn competes_at(&self, step: u64) -> bool {
+        let _ = step;
+        true
+    }
+
     /// Position in the data.
     fn state(&self) -> serde_json::Value;
 
@@ -121,6 +127,10 @@ impl<P: Policy, C: Curriculum<P>> Algorithm for Sft<P, C> {
 
     fn evaluate(&mut self, step: u64, observer: &mut dyn Observer) -> Result<Evaluation> {
         self.curriculum.evaluate(&self.policy, step, observer)
+    }
+
+    fn competes_at(&self, step: u64) -> bool {
+        self.curriculum.competes_at(step)
     }
 
     fn state(&self) -> serde_json::Value {

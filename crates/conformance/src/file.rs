@@ -2,6 +2,7 @@
 
 use crate::CaseResult;
 use crate::compare::{Check, Mismatch, Tolerance};
+use crate::lenient::Lenient;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -90,14 +91,35 @@ impl GoldenFile {
         parse(value).map_err(|error| self.bad(name, error))
     }
 
-    /// The tolerance that the file states.
+    /// The tolerance that the file states; that of its values, where gradients have one of their own.
     ///
     /// # Errors
     /// [`GoldenError::Field`] if it states none that [`Tolerance::parse`] knows.
     pub fn tolerance(&self) -> Result<Tolerance, GoldenError> {
+        Ok(self.tolerances()?.0)
+    }
+
+    /// The tolerances of values and of gradients: one for both, or `{"values": .., "gradients": ..}`.
+    ///
+    /// # Errors
+    /// As [`tolerance`](Self::tolerance).
+    pub fn tolerances(&self) -> Result<(Tolerance, Tolerance), GoldenError> {
         let value: Value = self.field("tolerance")?;
-        let known = "not \"exact\", a number, or {\"relative\": .., \"absolute\": ..}";
-        Tolerance::parse(&value).ok_or_else(|| self.bad("tolerance", known))
+        let (values, gradients) = match value.get("values") {
+            Some(values) => (values, value.get("gradients").unwrap_or(values)),
+            None => (&value, &value),
+        };
+        let known = "not \"exact\", a number, {\"relative\": .., \"absolute\": ..}, or {\"values\": .., \"gradients\": ..} of these";
+        let parse = |value| Tolerance::parse(value).ok_or_else(|| self.bad("tolerance", known));
+        Ok((parse(values)?, parse(gradients)?))
+    }
+
+    /// The tolerance that the file states, or what is usual for its kind.
+    ///
+    /// # Errors
+    /// [`GoldenError::Field`] if it states one that [`Tolerance::parse`] does not know.
+    pub fn tolerance_or(&self, usual: Tolerance) -> Result<Tolerance, GoldenError> {
+        if self.content.get("tolerance").is_some() { self.tolerance() } else { Ok(usual) }
     }
 
     /// Runs `check` on every element of the array `name`. An element that is no `T` is a failed case.
@@ -134,11 +156,13 @@ impl GoldenFile {
     }
 }
 
-/// Like `from_value`, but an error begins with the path of the field.
+/// Like `from_value`, but an error begins with the path of the field, and `null` for a float is NaN.
 fn parse<T: DeserializeOwned>(value: &Value) -> Result<T, String> {
-    serde_path_to_error::deserialize(value).map_err(|error| match error.path().to_string().as_str() {
-        "." => error.into_inner().to_string(),
-        path => format!("{path}: {}", error.inner()),
+    serde_path_to_error::deserialize(Lenient(value)).map_err(|error| {
+        match error.path().to_string().as_str() {
+            "." => error.into_inner().to_string(),
+            path => format!("{path}: {}", error.inner()),
+        }
     })
 }
 

@@ -4,6 +4,7 @@ pub mod compare;
 pub mod crystal;
 pub mod dpo;
 pub mod file;
+mod lenient;
 pub mod mario;
 pub mod models;
 pub mod references;

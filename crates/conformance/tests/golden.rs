@@ -114,3 +114,13 @@ fn ragged_numbers_are_failed_cases() {
     let (_dir, roots) = root(&[("crystal/ensembling.json", short)]);
     assert!(text(&run(&roots, &[])).contains("expert_logits: nothing at question 0, token ids [4, 9]"));
 }
+
+/// Vectors of the layout that the published ones do not exhaust; `tests/layout/make.py` wrote them.
+#[test]
+fn everything_is_taken_from_the_vector() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/layout");
+    let report = run(&[root], &[]);
+    assert!(report.passed(), "\n{}", text(&report));
+    assert!(report.kinds.iter().all(|kind| kind.outcome.is_some() && kind.pending().is_empty()));
+    assert_eq!(report.kinds.len(), 10, "\n{}", text(&report));
+}

@@ -43,7 +43,10 @@ impl AppendFile {
         }
         let mut bytes = vec![];
         file.read_to_end(&mut bytes).map_err(|source| Error::Read { path: path.into(), source })?;
-        let (found, whole) = read(&bytes)?;
+        // A file that somebody edited may begin with a byte order mark.
+        let text = crate::text::without_mark(&bytes);
+        let (found, whole) = read(text)?;
+        let whole = if whole == 0 { 0 } else { whole + bytes.len() - text.len() };
         let mut this = Self { path: path.into(), file, len: whole as u64 };
         if whole < bytes.len() {
             this.file.set_len(this.len).map_err(cannot_write)?;

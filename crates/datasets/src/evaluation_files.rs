@@ -11,6 +11,7 @@ pub const DEFAULT_PREFIX: &str = "rainier";
 
 /// One element of a knowledge file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(expecting = "an object of a knowledge file")]
 pub struct KnowledgeItem {
     /// The task's key.
     pub task: String,
@@ -48,6 +49,7 @@ impl KnowledgeItem {
 
 /// One element of an inference file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(expecting = "an object of an inference file")]
 pub struct InferenceItem {
     /// The question and what was recalled for it.
     #[serde(flatten)]

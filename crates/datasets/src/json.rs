@@ -16,7 +16,7 @@ use std::path::Path;
 /// # Errors
 /// [`Error::Read`], and [`Error::Json`] with item and field when the text does not fit `T`.
 pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let bytes = std::fs::read(path).map_err(|source| Error::Read { path: path.into(), source })?;
+    let bytes = crate::text::read(path)?;
     parse(path, &bytes, None)
 }
 
@@ -26,11 +26,8 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T> {
 /// # Errors
 /// [`Error::Read`], [`Error::NotUtf8`], and [`Error::Json`] with row and field when a row is no `T`.
 pub fn read_rows<T: DeserializeOwned>(path: &Path) -> Result<Vec<(Place, T)>> {
-    let bytes = std::fs::read(path).map_err(|source| Error::Read { path: path.into(), source })?;
-    let text = std::str::from_utf8(&bytes).map_err(|source| {
-        let line = 1 + bytes[..source.valid_up_to()].iter().filter(|&&b| b == b'\n').count();
-        Error::NotUtf8 { path: path.into(), line, source }
-    })?;
+    let bytes = crate::text::read(path)?;
+    let text = crate::text::utf8(path, &bytes)?;
     let items = |rows: Vec<T>| rows.into_iter().enumerate().map(|(i, row)| (Place::Item(i), row)).collect();
     match text.trim_start() {
         array if array.starts_with('[') => parse(path, &bytes, None).map(items),
@@ -160,37 +157,6 @@ fn write_atomically(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result
     file.as_file().sync_all()?;
     file.persist(path).map_err(|error| error.error)?;
     Ok(())
-}
-
-/// `json.dumps(value, ensure_ascii=False, indent=indent)`.
-pub(crate) fn dumps<T: Serialize + ?Sized>(value: &T, indent: Option<usize>) -> serde_json::Result<String> {
-    let mut out = vec![];
-    match indent {
-        Some(indent) => {
-            let indent = b" ".repeat(indent);
-            let formatter = PrettyFormatter::with_indent(&indent);
-            value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, formatter))?;
-        }
-        None => value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, OneLine))?,
-    }
-    Ok(String::from_utf8_lossy(&out).into_owned())
-}
-
-/// One line, with a blank after each comma and colon.
-struct OneLine;
-
-impl Formatter for OneLine {
-    fn begin_array_value<W: Write + ?Sized>(&mut self, out: &mut W, first: bool) -> io::Result<()> {
-        if first { Ok(()) } else { out.write_all(b", ") }
-    }
-
-    fn begin_object_key<W: Write + ?Sized>(&mut self, out: &mut W, first: bool) -> io::Result<()> {
-        if first { Ok(()) } else { out.write_all(b", ") }
-    }
-
-    fn begin_object_value<W: Write + ?Sized>(&mut self, out: &mut W) -> io::Result<()> {
-        out.write_all(b": ")
-    }
 }
 
 struct PythonFormatter<'a>(PrettyFormatter<'a>);

@@ -11,6 +11,7 @@ use std::path::Path;
 ///
 /// A file of them is read and written with [`json::read`] and [`json::write`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(expecting = "an object with query, answer and knowledges")]
 pub struct SilverItem {
     /// The question with its choices, as in the left column of a TSV file.
     pub query: String,
@@ -149,6 +150,7 @@ impl DataForm {
 /// [`Error::EmptySplit`].
 pub fn read_evaluation_file(path: &Path, split: Split) -> Result<Vec<Annotated>> {
     #[derive(Deserialize)]
+    #[serde(expecting = "an object with task, query, cands, answer_ix and knowledges")]
     struct Item {
         task: String,
         split: Option<Split>,

@@ -16,6 +16,7 @@ pub mod question;
 pub mod rise;
 pub mod tasks;
 pub mod teacher;
+pub mod text;
 pub mod tinythinker;
 pub mod unifiedqa;
 
@@ -23,7 +24,7 @@ pub use error::{Error, Place, Result};
 pub use evaluation_files::{InferenceItem, KnowledgeItem};
 pub use knowledge::{Annotated, Instances, SilverItem};
 pub use order::{Cursor, Order, Shard, TrainBatches};
-pub use preference::{PreferenceExample, Preferences};
+pub use preference::{DialoguePreference, PreferenceExample, Preferences};
 pub use prompts::{Compat, Prompts};
 pub use question::{Origin, Question, SkipReason, Split};
 pub use tasks::{TaskEntry, TaskRegistry};

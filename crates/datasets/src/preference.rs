@@ -5,11 +5,12 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Place, Result};
+use crate::Result;
+use crate::teacher::Message;
 
-/// A preference.
+/// A preference. In files, further fields are not looked at.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(expecting = "an object with prompt, chosen and rejected")]
 pub struct PreferenceExample {
     /// What is given.
     pub prompt: String,
@@ -32,6 +33,44 @@ fn one() -> f32 {
 #[allow(clippy::trivially_copy_pass_by_ref)]
 fn is_one(weight: &f32) -> bool {
     *weight == 1.0
+}
+
+/// A preference between two ways in which a dialogue goes on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DialoguePreference {
+    /// The dialogue so far, which ends before an answer.
+    pub prompt: Vec<Message>,
+    /// How it should go on.
+    pub chosen: Vec<Message>,
+    /// How it should not.
+    pub rejected: Vec<Message>,
+    /// Factor on the pair's loss.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub weight: f32,
+    /// Where the pair comes from; metrics are also told by source.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub source: String,
+}
+
+impl DialoguePreference {
+    /// A pair of weight 1 from nowhere in particular.
+    #[must_use]
+    pub fn new(prompt: Vec<Message>, chosen: Vec<Message>, rejected: Vec<Message>) -> Self {
+        Self { prompt, chosen, rejected, weight: 1.0, source: String::new() }
+    }
+
+    /// What is wrong with the pair, if anything is.
+    #[must_use]
+    pub fn problem(&self) -> Option<PairProblem> {
+        let blank = |messages: &[Message]| messages.iter().all(|message| message.content.trim().is_empty());
+        problem(
+            blank(&self.prompt),
+            blank(&self.chosen) || blank(&self.rejected),
+            self.chosen == self.rejected,
+            self.weight,
+        )
+    }
 }
 
 /// What is wrong with a pair.
@@ -65,53 +104,85 @@ impl PreferenceExample {
     #[must_use]
     pub fn problem(&self) -> Option<PairProblem> {
         let blank = |text: &str| text.trim().is_empty();
-        if blank(&self.prompt) {
-            Some(PairProblem::EmptyPrompt)
-        } else if blank(&self.chosen) || blank(&self.rejected) {
-            Some(PairProblem::EmptyCompletion)
-        } else if self.chosen == self.rejected {
-            Some(PairProblem::EqualCompletions)
-        } else if !(self.weight >= 0.0 && self.weight.is_finite()) {
-            Some(PairProblem::BadWeight)
-        } else {
-            None
-        }
+        let completion = blank(&self.chosen) || blank(&self.rejected);
+        problem(blank(&self.prompt), completion, self.chosen == self.rejected, self.weight)
+    }
+}
+
+fn problem(prompt: bool, completion: bool, equal: bool, weight: f32) -> Option<PairProblem> {
+    if prompt {
+        Some(PairProblem::EmptyPrompt)
+    } else if completion {
+        Some(PairProblem::EmptyCompletion)
+    } else if equal {
+        Some(PairProblem::EqualCompletions)
+    } else if !(weight >= 0.0 && weight.is_finite()) {
+        Some(PairProblem::BadWeight)
+    } else {
+        None
     }
 }
 
 /// Pairs of a file that can be trained on, and how many cannot, by reason.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Preferences {
+#[derive(Debug, Clone, PartialEq)]
+pub struct Preferences<T = PreferenceExample> {
     /// The pairs.
-    pub examples: Vec<PreferenceExample>,
+    pub examples: Vec<T>,
     /// How many pairs were left out, and why.
     pub left_out: BTreeMap<PairProblem, usize>,
+}
+
+impl<T> Default for Preferences<T> {
+    fn default() -> Self {
+        Self { examples: vec![], left_out: BTreeMap::new() }
+    }
 }
 
 /// Reads a JSON array of `{"prompt", "chosen", "rejected"}`, or a file of such lines. Pairs that cannot be trained on are left out and
 /// counted.
 ///
 /// # Errors
-/// [`Error::Read`], [`Error::Json`], and [`Error::BadField`] with line and reason.
+/// As [`json::read_rows`](crate::json::read_rows).
 pub fn read(path: &Path) -> Result<Preferences> {
-    let bytes = std::fs::read(path).map_err(|source| Error::Read { path: path.into(), source })?;
-    let rows: Vec<PreferenceExample> = if bytes.trim_ascii_start().starts_with(b"[") {
-        crate::json::read(path)?
-    } else {
-        let line = |(i, line): (usize, &[u8])| {
-            serde_json::from_slice(line).map_err(|error| Error::BadField {
-                path: path.into(),
-                place: Place::Line(i + 1),
-                field: "row",
-                reason: error.to_string(),
-            })
-        };
-        let lines = bytes.split(|&byte| byte == b'\n').enumerate();
-        lines.filter(|(_, line)| !line.trim_ascii().is_empty()).map(line).collect::<Result<_>>()?
+    sorted_out(rows(path)?, PreferenceExample::problem)
+}
+
+/// As [`read`], for dialogues: each of the three is a list of messages `{"role", "content"}`. Without a prompt, it is what both
+/// completions begin with.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_dialogues(path: &Path) -> Result<Preferences<DialoguePreference>> {
+    #[derive(Deserialize)]
+    struct Row {
+        prompt: Option<Vec<Message>>,
+        chosen: Vec<Message>,
+        rejected: Vec<Message>,
+        #[serde(default = "one")]
+        weight: f32,
+        #[serde(default)]
+        source: String,
+    }
+    let pair = |row: Row| {
+        let Row { prompt, mut chosen, mut rejected, weight, source } = row;
+        let prompt = prompt.unwrap_or_else(|| {
+            let common = chosen.iter().zip(&rejected).take_while(|(a, b)| a == b).count();
+            rejected.drain(..common);
+            chosen.drain(..common).collect()
+        });
+        DialoguePreference { prompt, chosen, rejected, weight, source }
     };
+    sorted_out(rows(path)?.into_iter().map(pair).collect(), DialoguePreference::problem)
+}
+
+fn rows<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
+    Ok(crate::json::read_rows(path)?.into_iter().map(|(_, row)| row).collect())
+}
+
+fn sorted_out<T>(rows: Vec<T>, problem: impl Fn(&T) -> Option<PairProblem>) -> Result<Preferences<T>> {
     let mut read = Preferences::default();
     for row in rows {
-        match row.problem() {
+        match problem(&row) {
             Some(problem) => *read.left_out.entry(problem).or_default() += 1,
             None => read.examples.push(row),
         }
@@ -137,6 +208,13 @@ mod tests {
         std::fs::write(&path, rows.join("\n")).unwrap();
         let lines = read(&path).unwrap();
         assert_eq!(lines.examples, [PreferenceExample::new("p", "a", "b")]);
+        assert_eq!(
+            serde_json::from_str::<PreferenceExample>(
+                r#"{"prompt": "p", "chosen": "a", "rejected": "b", "score": [1]}"#
+            )
+            .unwrap(),
+            lines.examples[0]
+        );
         assert_eq!(lines.left_out.values().sum::<usize>(), 4);
         std::fs::write(&path, format!(" [{}]", rows.join(","))).unwrap();
         assert_eq!(read(&path).unwrap(), lines);

@@ -127,6 +127,9 @@ pub struct ParsedLine {
     pub answer_ix: usize,
 }
 
+/// What stands where an answer would in the test files whose labels are not published.
+const NO_LABEL: [&str; 2] = ["-", ""];
+
 /// Why a row is not a question.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -140,7 +143,13 @@ pub enum SkipReason {
     /// No choices.
     #[error(r"the question has no separator `\n` before its choices")]
     NoSeparator,
-    /// The answer equals none of the choices; common in test files without labels.
+    /// There is no answer: the file leaves it empty, or has the placeholder `-`, as test files without labels do.
+    #[error("there is no label: the answer is {answer:?}")]
+    NoLabel {
+        /// What stands there.
+        answer: String,
+    },
+    /// The answer equals none of the choices.
     #[error("the answer {answer:?} is none of the choices {choices:?}")]
     AnswerNotAChoice {
         /// The answer.
@@ -156,7 +165,7 @@ impl SkipReason {
         match self {
             SkipReason::Columns { .. } => "columns",
             SkipReason::NoSeparator => "question",
-            SkipReason::AnswerNotAChoice { .. } => "answer",
+            SkipReason::NoLabel { .. } | SkipReason::AnswerNotAChoice { .. } => "answer",
         }
     }
 }
@@ -193,6 +202,7 @@ pub fn parse_fields(question: &str, answer: &str) -> std::result::Result<ParsedL
     let choice_texts = parse_choices(choice_part(question).ok_or(SkipReason::NoSeparator)?);
     match choice_texts.iter().position(|choice| choice == answer) {
         Some(answer_ix) => Ok(ParsedLine { question: question.to_owned(), choice_texts, answer_ix }),
+        None if NO_LABEL.contains(&answer) => Err(SkipReason::NoLabel { answer: answer.to_owned() }),
         None => Err(SkipReason::AnswerNotAChoice { answer: answer.to_owned(), choices: choice_texts }),
     }
 }
@@ -281,7 +291,11 @@ mod tests {
         assert_eq!(parse_line("\n"), Err(SkipReason::Columns { found: 1 }));
         assert_eq!(parse_line("Q (A) x (B) y\tx"), Err(SkipReason::NoSeparator));
         let reason = parse_line("Q \\n (A) x (B) y\t-").unwrap_err();
-        assert_eq!(reason.to_string(), r#"the answer "-" is none of the choices ["x", "y"]"#);
+        assert_eq!(reason.to_string(), r#"there is no label: the answer is "-""#);
+        assert_eq!(parse_line("Q \\n (A) x (B) y\t"), Err(SkipReason::NoLabel { answer: String::new() }));
+        assert_eq!(parse_line("Minus? \\n (A) + (B) -\t-").unwrap().answer_ix, 1);
+        let reason = parse_line("Q \\n (A) x (B) y\tz").unwrap_err();
+        assert_eq!(reason.to_string(), r#"the answer "z" is none of the choices ["x", "y"]"#);
         // Only U+0020 is trimmed.
         assert!(parse_line("Q \\n (A) x (B) y\t\u{a0}x").is_err());
     }

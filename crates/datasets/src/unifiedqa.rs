@@ -66,7 +66,7 @@ impl fmt::Display for Skipped {
 /// [`Error::Read`], [`Error::NotUtf8`], [`Error::BadRow`] (unless bad rows are skipped), and [`Error::EmptySplit`]
 /// when no line is a question.
 pub fn read(path: &Path, origin: &Origin, options: ReadOptions) -> Result<Loaded<Question>> {
-    let bytes = std::fs::read(path).map_err(|source| Error::Read { path: path.into(), source })?;
+    let bytes = crate::text::read(path)?;
     let lines = split_lines(&bytes);
     let part = options.part.of(origin.split, lines.len());
     let rows = part.clone().zip(&lines[part]).map(|(n, line)| {
@@ -91,7 +91,8 @@ impl Part {
     }
 }
 
-/// Sorts parsed rows into good and bad ones; `build` gets the index of the row among all rows given.
+/// Sorts parsed rows into good and bad ones; `build` gets the index of the row among all rows given. A file without any label is
+/// empty rather than bad.
 pub(crate) fn collect<T>(
     path: &Path,
     bad_rows: BadRows,
@@ -99,14 +100,22 @@ pub(crate) fn collect<T>(
     mut build: impl FnMut(usize, ParsedLine) -> T,
 ) -> Result<Loaded<T>> {
     let mut loaded = Loaded { items: Vec::new(), skipped: Vec::new() };
+    let refuse = |Skipped { place, reason }| Error::BadRow { path: path.into(), place, reason };
     for (ix, row) in rows.enumerate() {
         match row? {
             (_, Ok(parsed)) => loaded.items.push(build(ix, parsed)),
-            (place, Err(reason)) if bad_rows == BadRows::Refuse => {
-                return Err(Error::BadRow { path: path.into(), place, reason });
+            (place, Err(reason)) => {
+                let row = Skipped { place, reason };
+                if bad_rows == BadRows::Refuse && !matches!(row.reason, SkipReason::NoLabel { .. }) {
+                    return Err(refuse(row));
+                }
+                loaded.skipped.push(row);
             }
-            (place, Err(reason)) => loaded.skipped.push(Skipped { place, reason }),
         }
+    }
+    if bad_rows == BadRows::Refuse && !loaded.items.is_empty() && !loaded.skipped.is_empty() {
+        // Other rows have labels.
+        return Err(refuse(loaded.skipped.swap_remove(0)));
     }
     if loaded.items.is_empty() {
         let rows = loaded.skipped.len();
@@ -168,6 +177,24 @@ mod tests {
         assert_eq!(loaded.items.len(), 1);
         let places: Vec<String> = loaded.skipped.iter().map(|s| s.place.to_string()).collect();
         assert_eq!(places, ["line 2", "line 3", "line 4"]);
+    }
+
+    #[test]
+    fn a_file_without_labels_is_empty_and_one_with_some_is_bad() {
+        let refuse = ReadOptions::default();
+        let (_dir, path) = file(b"Q1 \\n (A) x (B) y\t-\nQ2 \\n (A) x (B) y\t\n");
+        let error = read(&path, &origin(Split::Test), refuse).unwrap_err();
+        assert!(matches!(error, Error::EmptySplit { rows: 2, .. }), "{error}");
+        assert!(error.to_string().contains("the first: line 1, answer: there is no label"), "{error}");
+
+        for text in [
+            &b"Q1 \\n (A) x (B) y\tx\nQ2 \\n (A) x (B) y\t-\n"[..],
+            b"Q1 \\n (A) x (B) y\t-\nQ2 \\n (A) x (B) y\tz\n",
+        ] {
+            let (_dir, path) = file(text);
+            let error = read(&path, &origin(Split::Test), refuse).unwrap_err();
+            assert!(matches!(error, Error::BadRow { place: Place::Line(2), .. }), "{error}");
+        }
     }
 
     #[test]

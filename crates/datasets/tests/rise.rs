@@ -224,6 +224,7 @@ fn public_logs_round_trip_and_are_scored_as_they_were() {
         assert_eq!(log.has_oracle(&*environment), name.starts_with("gen_"), "{name}");
         let rescored = log.rescore(&*environment, name.starts_with("gen_"));
         assert_eq!((rescored.rewards, rescored.observations), (vec![], vec![]), "{name}");
+        log.check_rewards(&path, &*environment).unwrap();
         actions += rescored.actions;
         let conversion = convert(&log, &*environment, &ConvertConfig::default());
         assert!(!conversion.examples.is_empty());
@@ -243,11 +244,12 @@ fn real_problems_are_read() {
         (Benchmark::Gsm8k, "gsm8k/test.jsonl", 300),
         (Benchmark::Math, "math/test.jsonl", 200),
     ] {
-        let loaded = benchmark.read(&folder.join(file), BadRows::Refuse).unwrap();
+        let loaded = benchmark.read(&folder.join(file), BadRows::Refuse, Compat::Fixed).unwrap();
         assert_eq!((loaded.problems.len(), loaded.skipped.len()), (rows, 0));
         assert!(loaded.problems.iter().enumerate().all(|(row, problem)| problem.row == row));
     }
-    let error = Benchmark::Math.read(&folder.join("gsm8k/test.jsonl"), BadRows::Refuse).unwrap_err();
+    let error =
+        Benchmark::Math.read(&folder.join("gsm8k/test.jsonl"), BadRows::Refuse, Compat::Fixed).unwrap_err();
     assert!(matches!(error, Error::BadField { field: "problem", .. }), "{error}");
 }
 

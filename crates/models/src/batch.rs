@@ -125,6 +125,40 @@ pub(crate) fn check_ids<R: AsRef<[TokenId]>>(vocab: i64, rows: &[R]) -> Result<(
     Ok(())
 }
 
+/// Rows and columns of a tensor of ids, none of which may be outside the vocabulary. It waits for the device.
+pub(crate) fn check_id_tensor(what: &'static str, ids: &Tensor, vocab: i64) -> Result<(i64, i64)> {
+    let &[rows, time] = &ids.size()[..] else {
+        return Err(Error::invalid(what, format!("{:?}, but must be [batch, time]", ids.size())));
+    };
+    if ids.kind() != Kind::Int64 || rows == 0 || time == 0 {
+        let reason = format!("{:?} of kind {:?}, but must hold i64 ids", ids.size(), ids.kind());
+        return Err(Error::invalid(what, reason));
+    }
+    check_range(what, ids, vocab)?;
+    Ok((rows, time))
+}
+
+/// Refuses a tensor with ids outside the vocabulary.
+pub(crate) fn check_range(what: &'static str, ids: &Tensor, vocab: i64) -> Result<()> {
+    if ids.numel() == 0 {
+        return Ok(());
+    }
+    let (least, largest) = (ids.f_min()?.f_int64_value(&[])?, ids.f_max()?.f_int64_value(&[])?);
+    if least >= 0 && largest < vocab {
+        return Ok(());
+    }
+    let id = if least < 0 { least } else { largest };
+    Err(Error::invalid(what, format!("token {id} is outside the vocabulary of {vocab}")))
+}
+
+/// Refuses states of another width.
+pub(crate) fn check_states(states: &Tensor, width: i64) -> Result<()> {
+    match states.size().last() {
+        Some(&last) if last == width => Ok(()),
+        _ => Err(Error::invalid("states", format!("{:?}, but must be [..., {width}]", states.size()))),
+    }
+}
+
 /// Flattened rows, padded to the longest, and that length.
 fn pad_rows<R: AsRef<[TokenId]>>(rows: &[R], pad: TokenId, side: Side) -> Result<(Vec<i64>, usize)> {
     let width = rows.iter().map(|r| r.as_ref().len()).max().unwrap_or(0);

@@ -8,6 +8,7 @@ use safetensors::tensor::{Dtype, SafeTensors, View};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
+use crate::config::once;
 use crate::parameters::{Init, Parameters};
 use crate::{Error, Result};
 
@@ -37,6 +38,7 @@ pub fn read_some_tensors(
     wanted: &dyn Fn(&str) -> bool,
 ) -> Result<BTreeMap<String, Tensor>> {
     let map = ruminate_torch::map_file(path).map_err(Error::read(path))?;
+    check_pointer(path, &map)?;
     let file = SafeTensors::deserialize(&map)
         .map_err(|source| Error::Safetensors { path: path.to_path_buf(), source })?;
     let mut tensors = BTreeMap::new();
@@ -158,13 +160,43 @@ pub(crate) fn write_text(path: &Path, text: &str) -> Result<()> {
     readable_by_all(path).map_err(Error::write(path))
 }
 
-/// Reads and parses a JSON file.
+/// Reads and parses a JSON file. A byte order mark at its head is no part of it.
 ///
 /// # Errors
 /// When the file cannot be read or does not parse; the error says where.
 pub fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
-    let text = fs::read(path).map_err(Error::read(path))?;
-    serde_json::from_slice(&text).map_err(|source| Error::Json { path: path.to_path_buf(), source })
+    serde_json::from_slice(&read_bytes(path)?)
+        .map_err(|source| Error::Json { path: path.to_path_buf(), source })
+}
+
+/// The bytes of a text file in UTF-8, without a byte order mark.
+pub(crate) fn read_bytes(path: &Path) -> Result<Vec<u8>> {
+    let mut bytes = fs::read(path).map_err(Error::read(path))?;
+    check_pointer(path, &bytes)?;
+    if bytes.starts_with(b"\xEF\xBB\xBF") {
+        bytes.drain(..3);
+    }
+    if matches!(bytes[..], [0xFF, 0xFE, _, 0, ..] | [0xFE, 0xFF, 0, _, ..]) {
+        let file = path.display();
+        let reason =
+            format!("is UTF-16. Make it UTF-8: iconv -f UTF-16 -t UTF-8 {file} > new && mv new {file}");
+        return Err(Error::NotThere { path: path.to_path_buf(), reason });
+    }
+    Ok(bytes)
+}
+
+/// Refuses a text that points to a file in Git LFS instead of being it.
+fn check_pointer(path: &Path, bytes: &[u8]) -> Result<()> {
+    if !bytes.starts_with(b"version https://git-lfs.github.com/spec/") {
+        return Ok(());
+    }
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let reason = format!(
+        "is a pointer of Git LFS: the repository was cloned without its large files. Fetch them: git lfs install && \
+         git -C {} lfs pull",
+        folder.display()
+    );
+    Err(Error::NotThere { path: path.to_path_buf(), reason })
 }
 
 #[derive(Serialize, Deserialize)]
@@ -197,15 +229,7 @@ impl Weights {
         if !folder.is_dir() {
             return Err(no_weights("there is no such folder"));
         }
-        if folder.join("pytorch_model.bin").exists() || folder.join("pytorch_model.bin.index.json").exists() {
-            return Err(no_weights(
-                "only a pickled pytorch_model.bin, which can run any code when it is opened. Convert it once: \
-                 python3 -c \"import sys, transformers as t; f = sys.argv[1]; \
-                 M = getattr(t, t.AutoConfig.from_pretrained(f).architectures[0]); \
-                 M.from_pretrained(f).save_pretrained(f, safe_serialization=True)\" FOLDER",
-            ));
-        }
-        Err(no_weights("neither model.safetensors nor model.safetensors.index.json is there"))
+        Err(no_weights(&other_weights(folder)))
     }
 
     fn open_shards(folder: &Path, path: PathBuf, device: Device) -> Result<Self> {
@@ -233,6 +257,35 @@ impl Weights {
         if problems.is_empty() { Ok(Self { path, tensors }) } else { Err(Error::Weights { path, problems }) }
     }
 
+    /// Whether the output matrix `head` is the embedding, in a model whose configuration says so or not. The weights decide: a
+    /// matrix of its own is kept, and a copy of the embedding dropped.
+    pub(crate) fn settle_tie(&mut self, embedding: &str, head: &str, tied: bool) -> Result<bool> {
+        if !tied {
+            return Ok(false);
+        }
+        if let (Some(own), Some(shared)) = (self.get(head), self.get(embedding))
+            && (own.size() != shared.size() || !own.f_equal(shared)?)
+        {
+            return Ok(false);
+        }
+        // A file may hold the one matrix under the other name.
+        match self.get(embedding) {
+            Some(_) => self.ignore(head),
+            None => self.rename(head, embedding),
+        }
+        Ok(true)
+    }
+
+    /// Says that the weights hold an output matrix of their own, though the configuration says that it is the embedding.
+    pub(crate) fn say_untied(&self, head: &str) {
+        let message = format!(
+            "{}: `{head}` is not the embedding, though config.json says `tie_word_embeddings: true`; the matrix of the file is \
+             used. Write `tie_word_embeddings: false` there to say so",
+            self.path.display()
+        );
+        once(&message, || log::warn!("{message}"));
+    }
+
     pub(crate) fn get(&self, name: &str) -> Option<&Tensor> {
         self.tensors.get(name)
     }
@@ -247,6 +300,49 @@ impl Weights {
     pub(crate) fn ignore(&mut self, name: &str) {
         self.tensors.remove(name);
     }
+}
+
+/// Why a folder has no weights that can be read, and the command that mends it.
+fn other_weights(folder: &Path) -> String {
+    let names: Vec<String> = fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .collect();
+    let first =
+        |wanted: &dyn Fn(&str) -> bool| names.iter().filter(|name| wanted(name)).min().map(String::as_str);
+    let pickled = first(&|name| {
+        let optimizer =
+            ["training_args", "optimizer", "scheduler"].iter().any(|other| name.starts_with(other));
+        name == "pytorch_model.bin.index.json" || name.ends_with(".bin") && !optimizer
+    });
+    if let Some(name) = pickled {
+        return format!(
+            "only a pickled {name}, which can run any code when it is opened. Convert it once: \
+             python3 -c \"import sys, transformers as t; f = sys.argv[1]; \
+             M = getattr(t, t.AutoConfig.from_pretrained(f).architectures[0]); \
+             M.from_pretrained(f).save_pretrained(f, safe_serialization=True)\" {}",
+            folder.display()
+        );
+    }
+    if let Some(name) = first(&|name| name.ends_with(".gguf")) {
+        return format!(
+            "only {name}. Convert it once, with the packages gguf and accelerate beside transformers: \
+             python3 -c \"import sys, transformers as t; f, g = sys.argv[1:]; \
+             t.AutoModelForCausalLM.from_pretrained(f, gguf_file=g).save_pretrained(f); \
+             t.AutoTokenizer.from_pretrained(f, gguf_file=g).save_pretrained(f)\" {} {name}",
+            folder.display()
+        );
+    }
+    if let Some(name) = first(&|name| name.starts_with("adapter_model.")) {
+        return format!(
+            "only {name}, an adapter for another model. Merge them: \
+             python3 -c \"import sys, peft; f = sys.argv[1]; \
+             peft.AutoPeftModelForCausalLM.from_pretrained(f).merge_and_unload().save_pretrained(f)\" {}",
+            folder.display()
+        );
+    }
+    "neither model.safetensors nor model.safetensors.index.json is there".into()
 }
 
 /// Where a model's parameters come from, and the list of those it has asked for so far.

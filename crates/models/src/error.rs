@@ -32,6 +32,14 @@ pub enum Error {
         /// The reader's reason.
         source: safetensors::SafeTensorError,
     },
+    /// Something else stands in the place of a file.
+    #[error("{} {reason}", path.display())]
+    NotThere {
+        /// The file.
+        path: PathBuf,
+        /// What it is, and the command that mends it.
+        reason: String,
+    },
     /// A model folder lacks its weights.
     #[error("{} holds no weights: {reason}", path.display())]
     NoWeights {
@@ -72,12 +80,21 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// Somebody asked to stop while a model was writing; see [`Interrupt`](crate::Interrupt).
+    #[error("stopped by request while a model was writing")]
+    Interrupted,
     /// libtorch failed.
     #[error(transparent)]
-    Tch(#[from] tch::TchError),
+    Tch(tch::TchError),
     /// The libtorch layer failed.
     #[error(transparent)]
     Torch(#[from] ruminate_torch::Error),
+}
+
+impl From<tch::TchError> for Error {
+    fn from(error: tch::TchError) -> Self {
+        Self::Tch(ruminate_torch::plain(error))
+    }
 }
 
 impl Error {

@@ -2,6 +2,7 @@
 
 mod batch;
 pub mod checkpoint;
+mod config;
 mod error;
 mod generation;
 mod llama;
@@ -19,8 +20,8 @@ mod vera;
 pub use batch::{Batch, IGNORED, Labels, Side, TokenId, by_length};
 pub use error::{Error, Result};
 pub use generation::{
-    Beam, EarlyStopping, Finish, Generate, Generated, GenerationConfig, History, Processor, Sampling,
-    Strategy, derive_seed, filter_logits, forbid,
+    Beam, EarlyStopping, Finish, Generate, Generated, GenerationConfig, History, Interrupt, Processor,
+    Sampling, Strategy, derive_seed, filter_logits, forbid,
 };
 pub use llama::{Llama, LlamaConfig, LlamaFamily, RopeScaling};
 pub use parameters::Parameters;

@@ -141,7 +141,7 @@ pub trait Policy {
     /// Width of the states that [`Want::states`] asks for.
     fn hidden_size(&self) -> i64;
 
-    /// The token that rows are filled up with.
+    /// The token that rows are filled up with. Of a model that has none of its own, it is an end token.
     fn pad_token_id(&self) -> TokenId;
 
     /// Factor on the states before the output matrix; 1 for most models.
@@ -155,9 +155,14 @@ pub trait Policy {
         None
     }
 
-    /// The token that ends a response, where the model has one.
-    fn end_token_id(&self) -> Option<TokenId> {
-        None
+    /// The tokens that end a response: several for chat models, none for a model that has no end.
+    fn end_token_ids(&self) -> &[TokenId] {
+        &[]
+    }
+
+    /// The padding token, unless texts end with it: what may be forbidden in writing and left out of losses.
+    fn filler(&self) -> Option<TokenId> {
+        Some(self.pad_token_id()).filter(|pad| !self.end_token_ids().contains(pad))
     }
 
     /// Training mode switches dropout on.

@@ -14,6 +14,10 @@ use crate::{Error, Result, TokenId};
 /// # Errors
 /// When libtorch refuses.
 pub fn embedding_statistics(embedding: &Tensor) -> Result<(Tensor, Tensor)> {
+    if embedding.dim() != 2 || embedding.numel() == 0 {
+        let reason = format!("{:?}, but must be [vocab, width]", embedding.size());
+        return Err(Error::invalid("embedding", reason));
+    }
     let embedding = embedding.f_detach()?.f_to_kind(Kind::Float)?;
     let mean = embedding.f_mean_dim([0i64].as_slice(), false, Kind::Float)?;
     let std = embedding.f_std_dim([0i64].as_slice(), false, false)?;
@@ -30,6 +34,10 @@ pub(crate) fn resized<const N: usize>(
     if ids.start < 0 || ids.start > vocab || ids.is_empty() {
         let reason = format!("the tokens {ids:?} do not follow those of a vocabulary of {vocab}");
         return Err(Error::invalid("new tokens", reason));
+    }
+    let width = matrices.iter().flatten().filter_map(|matrix| matrix.size().last().copied()).max();
+    if (ids.end - ids.start).checked_mul(width.unwrap_or(1)).is_none_or(|n| n > i64::from(i32::MAX)) {
+        return Err(Error::invalid("new tokens", format!("{ids:?} are more than fit into memory")));
     }
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut new = [const { None }; N];

@@ -3,7 +3,7 @@
 use tch::{Device, Tensor};
 
 use crate::policy::{check_targets, label_scores};
-use crate::{Error, IGNORED, Result, T5, TokenId};
+use crate::{Error, IGNORED, Interrupt, Result, T5, TokenId};
 
 /// A model that judges given answers.
 pub trait ScoreChoices {
@@ -11,7 +11,7 @@ pub trait ScoreChoices {
     /// label ends earlier. Each question's prompt goes through the model once; all its choices share the result.
     ///
     /// # Errors
-    /// When a question has no choice, a choice is empty, or an id is outside the vocabulary.
+    /// When a question has no choice, a choice is empty, an id is outside the vocabulary, or an [`Interrupt`] is raised.
     fn choice_log_probs(&self, prompts: &[Vec<TokenId>], choices: &[Vec<Vec<TokenId>>]) -> Result<Tensor>;
 
     /// Raw logits, `f32`, of some tokens at the first position of the answer: one list per question.
@@ -23,6 +23,7 @@ pub trait ScoreChoices {
 
 impl ScoreChoices for T5 {
     fn choice_log_probs(&self, prompts: &[Vec<TokenId>], choices: &[Vec<Vec<TokenId>>]) -> Result<Tensor> {
+        Interrupt::check()?;
         let capacity = check_choices(prompts, choices)?;
         let targets = padded_targets(choices, capacity)?;
         let rows: Vec<&[TokenId]> = prompts.iter().map(Vec::as_slice).collect();
@@ -32,6 +33,7 @@ impl ScoreChoices for T5 {
     }
 
     fn first_token_logits(&self, prompts: &[Vec<TokenId>], tokens: &[Vec<TokenId>]) -> Result<Vec<Vec<f32>>> {
+        Interrupt::check()?;
         let capacity = check_choices(prompts, tokens)?;
         let rows: Vec<&[TokenId]> = tokens.iter().map(Vec::as_slice).collect();
         check_targets(self.config().vocab_size, &rows)?;

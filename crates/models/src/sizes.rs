@@ -2,6 +2,9 @@
 
 use crate::{LlamaConfig, T5Config};
 
+/// Bytes of a row's logits for each entry of the vocabulary: filters need about as many copies in float32.
+pub(crate) const LOGITS: u64 = 4 * 4;
+
 /// Rows of one batch and their lengths in tokens.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct BatchShape {

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokenizers::{AddedToken, PostProcessor, TruncationDirection};
 
-use crate::checkpoint::write_text;
+use crate::checkpoint::{read_bytes, read_json, write_text};
 use crate::{Error, Result, TokenId};
 
 /// Which end of a text that is too long is cut off.
@@ -30,20 +30,22 @@ pub struct EncodedText {
     pub offsets: Vec<Range<usize>>,
 }
 
-/// A `tokenizer.json`, used exactly as written.
+/// A `tokenizer.json`, used exactly as written, and the end token that `tokenizer_config.json` names beside it.
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    end_token: Option<String>,
 }
 
 impl Tokenizer {
-    /// Loads `tokenizer.json` from a model folder, or a file of any name.
+    /// Loads `tokenizer.json` from a model folder, or a file of any name. `tokenizer_config.json` beside it, or
+    /// `special_tokens_map.json`, names the end token as `eos_token`.
     ///
     /// # Errors
-    /// When the file cannot be read or is no tokenizer.
+    /// When a file cannot be read or is no tokenizer.
     pub fn open(path: &Path) -> Result<Self> {
         let file = if path.is_dir() { path.join("tokenizer.json") } else { path.to_path_buf() };
-        let bytes = std::fs::read(&file).map_err(Error::read(&file))?;
+        let bytes = read_bytes(&file).map_err(|error| only_other_files(&file).unwrap_or(error))?;
         let mut inner = parse(&bytes).map_err(|source| Error::Tokenizer {
             reason: format!("{} is not a tokenizer file", file.display()),
             source: Some(source),
@@ -51,7 +53,7 @@ impl Tokenizer {
         // Padding and truncation are arguments of the calls below; a setting stored in the file must not interfere.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(library("resetting truncation"))?;
-        Ok(Self { inner })
+        Ok(Self { inner, end_token: end_token(&file)? })
     }
 
     /// Writes `tokenizer.json` into a folder, under a temporary name first.
@@ -61,6 +63,67 @@ impl Tokenizer {
     pub fn save(&self, folder: &Path) -> Result<()> {
         let text = self.inner.to_string(false).map_err(library("serializing"))?;
         write_text(&folder.join("tokenizer.json"), &text)
+    }
+
+    /// The token that ends a text: what transformers calls `eos_token`. A model may end its texts with others, too
+    /// ([`Policy::end_token_ids`](crate::Policy::end_token_ids)); this one is what training puts behind a text that has none.
+    #[must_use]
+    pub fn end_token(&self) -> Option<(&str, TokenId)> {
+        let token = self.end_token.as_deref()?;
+        Some((token, self.token_id(token)?))
+    }
+
+    /// Names the end token of a tokenizer that came without `tokenizer_config.json`.
+    ///
+    /// # Errors
+    /// When the vocabulary lacks it.
+    pub fn set_end_token(&mut self, token: &str) -> Result<()> {
+        if self.token_id(token).is_none() {
+            let reason = format!("`{token}` cannot end texts: the vocabulary lacks it");
+            return Err(Error::Tokenizer { reason, source: None });
+        }
+        self.end_token = Some(token.into());
+        Ok(())
+    }
+
+    /// Whether a token is special: a marker that no text stands for.
+    #[must_use]
+    pub fn is_special(&self, id: TokenId) -> bool {
+        let added = self.inner.get_added_tokens_decoder();
+        u32::try_from(id).is_ok_and(|id| added.get(&id).is_some_and(|token| token.special))
+    }
+
+    /// The ids of a text that a model is to write: with the end token behind it, which is not doubled, and no begin token in
+    /// front.
+    ///
+    /// # Errors
+    /// When neither the tokenizer adds an end token nor [`end_token`](Self::end_token) knows one, or the tokenizer library fails.
+    pub fn encode_target(&self, text: &str) -> Result<Vec<TokenId>> {
+        let (front, behind) = self.added_tokens()?;
+        if behind > 0 {
+            return Ok(self.encode(text)?.split_off(front));
+        }
+        let Some((_, end)) = self.end_token() else {
+            let reason = "it names no end token, which a text to be written needs: put tokenizer_config.json with \
+                          `eos_token` beside tokenizer.json, or call set_end_token";
+            return Err(Error::Tokenizer { reason: reason.into(), source: None });
+        };
+        let mut ids = self.encode_plain(text)?;
+        if ids.last() != Some(&end) {
+            ids.push(end);
+        }
+        Ok(ids)
+    }
+
+    /// How many tokens it adds in front of a text, and behind it.
+    ///
+    /// # Errors
+    /// When the tokenizer library fails.
+    pub fn added_tokens(&self) -> Result<(usize, usize)> {
+        let encoding = self.inner.encode("a", true).map_err(library("encoding"))?;
+        let special = encoding.get_special_tokens_mask();
+        let count = |mask: &mut dyn Iterator<Item = &u32>| mask.take_while(|&&special| special == 1).count();
+        Ok((count(&mut special.iter()), count(&mut special.iter().rev())))
     }
 
     /// Entries, special tokens included.
@@ -224,6 +287,54 @@ pub fn clean_up_spaces(text: &str) -> String {
         (" 're", "'re"),
     ];
     RULES.iter().fold(text.to_string(), |text, (from, to)| text.replace(from, to))
+}
+
+/// The end token that the files beside a tokenizer name.
+fn end_token(tokenizer: &Path) -> Result<Option<String>> {
+    #[derive(Deserialize)]
+    struct File {
+        eos_token: Option<Named>,
+    }
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Named {
+        Text(String),
+        Added { content: String },
+    }
+    for name in ["tokenizer_config.json", "special_tokens_map.json"] {
+        let path = tokenizer.with_file_name(name);
+        if path.is_file()
+            && let Some(Named::Text(token) | Named::Added { content: token }) =
+                read_json::<File>(&path)?.eos_token
+        {
+            return Ok(Some(token));
+        }
+    }
+    Ok(None)
+}
+
+/// For a folder with a tokenizer in other files only: which, and the command that makes `tokenizer.json` of them.
+fn only_other_files(file: &Path) -> Option<Error> {
+    const OTHERS: [&str; 6] = [
+        "spiece.model",
+        "tokenizer.model",
+        "sentencepiece.bpe.model",
+        "vocab.json",
+        "vocab.txt",
+        "tekken.json",
+    ];
+    if file.exists() {
+        return None;
+    }
+    let folder = file.parent()?;
+    let other = OTHERS.into_iter().find(|name| folder.join(name).is_file())?;
+    let reason = format!(
+        "is missing, and {other} is not read. Make it once, with the packages transformers, sentencepiece and protobuf: \
+         python3 -c \"import sys, transformers as t; f = sys.argv[1]; \
+         t.AutoTokenizer.from_pretrained(f).save_pretrained(f)\" {}",
+        folder.display()
+    );
+    Some(Error::NotThere { path: file.to_path_buf(), reason })
 }
 
 /// The parts of a tokenizer file that number tokens.

@@ -163,8 +163,8 @@ impl<P: Policy> Policy for ActorCritic<P> {
         self.actor.output_weight()
     }
 
-    fn end_token_id(&self) -> Option<TokenId> {
-        self.actor.end_token_id()
+    fn end_token_ids(&self) -> &[TokenId] {
+        self.actor.end_token_ids()
     }
 
     fn set_training(&mut self, training: bool) {

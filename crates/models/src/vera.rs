@@ -30,6 +30,7 @@ pub struct Vera {
     t5: T5,
     tokenizer: Tokenizer,
     head: VeraHead,
+    max_tokens: usize,
 }
 
 /// The linear layer of [`Vera`] and its calibration.
@@ -52,6 +53,11 @@ impl VeraHead {
     /// # Errors
     /// When the shapes do not fit.
     pub fn logits(&self, states: &Tensor) -> Result<Tensor> {
+        let (shape, width) = (states.size(), self.weight.size());
+        if shape.len() != 2 || shape[1..] != width[..] {
+            let reason = format!("{shape:?} for a weight {width:?}, but must be [rows, d_model]");
+            return Err(Error::invalid("states", reason));
+        }
         Ok(states.f_mv(&self.weight)?.f_add_scalar(self.bias)?)
     }
 
@@ -99,15 +105,22 @@ impl Vera {
                 "the temperature in the embedding of <extra_id_2> is {temperature}; is this a checkpoint of Vera?"
             )));
         }
-        Ok(Self { t5, tokenizer, head: VeraHead { weight, bias, temperature } })
+        Ok(Self { t5, tokenizer, head: VeraHead { weight, bias, temperature }, max_tokens: MAX_TOKENS })
     }
 
-    /// The ids that the encoder reads: at most 128, the end token included.
+    /// Reads at most this many tokens of a statement, the end token included; 128 unless told otherwise.
+    #[must_use]
+    pub fn max_tokens(mut self, max_tokens: usize) -> Self {
+        self.max_tokens = max_tokens;
+        self
+    }
+
+    /// The ids that the encoder reads, the end token included. A longer statement loses its end.
     ///
     /// # Errors
     /// When the tokenizer library fails.
     pub fn tokens(&self, statement: &str) -> Result<Vec<TokenId>> {
-        self.tokenizer.encode_truncated(statement, MAX_TOKENS, Truncate::End)
+        self.tokenizer.encode_truncated(statement, self.max_tokens, Truncate::End)
     }
 
     /// Scores statements, one for each, in their order. An empty one is scored on its end token.

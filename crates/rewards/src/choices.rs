@@ -75,7 +75,13 @@ pub enum ChoiceError {
     UnknownEnsemble(String),
     /// libtorch refused.
     #[error("libtorch")]
-    Torch(#[from] tch::TchError),
+    Torch(#[source] tch::TchError),
+}
+
+impl From<tch::TchError> for ChoiceError {
+    fn from(error: tch::TchError) -> Self {
+        Self::Torch(ruminate_torch::plain(error))
+    }
 }
 
 /// Softmax over the scores of a question's real choices.

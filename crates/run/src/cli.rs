@@ -1,4 +1,4 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::str::FromStr;
 use std::time::Duration;
@@ -13,6 +13,7 @@ use crate::config::{self, ConfigError};
 use crate::console::Verbosity;
 use crate::exit::Outcome;
 use crate::launch::{LaunchError, launch};
+use crate::logger;
 use crate::rundir::{RunDir, RunDirError};
 use crate::signals::StopFlag;
 use crate::worker::{Worker, WorkerError};
@@ -86,7 +87,7 @@ pub struct RunArgs {
     #[arg(short, long, conflicts_with = "verbose")]
     pub quiet: bool,
 
-    /// Show all metrics instead of the first few (-v), and samples too (-vv)
+    /// Show all metrics instead of the first few, and notes about files (-v), and samples too (-vv)
     #[arg(short, long, action = ArgAction::Count)]
     pub verbose: u8,
 }
@@ -115,8 +116,30 @@ impl RunArgs {
     /// # Errors
     /// See [`config::load`].
     pub fn load<T: Serialize + DeserializeOwned>(&self, keys: FlagKeys) -> Result<T, ConfigError> {
+        self.show_logs();
         let stored = self.out.as_deref().filter(|_| self.resumes()).and_then(RunDir::stored_config);
         config::load(self.config.as_deref().or(stored.as_deref()), &self.overrides(keys)?)
+    }
+
+    /// These flags with the configuration of the run that `model` belongs to, where `--config` names none and no run is resumed.
+    ///
+    /// # Errors
+    /// The model is not a run's, and its prompts, tokens and templates are not to be guessed.
+    pub fn configured_as(&self, model: &Path) -> Result<Self, ConfigError> {
+        if self.config.is_some() || self.resumes() {
+            return Ok(self.clone());
+        }
+        match RunDir::config_of_model(model) {
+            Some(config) => Ok(Self { config: Some(config), ..self.clone() }),
+            None => {
+                let reason = format!(
+                    "--model: {} does not lie in the folder of a run, so nothing tells how it was trained; name a configuration with \
+                     --config, such as the config.toml of its run",
+                    model.display()
+                );
+                Err(ConfigError::invalid(reason))
+            }
+        }
     }
 
     /// Whether the run goes on where it was: with `--resume`, or when torchrun has started this process anew after a rank had
@@ -155,6 +178,7 @@ impl RunArgs {
     /// `--device` names a device that is not there, or `--nproc` was given to a command that does not
     /// [`launch`](Self::launch).
     pub fn setup(&self) -> Result<tch::Device, DeviceError> {
+        self.show_logs();
         ruminate_torch::keep_freed_memory();
         if let Some(threads) = self.threads {
             tch::set_num_threads(threads.into());
@@ -219,6 +243,11 @@ impl RunArgs {
         let device = self.setup()?;
         let peers = self.join(device)?.into();
         Ok(Worker { device, peers, verbosity: self.verbosity(), stop: StopFlag::on_ctrl_c()? })
+    }
+
+    /// Shows what the libraries log, once for all processes.
+    fn show_logs(&self) {
+        logger::install(if self.leads() { self.verbosity() } else { Verbosity::Quiet });
     }
 
     /// How much `-q` and `-v` let through.

@@ -3,24 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// Bytes of memory: all, and what programs can still get. A container's limit counts.
-pub(crate) fn memory() -> Option<(u64, u64)> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let kilobytes = |key: &str| -> Option<u64> {
-        let line = text.lines().find_map(|line| line.strip_prefix(key))?;
-        line.trim_start_matches(':').split_whitespace().next()?.parse().ok()
-    };
-    let (total, available) = (kilobytes("MemTotal")? * 1024, kilobytes("MemAvailable")? * 1024);
-    let cgroup = |name: &str| -> Option<u64> {
-        std::fs::read_to_string(Path::new("/sys/fs/cgroup").join(name)).ok()?.trim().parse().ok()
-    };
-    Some(match cgroup("memory.max") {
-        Some(limit) if limit < total => {
-            (limit, available.min(limit.saturating_sub(cgroup("memory.current").unwrap_or(0))))
-        }
-        _ => (total, available),
-    })
-}
+pub(crate) use ruminate_torch::host_memory as memory;
 
 /// One GPU, as the driver knows it.
 #[derive(Debug, Clone, PartialEq)]

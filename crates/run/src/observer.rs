@@ -2,6 +2,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use ruminate_algorithms::{Ending, Metrics, Observer, ObserverError, StepReport};
+use ruminate_models::Interrupt;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::json;
 
@@ -205,6 +206,10 @@ impl Observer for RunObserver {
 
     fn stop_requested(&self) -> bool {
         self.stop.is_requested()
+    }
+
+    fn interrupt(&self) -> Interrupt {
+        self.stop.interrupt()
     }
 }
 

@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::time::Instant;
 
-use ruminate_algorithms::{Plan, Precision};
-use serde_json::json;
+use ruminate_algorithms::{Plan, Precision, WritingPlan};
+use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
 use crate::host::{self, bytes};
@@ -33,14 +33,20 @@ impl DryRun<'_> {
     /// # Errors
     /// stdout cannot be written to.
     pub fn print(&self, json: bool) -> std::io::Result<()> {
+        let (value, tables) = self.shown();
+        if json { print_json(&value) } else { print_tables(&tables) }
+    }
+
+    /// What is printed, for programs and for people.
+    #[must_use]
+    pub fn shown(&self) -> (Value, Vec<Table>) {
         let plan = &self.plan;
         let rate = matrix_rate(self.device, plan.precision).ok();
         let secs = rate.map(|rate| plan.flops_per_step / rate);
         let memory = free_memory(self.device);
         let disk = host::free_disk(self.out.unwrap_or(Path::new(".")));
         let wanted_disk = plan.checkpoint_bytes * plan.checkpoints_kept;
-        if json {
-            return print_json(&json!({
+        let value = json!({
                 "plan": plan, "memory_total": plan.memory.total(), "memory_free": memory,
                 "disk_needed": wanted_disk, "disk_free": disk, "device": format!("{:?}", self.device),
                 "matrix_flops_per_second": rate, "seconds_per_step_estimate": secs,
@@ -48,8 +54,7 @@ impl DryRun<'_> {
                     "task": task, "split": split, "questions": questions, "instances": instances,
                 })).collect::<Vec<_>>(),
                 "problems": self.problems,
-            }));
-        }
+        });
         let mut tables = vec![];
         if !self.data.is_empty() {
             let mut data = Table::new(["task", "split", "questions", "instances"]);
@@ -91,7 +96,7 @@ impl DryRun<'_> {
         files.row([format!("{kept} checkpoints: the newest, the best, and the next"), bytes(wanted_disk)]);
         files.row(["free".into(), disk.map_or_else(|| "unknown".into(), |disk| fits(wanted_disk, disk))]);
         tables.push(files);
-        print_tables(&tables)
+        (value, tables)
     }
 
     fn memory_table(&self, free: Option<u64>) -> Table {
@@ -114,6 +119,54 @@ impl DryRun<'_> {
         table.row(["free".into(), free.map_or_else(|| "unknown".into(), |free| fits(memory.total(), free))]);
         table
     }
+}
+
+/// Memory that models may fill with what they write, where the library does not know it: a quarter of a GPU's.
+#[must_use]
+pub fn decoding_memory(device: Device) -> Option<u64> {
+    match device {
+        Device::Cuda(index) => host::gpus().get(index).map(|gpu| gpu.total / 4).filter(|bytes| *bytes > 0),
+        _ => None,
+    }
+}
+
+/// What a dry run knows of models that write, for programs and for people: all of them are on the device at the same time.
+#[must_use]
+pub fn writing(plans: &[WritingPlan], precision: Precision, device: Device) -> (Value, Vec<Table>) {
+    let rate = matrix_rate(device, precision).ok();
+    let needed: u64 = plans.iter().map(WritingPlan::memory).sum();
+    let memory = free_memory(device);
+    let value = json!({
+        "models": plans, "memory_total": needed, "memory_free": memory, "device": format!("{device:?}"),
+        "matrix_flops_per_second": rate,
+        "seconds_estimate": rate.map(|rate| plans.iter().map(|plan| plan.flops).sum::<f64>() / rate),
+    });
+    let mut tables = vec![];
+    for plan in plans {
+        let mut table = Table::new([plan.name.as_str(), ""]);
+        let mut row = |name: &str, value: String| {
+            table.row([name.to_owned(), value]);
+        };
+        row("parameters", format!("{:.2} M", plan.parameters as f64 / 1e6));
+        row("answers, at most", plan.answers.to_string());
+        row("new tokens, at most", plan.tokens.to_string());
+        row("answers asked for at a time", plan.rows.to_string());
+        row("of them written at the same time", plan.rows_in_flight.to_string());
+        row("weights", bytes(plan.weights));
+        row("keys, values and logits of these", bytes(plan.decoding));
+        if let Some(rate) = rate {
+            row(
+                "time, estimated",
+                format!("at least {}, if all are as long as they may be", duration(plan.flops / rate)),
+            );
+        }
+        tables.push(table);
+    }
+    let mut table = Table::new(["memory", ""]);
+    table.row(["together".into(), bytes(needed)]);
+    table.row(["free".into(), memory.map_or_else(|| "unknown".into(), |free| fits(needed, free))]);
+    tables.push(table);
+    (value, tables)
 }
 
 fn fits(needed: u64, free: u64) -> String {

@@ -177,6 +177,13 @@ impl RunDir {
         file.is_file().then_some(file)
     }
 
+    /// The `config.toml` of the run that a checkpoint belongs to, if it lies in one, as `RUN/checkpoints/step-N` and the links to it do.
+    pub fn config_of_model(model: &Path) -> Option<PathBuf> {
+        let above = |model: &Path| Self::stored_config(model.parent()?.parent()?);
+        // A path alone need not tell the folders above it.
+        above(model).or_else(|| above(&model.canonicalize().ok()?))
+    }
+
     /// The folder.
     pub fn path(&self) -> &Path {
         &self.path
@@ -334,6 +341,27 @@ mod tests {
         fs::write(dir.path().join(METRICS), "").unwrap();
         fs::create_dir(dir.path().join(CHECKPOINTS)).unwrap();
         RunDir::create(dir.path(), &Config { steps: 20, ..config() }).unwrap();
+    }
+
+    #[test]
+    fn a_checkpoint_knows_its_run_by_any_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("run");
+        let run = RunDir::create(&out, &config()).unwrap();
+        let checkpoint = run.checkpoints().join("step-7");
+        fs::create_dir_all(&checkpoint).unwrap();
+        let stored = RunDir::stored_config(&out);
+        assert!(stored.is_some());
+        assert_eq!(RunDir::config_of_model(&checkpoint), stored);
+        let link = dir.path().join("mine");
+        std::os::unix::fs::symlink(&checkpoint, &link).unwrap();
+        let canonical = stored.map(|file| file.canonicalize().unwrap());
+        assert_eq!(RunDir::config_of_model(&link), canonical);
+        let elsewhere = dir.path().join("models/step-7");
+        fs::create_dir_all(&elsewhere).unwrap();
+        for model in [elsewhere, dir.path().join("nowhere")] {
+            assert_eq!(RunDir::config_of_model(&model), None);
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@ use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use ruminate_models::Interrupt;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 use signal_hook::iterator::Signals;
@@ -46,6 +47,11 @@ impl StopFlag {
     /// Asks to stop, as Ctrl-C does.
     pub fn request(&self) {
         self.0.store(true, Ordering::SeqCst);
+    }
+
+    /// What ends generation when somebody asks to stop.
+    pub fn interrupt(&self) -> Interrupt {
+        Arc::clone(&self.0).into()
     }
 
     /// Has anybody asked to stop?

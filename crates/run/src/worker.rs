@@ -1,6 +1,7 @@
 use std::path::Path;
 
 use ruminate_algorithms::{Observer, Peers};
+use ruminate_models::Interrupt;
 use serde::Serialize;
 use tch::Device;
 
@@ -92,5 +93,9 @@ struct Follower(StopFlag);
 impl Observer for Follower {
     fn stop_requested(&self) -> bool {
         self.0.is_requested()
+    }
+
+    fn interrupt(&self) -> Interrupt {
+        self.0.interrupt()
     }
 }

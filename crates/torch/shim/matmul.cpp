@@ -8,6 +8,7 @@
 #include "shim.h"
 
 #include <ATen/autocast_mode.h>
+#include <ATen/ops/bmm.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/linear.h>
@@ -53,13 +54,18 @@ bool is_long(const at::Tensor &a, const at::Tensor &b) {
 
 // out += a b, or out = a b.
 void multiply_in_stretches(at::Tensor &out, const at::Tensor &a, const at::Tensor &b, bool add) {
-  if (!add) {
-    out.zero_();
+  const auto k = a.size(1), count = k / STRETCH, whole = count * STRETCH;
+  // Stretches become a batch; what is left is not added by its product itself, which would go on with the sum so far.
+  auto sum = at::bmm(a.narrow(1, 0, whole).unflatten(1, {count, STRETCH}).transpose(0, 1),
+                     b.narrow(0, 0, whole).unflatten(0, {count, STRETCH}))
+                 .sum(0);
+  if (whole < k) {
+    sum.add_(at::mm(a.narrow(1, whole, k - whole), b.narrow(0, whole, k - whole)));
   }
-  for (int64_t from = 0; from < a.size(1); from += STRETCH) {
-    const auto count = std::min(STRETCH, a.size(1) - from);
-    // Not added by the product itself, which would go on with the sum so far.
-    out.add_(at::mm(a.narrow(1, from, count), b.narrow(0, from, count)));
+  if (add) {
+    out.add_(sum);
+  } else {
+    out.copy_(sum);
   }
 }
 

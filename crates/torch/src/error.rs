@@ -14,7 +14,7 @@ pub enum Error {
     },
     /// A call through `tch` failed.
     #[error(transparent)]
-    Tch(#[from] tch::TchError),
+    Tch(tch::TchError),
     /// A saved optimizer or generator state does not fit.
     #[error("state tensor `{name}`: {reason}")]
     State {
@@ -45,6 +45,28 @@ pub enum Error {
         /// What is wrong with it, and what would be right.
         reason: String,
     },
+}
+
+impl From<tch::TchError> for Error {
+    fn from(error: tch::TchError) -> Self {
+        Self::Tch(plain(error))
+    }
+}
+
+/// An error of libtorch without the stack trace that it carries.
+#[must_use]
+pub fn plain(error: tch::TchError) -> tch::TchError {
+    match error {
+        tch::TchError::Torch(message) => tch::TchError::Torch(without_trace(&message).into()),
+        other => other,
+    }
+}
+
+/// libtorch's words up to the place in its sources and the trace behind it.
+pub(crate) fn without_trace(message: &str) -> &str {
+    let ends = ["\nException raised from ", " (function operator", "\nframe #0"];
+    let end = ends.iter().filter_map(|end| message.find(end)).min();
+    message[..end.unwrap_or(message.len())].trim_end()
 }
 
 /// Results of this crate.

@@ -5,6 +5,7 @@ use std::ffi::{CStr, c_char, c_int, c_void};
 use tch::Tensor;
 use torch_sys::C_tensor;
 
+use crate::error::without_trace;
 use crate::{Error, Result};
 
 pub(crate) type TensorPtr = *const C_tensor;
@@ -349,7 +350,7 @@ pub(crate) fn call(op: &'static str, body: impl FnOnce(*mut *mut c_char) -> c_in
             text
         }
     };
-    Err(Error::Libtorch { op, message: text })
+    Err(Error::Libtorch { op, message: without_trace(&text).into() })
 }
 
 /// Runs a shim function that returns a tensor.

@@ -90,6 +90,10 @@ pub(crate) fn test(root: &Path, args: &Test) -> Result<u8> {
     let libtorch = provision::ensure(root, args.cuda.into())?;
     let mut cargo = cargo(root, &libtorch)?;
     announce_first_build(root, &cargo);
+    // Tests run side by side, and threads of libtorch that wait by spinning would take the cores from one another.
+    if std::env::var_os("OMP_WAIT_POLICY").is_none() {
+        cargo.env("OMP_WAIT_POLICY", "passive");
+    }
     cargo.args(test_arguments(args));
     hand_over(cargo)
 }

@@ -150,6 +150,10 @@ impl CrystalConfig {
 }
 
 #[cfg(test)]
+#[path = "../../suggested.rs"]
+mod suggested;
+
+#[cfg(test)]
 mod tests {
     use ruminate::algorithms::Precision;
     use ruminate::run::config;
@@ -172,6 +176,38 @@ mod tests {
             assert_eq!(std::mem::take(&mut trainer.precision), Precision::Bf16);
         }
         assert_eq!(config, CrystalConfig::default());
+    }
+
+    #[test]
+    fn the_larger_model_has_the_same_precision_in_both_stages() {
+        let text = include_str!("../configs/3b.toml");
+        let config: CrystalConfig = config::load_text("configs/3b.toml", text, &[]).unwrap();
+        config.validate().unwrap();
+        for trainer in [&config.trainer, &config.reinforcement.trainer] {
+            assert_eq!((trainer.precision, trainer.accumulate), (Precision::Bf16, 4));
+        }
+    }
+
+    #[test]
+    fn what_the_pages_suggest_is_taken() {
+        let pages = [include_str!("../README.md"), include_str!("../../../docs/papers/crystal.md")];
+        assert!(suggested::all_are_taken(&pages, CrystalConfig::validate) >= 15);
+    }
+
+    #[test]
+    fn the_reference_has_every_quirk_switched_on() {
+        let text = include_str!("../configs/reference.toml");
+        let mut config: CrystalConfig = config::load_text("configs/reference.toml", text, &[]).unwrap();
+        config.validate().unwrap();
+        assert_eq!(config.compat, Compat::Reference);
+        assert!(config.data.skip_bad_rows && config.evaluation.pad_given);
+        assert!(!config.reinforcement.ppo.rollout.forbid_pad && !config.evaluation.forbid_pad);
+        assert_eq!((config.trainer.keep, config.reinforcement.trainer.keep), (1, 1));
+        // All else is as published.
+        (config.data.skip_bad_rows, config.evaluation.pad_given) = (false, false);
+        (config.reinforcement.ppo.rollout.forbid_pad, config.evaluation.forbid_pad) = (true, true);
+        (config.trainer.keep, config.reinforcement.trainer.keep) = (2, 2);
+        assert_eq!(config, large());
     }
 
     /// A key without a value has no form in TOML, so it stands there as a comment.

@@ -175,7 +175,10 @@ fn train_and_evaluate(
     let mut observer = RunObserver::new(&dir, verbosity, stop.clone())?;
     let (fitted, notices) = if model == Model::Stage2 {
         let (stage, notices) = reinforce::prepare(&config, Device::Cpu)?;
-        (reinforce::reinforce(&config, stage, &Peers::default(), &dir, &mut observer)?.0, notices)
+        match reinforce::reinforce(&config, stage, &Peers::default(), &dir, &mut observer)? {
+            Some((fitted, _)) => (fitted, notices),
+            None => return Ok(None),
+        }
     } else {
         let (sft, notices) = crate::prepare(&config, Device::Cpu)?;
         (crate::imitate(&config, sft, &Peers::default(), &dir, &mut observer)?.0, notices)

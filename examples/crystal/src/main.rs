@@ -15,12 +15,12 @@ use ruminate::algorithms::crystal::{
     EvaluationConfig, Imitation, KnowledgeSource, Notice, QuestionEncoder, evaluate, evaluation_folder,
     read_eval, read_silver, write_evaluation,
 };
-use ruminate::algorithms::{Fitted, Observer, Peers, Sft, Trainer};
+use ruminate::algorithms::{Fitted, KeptTexts, Observer, Peers, Sft, Trainer};
 use ruminate::datasets::Split;
 use ruminate::datasets::knowledge::DataForm;
 use ruminate::run::{
-    ConfigError, ConsoleObserver, FlagKeys, Outcome, RunArgs, RunDir, RunDirError, SharedCommand, Table,
-    exit_code, print_json,
+    ConfigError, ConsoleObserver, FlagKeys, Outcome, RunArgs, RunDir, RunDirError, SharedCommand, StopFlag,
+    Table, exit_code, print_json, settled,
 };
 use serde_json::json;
 
@@ -185,6 +185,9 @@ fn imitate(
     Ok((trainer.fit(&mut sft, observer)?, sft))
 }
 
+/// Statements of an evaluation that is not over.
+const TEXTS: &str = "texts.jsonl";
+
 fn run_evaluate(args: &EvaluateArgs) -> anyhow::Result<Outcome> {
     let flags = FlagKeys { precision: &[], ..FLAGS };
     for (flag, given) in [("--resume", args.run.resume), ("--dry-run", args.run.dry_run)] {
@@ -196,9 +199,7 @@ fn run_evaluate(args: &EvaluateArgs) -> anyhow::Result<Outcome> {
         let reason = format!("--model: there is no checkpoint folder {}", args.model.display());
         return Err(ConfigError::invalid(reason).into());
     }
-    let stored = args.model.parent().and_then(Path::parent).and_then(RunDir::stored_config);
-    let mut run = with_settings(&args.run, args.skip_bad_rows);
-    run.config = run.config.or(stored);
+    let run = with_settings(&args.run, args.skip_bad_rows).configured_as(&args.model)?;
     let mut config: CrystalConfig = run.load(flags)?;
     config.validate()?;
     let device = run.setup()?;
@@ -216,16 +217,28 @@ fn run_evaluate(args: &EvaluateArgs) -> anyhow::Result<Outcome> {
     std::fs::create_dir_all(&out)
         .with_context(|| format!("cannot create {}; choose another --out", out.display()))?;
     let given = (form != DataForm::Questions).then(|| file_name(&config.data.data_path));
+    // What has been written when somebody asks to stop need not be written again.
+    let kept = KeptTexts::open(&t5, &settled(&args.model), &out.join(TEXTS))?;
     let mut observer = ConsoleObserver::new(run.verbosity());
-    let report = evaluate(&t5, &encoder, &questions, &config.evaluation, &mut observer)?;
-    let mut written = vec![];
-    if !args.no_baseline {
+    let evaluated = StopFlag::on_ctrl_c()?.interrupt().during(|| -> ruminate::algorithms::Result<_> {
+        let report = evaluate(&kept, &encoder, &questions, &config.evaluation, &mut observer)?;
         let bare = EvaluationConfig { knowledge: KnowledgeSource::None, ..config.evaluation.clone() };
-        let baseline = evaluate(&t5, &encoder, &questions, &bare, &mut observer)?;
-        written.extend(write_evaluation(&out, &baseline, -1, given.as_deref())?);
+        let baseline = || evaluate(&kept, &encoder, &questions, &bare, &mut observer);
+        Ok((report, (!args.no_baseline).then(baseline).transpose()?))
+    });
+    drop(observer);
+    let (report, baseline) = match evaluated {
+        Err(error) if ruminate::algorithms::Error::is_interruption(&error) => {
+            return Ok(Outcome::Interrupted);
+        }
+        evaluated => evaluated?,
+    };
+    let mut written = vec![];
+    if let Some(baseline) = &baseline {
+        written.extend(write_evaluation(&out, baseline, -1, given.as_deref())?);
     }
     written.extend(write_evaluation(&out, &report, 0, given.as_deref())?);
-    drop(observer);
+    kept.remove()?;
     if run.json {
         print_json(&summary(&report, &written))?;
     } else {

@@ -7,7 +7,7 @@ use ruminate::algorithms::crystal::{
 };
 use ruminate::algorithms::{Fitted, Observer, Peers, Trainer};
 use ruminate::datasets::{Part, Split};
-use ruminate::models::{T5, VALUE_WEIGHTS};
+use ruminate::models::{Interrupt, T5, VALUE_WEIGHTS};
 use ruminate::run::{ConfigError, Outcome, RunArgs, RunDir, RunDirError, settled};
 use tch::Device;
 
@@ -33,10 +33,11 @@ pub(crate) fn run(args: &ReinforceArgs) -> anyhow::Result<Outcome> {
     }
     check_stage(&run, true)?;
     let model = args.model.as_deref().map(settled);
-    if let Some(model) = &model {
-        let stored = model.parent().and_then(Path::parent).and_then(RunDir::stored_config);
-        let resumes = run.resumes();
-        run.config = run.config.or(stored.filter(|_| !resumes));
+    // What a run would cost can be told for a model that is not here yet, by the settings of the paper.
+    if let Some(model) =
+        model.as_deref().filter(|model| !run.dry_run || RunDir::config_of_model(model).is_some())
+    {
+        run = run.configured_as(model)?;
     }
     let mut config: CrystalConfig = run.load(FLAGS)?;
     if let Some(model) = &model {
@@ -55,8 +56,9 @@ pub(crate) fn run(args: &ReinforceArgs) -> anyhow::Result<Outcome> {
     let dir = run.open(&config)?;
     crate::show(&notices, run.quiet || !run.leads());
     let mut observer = worker.observer(&dir)?;
-    let (fitted, _) = reinforce(&config, stage, &worker.peers, &dir, observer.as_mut())?;
+    let reinforced = reinforce(&config, stage, &worker.peers, &dir, observer.as_mut())?;
     drop(observer);
+    let Some((fitted, _)) = reinforced else { return Ok(Outcome::Interrupted) };
     if run.leads() {
         crate::print_fitted(&fitted, "reinforcement", run.json)?;
     }
@@ -115,18 +117,26 @@ pub(crate) fn prepare(
     Ok((stage, notices))
 }
 
-/// Trains to the end, or goes on where the run folder's last checkpoint stands.
+/// Trains to the end, or goes on where the run folder's last checkpoint stands. `None` when the user asked to stop while the scale of the
+/// rewards was measured.
 pub(crate) fn reinforce(
     config: &CrystalConfig,
     stage: Reinforcement<T5>,
     peers: &Peers,
     dir: &RunDir,
     observer: &mut dyn Observer,
-) -> anyhow::Result<(Fitted, Reinforcement<T5>)> {
+) -> anyhow::Result<Option<(Fitted, Reinforcement<T5>)>> {
     let settings = &config.reinforcement;
-    let normalization = reward_normalization(settings, &stage, &dir.path().join("reward"), peers, observer)?;
+    // Processes wait for each other, so none of them may leave by itself.
+    let interrupt = if peers.size() == 1 { observer.interrupt() } else { Interrupt::default() };
+    let folder = dir.path().join("reward");
+    let measured = interrupt.during(|| reward_normalization(settings, &stage, &folder, peers, observer));
+    let normalization = match measured {
+        Err(error) if error.is_interruption() => return Ok(None),
+        measured => measured?,
+    };
     let mut stage = stage.normalized_by(normalization);
     let trainer = Trainer::across(settings.trainer.clone(), &dir.checkpoints(), peers.group().cloned())?;
     let fitted = trainer.fit(&mut stage, observer)?;
-    Ok((fitted, stage))
+    Ok(Some((fitted, stage)))
 }

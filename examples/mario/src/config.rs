@@ -7,7 +7,8 @@ use ruminate::algorithms::mario::{
     JudgingConfig, MarioData, OptionMode, OptionTrainingConfig, RationalesConfig, VerifierConfig,
     for_dataset, published_quark, published_quark_trainer,
 };
-use ruminate::algorithms::quark::QuarkConfig;
+use ruminate::algorithms::quark::{Lengths, QuarkConfig};
+use ruminate::datasets::mario::Target;
 use ruminate::run::{ConfigError, FlagKeys, ModelConfig};
 use serde::{Deserialize, Serialize};
 
@@ -197,6 +198,35 @@ impl MarioConfig {
         Ok(())
     }
 
+    /// Refuses runs whose models write no rationale before an answer.
+    pub(crate) fn check_writer(&self) -> Result<(), ConfigError> {
+        let what = match self.stage {
+            Some(Stage::I2o | Stage::Ir2o | Stage::Vera) => {
+                "a model behind a reward, which writes no rationales"
+            }
+            Some(Stage::Sft) if self.sft.training.target == Target::AnswerOnly => {
+                "trained to write answers without rationales (sft.training.target)"
+            }
+            _ => return Ok(()),
+        };
+        let reason = format!(
+            "--model: by its run's configuration, the model is {what}; name one of `mario sft` or `mario train`"
+        );
+        Err(ConfigError::invalid(reason))
+    }
+
+    /// How a trained model writes: that of the supervised stage as its own validation let it.
+    pub(crate) fn writing(&self) -> QuarkConfig {
+        let mut quark = self.quark.training.clone();
+        if self.stage == Some(Stage::Sft) {
+            let RationalesConfig { max_length, min_length, eval_batch_size, clean_up, .. } =
+                self.sft.training;
+            quark.eval_lengths = Lengths { max_length, min_length };
+            (quark.eval_batch_size, quark.clean_up) = (eval_batch_size, clean_up);
+        }
+        quark
+    }
+
     pub(crate) fn option_training(&self, mode: OptionMode) -> &Training<OptionTrainingConfig> {
         match mode {
             OptionMode::I2o => &self.i2o,
@@ -224,6 +254,10 @@ impl MarioConfig {
 }
 
 #[cfg(test)]
+#[path = "../../suggested.rs"]
+mod suggested;
+
+#[cfg(test)]
 mod tests {
     use ruminate::run::config;
 
@@ -246,6 +280,32 @@ mod tests {
             assert!(model.pretrained.take().is_some());
         }
         assert_eq!(config, MarioConfig::default());
+    }
+
+    #[test]
+    fn what_the_pages_suggest_is_taken() {
+        let pages = [include_str!("../README.md"), include_str!("../../../docs/papers/mario.md")];
+        assert!(suggested::all_are_taken(&pages, MarioConfig::validate) >= 3);
+    }
+
+    #[test]
+    fn the_reference_has_every_quirk_switched_on() {
+        let text = include_str!("../configs/reference.toml");
+        let mut config: MarioConfig = config::load_text("configs/reference.toml", text, &[]).unwrap();
+        config.validate().unwrap();
+        let mut published: MarioConfig = config::load_text("configs/published.toml", PUBLISHED, &[]).unwrap();
+        let quark = &config.quark.training;
+        assert!(quark.retokenize && quark.sampling.drop_last && quark.kl_vocab == Some(32_000));
+        assert_eq!(config.ir2o.training.held_out_questions, 0);
+        // All else is as published.
+        config.ir2o.training.held_out_questions = 200;
+        published.vera.model.pretrained = None;
+        let trainers = [&mut config.sft.trainer, &mut config.i2o.trainer, &mut config.ir2o.trainer];
+        for trainer in trainers.into_iter().chain([&mut config.quark.trainer]) {
+            assert!(trainer.keep > 10_000);
+            trainer.keep = 2;
+        }
+        assert_eq!(config, published);
     }
 
     #[test]

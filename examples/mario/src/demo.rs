@@ -166,7 +166,7 @@ fn compare(args: &DemoArgs, config: &MarioConfig, sft: &Path, mario: &Path) -> a
     let observer: &mut dyn Observer = &mut observer;
     let mut judge = |model: Model| -> anyhow::Result<_> {
         let folder = if model == Model::Sft { sft } else { mario };
-        Ok(own(config, folder, model.condition(), &rows, Device::Cpu, observer)?.judged)
+        Ok(own(config, folder, model.condition(), (&rows, None), Device::Cpu, observer)?.judged)
     };
     let judged = Model::ALL.into_iter().map(&mut judge).collect::<anyhow::Result<_>>()?;
     Ok(SeedResult { seed: config.seed, judged })

@@ -2,17 +2,18 @@
 
 use std::path::{Path, PathBuf};
 
-use ruminate::algorithms::Observer;
+use anyhow::Context;
 use ruminate::algorithms::mario::{Judged, answers, for_dataset, judge};
-use ruminate::algorithms::quark::{Condition, ControlTokens};
-use ruminate::algorithms::trainer::verify;
+use ruminate::algorithms::quark::{Condition, ControlTokens, StageSchedule};
+use ruminate::algorithms::trainer::{TrainerState, verify};
+use ruminate::algorithms::{Error, KeptTexts, Observer};
 use ruminate::datasets::Split;
 use ruminate::datasets::mario::{MarioDataset, MarioRow, ResponseFormat, read_gold, read_responses};
 use ruminate::models::{T5, Tokenizer};
 use ruminate::rewards::mario::Interval;
 use ruminate::run::{
-    ConfigError, ConsoleObserver, FlagKeys, Outcome, RunArgs, RunDirError, Table, print_json, print_tables,
-    settled,
+    ConfigError, ConsoleObserver, FlagKeys, Outcome, RunArgs, RunDirError, StopFlag, Table, print_json,
+    print_tables, settled,
 };
 use serde_json::json;
 
@@ -28,7 +29,7 @@ pub(crate) struct EvaluateArgs {
     /// Judge the gold rows themselves
     #[arg(long, conflicts_with = "responses")]
     gold_data: bool,
-    /// Checkpoint that answers the gold rows' questions, greedily
+    /// Checkpoint that answers the gold rows' questions, greedily, with the configuration of its run unless --config names another
     #[arg(long, value_name = "DIR", conflicts_with_all = ["responses", "gold_data", "format"])]
     model: Option<PathBuf>,
     /// What its control tokens ask for. Default: the best, if it has control tokens
@@ -79,22 +80,41 @@ pub(crate) fn run(args: &EvaluateArgs) -> anyhow::Result<Outcome> {
             return Err(ConfigError::UselessFlag { flag }.into());
         }
     }
-    let mut config: MarioConfig = args.run.load(FlagKeys { precision: &[], ..FLAGS })?;
+    let model = args.model.as_deref().map(settled);
+    if let Some(model) = model.as_deref().filter(|model| !model.is_dir()) {
+        let reason = format!("--model: there is no checkpoint folder {}", model.display());
+        return Err(ConfigError::invalid(reason).into());
+    }
+    let run = model.as_deref().map_or_else(|| Ok(args.run.clone()), |model| args.run.configured_as(model))?;
+    let mut config: MarioConfig = run.load(FlagKeys { precision: &[], ..FLAGS })?;
     config.validate()?;
+    if model.is_some() {
+        config.check_writer()?;
+    }
     config.data.dataset = args.dataset.unwrap_or(config.data.dataset);
     let dataset = config.data.dataset;
-    let out = args.run.out.as_deref().ok_or(RunDirError::NoFolder)?;
-    let device = args.run.setup()?;
+    let out = run.out.as_deref().ok_or(RunDirError::NoFolder)?;
+    let device = run.setup()?;
     let split = if args.split == "dev" { Split::Dev } else { Split::Test };
     let gold_file = args.gold.clone().unwrap_or_else(|| config.data.file(split));
     let gold = read_gold(&gold_file, dataset)?;
-    if let Some(folder) = &args.model {
+    if let Some(folder) = &model {
         let condition = args.condition.map(Condition::from);
-        let verbosity = args.run.verbosity();
+        let verbosity = run.verbosity();
         let mut observer = ConsoleObserver::new(verbosity);
-        let own = own(&config, folder, condition, &gold, device, &mut observer)?;
+        let kept = out.join(TEXTS);
+        std::fs::create_dir_all(out)
+            .with_context(|| format!("cannot create {}; choose another --out", out.display()))?;
+        let answer = || own(&config, folder, condition, (&gold, Some(&kept)), device, &mut observer);
+        let own = match StopFlag::on_ctrl_c()?.interrupt().during(answer) {
+            Err(error) if error.downcast_ref().is_some_and(Error::is_interruption) => {
+                return Ok(Outcome::Interrupted);
+            }
+            own => own?,
+        };
         let name = if split == Split::Dev { "val" } else { "test" };
         let written = own.judged.write_own(out, name, own.condition, &own.checkpoint)?;
+        let _ = std::fs::remove_file(&kept);
         print(&own.judged, (gold.len(), 0), &own.checkpoint, dataset, &written, args.run.json)?;
         return Ok(Outcome::Done);
     }
@@ -115,6 +135,9 @@ pub(crate) fn run(args: &EvaluateArgs) -> anyhow::Result<Outcome> {
     Ok(Outcome::Done)
 }
 
+/// Responses of an evaluation that is not over.
+const TEXTS: &str = "texts.jsonl";
+
 /// A checkpoint's own responses.
 pub(crate) struct Own {
     pub(crate) judged: Judged,
@@ -124,12 +147,13 @@ pub(crate) struct Own {
 }
 
 /// Lets a checkpoint answer the questions of some rows, and judges the responses. A model without control tokens writes
-/// without them.
+/// without them; one that has others than those of the configuration is refused. With a file, responses are kept there, so that an
+/// evaluation that is stopped goes on with them.
 pub(crate) fn own(
     config: &MarioConfig,
     folder: &Path,
     condition: Option<Condition>,
-    rows: &[MarioRow],
+    (rows, file): (&[MarioRow], Option<&Path>),
     device: Device,
     observer: &mut dyn Observer,
 ) -> anyhow::Result<Own> {
@@ -138,13 +162,40 @@ pub(crate) fn own(
     let model = T5::load(&folder, Kind::Float, device)?;
     let tokenizer = Tokenizer::open(&folder)?;
     let dataset = config.data.dataset;
-    let quark = for_dataset(config.quark.training.clone(), dataset);
-    let controlled = ControlTokens::find_in(&tokenizer, &quark.control).is_ok();
-    let condition = condition.or(controlled.then_some(Condition::Best));
+    let quark = for_dataset(config.writing(), dataset);
+    let controlled = ControlTokens::of_model(&tokenizer, &quark.control).with_context(|| {
+        format!(
+            "{} was not trained with this configuration; name that of its run with --config",
+            folder.display()
+        )
+    })?;
+    let condition = condition.or(controlled.map(|_| Condition::Best));
     let name = folder.file_name().unwrap_or_default().to_string_lossy();
     let checkpoint = name.strip_prefix("step-").unwrap_or(&name).to_string();
-    let step = checkpoint.parse().unwrap_or(u64::MAX);
-    let responses = answers(&quark, &model, &tokenizer, (condition, step), (rows, dataset), observer)?;
+    let step = match checkpoint
+        .parse()
+        .ok()
+        .or_else(|| TrainerState::of_model(&folder).map(|state| state.step))
+    {
+        Some(step) => step,
+        // All tokens are in use.
+        None if condition.is_none() || quark.control.stages == StageSchedule::Classic => u64::MAX,
+        None => {
+            let reason = format!(
+                "--model: the control tokens of {} were added step by step, and nothing tells its step; call the folder step-N",
+                folder.display()
+            );
+            return Err(ConfigError::invalid(reason).into());
+        }
+    };
+    let (asked, rows) = ((condition, step), (rows, dataset));
+    let responses = match file {
+        Some(file) => {
+            let model = KeptTexts::open(&model, &folder, file)?;
+            answers(&quark, &model, &tokenizer, asked, rows, observer)?
+        }
+        None => answers(&quark, &model, &tokenizer, asked, rows, observer)?,
+    };
     let judged = judge(&responses, &rewards::available(config, device)?, &config.evaluation)?;
     Ok(Own { judged, condition, checkpoint })
 }

@@ -1,6 +1,6 @@
 //! Episodes to learn from.
 
-use ruminate::algorithms::rwr::Divided;
+use ruminate::algorithms::rwr::{Divided, Kept, KeptAnswers};
 use ruminate::datasets::environments::Problem;
 use ruminate::datasets::rise::{Answerer, Log, MultiTurn, RolloutConfig};
 use ruminate::run::{
@@ -11,19 +11,26 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::config::{FLAGS, Phase, Player, RiseConfig};
+use crate::plan;
 use crate::players::{Local, service, warn};
 
 /// Episodes as they come, in the order in which they end.
 pub(crate) const EPISODES: &str = "episodes.jsonl";
+/// Answers of turns that are over, of episodes that are not.
+const ANSWERS: &str = "answers.jsonl";
 
 pub(crate) fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
     let mut config = load(args, Phase::Collect)?;
     config.collection.student = config.collection.student.as_deref().map(settled);
     config.collection.teacher_model = config.collection.teacher_model.as_deref().map(settled);
+    if args.dry_run {
+        return plan::collect(&config, args);
+    }
     if let Some(outcome) = args.launch()? {
         return Ok(outcome);
     }
     let worker = args.worker()?;
+    config.chat.date = worker.peers.first(|| anyhow::Ok(config.chat.date))?;
     let problems = config.data.training()?;
     let warnings = warn(&config, &worker)?;
     let dir = args.open(&config)?;
@@ -51,9 +58,9 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-/// The configuration of a run that writes to a folder, and has no plan.
+/// The configuration of a run that writes to a folder, unless it is only planned.
 pub(crate) fn load(args: &RunArgs, phase: Phase) -> anyhow::Result<RiseConfig> {
-    let dry_run = args.dry_run && phase != Phase::Finetune;
+    let dry_run = args.dry_run && phase == Phase::Convert;
     let rewinds = args.resume_from.is_some() && phase != Phase::Finetune;
     for (flag, given) in [("--dry-run", dry_run), ("--resume-from", rewinds)] {
         if given {
@@ -66,6 +73,7 @@ pub(crate) fn load(args: &RunArgs, phase: Phase) -> anyhow::Result<RiseConfig> {
     let mut config: RiseConfig = args.load(FLAGS)?;
     config.validate()?;
     config.enter(phase)?;
+    config.fix_date(args)?;
     Ok(config)
 }
 
@@ -80,7 +88,7 @@ pub(crate) fn collect(
     let section = &config.collection;
     let wanted = |player| section.models.contains(&player);
     let open = |model: &LlamaModelConfig, template: &str| {
-        Local::open(model, template, &section.generation, config.seed, worker.device)
+        Local::open(model, (&config.chat, template), &section.generation, config.seed, worker.device)
     };
     let folder = |path| LlamaModelConfig::of_folder(path);
     let student = section.student.as_deref().map_or_else(|| config.model.clone(), folder);
@@ -117,18 +125,21 @@ pub(crate) fn play(
 ) -> anyhow::Result<Option<Log>> {
     let environment = config.data.environment();
     let [path, episodes] = [&rollout.file_name(), EPISODES].map(|name| dir.path().join(name));
-    let answerers: Vec<&dyn Answerer> = answerers.iter().map(|of| of as &dyn Answerer).collect();
     let peers = &worker.peers;
+    let kept = KeptAnswers::open(&dir.path().join(ANSWERS), peers)?;
+    let answerers: Vec<Kept<'_>> = answerers.iter().map(|answerer| kept.of(answerer)).collect();
+    let answerers: Vec<&dyn Answerer> = answerers.iter().map(|of| of as &dyn Answerer).collect();
     let turns = MultiTurn::new(&*environment, rollout, &answerers)?.batch(batch * peers.size());
     let mut console = RolloutConsole::of(worker, shown);
     // The others play what rank 0 plays, and write nothing.
     let finished = peers.first(|| anyhow::Ok(turns.finished(problems, &episodes)?))?;
-    let log = if peers.leads() {
-        turns.play(problems, Some(&episodes), &mut console)?
-    } else {
+    let log = worker.stop.interrupt().during(|| {
+        if peers.leads() {
+            return turns.play(problems, Some(&episodes), &mut console);
+        }
         let open: Vec<_> = problems.iter().filter(|p| !finished.contains(&p.row)).cloned().collect();
-        turns.play(&open, None, &mut console)?
-    };
+        turns.play(&open, None, &mut console)
+    })?;
     let log = Log { episodes: peers.first(|| anyhow::Ok(log.episodes))? };
     if log.episodes.len() < problems.len() {
         return Ok(None);
@@ -136,6 +147,7 @@ pub(crate) fn play(
     if peers.leads() {
         log.write(&path)?;
     }
+    kept.remove()?;
     Ok(Some(log))
 }
 

@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use ruminate::algorithms::rwr::RwrConfig;
 use ruminate::algorithms::{Precision, TrainerConfig};
 use ruminate::datasets::BadRows;
-use ruminate::datasets::chat::{ChatTemplate, NamedTemplate};
+use ruminate::datasets::chat::{ChatTemplate, Date, NamedTemplate};
 use ruminate::datasets::environments::{Benchmark, Compat, Environment, Problem, QuestionOnly};
 use ruminate::datasets::rise::{ConvertConfig, Layout, RolloutConfig};
 use ruminate::datasets::teacher::{Prices, TeacherConfig};
 use ruminate::rewards::rise::MetricOptions;
-use ruminate::run::{ConfigError, FlagKeys, LlamaModelConfig};
+use ruminate::run::{ConfigError, FlagKeys, LlamaModelConfig, RunArgs, RunDir, config};
 use serde::{Deserialize, Serialize};
 
 /// The keys that `--seed` and `--precision` stand for.
@@ -114,7 +114,7 @@ impl DataConfig {
     /// The first problems of a file; all of them for a `limit` of 0.
     pub(crate) fn read(&self, path: &Path, limit: usize) -> anyhow::Result<Vec<Problem>> {
         let bad = if self.skip_bad_rows { BadRows::Skip } else { BadRows::Refuse };
-        let loaded = self.benchmark.read(path, bad)?;
+        let loaded = self.benchmark.read(path, bad, self.compat)?;
         note(&loaded.skipped);
         let mut problems = loaded.problems;
         problems.truncate(if limit == 0 { usize::MAX } else { limit });
@@ -145,11 +145,24 @@ pub(crate) struct ChatConfig {
     pub(crate) template: String,
     /// How training examples are laid out.
     pub(crate) layout: Layout,
+    /// The day that a checkpoint's own template is told; the run's first one, which is written into its folder and kept.
+    pub(crate) date: Option<Date>,
+}
+
+impl ChatConfig {
+    /// A template by its name, on the run's day.
+    pub(crate) fn open(&self, name: &str, folder: &Path) -> anyhow::Result<ChatTemplate> {
+        let template = ChatTemplate::select(name, folder)?;
+        Ok(match self.date {
+            Some(date) => template.on(date),
+            None => template,
+        })
+    }
 }
 
 impl Default for ChatConfig {
     fn default() -> Self {
-        Self { template: NamedTemplate::Llama2.name().into(), layout: Layout::Dialogue }
+        Self { template: NamedTemplate::Llama2.name().into(), layout: Layout::Dialogue, date: None }
     }
 }
 
@@ -507,6 +520,22 @@ impl RiseConfig {
         Ok(())
     }
 
+    /// Fixes the day that a checkpoint's own template is told: today for a new run, and that of the run's folder for one that goes on,
+    /// so that all prompts of a run agree.
+    pub(crate) fn fix_date(&mut self, args: &RunArgs) -> Result<(), ConfigError> {
+        let asks = |name: &String| name == ChatTemplate::JINJA;
+        let own = asks(&self.chat.template) || self.collection.teacher_template.as_ref().is_some_and(asks);
+        if !own || self.chat.date.is_some() {
+            return Ok(());
+        }
+        self.chat.date = match args.out.as_deref().filter(|_| args.resumes()).and_then(RunDir::stored_config)
+        {
+            Some(stored) => config::load::<Self>(Some(&stored), &[])?.chat.date,
+            None => Some(Date::today()),
+        };
+        Ok(())
+    }
+
     /// Says what the run does, and refuses to go on with a run that does something else.
     pub(crate) fn enter(&mut self, phase: Phase) -> Result<(), ConfigError> {
         match self.phase.replace(phase) {
@@ -521,9 +550,11 @@ impl RiseConfig {
 }
 
 #[cfg(test)]
-mod tests {
-    use ruminate::run::config;
+#[path = "../../suggested.rs"]
+mod suggested;
 
+#[cfg(test)]
+mod tests {
     use super::*;
 
     const PUBLISHED: &str = include_str!("../configs/published.toml");
@@ -535,6 +566,62 @@ mod tests {
         // Which model is the user's choice.
         assert!(config.model.pretrained.take().is_some());
         assert_eq!(config, RiseConfig::default());
+    }
+
+    #[test]
+    fn what_the_pages_suggest_is_taken() {
+        let pages = [include_str!("../README.md"), include_str!("../../../docs/papers/rise.md")];
+        assert!(suggested::all_are_taken(&pages, RiseConfig::validate) >= 8);
+    }
+
+    #[test]
+    fn the_reference_has_every_quirk_switched_on() {
+        let text = include_str!("../configs/reference.toml");
+        let mut config: RiseConfig = config::load_text("configs/reference.toml", text, &[]).unwrap();
+        config.validate().unwrap();
+        let published: RiseConfig = config::load_text("configs/published.toml", PUBLISHED, &[]).unwrap();
+        assert_eq!((config.data.compat, config.chat.layout), (Compat::Reference, Layout::ZephyrSystemDemo));
+        assert!(config.collection.generation.clean_up && config.evaluation.generation.clean_up);
+        assert!(config.collection.tries >= 1_000_000 && config.evaluation.tries >= 1_000_000);
+        // All else is as published.
+        (config.data.compat, config.chat.layout) = (Compat::Fixed, Layout::Dialogue);
+        (config.collection.generation.clean_up, config.evaluation.generation.clean_up) = (false, false);
+        (config.collection.tries, config.evaluation.tries) = (10, 10);
+        config.teacher.concurrency = published.teacher.concurrency;
+        assert_eq!(config, published);
+    }
+
+    #[test]
+    fn a_run_keeps_the_day_that_its_template_is_told() {
+        #[derive(clap::Parser)]
+        struct Command {
+            #[command(flatten)]
+            run: RunArgs,
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let args = |more: &[&str]| {
+            let out = folder.path().to_str().unwrap();
+            let words = ["rise", "--out", out].into_iter().chain(more.iter().copied());
+            <Command as clap::Parser>::parse_from(words).run
+        };
+        let mut named = RiseConfig::default();
+        named.fix_date(&args(&[])).unwrap();
+        assert_eq!(named, RiseConfig::default());
+        let jinja = || {
+            let mut config = RiseConfig::default();
+            config.chat.template = ChatTemplate::JINJA.into();
+            config
+        };
+        let mut new = jinja();
+        new.fix_date(&args(&[])).unwrap();
+        assert_eq!(new.chat.date, Some(Date::today()));
+        // A day later, the run goes on with the day that is in its folder, whatever file is named.
+        let mut begun = jinja();
+        begun.chat.date = Some("2024-02-29".parse().unwrap());
+        std::fs::write(folder.path().join("config.toml"), config::to_toml(&begun).unwrap()).unwrap();
+        let mut resumed = jinja();
+        resumed.fix_date(&args(&["--resume"])).unwrap();
+        assert_eq!(resumed, begun);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use ruminate::algorithms::rwr::Divided;
 use ruminate::datasets::chat::OtherTemplate;
-use ruminate::datasets::environments::Problem;
+use ruminate::datasets::environments::{Benchmark, Compat, Problem};
 use ruminate::datasets::json;
 use ruminate::datasets::rise::Log;
 use ruminate::rewards::rise::{Attempts, TurnMetric, turn_metrics};
@@ -14,7 +14,8 @@ use ruminate::run::{
 use serde_json::{Map, Value, json};
 
 use crate::collect::play;
-use crate::config::{Evaluating, FLAGS, Phase, RiseConfig};
+use crate::config::{DataConfig, Evaluating, FLAGS, Phase, RiseConfig};
+use crate::plan;
 use crate::players::{Local, other_templates, warn};
 
 /// The metrics, written last.
@@ -36,8 +37,8 @@ pub(crate) struct EvaluateArgs {
 }
 
 pub(crate) fn run(args: &EvaluateArgs) -> anyhow::Result<Outcome> {
-    for (flag, given) in [("--dry-run", args.run.dry_run), ("--resume-from", args.run.resume_from.is_some())]
-    {
+    let nothing_to_plan = args.run.dry_run && args.log.is_some();
+    for (flag, given) in [("--dry-run", nothing_to_plan), ("--resume-from", args.run.resume_from.is_some())] {
         if given {
             return Err(ConfigError::UselessFlag { flag }.into());
         }
@@ -50,6 +51,7 @@ pub(crate) fn run(args: &EvaluateArgs) -> anyhow::Result<Outcome> {
     let mut config = load(args, model.as_deref())?;
     if let Some(path) = &args.log {
         let log = Log::read(path)?;
+        check_judge(&mut config, args, &log, path)?;
         let metrics = metrics(&config, &log)?;
         if let Some(out) = &args.run.out {
             json::write(&out.join(METRICS), &report(log.episodes.len(), &metrics, &[]))?;
@@ -59,10 +61,14 @@ pub(crate) fn run(args: &EvaluateArgs) -> anyhow::Result<Outcome> {
     }
     config.evaluation.model = model.or(config.evaluation.model);
     config.phase = Some(Phase::Evaluate);
+    if args.run.dry_run {
+        return plan::evaluate(&config, &args.run);
+    }
     if let Some(outcome) = args.run.launch()? {
         return Ok(outcome);
     }
     let worker = args.run.worker()?;
+    config.chat.date = worker.peers.first(|| anyhow::Ok(config.chat.date))?;
     let problems = config.data.read(&config.evaluation.problems, config.evaluation.limit)?;
     let warnings = warn(&config, &worker)?;
     let dir = args.run.open(&config)?;
@@ -77,21 +83,92 @@ pub(crate) fn run(args: &EvaluateArgs) -> anyhow::Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-/// The configuration: one that is named, that of the evaluation to go on with, or that of the model's run.
+/// Finds out who judged a log, where neither a flag nor a configuration tells, and refuses one whose rewards are another judge's.
+fn check_judge(
+    config: &mut RiseConfig,
+    args: &EvaluateArgs,
+    log: &Log,
+    path: &Path,
+) -> Result<(), ConfigError> {
+    if log.episodes.is_empty() {
+        // That is what will be said.
+        return Ok(());
+    }
+    let configured = args.run.config.is_some() || args.stored_config().is_some();
+    let told = |key: &str| configured || args.run.sets.iter().any(|set| set.trim_start().starts_with(key));
+    let DataConfig { benchmark, compat, .. } = config.data;
+    let benchmarks = if told("data.benchmark") { vec![benchmark] } else { log.benchmarks() };
+    let compats = if told("data.compat") { vec![compat] } else { vec![Compat::Fixed, Compat::Reference] };
+    let judges = |benchmarks: &[Benchmark], compats: &[Compat]| -> Vec<(Benchmark, Compat)> {
+        let pairs = benchmarks.iter().flat_map(|&of| compats.iter().map(move |&with| (of, with)));
+        pairs.filter(|(of, with)| log.agrees_with(&*of.environment(*with))).collect()
+    };
+    match judges(&benchmarks, &compats)[..] {
+        [(of, with), ref others @ ..] if others.iter().all(|(other, _)| *other == of) => {
+            (config.data.benchmark, config.data.compat) = (of, with);
+            Ok(())
+        }
+        [] => {
+            let others = judges(&log.benchmarks(), &[Compat::Fixed, Compat::Reference]);
+            let tried = (benchmarks.first().copied().unwrap_or(benchmark), compats[0]);
+            Err(ConfigError::invalid(other_judge(log, path, tried, others.first())))
+        }
+        _ => Err(ConfigError::invalid(format!(
+            "{} may be of gsm8k or of math, and nothing tells which; say so with --set data.benchmark=gsm8k or =math",
+            path.display()
+        ))),
+    }
+}
+
+/// What is wrong with a log whose rewards are not those of a judge, and which flags mend it.
+fn other_judge(
+    log: &Log,
+    path: &Path,
+    (benchmark, compat): (Benchmark, Compat),
+    right: Option<&(Benchmark, Compat)>,
+) -> String {
+    let name = |compat| if compat == Compat::Fixed { "fixed" } else { "reference" };
+    let path = path.display();
+    let settles = match right {
+        Some(&(of, with)) => format!("they are those of --set data.benchmark={of} --set data.compat={}", name(with)),
+        None => "say who judged it with --set data.benchmark=gsm8k or =math, and --set data.compat=fixed or =reference".into(),
+    };
+    let rescored = log.rescore(&*benchmark.environment(compat), true);
+    match rescored.rewards.first() {
+        Some((task, turn, sample, stored, judged)) => format!(
+            "{path}: {} of {} stored rewards are not those of data.benchmark = \"{benchmark}\", data.compat = \"{}\": attempt {sample} \
+             of task {task} in turn {turn} has {stored}, but is worth {judged}; {settles}",
+            rescored.rewards.len(),
+            rescored.actions,
+            name(compat)
+        ),
+        None => format!("{path}: its gold answers are neither those of gsm8k nor those of math; {settles}"),
+    }
+}
+
+impl EvaluateArgs {
+    /// The configuration of the run that a log lies in.
+    fn stored_config(&self) -> Option<PathBuf> {
+        RunDir::stored_config(self.log.as_deref()?.parent()?)
+    }
+}
+
+/// The configuration: one that is named, that of the evaluation to go on with, or that of the model's or the log's run.
 fn load(args: &EvaluateArgs, model: Option<&Path>) -> anyhow::Result<RiseConfig> {
-    if args.run.out.is_none() && args.log.is_none() {
+    if args.run.out.is_none() && args.log.is_none() && !args.run.dry_run {
         return Err(RunDirError::NoFolder.into());
     }
-    let mut run = args.run.clone();
-    if !run.resumes() {
-        let folder = model.and_then(Path::parent).and_then(Path::parent);
-        run.config = run.config.or(folder.and_then(RunDir::stored_config));
-    }
+    let mut run = match model {
+        Some(model) => args.run.configured_as(model)?,
+        None => args.run.clone(),
+    };
+    run.config = run.config.or_else(|| args.stored_config());
     let mut config: RiseConfig = run.load(FLAGS)?;
     if let Some(setting) = args.setting {
         config.evaluation.setting = setting;
     }
     config.validate()?;
+    config.fix_date(&args.run)?;
     if args.log.is_none() && model.is_none() && config.evaluation.model.is_none() {
         let reason =
             "name a checkpoint with --model, such as runs/finetune/checkpoints/best, or a log with --log";
@@ -109,7 +186,13 @@ pub(crate) fn evaluate(
 ) -> anyhow::Result<Option<Vec<TurnMetric>>> {
     let section = &config.evaluation;
     let model = LlamaModelConfig::of_folder(section.model.as_deref().unwrap_or(Path::new("")));
-    let local = Local::open(&model, &config.chat.template, &section.generation, config.seed, worker.device)?;
+    let local = Local::open(
+        &model,
+        (&config.chat, config.chat.template.as_str()),
+        &section.generation,
+        config.seed,
+        worker.device,
+    )?;
     let answerer = local.answerer();
     let rollout = section.rollout(config.data.compat);
     let answerers = vec![Divided::new(&answerer, &worker.peers); rollout.samples.len()];

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use ruminate::algorithms::rwr::{Rwr, RwrCounts, RwrData};
 use ruminate::algorithms::{Fitted, Networks, Pass, Plan, Trainer, Work};
-use ruminate::datasets::chat::{ChatTemplate, OtherTemplate, TrainedOn};
+use ruminate::datasets::chat::{OtherTemplate, TrainedOn};
 use ruminate::datasets::json;
 use ruminate::datasets::rise::{TrainingExample, solutions, training_text};
 use ruminate::models::{LlamaConfig, Tokenizer};
@@ -31,6 +31,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
         return Ok(outcome);
     }
     let worker = args.worker()?;
+    config.chat.date = worker.peers.first(|| anyhow::Ok(config.chat.date))?;
     let warnings = warn(&config, &worker)?;
     let (fitted, counts) = fit(config, args.goes_on(), &worker, |config| args.open(config))?;
     if worker.peers.leads() {
@@ -97,7 +98,7 @@ fn data(config: &RiseConfig, shape: &LlamaConfig, tokenizer: &Tokenizer) -> anyh
             examples
         }
     };
-    let template = ChatTemplate::select(&config.chat.template, &config.model.tokenizer_folder())?;
+    let template = config.chat.open(&config.chat.template, &config.model.tokenizer_folder())?;
     let text = |example| training_text(example, &template, config.chat.layout, config.data.compat);
     let texts = examples.iter().map(text).collect::<Result<Vec<_>, _>>()?;
     let problems: Vec<&str> = examples.iter().map(|example| example.opening(&*environment)).collect();

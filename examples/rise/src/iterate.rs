@@ -18,6 +18,7 @@ use crate::config::{Evaluating, EvaluationSection, Phase, Player, RiseConfig, So
 use crate::convert::{self, EXAMPLES, SUMMARY};
 use crate::evaluate::{METRICS, evaluate};
 use crate::finetune::fit;
+use crate::plan;
 use crate::players::warn;
 
 /// Metrics by name, for each setting.
@@ -59,10 +60,14 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
     {
         *path = path.as_deref().map(settled);
     }
+    if args.dry_run {
+        return plan::iterate(&config, args);
+    }
     if let Some(outcome) = args.launch()? {
         return Ok(outcome);
     }
     let worker = args.worker()?;
+    config.chat.date = worker.peers.first(|| anyhow::Ok(config.chat.date))?;
     let material = Material::read(&config)?;
     let warnings = warn(&config, &worker)?;
     let dir = args.open(&config)?;
@@ -139,7 +144,7 @@ pub(crate) fn iterate(
 }
 
 /// The model that the first iteration collects with.
-fn first_student(config: &RiseConfig) -> anyhow::Result<PathBuf> {
+pub(crate) fn first_student(config: &RiseConfig) -> anyhow::Result<PathBuf> {
     let Some(base) = &config.model.pretrained else {
         let reason = "model.pretrained: name the checkpoint to start from, such as that of `rise finetune` on solutions";
         return Err(ConfigError::invalid(reason).into());

@@ -7,6 +7,7 @@ mod demo;
 mod evaluate;
 mod finetune;
 mod iterate;
+mod plan;
 mod players;
 
 use std::process::ExitCode;
@@ -27,11 +28,8 @@ enum Command {
     /// Play episodes: problems, attempts of the student, and a better answer in the last turn
     ///
     /// collection.models says who answers in each turn: "student", a local checkpoint, or "teacher", another one or a chat service.
-    /// Writes every episode as it ends, and at the end the log in the published layout, OUT/N_turns.json.
-    #[command(
-        mut_arg("resume_from", |arg| arg.hide(true)),
-        mut_arg("dry_run", |arg| arg.hide(true))
-    )]
+    /// Writes every episode as it ends, and at the end the log in the published layout, OUT/N_turns.json. --dry-run tells what it takes.
+    #[command(mut_arg("resume_from", |arg| arg.hide(true)))]
     Collect(RunArgs),
     /// Make weighted training examples of logs
     #[command(
@@ -48,18 +46,14 @@ enum Command {
     Finetune(RunArgs),
     /// Let a checkpoint try several times, or look at a log, and print all metrics
     #[command(
-        mut_arg("config", |arg| arg.help("Configuration file. Default: the configuration of the model's run")),
-        mut_arg("resume_from", |arg| arg.hide(true)),
-        mut_arg("dry_run", |arg| arg.hide(true))
+        mut_arg("config", |arg| arg.help("Configuration file. Default: the configuration of the model's or the log's run")),
+        mut_arg("resume_from", |arg| arg.hide(true))
     )]
     Evaluate(evaluate::EvaluateArgs),
     /// The whole loop: collect, convert, fine-tune, evaluate, and again with the new student
     ///
     /// Starts from model.pretrained. Each step has a folder of its own, OUT/iteration-N/STEP. --resume goes on wherever it was.
-    #[command(
-        mut_arg("resume_from", |arg| arg.hide(true)),
-        mut_arg("dry_run", |arg| arg.hide(true))
-    )]
+    #[command(mut_arg("resume_from", |arg| arg.hide(true)))]
     Iterate(RunArgs),
     /// Train and compare everything on the bundled world
     ///

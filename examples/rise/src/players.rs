@@ -8,10 +8,10 @@ use ruminate::datasets::chat::{ChatTemplate, OtherTemplate, TrainedOn};
 use ruminate::datasets::rise::TeacherAnswerer;
 use ruminate::datasets::teacher::{Sampling as TeacherSampling, Teacher};
 use ruminate::models::{GenerationConfig, Llama, Sampling, Strategy, Tokenizer};
-use ruminate::run::{LlamaModelConfig, TeacherConsole, Worker};
+use ruminate::run::{LlamaModelConfig, TeacherConsole, Worker, decoding_memory};
 use tch::{Device, Kind};
 
-use crate::config::{GenerationSection, Phase, Player, RiseConfig};
+use crate::config::{ChatConfig, GenerationSection, Phase, Player, RiseConfig};
 
 /// The models of the configured phase that were trained with another chat template than they are used with.
 pub(crate) fn other_templates(config: &RiseConfig) -> anyhow::Result<Vec<OtherTemplate>> {
@@ -66,7 +66,7 @@ pub(crate) struct Local {
 impl Local {
     pub(crate) fn open(
         model: &LlamaModelConfig,
-        template: &str,
+        (chat, template): (&ChatConfig, &str),
         generation: &GenerationSection,
         seed: u64,
         device: Device,
@@ -75,24 +75,31 @@ impl Local {
             Precision::F32 => Kind::Float,
             Precision::Bf16 => Kind::BFloat16,
         };
-        let template = ChatTemplate::select(template, &model.tokenizer_folder())?;
+        let template = chat.open(template, &model.tokenizer_folder())?;
         let (llama, tokenizer) = model.open(seed, kind, device)?;
         Ok(Self { llama, tokenizer, template, generation: generation.clone() })
     }
 
     pub(crate) fn answerer(&self) -> LocalModel<'_, Llama> {
-        let GenerationSection { temperature, max_new_tokens, context_length, clean_up, .. } = self.generation;
-        // Without a limit, nothing has to be sorted.
-        let top_p = Some(self.generation.top_p).filter(|&share| share < 1.0);
+        let GenerationSection { context_length, clean_up, .. } = self.generation;
         let context = match context_length {
             0 => self.llama.config().context_length(),
             tokens => tokens,
         };
-        let strategy = Strategy::Sample(Sampling { temperature, top_p, top_k: None });
         LocalModel::new(&self.llama, &self.tokenizer, &self.template, context)
-            .generation(GenerationConfig { strategy, max_new_tokens, ..GenerationConfig::default() })
+            .generation(generation(&self.generation, self.llama.device()))
             .clean_up(clean_up)
     }
+}
+
+/// How a local model writes on a device.
+pub(crate) fn generation(section: &GenerationSection, device: Device) -> GenerationConfig {
+    let GenerationSection { temperature, top_p, max_new_tokens, .. } = *section;
+    // Without a limit, nothing has to be sorted.
+    let top_p = Some(top_p).filter(|&share| share < 1.0);
+    let strategy = Strategy::Sample(Sampling { temperature, top_p, top_k: None });
+    let max_memory = decoding_memory(device);
+    GenerationConfig { strategy, max_new_tokens, max_memory, ..GenerationConfig::default() }
 }
 
 /// The teacher's service, whose answers are kept in a folder.

@@ -259,6 +259,10 @@ impl TinyThinkerConfig {
 }
 
 #[cfg(test)]
+#[path = "../../suggested.rs"]
+mod suggested;
+
+#[cfg(test)]
 mod tests {
     use ruminate::run::config;
 
@@ -274,6 +278,43 @@ mod tests {
         // Which model is the user's choice.
         assert!(config.model.pretrained.take().is_some());
         assert_eq!(config, TinyThinkerConfig::default());
+    }
+
+    #[test]
+    fn what_the_pages_suggest_is_taken() {
+        let pages = [include_str!("../README.md"), include_str!("../../../docs/papers/tinythinker.md")];
+        assert!(suggested::all_are_taken(&pages, TinyThinkerConfig::validate) >= 3);
+    }
+
+    #[test]
+    fn the_reference_has_every_quirk_switched_on() {
+        let text = include_str!("../configs/reference.toml");
+        let config: TinyThinkerConfig = config::load_text("configs/reference.toml", text, &[]).unwrap();
+        config.validate().unwrap();
+        let published: TinyThinkerConfig =
+            config::load_text("configs/published.toml", PUBLISHED, &[]).unwrap();
+        // Written without the quirks, it is what is published.
+        let quirks = [
+            "data.analysis_order=by_label",
+            "teacher.attempts=6",
+            "acquisition.trainer.keep=2",
+            "reflection.training.distinct_prompts=true",
+            "reflection.training.keep_if_worse=false",
+            "reflection.training.pairs.drop_equal=true",
+            "reflection.training.lengths.cut={keep_both={tail=16}}",
+            "reflection.training.dpo.rpo_padding_compat=false",
+            "reflection.training.dpo.dropout=false",
+            "reflection.trainer.keep=2",
+        ];
+        let load = |sets: &[String]| -> TinyThinkerConfig {
+            config::load_text("configs/reference.toml", text, sets).unwrap()
+        };
+        let without: Vec<String> = quirks.map(String::from).into();
+        assert_eq!(load(&without), published);
+        for i in 0..without.len() {
+            let others = [&without[..i], &without[i + 1..]].concat();
+            assert!(load(&others) != published, "{} is not switched on", quirks[i]);
+        }
     }
 
     #[test]

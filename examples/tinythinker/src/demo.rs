@@ -116,7 +116,7 @@ fn train_and_compare(
     let Some(direct) = acquire(args, Model::SummarizeOnly, &config, stop)? else { return Ok(None) };
     let mut observer = ConsoleObserver::new(verbosity(args));
     let mut greedy = |config: &TinyThinkerConfig, model: &Path| {
-        respond(config, model, test, Device::Cpu, &mut observer as &mut dyn Observer)
+        respond(config, model, (test, None), Device::Cpu, &mut observer as &mut dyn Observer)
     };
     let summarize_only = greedy(&config, &direct)?;
     let mut config = configuration(args, seed, Variant::default())?;

@@ -2,20 +2,21 @@
 
 use std::path::{Path, PathBuf};
 
-use ruminate::algorithms::Observer;
+use anyhow::Context;
 use ruminate::algorithms::tinythinker::{Accuracy, Asked, Decoding, Response, Student, write_responses};
 use ruminate::algorithms::trainer::verify;
+use ruminate::algorithms::{Error, KeptTexts, Observer};
 use ruminate::datasets::BadRows;
 use ruminate::datasets::tinythinker::{Question, questions_of};
 use ruminate::models::{T5, Tokenizer};
 use ruminate::run::{
-    ConfigError, ConsoleObserver, FlagKeys, Outcome, RunArgs, RunDir, RunDirError, Table, print_json,
+    ConfigError, ConsoleObserver, FlagKeys, Outcome, RunArgs, RunDirError, StopFlag, Table, print_json,
     print_tables, settled,
 };
 use serde_json::json;
 use tch::{Device, Kind};
 
-use crate::config::{FLAGS, Phase, TinyThinkerConfig};
+use crate::config::{FLAGS, InferenceSection, Phase, TinyThinkerConfig};
 
 #[derive(clap::Args)]
 pub(crate) struct InferArgs {
@@ -46,9 +47,7 @@ pub(crate) fn run(args: &InferArgs) -> anyhow::Result<Outcome> {
         return Err(ConfigError::invalid(reason).into());
     }
     let model = settled(&args.model);
-    let stored = model.parent().and_then(Path::parent).and_then(RunDir::stored_config);
-    let mut run = args.run.clone();
-    run.config = run.config.or(stored);
+    let run = args.run.configured_as(&model)?;
     let mut config: TinyThinkerConfig = run.load(FlagKeys { precision: &[], ..FLAGS })?;
     if let Some(votes) = args.votes {
         (config.inference.decoding, config.inference.runs) = (Decoding::Random, votes.into());
@@ -58,9 +57,19 @@ pub(crate) fn run(args: &InferArgs) -> anyhow::Result<Outcome> {
     let device = run.setup()?;
     let questions = questions(args, &config)?;
     let mut observer = ConsoleObserver::new(run.verbosity());
-    let responses = respond(&config, &model, &questions, device, &mut observer)?;
+    std::fs::create_dir_all(out)
+        .with_context(|| format!("cannot create {}; choose another --out", out.display()))?;
+    let kept = out.join(TEXTS);
+    let respond = || respond(&config, &model, (&questions, Some(&kept)), device, &mut observer);
+    let responses = match StopFlag::on_ctrl_c()?.interrupt().during(respond) {
+        Err(error) if error.downcast_ref().is_some_and(Error::is_interruption) => {
+            return Ok(Outcome::Interrupted);
+        }
+        responses => responses?,
+    };
     drop(observer);
     let written = write_responses(out, &published_name(&config, &model), &responses)?;
+    let _ = std::fs::remove_file(&kept);
     print(&Accuracy::of(&responses), &written, run.json)?;
     Ok(Outcome::Done)
 }
@@ -80,21 +89,35 @@ fn questions(args: &InferArgs, config: &TinyThinkerConfig) -> anyhow::Result<Vec
     Ok(questions)
 }
 
-/// What a checkpoint answers, with the decoding of the configuration.
+/// What the student has written of answers that are not all there.
+const TEXTS: &str = "texts.jsonl";
+
+/// What a checkpoint answers, with the decoding of the configuration. With a file, what it writes is kept there, so that answers that are
+/// stopped go on with it.
 pub(crate) fn respond(
     config: &TinyThinkerConfig,
     model: &Path,
-    questions: &[Question],
+    (questions, file): (&[Question], Option<&Path>),
     device: Device,
     observer: &mut dyn Observer,
 ) -> anyhow::Result<Vec<Vec<Response>>> {
     verify(model)?;
     let policy = T5::load(model, Kind::Float, device)?;
     let tokenizer = Tokenizer::open(model)?;
-    let student = Student { policy: &policy, tokenizer: &tokenizer, variant: config.variant() };
     let asked: Vec<Asked> = questions.iter().map(Asked::from).collect();
-    let inference = &config.inference;
-    Ok(student.respond(&asked, inference.decoding, inference.runs, &inference.generation, observer)?)
+    let InferenceSection { decoding, runs, generation } = &config.inference;
+    let variant = config.variant();
+    Ok(match file {
+        Some(file) => {
+            let kept = KeptTexts::open(&policy, model, file)?;
+            let student = Student { policy: &kept, tokenizer: &tokenizer, variant };
+            student.respond(&asked, *decoding, *runs, generation, observer)?
+        }
+        None => {
+            let student = Student { policy: &policy, tokenizer: &tokenizer, variant };
+            student.respond(&asked, *decoding, *runs, generation, observer)?
+        }
+    })
 }
 
 /// Name of the file in the published layout.

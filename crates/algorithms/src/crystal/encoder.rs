@@ -56,13 +56,18 @@ impl QuestionEncoder {
             }
         }
         let separator = |text| tokenizer.encode(text);
-        let prompts = Prompts::new(
-            separator(KNOWLEDGE_SEPARATOR)?,
-            separator(ANSWER_SEPARATOR)?,
-            config.eos_token_id,
-            compat,
-        )?;
-        Ok(Self { lengths, prompts, pad: config.pad_token_id, eos: config.eos_token_id, tokenizer })
+        let (knowledge, answer) = (separator(KNOWLEDGE_SEPARATOR)?, separator(ANSWER_SEPARATOR)?);
+        // Of several end tokens, texts end with the one that the tokenizer puts behind them.
+        let ends = &config.eos_token_ids;
+        let Some(eos) = knowledge.last().copied().filter(|last| ends.contains(last)) else {
+            let reason = format!(
+                "the tokenizer ends {KNOWLEDGE_SEPARATOR:?} as {knowledge:?}, which ends with none of the model's end tokens \
+                 {ends:?} (eos_token_id); use the tokenizer that belongs to the model"
+            );
+            return Err(Error::config("tokenizer", reason));
+        };
+        let prompts = Prompts::new(knowledge, answer, eos, compat)?;
+        Ok(Self { lengths, prompts, pad: config.pad_token_id, eos, tokenizer })
     }
 
     /// Refuses a tokenizer that does not tell the letters of `choices` choices apart by their first token: they would

@@ -43,6 +43,9 @@ pub struct EvaluationConfig {
     pub min_new_tokens: usize,
     /// Never draw the padding token (the reference may).
     pub forbid_pad: bool,
+    /// Fill given statements up to `num_samples` with empty ones, as the reference does. Each of them asks the bare question, which is
+    /// an expert then, whatever [`EnsembleConfig::no_knowless_expert`] says.
+    pub pad_given: bool,
     /// How the answers are combined.
     pub ensemble: EnsembleConfig,
     /// Questions per batch when writing; prompts per batch when answering.
@@ -59,6 +62,7 @@ impl Default for EvaluationConfig {
             sampling: Sampling { temperature: 1.0, top_k: Some(50), top_p: Some(0.5) },
             min_new_tokens: 2,
             forbid_pad: true,
+            pad_given: false,
             ensemble: EnsembleConfig::default(),
             batch_size: 64,
             seed: 1,
@@ -209,10 +213,11 @@ fn statements<P: Generate>(
         KnowledgeSource::None => Ok(questions.iter().map(|_| vec![]).collect()),
         KnowledgeSource::Given => {
             let given = |text: &str| Ok(Statement { ids: encoder.statement(text)?, text: text.to_string() });
-            questions
-                .iter()
-                .map(|item| item.knowledges.iter().take(config.num_samples).map(|t| given(t)).collect())
-                .collect()
+            let number = |item: &Annotated| match config.pad_given {
+                true => config.num_samples,
+                false => config.num_samples.min(item.knowledges.len()),
+            };
+            questions.iter().map(|item| item.statements(number(item)).map(given).collect()).collect()
         }
         KnowledgeSource::Sampled | KnowledgeSource::Greedy => {
             let prompts: Vec<Vec<TokenId>> = encoded.iter().map(|q| encoder.prompts.qk(q)).collect();

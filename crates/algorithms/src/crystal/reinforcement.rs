@@ -26,11 +26,12 @@ const QKA: &str = "loss/qka";
 pub struct ReinforcementConfig {
     /// How choice scores become rewards.
     pub reward_shape: Shape,
-    /// Factor on rewards; measured before training if neither it nor `bias` is given.
+    /// Factor on rewards; measured before training if neither it nor `bias` is given. With 0 alone every reward is 0, and nothing
+    /// is measured.
     pub gain: Option<f64>,
-    /// Added to rewards after the factor.
+    /// Added to rewards after the factor; needs `gain`.
     pub bias: Option<f64>,
-    /// Batches of training questions from which gain and bias are measured; 0 takes them all.
+    /// Batches of training questions, drawn from all tasks, from which gain and bias are measured; 0 takes them all.
     pub normalization_batches: usize,
     /// Weight of the loss of answering directly (QA) in answer steps.
     pub qa_coef: f64,
@@ -93,13 +94,15 @@ impl ReinforcementConfig {
             ));
         }
         match (self.gain, self.bias) {
+            // The summand that is measured is a multiple of the factor.
+            (Some(0.0), None) | (None, None) => {}
             (Some(_), None) | (None, Some(_)) => {
                 return Err(Error::config("gain", "and bias belong together; give both or neither"));
             }
             (Some(gain), Some(bias)) if !(gain.is_finite() && bias.is_finite()) => {
                 return Err(Error::config("gain", format!("is {gain} and bias {bias}; both must be finite")));
             }
-            _ => {}
+            (Some(_), Some(_)) => {}
         }
         let (best_by, parts) = (self.ppo.best_by.as_str(), SelfFeedback::PARTS);
         if !["", "reward"].contains(&best_by) && !parts.contains(&best_by) {
@@ -208,6 +211,7 @@ where
     let stored = || if path.exists() { Ok::<_, Error>(Some(Normalization::load(&path)?)) } else { Ok(None) };
     let map = match (config.gain, config.bias) {
         (Some(gain), Some(bias)) => Normalization { gain, bias },
+        (Some(gain), None) => Normalization { gain, bias: 0.0 },
         // Nothing is rewarded.
         _ if config.ppo.rl_steps == 0 => Normalization::default(),
         _ => {

@@ -2,14 +2,16 @@
 
 use std::path::Path;
 
-use ruminate_datasets::{PreferenceExample, Shard};
+use ruminate_datasets::chat::{ChatTemplate, Message};
+use ruminate_datasets::{DialoguePreference, PreferenceExample, Shard};
 use ruminate_models::{Policy, TokenId, Tokenizer, Truncate, by_length};
 use serde::{Deserialize, Serialize};
 
 use super::train::score_pairs;
 use crate::{Error, Peers, Result, Shuffled};
 
-/// A preference in token ids. Trajectories of a model go in as they are; texts through [`encode_pairs`].
+/// A preference in token ids. Trajectories of a model go in as they are; texts through [`encode_pairs`], and dialogues through
+/// [`encode_dialogues`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct Pair {
     /// What is given, special tokens included.
@@ -41,7 +43,7 @@ pub enum PromptCut {
     /// Its end.
     #[default]
     KeepStart,
-    /// Its beginning.
+    /// Its beginning, but for the begin token.
     KeepEnd,
     /// Its middle.
     KeepBoth {
@@ -62,6 +64,24 @@ pub struct PairLengths {
     pub cut: PromptCut,
 }
 
+impl PairLengths {
+    fn check(&self) -> Result<()> {
+        let Self { max_prompt, max_target, cut } = *self;
+        for (key, length) in [("max_prompt", max_prompt), ("max_target", max_target)] {
+            if length == 0 {
+                return Err(Error::config(key, "is 0, which leaves no token".to_string()));
+            }
+        }
+        match cut {
+            PromptCut::KeepBoth { tail } if tail >= max_prompt => Err(Error::config(
+                "cut",
+                format!("keeps {tail} tokens of the end, but max_prompt is {max_prompt}"),
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
 impl Default for PairLengths {
     fn default() -> Self {
         Self { max_prompt: 200, max_target: 200, cut: PromptCut::KeepStart }
@@ -79,6 +99,9 @@ pub struct EncodedCounts {
     pub equal: usize,
     /// Pairs left out, because a part of them has no tokens.
     pub empty: usize,
+    /// Pairs whose completions begin before the end of the prompt's own tokens, because tokens merge there or the chat template
+    /// writes a prompt differently once an answer follows it.
+    pub boundaries: usize,
 }
 
 impl EncodedCounts {
@@ -88,66 +111,179 @@ impl EncodedCounts {
         self.completions_cut += other.completions_cut;
         self.equal += other.equal;
         self.empty += other.empty;
+        self.boundaries += other.boundaries;
     }
 }
 
-/// Token ids of preferences: prompts and completions, each encoded alone, with the special tokens of the tokenizer.
+/// Token ids of preferences, as the model's family wants them.
+///
+/// The tokenizer tells the family: T5's puts an end token behind every text, and nothing in front. Then prompts and completions are
+/// encoded alone, each with its end token, which stays when a text is cut.
+///
+/// # Reference behaviour
+/// For all others, such as Llama's, prompt and completion are one text, as in TRL 1.16: a completion without the end token
+/// ([`Tokenizer::end_token`]) gets it; the prompt is what the encoded prompt has in common with both encoded wholes, and each
+/// completion is the rest. Tokens of the prompt that merge with those of a completion are thereby left out of the prompt, and
+/// counted. What is cut off a completion is its end, the end token included.
 ///
 /// # Errors
-/// When a length leaves no room, or the tokenizer fails.
+/// When a length leaves no room, a tokenizer of the second kind names no end token, or the tokenizer fails.
 pub fn encode_pairs(
     tokenizer: &Tokenizer,
     examples: &[PreferenceExample],
     lengths: PairLengths,
 ) -> Result<(Vec<Pair>, EncodedCounts)> {
-    let PairLengths { max_prompt, max_target, cut } = lengths;
-    if let PromptCut::KeepBoth { tail } = cut
-        && tail >= max_prompt
-    {
-        return Err(Error::config(
-            "cut",
-            format!("keeps {tail} tokens of the end, but max_prompt is {max_prompt}"),
-        ));
-    }
-    let mut counts = EncodedCounts::default();
-    let mut pairs = Vec::with_capacity(examples.len());
-    for example in examples {
-        let mut prompt = tokenizer.encode(&example.prompt)?;
-        if prompt.len() > max_prompt {
-            counts.prompts_cut += 1;
-            prompt = match cut {
-                PromptCut::KeepStart => {
-                    tokenizer.encode_truncated(&example.prompt, max_prompt, Truncate::End)?
+    lengths.check()?;
+    let mut encoded = Encoded::default();
+    if matches!(tokenizer.added_tokens()?, (0, 1..)) {
+        for example in examples {
+            let (prompt, cut) = alone(tokenizer, &example.prompt, lengths)?;
+            let complete = |text: &str| -> Result<(Vec<TokenId>, bool)> {
+                let ids = tokenizer.encode(text)?;
+                if ids.len() <= lengths.max_target {
+                    return Ok((ids, false));
                 }
-                PromptCut::KeepEnd => {
-                    tokenizer.encode_truncated(&example.prompt, max_prompt, Truncate::Start)?
-                }
-                PromptCut::KeepBoth { tail } => {
-                    let (start, end) = (&prompt[..max_prompt - tail], &prompt[prompt.len() - tail..]);
-                    [start, end].concat()
-                }
+                Ok((tokenizer.encode_truncated(text, lengths.max_target, Truncate::End)?, true))
             };
+            let completions = [complete(&example.chosen)?, complete(&example.rejected)?];
+            encoded.push((prompt, cut), completions, example.weight, &example.source);
         }
-        let complete = |text: &str| -> Result<(Vec<TokenId>, bool)> {
-            let ids = tokenizer.encode(text)?;
-            if ids.len() <= max_target {
-                return Ok((ids, false));
-            }
-            Ok((tokenizer.encode_truncated(text, max_target, Truncate::End)?, true))
+        return Ok((encoded.pairs, encoded.counts));
+    }
+    let Some((end, _)) = tokenizer.end_token() else {
+        return Err(Error::config(
+            "tokenizer",
+            "names no end token, which completions get: put tokenizer_config.json with `eos_token` beside \
+             tokenizer.json, or call Tokenizer::set_end_token",
+        ));
+    };
+    for example in examples {
+        let whole = |completion: &str| {
+            let end = if completion.ends_with(end) { "" } else { end };
+            tokenizer.encode(&format!("{}{completion}{end}", example.prompt))
         };
-        let ((chosen, first_cut), (rejected, second_cut)) =
-            (complete(&example.chosen)?, complete(&example.rejected)?);
-        counts.completions_cut += usize::from(first_cut || second_cut);
+        let prompt = tokenizer.encode(&example.prompt)?;
+        let wholes = [whole(&example.chosen)?, whole(&example.rejected)?];
+        encoded.push_joined(tokenizer, prompt, wholes, (example.weight, &example.source), lengths)?;
+    }
+    Ok((encoded.pairs, encoded.counts))
+}
+
+/// Token ids of preferences between dialogues, rendered by a chat template: the prompt as it asks for an answer, and the
+/// completions as the dialogue goes on with them. End tokens are those that the template writes.
+///
+/// # Reference behaviour
+/// As [`encode_pairs`] of models without an encoder, by TRL 1.16: the text of a checkpoint's own template is encoded with no other
+/// tokens than it holds. Named templates leave the begin token to the tokenizer.
+///
+/// # Errors
+/// When a length leaves no room, the template refuses a dialogue, or the tokenizer fails.
+pub fn encode_dialogues(
+    tokenizer: &Tokenizer,
+    template: &ChatTemplate,
+    examples: &[DialoguePreference],
+    lengths: PairLengths,
+) -> Result<(Vec<Pair>, EncodedCounts)> {
+    lengths.check()?;
+    let mut encoded = Encoded::default();
+    let encode = |messages: &[Message], ask: bool| -> Result<Vec<TokenId>> {
+        let text = template.render(messages, ask)?;
+        Ok(match template {
+            ChatTemplate::Jinja(_) => tokenizer.encode_plain(&text)?,
+            ChatTemplate::Named(_) => tokenizer.encode_with_offsets(&text)?.ids,
+        })
+    };
+    for example in examples {
+        let whole = |completion: &[Message]| encode(&[&example.prompt[..], completion].concat(), false);
+        let prompt = encode(&example.prompt, true)?;
+        let wholes = [whole(&example.chosen)?, whole(&example.rejected)?];
+        encoded.push_joined(tokenizer, prompt, wholes, (example.weight, &example.source), lengths)?;
+    }
+    Ok((encoded.pairs, encoded.counts))
+}
+
+/// A prompt that is encoded by itself, and whether it was cut.
+fn alone(tokenizer: &Tokenizer, text: &str, lengths: PairLengths) -> Result<(Vec<TokenId>, bool)> {
+    let PairLengths { max_prompt, cut, .. } = lengths;
+    let prompt = tokenizer.encode(text)?;
+    if prompt.len() <= max_prompt {
+        return Ok((prompt, false));
+    }
+    let prompt = match cut {
+        PromptCut::KeepStart => tokenizer.encode_truncated(text, max_prompt, Truncate::End)?,
+        PromptCut::KeepEnd => tokenizer.encode_truncated(text, max_prompt, Truncate::Start)?,
+        PromptCut::KeepBoth { tail } => both_ends(&prompt, max_prompt, tail),
+    };
+    Ok((prompt, true))
+}
+
+fn both_ends(prompt: &[TokenId], max: usize, tail: usize) -> Vec<TokenId> {
+    [&prompt[..max - tail], &prompt[prompt.len() - tail..]].concat()
+}
+
+/// Pairs that have been encoded so far.
+#[derive(Default)]
+struct Encoded {
+    pairs: Vec<Pair>,
+    counts: EncodedCounts,
+}
+
+impl Encoded {
+    /// Adds a pair of which each part says whether it was cut.
+    fn push(
+        &mut self,
+        (prompt, prompt_cut): (Vec<TokenId>, bool),
+        [(chosen, chosen_cut), (rejected, rejected_cut)]: [(Vec<TokenId>, bool); 2],
+        weight: f32,
+        source: &str,
+    ) {
+        self.counts.prompts_cut += usize::from(prompt_cut);
+        self.counts.completions_cut += usize::from(chosen_cut || rejected_cut);
         if prompt.is_empty() || chosen.is_empty() || rejected.is_empty() {
-            counts.empty += 1;
+            self.counts.empty += 1;
         } else if chosen == rejected {
-            counts.equal += 1;
+            self.counts.equal += 1;
         } else {
-            let (weight, source) = (example.weight, example.source.clone());
-            pairs.push(Pair { weight, source, ..Pair::new(prompt, chosen, rejected) });
+            self.pairs.push(Pair { weight, source: source.into(), ..Pair::new(prompt, chosen, rejected) });
         }
     }
-    Ok((pairs, counts))
+
+    /// Adds a pair whose prompt was encoded alone and with each completion behind it.
+    fn push_joined(
+        &mut self,
+        tokenizer: &Tokenizer,
+        prompt: Vec<TokenId>,
+        wholes: [Vec<TokenId>; 2],
+        (weight, source): (f32, &str),
+        lengths: PairLengths,
+    ) -> Result<()> {
+        let common = |whole: &[TokenId]| prompt.iter().zip(whole).take_while(|(a, b)| a == b).count();
+        let length = common(&wholes[0]).min(common(&wholes[1]));
+        self.counts.boundaries += usize::from(length < prompt.len());
+        let PairLengths { max_prompt, max_target, cut } = lengths;
+        let completion = |whole: &[TokenId]| {
+            let ids = &whole[length..];
+            (ids[..ids.len().min(max_target)].to_vec(), ids.len() > max_target)
+        };
+        let completions = wholes.each_ref().map(|whole| completion(whole));
+        let prompt = &prompt[..length];
+        let kept = match cut {
+            _ if prompt.len() <= max_prompt => prompt.to_vec(),
+            PromptCut::KeepStart => prompt[..max_prompt].to_vec(),
+            // The begin token stays.
+            PromptCut::KeepEnd => {
+                let (front, _) = tokenizer.added_tokens()?;
+                let begins = tokenizer.encode("")?;
+                let front = if prompt.starts_with(&begins[..front.min(begins.len())]) { front } else { 0 };
+                let front = front.min(max_prompt);
+                [&prompt[..front], &prompt[prompt.len() - (max_prompt - front)..]].concat()
+            }
+            PromptCut::KeepBoth { tail } => both_ends(prompt, max_prompt, tail),
+        };
+        let prompt_cut = kept.len() < prompt.len();
+        self.push((kept, prompt_cut), completions, weight, source);
+        Ok(())
+    }
 }
 
 /// Fills in the log-probabilities under a reference, which is not needed any more then. Pairs of similar length go through the model

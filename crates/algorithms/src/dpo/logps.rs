@@ -81,6 +81,12 @@ pub(super) fn per_token(sum: &Tensor, len: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// When the shapes do not fit.
 pub fn token_logps(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
+    let (shape, logits_shape) = (labels.size(), logits.size());
+    if logits_shape.len() != shape.len() + 1 || logits_shape[..shape.len()] != shape {
+        let reason =
+            format!("are {logits_shape:?} for labels {shape:?}, but must be [batch, time, vocab] of them");
+        return Err(Error::config("logits", reason));
+    }
     let logits = match logits.kind() {
         Kind::Double => logits.shallow_clone(),
         _ => logits.f_to_kind(Kind::Float)?,
@@ -97,7 +103,15 @@ pub fn token_logps(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// When there are no two positions.
 pub fn shift_for_decoder(logits: &Tensor, labels: &Tensor) -> Result<(Tensor, Tensor)> {
-    let time = labels.size2()?.1;
+    let (shape, logits_shape) = (labels.size(), logits.size());
+    let &[_, time] = &shape[..] else {
+        return Err(Error::config("labels", format!("are {shape:?}, but must be [batch, time]")));
+    };
+    if time < 1 || logits_shape.len() != 3 || logits_shape[..2] != shape {
+        let reason =
+            format!("are {logits_shape:?} for labels {shape:?}, but must be [batch, time, vocab] of them");
+        return Err(Error::config("logits", reason));
+    }
     Ok((logits.f_narrow(1, 0, time - 1)?, labels.f_narrow(1, 1, time - 1)?))
 }
 

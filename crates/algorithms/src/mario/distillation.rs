@@ -106,7 +106,14 @@ pub fn answers<P: Policy + Generate>(
     (rows, dataset): (&[MarioRow], MarioDataset),
     observer: &mut dyn Observer,
 ) -> Result<Vec<GivenResponse>> {
-    let tokens = condition.map(|_| ControlTokens::find_in(tokenizer, &config.control)).transpose()?;
+    let tokens = match condition {
+        // Without any, the error names the first that is missing.
+        Some(_) => Some(match ControlTokens::of_model(tokenizer, &config.control)? {
+            Some(tokens) => tokens,
+            None => ControlTokens::find_in(tokenizer, &config.control)?,
+        }),
+        None => None,
+    };
     let prompts = rows.iter().map(|row| prompt(row, tokenizer)).collect::<Result<Vec<_>>>()?;
     let total = prompts.len() as u64;
     let responses = respond(
@@ -130,7 +137,7 @@ pub fn answers<P: Policy + Generate>(
 }
 
 /// [`Quark`] on rationales, with the published code's result files. Validation asks for the best of every reward, greedily,
-/// about the development and the test questions; only the former choose the best checkpoint.
+/// about the development and the test questions; only the former choose the best checkpoint, which is never that of step 0.
 ///
 /// # Reference behaviour
 /// The published code validates after the update of a step, this trainer before it: line `Step s` is about the model after
@@ -279,6 +286,10 @@ impl<P: Policy + Generate> Algorithm for Distillation<P> {
             evaluation.metrics.extend(test.map(|(name, value)| (name.replacen("eval/", "test/", 1), value)));
         }
         Ok(evaluation)
+    }
+
+    fn competes_at(&self, step: u64) -> bool {
+        self.quark.competes_at(step)
     }
 
     fn state(&self) -> serde_json::Value {

@@ -10,7 +10,7 @@ use ruminate_rewards::choices::argmax;
 use ruminate_rewards::mario::{Summary, option_scores};
 use serde::{Deserialize, Serialize};
 
-use super::rows::{TrainingRows, append, at_least_one};
+use super::rows::{TrainingRows, at_least_one, replace_line};
 use crate::plan::Pass;
 use crate::trainer::Evaluation;
 use crate::{Curriculum, Error, Observer, Peers, Result, TrainerConfig};
@@ -35,7 +35,8 @@ pub struct OptionTrainingConfig {
     pub batch_size: usize,
     /// Questions per batch in validation.
     pub eval_batch_size: usize,
-    /// Training questions that are kept for validation where rationales are needed and the development rows have none.
+    /// Training questions that are kept for validation where rationales are needed and the development rows have none; 0 keeps none
+    /// and validates on the development rows all the same, as the published code does.
     pub held_out_questions: usize,
     /// Seed of the order of the rows, and of the choice of questions that are held out.
     pub shuffle_seed: u64,
@@ -73,16 +74,12 @@ impl OptionTrainingConfig {
     /// # Errors
     /// Names the setting that is wrong.
     pub fn validate(&self) -> Result<()> {
-        at_least_one([
-            ("batch_size", self.batch_size),
-            ("eval_batch_size", self.eval_batch_size),
-            ("held_out_questions", self.held_out_questions),
-        ])
+        at_least_one([("batch_size", self.batch_size), ("eval_batch_size", self.eval_batch_size)])
     }
 }
 
 /// The training of such a model as a [`Curriculum`]: train it with [`Sft`](crate::Sft). Validation takes the most probable
-/// label; the best checkpoint has the highest accuracy.
+/// label; the best checkpoint has the highest accuracy, that of step 0 aside.
 ///
 /// # Reference behaviour
 /// The published code validates models that read rationales on development rows whose rationale is the word `dummy` (all
@@ -114,7 +111,9 @@ impl OptionTraining {
         dev: Vec<MarioRow>,
     ) -> Result<Self> {
         config.validate()?;
-        let mute = mode == OptionMode::Ir2o && dev.iter().all(|row| row.rationale == "dummy");
+        let mute = mode == OptionMode::Ir2o
+            && config.held_out_questions > 0
+            && dev.iter().all(|row| row.rationale == "dummy");
         let (train, dev, held_out) = if mute {
             let (train, dev) = hold_out(train, config.held_out_questions, config.shuffle_seed);
             let rows = dev.len();
@@ -132,7 +131,8 @@ impl OptionTraining {
             })?)
         };
         let labels = dataset.labels();
-        let options = labels.iter().map(|label| Ok(tokenizer.encode(label)?)).collect::<Result<Vec<_>>>()?;
+        let options =
+            labels.iter().map(|label| Ok(tokenizer.encode_target(label)?)).collect::<Result<Vec<_>>>()?;
         let gold = |row: &MarioRow| {
             let unknown = || {
                 Error::config("data", format!("the label {:?} is none of {}", row.answer, labels.join(", ")))
@@ -148,7 +148,8 @@ impl OptionTraining {
         Ok(Self { config, train, dev, options, held_out, log: None, peers: Peers::default() })
     }
 
-    /// Appends the published code's line about each validation to a file.
+    /// Writes the published code's line about each validation to a file. A run that is resumed replaces those of the steps that it
+    /// repeats.
     #[must_use]
     pub fn log_to(self, path: PathBuf) -> Self {
         Self { log: Some(path), ..self }
@@ -222,9 +223,14 @@ impl<P: Policy + ScoreChoices> Curriculum<P> for OptionTraining {
         })?;
         let summary = Summary::of(&[], correct.iter().map(|&correct| (correct, &[][..])));
         if let Some(log) = self.log.as_ref().filter(|_| self.peers.leads()) {
-            append(log, &summary.line(&format!("Step {step}"), None))?;
+            replace_line(log, step, &summary.line(&format!("Step {step}"), None))?;
         }
         Ok(Evaluation { metrics: vec![("eval/accuracy".into(), summary.accuracy)], score: summary.accuracy })
+    }
+
+    /// An untrained model is not chosen.
+    fn competes_at(&self, step: u64) -> bool {
+        step > 0
     }
 
     fn state(&self) -> serde_json::Value {

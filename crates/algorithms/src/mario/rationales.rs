@@ -10,8 +10,9 @@ use ruminate_models::{Example, Generate, GenerationConfig, Policy, TokenId, Toke
 use ruminate_rewards::mario::Summary;
 use serde::{Deserialize, Serialize};
 
-use super::rows::{TrainingRows, append, at_least_one};
+use super::rows::{TrainingRows, at_least_one, replace_line};
 use crate::plan::Pass;
+use crate::ppo::text;
 use crate::trainer::Evaluation;
 use crate::{Curriculum, Error, Metrics, Observer, Peers, Result, Schedule, TrainerConfig};
 
@@ -34,6 +35,8 @@ pub struct RationalesConfig {
     pub max_length: usize,
     /// Tokens of the decoder's sequence before which none ends, the start token included.
     pub min_length: usize,
+    /// Remove the blanks before punctuation and contractions from validation's responses; the published code does not.
+    pub clean_up: bool,
     /// Seed of the order of the rows.
     pub shuffle_seed: u64,
 }
@@ -47,6 +50,7 @@ impl Default for RationalesConfig {
             eval_batch_size: 150,
             max_length: 256,
             min_length: 10,
+            clean_up: false,
             shuffle_seed: 1,
         }
     }
@@ -84,7 +88,7 @@ impl RationalesConfig {
 }
 
 /// The supervised stage as a [`Curriculum`]: train it with [`Sft`](crate::Sft). Validation answers the development questions
-/// greedily; the best checkpoint has the highest accuracy.
+/// greedily; the best checkpoint has the highest accuracy, that of step 0 aside.
 #[derive(Debug)]
 pub struct Rationales {
     config: RationalesConfig,
@@ -112,7 +116,8 @@ impl Rationales {
             Target::AnswerOnly => i2o_target(row),
         };
         let example = |row: &MarioRow| -> Result<Example> {
-            let (prompt, target) = (tokenizer.encode(&row.question)?, tokenizer.encode(&written(row))?);
+            let (prompt, target) =
+                (tokenizer.encode(&row.question)?, tokenizer.encode_target(&written(row))?);
             Ok(Example { prompt, target })
         };
         let examples = train.iter().map(example).collect::<Result<_>>()?;
@@ -123,7 +128,8 @@ impl Rationales {
         Ok(Self { config, tokenizer, train, dev, log: None, peers: Peers::default() })
     }
 
-    /// Appends the published code's line about each validation to a file.
+    /// Writes the published code's line about each validation to a file. A run that is resumed replaces those of the steps that it
+    /// repeats.
     #[must_use]
     pub fn log_to(self, path: PathBuf) -> Self {
         Self { log: Some(path), ..self }
@@ -168,12 +174,12 @@ impl Rationales {
                 let written = policy.generate(&rows, &generation, &[])?;
                 done += batch.len() as u64;
                 observer.progress("validation", done, total).map_err(Error::Observer)?;
-                let text = |samples: Vec<_>| -> Result<String> {
+                let response = |samples: Vec<_>| {
                     let first: Option<&ruminate_models::Generated> = samples.first();
                     let ids = first.map(|sample| sample.ids.as_slice()).unwrap_or_default();
-                    Ok(self.tokenizer.decode_clean(ids)?)
+                    text(&self.tokenizer, ids, self.config.clean_up)
                 };
-                written.into_iter().map(text).collect::<Result<_>>()
+                written.into_iter().map(response).collect::<Result<_>>()
             })
         })
     }
@@ -212,7 +218,7 @@ impl<P: Policy + Generate> Curriculum<P> for Rationales {
         let names = ["num_sents", "num_words"].map(String::from);
         let summary = Summary::of(&names, rows.iter().map(|(correct, counts)| (*correct, &counts[..])));
         if let Some(log) = self.log.as_ref().filter(|_| self.peers.leads()) {
-            append(log, &summary.line(&format!("Step {step}"), None))?;
+            replace_line(log, step, &summary.line(&format!("Step {step}"), None))?;
         }
         let mut metrics: Metrics = vec![("eval/accuracy".into(), summary.accuracy)];
         metrics.extend(
@@ -231,6 +237,11 @@ impl<P: Policy + Generate> Curriculum<P> for Rationales {
             .collect();
         observer.samples(step, &samples).map_err(Error::Observer)?;
         Ok(Evaluation { metrics, score: summary.accuracy })
+    }
+
+    /// An untrained model is not chosen.
+    fn competes_at(&self, step: u64) -> bool {
+        step > 0
     }
 
     fn state(&self) -> serde_json::Value {

@@ -199,6 +199,11 @@ impl Algorithm for VerifierTraining {
         Ok(Evaluation { metrics: vec![("eval/accuracy".into(), score)], score })
     }
 
+    /// An untrained model is not chosen.
+    fn competes_at(&self, step: u64) -> bool {
+        step > 0
+    }
+
     fn state(&self) -> serde_json::Value {
         serde_json::json!({ "cursor": self.batches.cursor(), "rows": self.train.0.len() })
     }

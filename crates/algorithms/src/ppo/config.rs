@@ -19,6 +19,9 @@ pub struct RolloutConfig {
     pub min_new_tokens: usize,
     /// Never draw the padding token.
     pub forbid_pad: bool,
+    /// Show responses, to text rewards too, without the blanks before punctuation and contractions, as Crystal's code decodes.
+    /// Training sees token ids either way.
+    pub clean_up: bool,
     /// Prompts that are written on at the same time, and rows that are scored at the same time.
     pub batch_size: usize,
 }
@@ -30,18 +33,19 @@ impl Default for RolloutConfig {
             max_new_tokens: 32,
             min_new_tokens: 2,
             forbid_pad: true,
+            clean_up: true,
             batch_size: 64,
         }
     }
 }
 
 impl RolloutConfig {
-    pub(super) fn generation(&self, pad: TokenId, greedy: bool) -> GenerationConfig {
+    pub(super) fn generation(&self, pad: Option<TokenId>, greedy: bool) -> GenerationConfig {
         GenerationConfig {
             strategy: if greedy { Strategy::Greedy } else { Strategy::Sample(self.sampling) },
             max_new_tokens: self.max_new_tokens,
             min_new_tokens: self.min_new_tokens,
-            forbidden_ids: if self.forbid_pad { vec![pad] } else { vec![] },
+            forbidden_ids: pad.filter(|_| self.forbid_pad).into_iter().collect(),
             ..GenerationConfig::default()
         }
     }

@@ -120,8 +120,18 @@ pub fn whiten(compat: Compat, values: &Grid, mask: &Mask, moments: Moments, keep
 /// `-kl_coef * kl` at every real token, and each response's reward at its end.
 ///
 /// # Errors
-/// When a response has no token.
+/// When a response has no token, or the three do not have the same rows and positions.
 pub fn token_rewards(compat: Compat, kl: &Grid, rewards: &[f64], mask: &Mask, kl_coef: f64) -> Result<Grid> {
+    let fit = kl.len() == mask.len() && kl.len() == rewards.len();
+    if !fit || kl.iter().zip(mask).any(|(kl, mask)| kl.len() != mask.len()) {
+        let reason = format!(
+            "has divergences of {} responses, rewards of {} and masks of {}, or rows of different lengths",
+            kl.len(),
+            rewards.len(),
+            mask.len()
+        );
+        return Err(Error::config("rollout", reason));
+    }
     let rows = kl.iter().zip(mask).zip(rewards).enumerate();
     rows.map(|(i, ((kl, mask), reward))| {
         let token = |(&kl, &real): (&f64, &bool)| if real { -kl_coef * kl } else { 0.0 };
@@ -136,7 +146,7 @@ pub fn token_rewards(compat: Compat, kl: &Grid, rewards: &[f64], mask: &Mask, kl
 }
 
 /// Advantages `A_t = delta_t + gamma * lambda * A_{t+1}` with `delta_t = r_t + gamma * V_{t+1} - V_t`, over as many
-/// positions as the longest response has tokens, 0 behind.
+/// positions as the longest response has tokens, 0 behind. What a row lacks counts as 0.
 #[must_use]
 pub fn advantages(rewards: &Grid, values: &Grid, mask: &Mask, gamma: f64, lambda: f64) -> Grid {
     let length = mask.iter().map(|row| row.iter().filter(|&&real| real).count()).max().unwrap_or(0);
@@ -144,10 +154,13 @@ pub fn advantages(rewards: &Grid, values: &Grid, mask: &Mask, gamma: f64, lambda
         let mut row = vec![0.0; rewards.len()];
         let (mut next_value, mut next) = (0.0, 0.0);
         for t in (0..length).rev() {
-            let delta = rewards[t] + gamma * next_value - values[t];
+            let at = |row: &Vec<f64>| row.get(t).copied().unwrap_or(0.0);
+            let delta = at(rewards) + gamma * next_value - at(values);
             next = delta + gamma * lambda * next;
-            next_value = values[t];
-            row[t] = next;
+            next_value = at(values);
+            if let Some(place) = row.get_mut(t) {
+                *place = next;
+            }
         }
         row
     };
@@ -259,6 +272,11 @@ mod tests {
         let rewards = |compat, mask: &Mask| token_rewards(compat, &kl, &[2.0], mask, 0.1);
         assert_eq!(rewards(Compat::Corrected, &holes).unwrap(), [[-0.05, 0.0, -0.9 + 2.0]]);
         assert_eq!(rewards(Compat::Reference, &holes).unwrap(), [[-0.05, 2.0, -0.9]]);
+        for mask in [vec![vec![true; 4]], vec![vec![true; 3]; 2], vec![]] {
+            let error = rewards(Compat::Corrected, &mask).unwrap_err().to_string();
+            assert!(error.contains("divergences of 1 responses"), "{error}");
+        }
+        assert_eq!(advantages(&vec![vec![1.0]], &vec![vec![]], &vec![vec![true; 3]], 1.0, 1.0), [[1.0]]);
         let error = rewards(Compat::Reference, &vec![vec![false; 3]]).unwrap_err().to_string();
         assert!(error.contains("response 0 has no token"), "{error}");
     }

@@ -44,8 +44,8 @@ where
     P: Policy + Generate,
     R: Reward<P, Q>,
 {
-    /// Rewards of one sampled response to each training prompt, or to those of the first `max_batches` batches: the
-    /// scale that gives them mean 0 and spread 1, and their statistics by task. Nothing is trained.
+    /// Rewards of one sampled response to each training prompt, or to those of `max_batches` batches in the order of training,
+    /// which is shuffled: the scale that gives them mean 0 and spread 1, and their statistics by task. Nothing is trained.
     ///
     /// # Errors
     /// When the model or the reward fails, or the rewards have no spread.
@@ -55,8 +55,15 @@ where
         peers: &Peers,
         observer: &mut dyn Observer,
     ) -> Result<(Normalization, BTreeMap<String, Statistics>)> {
-        let count = max_batches.map_or(usize::MAX, |n| n.saturating_mul(self.config.batch_size));
-        let prompts: Vec<&Prompt<Q>> = self.data.train.iter().take(count).collect();
+        let train = &self.data.train;
+        let prompts: Vec<&Prompt<Q>> = match max_batches {
+            // Files and tasks come one after another, so their head is no sample of them.
+            Some(batches) => {
+                let count = batches.saturating_mul(self.config.batch_size);
+                self.order().indices(0).into_iter().take(count).map(|i| &train[i]).collect()
+            }
+            None => train.iter().collect(),
+        };
         // A step that never comes, so that no rollout has these seeds.
         let assessed = self.assess(&prompts, false, u64::MAX, peers, (observer, "measuring rewards"))?;
         let values: Vec<f64> = assessed.iter().filter_map(|of| of.parts.get("reward")).collect();

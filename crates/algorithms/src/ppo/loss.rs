@@ -3,7 +3,16 @@
 
 use tch::{Kind, Tensor};
 
-use crate::Result;
+use crate::{Error, Result};
+
+/// Refuses tensors of different shapes, which libtorch might stretch to fit.
+fn same_shape(what: &str, tensors: &[&Tensor]) -> Result<()> {
+    let shapes: Vec<Vec<i64>> = tensors.iter().map(|tensor| tensor.size()).collect();
+    if shapes.windows(2).all(|pair| pair[0] == pair[1]) {
+        return Ok(());
+    }
+    Err(Error::config(what, format!("gets tensors of the shapes {shapes:?}, which must be the same")))
+}
 
 /// Sum of `max(-A * rho, -A * clamp(rho, 1 - clip, 1 + clip))`, `rho` being the ratio of new and old probabilities.
 ///
@@ -16,6 +25,7 @@ pub fn policy_loss(
     mask: &Tensor,
     clip_range: f64,
 ) -> Result<Tensor> {
+    same_shape("policy_loss", &[log_probs, old_log_probs, advantages, mask])?;
     let ratio = log_probs.f_sub(old_log_probs)?.f_mul(mask)?.f_exp()?;
     let gain = advantages.f_neg()?;
     let free = gain.f_mul(&ratio)?;
@@ -34,6 +44,7 @@ pub fn value_loss(
     mask: &Tensor,
     clip_range: f64,
 ) -> Result<Tensor> {
+    same_shape("value_loss", &[values, old_values, returns, mask])?;
     let (low, high) = (old_values.f_sub_scalar(clip_range)?, old_values.f_add_scalar(clip_range)?);
     let clipped = clamp(values, &low, &high)?.f_sub(returns)?.f_square()?;
     let free = values.f_sub(returns)?.f_square()?;
@@ -45,6 +56,7 @@ pub fn value_loss(
 /// # Errors
 /// When shapes do not fit.
 pub fn clamp(values: &Tensor, low: &Tensor, high: &Tensor) -> Result<Tensor> {
+    same_shape("clamp", &[values, low, high])?;
     Ok(values.f_minimum(high)?.f_maximum(low)?)
 }
 
@@ -62,6 +74,7 @@ pub struct Drift {
 /// # Errors
 /// When shapes do not fit.
 pub fn drift(log_probs: &Tensor, old_log_probs: &Tensor, mask: &Tensor, clip_range: f64) -> Result<Drift> {
+    same_shape("drift", &[log_probs, old_log_probs, mask])?;
     let log_ratio = log_probs.f_detach()?.f_sub(old_log_probs)?.f_mul(mask)?;
     let ratio = log_ratio.f_exp()?;
     let outside = ratio.f_sub_scalar(1.0)?.f_abs()?.f_gt(clip_range)?;
@@ -94,6 +107,20 @@ mod tests {
         // A bad action that has become likelier is punished without limit.
         let loss = policy_loss(&row(&[0.5]), &row(&[0.0]), &row(&[-1.0]), &row(&[1.0]), 0.2).unwrap();
         assert!((loss.double_value(&[]) - 0.5f64.exp()).abs() < 1e-12);
+    }
+
+    #[test]
+    fn shapes_must_fit() {
+        let (one, two) = (row(&[1.0]), row(&[1.0, 2.0]));
+        for error in [
+            policy_loss(&two, &one, &two, &two, 0.2).unwrap_err(),
+            value_loss(&two, &two, &one, &two, 0.2).unwrap_err(),
+            clamp(&two, &one, &two).unwrap_err(),
+            drift(&two, &two, &one, 0.2).unwrap_err(),
+        ] {
+            let error = error.to_string();
+            assert!(error.contains("[[1, ") && error.contains("must be the same"), "{error}");
+        }
     }
 
     #[test]

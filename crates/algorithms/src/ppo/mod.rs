@@ -35,9 +35,9 @@ pub use evaluation::summarize;
 pub use kl::KlPenalty;
 pub use loss::{Drift, clamp, drift, policy_loss, value_loss};
 use records::{Records, Rolled, mean, row_sums, total_drift};
-pub(crate) use rollout::respond;
 use rollout::{Pass, Rollout, Scored, example, mask};
 pub use rollout::{Prompt, Response};
+pub(crate) use rollout::{respond, text};
 
 /// Prompts of a run.
 #[derive(Debug, Clone)]
@@ -159,6 +159,11 @@ where
         Ok(TrainBatches::new(Order::shuffled(prompts.len(), config.seed), config.batch_size, shard)?)
     }
 
+    /// The order of the training prompts.
+    fn order(&self) -> Order {
+        Order::shuffled(self.data.train.len(), self.config.seed)
+    }
+
     /// Whose arithmetic of whitening, padding and the place of rewards: the textbook's, unless Crystal's published
     /// code is asked for.
     #[must_use]
@@ -206,11 +211,12 @@ where
         progress: impl FnMut(u64) -> Result<()>,
     ) -> Result<Vec<Response>> {
         let rollout = &self.config.rollout;
-        let generation = rollout.generation(self.model.pad_token_id(), greedy);
+        let generation = rollout.generation(self.model.filler(), greedy);
         let seed = derive_seed(self.config.seed, &[step]);
         let seed = |i: usize| derive_seed(seed, &[number(i) as u64]);
         let actor = self.model.actor();
-        respond(actor, &self.tokenizer, prompts, &generation, rollout.batch_size, seed, progress)
+        let tokenizer = (&self.tokenizer, rollout.clean_up);
+        respond(actor, tokenizer, prompts, &generation, rollout.batch_size, seed, progress)
     }
 
     /// Draws responses to this rank's part of a batch.
@@ -234,7 +240,7 @@ where
         let mut phases = Phases::default();
         let responses = phases.time("rollout", || self.draw(&prompts, step))?;
         let rewards = phases.time("reward", || self.judge(&prompts, &responses))?;
-        let pad = self.model.pad_token_id();
+        let pad = self.model.filler();
         let mut judged: Vec<_> = prompts
             .iter()
             .zip(&responses)

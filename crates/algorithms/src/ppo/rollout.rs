@@ -39,10 +39,19 @@ impl Response {
     }
 }
 
+/// The text of written tokens without special ones: as it stands, or without the blanks before punctuation and at both ends.
+pub(crate) fn text(tokenizer: &Tokenizer, ids: &[TokenId], clean_up: bool) -> Result<String> {
+    Ok(if clean_up {
+        tokenizer.decode_clean(ids)?.trim().to_string()
+    } else {
+        tokenizer.decode(ids, true)?
+    })
+}
+
 /// Writes one response to every prompt. The response to prompt `i` depends on the prompt, the policy and `seed(i)` alone.
 pub(crate) fn respond<P: Generate, Q>(
     policy: &P,
-    tokenizer: &Tokenizer,
+    (tokenizer, clean_up): (&Tokenizer, bool),
     prompts: &[&Prompt<Q>],
     generation: &GenerationConfig,
     batch_size: usize,
@@ -57,17 +66,15 @@ pub(crate) fn respond<P: Generate, Q>(
         let written = policy.generate(&rows, generation, &seeds)?;
         done += batch.len() as u64;
         progress(done)?;
-        let response = |ids: Vec<TokenId>| {
-            let text = tokenizer.decode_clean(&ids)?.trim().to_string();
-            Ok::<_, Error>(Response { ids, text })
-        };
+        let response =
+            |ids: Vec<TokenId>| Ok::<_, Error>(Response { text: text(tokenizer, &ids, clean_up)?, ids });
         written.into_iter().flatten().map(|generated| response(generated.ids)).collect()
     })
 }
 
 /// What training on a response needs. Padding that was drawn as a token is no part of the response.
-pub(super) fn example<Q>(prompt: &Prompt<Q>, response: &Response, pad: TokenId) -> Example {
-    let target = response.ids.iter().map(|&id| if id == pad { IGNORED } else { id }).collect();
+pub(super) fn example<Q>(prompt: &Prompt<Q>, response: &Response, pad: Option<TokenId>) -> Example {
+    let target = response.ids.iter().map(|&id| if Some(id) == pad { IGNORED } else { id }).collect();
     Example { prompt: prompt.ids.clone(), target }
 }
 
@@ -237,4 +244,19 @@ impl Rollout {
 fn tensor(grid: &Grid, device: Device) -> Result<Tensor> {
     let flat: Vec<f32> = grid.iter().flatten().map(|&x| x as f32).collect();
     Ok(Tensor::f_from_slice(&flat)?.f_view_([grid.len() as i64, -1])?.f_to_device(device)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blanks_before_punctuation_go_only_where_the_paper_removes_them() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/pairs/byte_level");
+        let tokenizer = Tokenizer::open(&folder).unwrap();
+        let written = " The word 'swastika' , he said .";
+        let ids = tokenizer.encode_plain(written).unwrap();
+        assert_eq!(text(&tokenizer, &ids, false).unwrap(), written);
+        assert_eq!(text(&tokenizer, &ids, true).unwrap(), "The word'swastika', he said.");
+    }
 }

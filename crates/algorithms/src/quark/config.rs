@@ -117,6 +117,8 @@ pub struct QuarkConfig {
     pub kl_vocab: Option<usize>,
     /// Train on what the tokenizer makes of a response's text, as MaRio does, and not on the tokens that were drawn.
     pub retokenize: bool,
+    /// Remove the blanks before punctuation and contractions from the text of responses. MaRio's code does not: `word 'x'` stays.
+    pub clean_up: bool,
     /// Dropout in training. The models of MaRio are trained without.
     pub dropout: bool,
     /// How long validation's responses are.
@@ -144,6 +146,7 @@ impl Default for QuarkConfig {
             entropy: KlPenalty::Fixed { coef: 0.0 },
             kl_vocab: None,
             retokenize: false,
+            clean_up: false,
             dropout: false,
             eval_lengths: Lengths::default(),
             eval_batch_size: 64,

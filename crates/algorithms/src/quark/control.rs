@@ -13,6 +13,9 @@ pub const WRONG: &str = "WRONG_LABEL";
 /// The token of a right answer.
 pub const CORRECT: &str = "CORRECT_LABEL";
 
+/// Rewards whose tokens are looked for in a tokenizer.
+const MOST_REWARDS: usize = 100;
+
 /// What the data pool does with a reward.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
@@ -140,9 +143,11 @@ impl RewardSpec {
 pub struct ControlConfig {
     /// The rewards, in the order of their tokens. The last one gives the pool its order.
     pub rewards: Vec<RewardSpec>,
-    /// Rank by the product of all scores instead, with one token and the first reward's number of buckets. Options of the
-    /// rewards do not apply.
+    /// Rank by the product of all scores instead, with one token. Options of the rewards do not apply.
     pub as_product: bool,
+    /// Buckets of the product, in equal blocks; left out, as many as the first reward has, whatever that is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub product_buckets: Option<usize>,
     /// A token for right and wrong answers behind those of the rewards.
     pub task_correctness: bool,
     /// When tokens come into use.
@@ -188,13 +193,28 @@ impl ControlConfig {
                 return refuse(name, "whose threshold is no number".into());
             }
         }
-        if self.as_product && !matches!(self.rewards[0].buckets, Buckets::Quantiles { .. }) {
-            return Err(Error::config(
-                "control.as_product",
-                "takes the number of buckets of the first reward, which must have quantiles",
-            ));
+        if let Some(count) = self.product_buckets {
+            let reason = match count {
+                _ if !self.as_product => {
+                    "counts the buckets of a product, but `control.as_product` is off".into()
+                }
+                1..=99_999 => return self.stages.validate(self.rewards.len()),
+                _ => format!("is {count}, but must be 1 to 99999"),
+            };
+            return Err(Error::config("control.product_buckets", reason));
         }
         self.stages.validate(self.rewards.len())
+    }
+
+    /// How the product of all scores becomes buckets: always by position.
+    pub(super) fn product(&self) -> Buckets {
+        let first = self.rewards.first().map(|reward| &reward.buckets);
+        let ties = match first {
+            Some(Buckets::Quantiles { ties, .. }) => *ties,
+            _ => Ties::Split,
+        };
+        let count = self.product_buckets.unwrap_or_else(|| first.map_or(1, Buckets::count));
+        Buckets::Quantiles { count, ties }
     }
 
     /// Control tokens before a response.
@@ -275,16 +295,45 @@ impl ControlTokens {
         Ok(Self { names, ids, slots })
     }
 
+    /// The tokens of a trained model's tokenizer; `None` where it has no control token at all.
+    ///
+    /// # Errors
+    /// When the configuration is wrong, or the tokenizer has other control tokens than those of the configuration: the model was
+    /// trained with others.
+    pub fn of_model(tokenizer: &Tokenizer, config: &ControlConfig) -> Result<Option<Self>> {
+        config.validate()?;
+        let expected = Self::layout(config).0;
+        let has = |name: &String| tokenizer.token_id(name).is_some();
+        let buckets = |reward| (0..).map(move |bucket| Self::name(reward, bucket)).take_while(has);
+        let answers = [WRONG, CORRECT].map(String::from).into_iter().filter(has);
+        let found: Vec<String> = (0..MOST_REWARDS).flat_map(buckets).chain(answers).collect();
+        if found.is_empty() {
+            return Ok(None);
+        }
+        if let Some(name) = found.iter().find(|name| !expected.contains(name)) {
+            let reason = format!(
+                "give no token `{name}`, which the tokenizer has; the model was trained with other rewards"
+            );
+            return Err(Error::config("control.rewards", reason));
+        }
+        Self::find_in(tokenizer, config).map(Some)
+    }
+
+    /// The name of the token of a reward's bucket.
+    fn name(reward: usize, bucket: usize) -> String {
+        format!("_TOKEN{reward}_{bucket:05}")
+    }
+
     fn layout(config: &ControlConfig) -> (Vec<String>, Vec<Slot>) {
         let mut names = vec![];
         let mut slots = vec![];
         let mut of_reward = |index: usize, count: usize| {
             let first = names.len();
-            names.extend((0..count).map(|bucket| format!("_TOKEN{index}_{bucket:05}")));
+            names.extend((0..count).map(|bucket| Self::name(index, bucket)));
             (first..first + count).collect()
         };
-        if let (true, Some(first)) = (config.as_product, config.rewards.first()) {
-            let tokens = of_reward(config.rewards.len() - 1, first.buckets.count());
+        if config.as_product {
+            let tokens = of_reward(config.rewards.len().saturating_sub(1), config.product().count());
             slots.push(Slot { reward: Some(0), tokens });
         } else {
             for (i, reward) in config.rewards.iter().enumerate() {

@@ -60,6 +60,7 @@ impl TokenTerms {
     /// # Errors
     /// When shapes do not fit or a target is outside the vocabulary.
     pub fn new(policy: &Tensor, reference: Option<&Tensor>, targets: &Tensor, kl_vocab: i64) -> Result<Self> {
+        check(policy, reference, targets, kl_vocab)?;
         let log_p = policy.f_log_softmax(-1, Kind::Float)?;
         let lm = log_p.f_gather(1, &targets.f_unsqueeze(1)?, false)?.f_squeeze_dim(1)?.f_neg()?;
         let entropy = expectation(&log_p, &log_p)?.f_neg()?;
@@ -85,7 +86,7 @@ impl TokenTerms {
         targets: &Tensor,
         kl_vocab: i64,
     ) -> Result<Self> {
-        let vocab = policy.weight.size()[0];
+        let vocab = policy.weight.size().first().copied().unwrap_or(1);
         Self::chunked_by((LOGITS / vocab.max(1)).max(1), policy, reference, targets, kl_vocab)
     }
 
@@ -100,9 +101,17 @@ impl TokenTerms {
         targets: &Tensor,
         kl_vocab: i64,
     ) -> Result<Self> {
-        let rows = targets.size1()?;
+        let (rows, chunk) = (targets.size1()?, chunk.max(1));
+        if policy.states.size().first() != Some(&rows) {
+            let reason = format!("are of shape {:?} for {rows} targets", policy.states.size());
+            return Err(Error::config("states", reason));
+        }
+        if rows == 0 {
+            let none = || policy.states.f_new_zeros([0], (Kind::Float, policy.states.device()));
+            return Ok(Self { lm: none()?, kl: none()?, entropy: none()? });
+        }
         let mut parts = vec![];
-        for first in (0..rows).step_by(chunk.max(1) as usize) {
+        for first in (0..rows).step_by(chunk as usize) {
             let take = |all: &Tensor| all.f_narrow(0, first, chunk.min(rows - first));
             let targets = take(targets)?;
             let reference = match reference {
@@ -131,6 +140,29 @@ impl TokenTerms {
         let all = Tensor::f_cat(&parts, 1)?;
         let part = |i| all.f_select(0, i);
         Ok(Self { lm: part(0)?, kl: part(1)?, entropy: part(2)? })
+    }
+}
+
+/// Refuses what [`TokenTerms::new`] cannot work with.
+fn check(policy: &Tensor, reference: Option<&Tensor>, targets: &Tensor, kl_vocab: i64) -> Result<()> {
+    let refuse = |reason: String| Err(Error::config("logits", reason));
+    let (shape, targets) = (policy.size(), targets.size());
+    let (&[rows, vocab], &[labels]) = (&shape[..], &targets[..]) else {
+        return refuse(format!(
+            "are {shape:?} for targets {targets:?}, but must be [rows, vocab] for [rows]"
+        ));
+    };
+    if rows != labels {
+        return refuse(format!(
+            "are {shape:?} for targets {targets:?}, but must be [rows, vocab] for [rows]"
+        ));
+    }
+    let Some(reference) = reference.map(Tensor::size) else { return Ok(()) };
+    match reference[..] {
+        [others, theirs] if others == rows && (1..=vocab.min(theirs)).contains(&kl_vocab) => Ok(()),
+        _ => refuse(format!(
+            "are {shape:?}, and {reference:?} of the reference, which have no {kl_vocab} entries in common (kl_vocab)"
+        )),
     }
 }
 

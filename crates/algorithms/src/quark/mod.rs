@@ -488,6 +488,11 @@ where
         Ok(evaluation)
     }
 
+    /// At step 0 it was the reference that answered, and the policy has only just got its control tokens.
+    fn competes_at(&self, step: u64) -> bool {
+        step > 0
+    }
+
     fn state(&self) -> serde_json::Value {
         let state = State {
             round: self.round,

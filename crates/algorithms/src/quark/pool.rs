@@ -143,15 +143,27 @@ impl<T: Clone> DataPool<T> {
                 places[key_of[i]] = Some((bucket, score));
             }
         }
+        if self.config.as_product {
+            // Equal samples keep the buckets of their own positions there.
+            let buckets = self.buckets(&order, 0)?;
+            let ranked = |(&(i, _), bucket): (&(usize, f64), usize)| Ranked {
+                sample: all[i].clone(),
+                buckets: vec![bucket],
+            };
+            let samples: Vec<Ranked<T>> = order.iter().zip(buckets).map(ranked).collect();
+            if samples.is_empty() {
+                return Err(Error::Pool { reason: self.why_empty(&all, &filters) });
+            }
+            self.samples = samples;
+            return Ok(());
+        }
         let mut last = vec![0; keys.len()];
         order.iter().for_each(|&(i, _)| last[key_of[i]] = i);
         let ranked = order.iter().filter_map(|&(i, _)| {
             let key = key_of[i];
             let places: Vec<(usize, f64)> = places.iter().map(|places| places[key]).collect::<Option<_>>()?;
             let mut sample = all[last[key]].clone();
-            if !self.config.as_product {
-                sample.scores = places.iter().map(|&(_, score)| Some(score)).collect();
-            }
+            sample.scores = places.iter().map(|&(_, score)| Some(score)).collect();
             Some(Ranked { sample, buckets: places.iter().map(|&(bucket, _)| bucket).collect() })
         });
         let samples: Vec<Ranked<T>> = ranked.collect();
@@ -227,6 +239,8 @@ impl<T: Clone> DataPool<T> {
     /// The buckets of a ranking, in its order.
     fn buckets(&self, order: &[(usize, f64)], ranking: usize) -> Result<Vec<usize>> {
         let RewardSpec { name, buckets, .. } = &self.config.rewards[ranking];
+        let product = self.config.product();
+        let buckets = if self.config.as_product { &product } else { buckets };
         let mut first = 0;
         let bucket = |(position, &(_, score)): (usize, &(usize, f64))| {
             Ok(match buckets {

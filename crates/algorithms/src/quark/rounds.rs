@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::evaluation::total;
 use super::{Buckets, Condition, ControlTokens, Judged, PoolSample, Quark, QuarkConfig, Scorer, Source};
-use crate::ppo::{Prompt, Response};
+use crate::ppo::{Prompt, Response, respond as respond_to};
 use crate::{Error, Peers, Phases, Result};
 
 /// A response that somebody else wrote.
@@ -27,9 +27,9 @@ impl<Q> Expert<Q> {
     /// A response given as text.
     ///
     /// # Errors
-    /// When the tokenizer fails.
+    /// When the tokenizer fails, or names no end token.
     pub fn new(prompt: Prompt<Q>, text: &str, tokenizer: &Tokenizer) -> Result<Self> {
-        Ok(Self { prompt, ids: tokenizer.encode(text)?, text: text.into() })
+        Ok(Self { prompt, ids: tokenizer.encode_target(text)?, text: text.into() })
     }
 }
 
@@ -129,7 +129,7 @@ impl<P: Policy + Generate> Writer<'_, P> {
     ) -> Result<Vec<Response>> {
         let Self { config, model, tokenizer, known, peers } = *self;
         let vocab = model.output_weight().map_or(0, |weight| weight.size()[0]);
-        let forbidden: Vec<TokenId> = std::iter::once(model.pad_token_id()).chain(known..vocab).collect();
+        let forbidden: Vec<TokenId> = model.filler().into_iter().chain(known..vocab).collect();
         let batch_size = if greedy { config.eval_batch_size } else { config.sampling.batch_size };
         peers.map(prompts.len(), |mine| {
             let mut groups: BTreeMap<&[TokenId], Vec<usize>> = BTreeMap::new();
@@ -145,8 +145,15 @@ impl<P: Policy + Generate> Writer<'_, P> {
                 let before = responses.len() as u64;
                 let progress = |done| progress((before + done) * total / part);
                 let seed = |row: usize| derive_seed(seed, &[rows[row] as u64]);
-                let written =
-                    crate::ppo::respond(model, tokenizer, &prompts, &generation, batch_size, seed, progress)?;
+                let written = respond_to(
+                    model,
+                    (tokenizer, config.clean_up),
+                    &prompts,
+                    &generation,
+                    batch_size,
+                    seed,
+                    progress,
+                )?;
                 responses.extend(rows.into_iter().zip(written));
             }
             responses.sort_by_key(|(i, _)| *i);
@@ -274,13 +281,16 @@ where
         let responses =
             phases.time("rollout", || self.writer(model).write(&prompts, &codes, false, seed, |_| Ok(())))?;
         let judged = phases.time("reward", || self.judge(&prompts, &responses))?;
-        let end = model.end_token_id();
+        let ends = model.end_token_ids();
+        // Where writing was cut off, the tokenizer says which of several it is.
+        let end = self.tokenizer.end_token().map(|(_, id)| id).filter(|id| ends.contains(id));
+        let end = end.or(ends.first().copied());
         let mut samples = vec![];
         for ((prompt, response), judged) in prompts.iter().zip(responses).zip(&judged) {
             let tokens = if self.config.retokenize {
-                self.tokenizer.encode(&response.text)?
+                self.tokenizer.encode_target(&response.text)?
             } else {
-                ended(response.ids, end)
+                ended(response.ids, ends, end)
             };
             let Judged { scores, valid, correct } = judged.clone();
             let sample = pool_sample(prompt, response.text, tokens, scores, correct);
@@ -341,12 +351,23 @@ fn pool_sample<Q>(
     PoolSample { prompt: prompt.text.clone(), response: text, scores, correct, item }
 }
 
-/// With the end token, also where writing was cut off.
-fn ended(mut ids: Vec<TokenId>, end: Option<TokenId>) -> Vec<TokenId> {
-    if let Some(end) = end
-        && ids.last() != Some(&end)
-    {
-        ids.push(end);
+/// With one of the end tokens at its end; a response that was cut off gets `end`.
+fn ended(mut ids: Vec<TokenId>, ends: &[TokenId], end: Option<TokenId>) -> Vec<TokenId> {
+    if !ids.last().is_some_and(|last| ends.contains(last)) {
+        ids.extend(end);
     }
     ids
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ended;
+
+    #[test]
+    fn a_response_ends_with_any_end_token() {
+        assert_eq!(ended(vec![5, 8], &[7, 8], Some(7)), [5, 8], "the second of them");
+        assert_eq!(ended(vec![5, 7], &[7, 8], Some(8)), [5, 7]);
+        assert_eq!(ended(vec![5], &[7, 8], Some(8)), [5, 8], "the one that the tokenizer names");
+        assert_eq!(ended(vec![5], &[], None), [5]);
+    }
 }

@@ -1,12 +1,13 @@
 //! A local model that takes turns.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ruminate_datasets::chat::ChatTemplate;
-use ruminate_datasets::rise::{Answerer, Ask, Failed, Reply};
+use ruminate_datasets::rise::{Answerer, Ask, Failed, Reply, Stopped};
 use ruminate_models::{Generate, GenerationConfig, Policy, Sampling, Strategy, TokenId, Tokenizer};
 
-/// Answers by a model at hand. Answers end at the model's end token, or at what the template ends them with.
+/// Answers by a model at hand. Answers end at any end token of the model, at the tokenizer's, or at what the template ends them
+/// with.
 #[derive(Debug)]
 pub struct LocalModel<'a, M> {
     model: &'a M,
@@ -46,19 +47,26 @@ impl<'a, M: Generate + Policy> LocalModel<'a, M> {
     }
 
     /// Settings for `samples` answers. Markers that are one token of the vocabulary end an answer as such.
-    fn config(&self, samples: usize) -> GenerationConfig {
+    fn config(&self, samples: usize) -> Result<GenerationConfig, Failed> {
         let mut config = GenerationConfig { samples_per_prompt: samples, ..self.config.clone() };
         if config.stop_ids.is_empty() {
-            config.stop_ids.extend(self.model.end_token_id());
+            config.stop_ids.extend(self.model.end_token_ids());
+            config.stop_ids.extend(self.tokenizer.end_token().map(|(_, id)| id));
         }
         for &stop in self.template.stop_strings() {
             match self.tokenizer.token_id(stop) {
-                Some(id) if config.stop_ids.contains(&id) => {}
                 Some(id) => config.stop_ids.push(id),
                 None => config.stop_strings.push(stop.into()),
             }
         }
-        config
+        // What a checkpoint's own template closes an answer with, where that is a special token.
+        if let Some(marker) = self.template.answer_end() {
+            let ids = self.tokenizer.encode_plain(marker.trim_start())?;
+            config.stop_ids.extend(ids.first().filter(|&&id| self.tokenizer.is_special(id)));
+        }
+        let mut seen = BTreeSet::new();
+        config.stop_ids.retain(|&id| seen.insert(id));
+        Ok(config)
     }
 
     fn prompt(&self, ask: &Ask) -> Result<Vec<TokenId>, Failed> {
@@ -85,6 +93,10 @@ impl<'a, M: Generate + Policy> LocalModel<'a, M> {
                 text.truncate(at);
             }
         }
+        // Byte-level tokens carry the blank that the template writes before an answer; the next prompt would have it twice.
+        if self.template.blank_before_answers() && text.starts_with(' ') {
+            text.remove(0);
+        }
         Ok(text)
     }
 }
@@ -100,7 +112,10 @@ impl<M: Generate + Policy> Answerer for LocalModel<'_, M> {
         for (samples, rows) in by_samples {
             let prompts = rows.iter().map(|&i| self.prompt(&asks[i])).collect::<Result<Vec<_>, _>>()?;
             let seeds: Vec<u64> = rows.iter().map(|&i| asks[i].seed).collect();
-            let generated = self.model.generate(&prompts, &self.config(samples), &seeds)?;
+            let generated = match self.model.generate(&prompts, &self.config(samples)?, &seeds) {
+                Err(ruminate_models::Error::Interrupted) => return Err(Stopped.into()),
+                generated => generated?,
+            };
             for (i, sequences) in rows.into_iter().zip(generated) {
                 let texts = sequences.iter().map(|sequence| self.text(&sequence.ids));
                 replies[i] = Reply::Texts(texts.collect::<Result<_, _>>()?);

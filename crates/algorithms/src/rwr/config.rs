@@ -56,6 +56,18 @@ impl RwrConfig {
         TrainerConfig { accumulate: 64, log_every: 1, eval_every: 100, warmup_steps: 0, ..base }
     }
 
+    /// The steps of `processes` processes on so many examples, as transformers' trainer counts them: an epoch ends with its last whole
+    /// update.
+    #[must_use]
+    pub fn steps(&self, examples: usize, trainer: &TrainerConfig, processes: usize) -> u64 {
+        if self.epochs == 0.0 {
+            return trainer.steps;
+        }
+        let batches = examples.div_ceil(self.batch_size * processes);
+        let updates = (batches / trainer.accumulate).max(1);
+        ((self.epochs * updates as f64).ceil() as u64).max(1)
+    }
+
     /// Checks the settings.
     ///
     /// # Errors
@@ -172,11 +184,7 @@ impl RwrData {
     #[must_use]
     pub fn trainer(&self, config: &RwrConfig, trainer: &TrainerConfig, processes: usize) -> TrainerConfig {
         let mut trainer = trainer.clone();
-        if config.epochs > 0.0 {
-            let update = config.batch_size * trainer.accumulate * processes;
-            let updates = self.examples.len() as f64 / update as f64;
-            trainer.steps = ((config.epochs * updates).ceil() as u64).max(1);
-        }
+        trainer.steps = config.steps(self.examples.len(), &trainer, processes);
         if config.warmup_ratio > 0.0 {
             trainer.warmup_steps = warmup_steps(trainer.steps, config.warmup_ratio);
         }

@@ -10,6 +10,7 @@ mod answerer;
 mod config;
 mod data;
 mod divided;
+mod kept;
 mod loss;
 mod train;
 
@@ -17,5 +18,6 @@ pub use answerer::LocalModel;
 pub use config::{RwrConfig, RwrCounts, RwrData};
 pub use data::{EncodedExamples, TooLong, WeightedExample, Weighting, encode_texts};
 pub use divided::Divided;
+pub use kept::{Kept, KeptAnswers};
 pub use loss::{RwrLoss, rwr_loss};
 pub use train::{Rwr, trainer_config, warmup_steps};

@@ -145,7 +145,7 @@ impl Acquisition {
         let variant = config.variant;
         let valid = questions_of(&records.valid, &folder.join("valid.json"))?;
         let example = |record: &Record| -> Result<Example> {
-            let target = tokenizer.encode(record.target().unwrap_or_default())?;
+            let target = tokenizer.encode_target(record.target().unwrap_or_default())?;
             Ok(Example { prompt: tokenizer.encode(&record.input)?, target })
         };
         let mut stages = vec![];

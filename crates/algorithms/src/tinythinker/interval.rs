@@ -181,7 +181,7 @@ impl Iterator for Interval {
 /// recall, analyze, summarize, without stages that the student lacks.
 #[must_use]
 pub fn supervised_limits(recalls: bool, analyzes: bool, interval: u64, num_options: u64) -> Vec<u64> {
-    let stages = [(recalls, interval), (analyzes, interval * num_options), (true, interval)];
+    let stages = [(recalls, interval), (analyzes, interval.saturating_mul(num_options)), (true, interval)];
     stages.into_iter().filter(|(there, _)| *there).map(|(_, limit)| limit).collect()
 }
 
@@ -198,7 +198,9 @@ pub fn preference_limits(recall: Option<u64>, analyze: Option<u64>, batch: u64) 
     }
     let own = |pairs: u64| pairs / batch + 1;
     Ok(match (recall, analyze) {
-        (Some(recall), Some(analyze)) => vec![own(recall), (analyze / recall + 1) * own(recall)],
+        (Some(recall), Some(analyze)) => {
+            vec![own(recall), (analyze / recall + 1).saturating_mul(own(recall))]
+        }
         (one, other) => one.or(other).into_iter().map(own).collect(),
     })
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use ruminate_datasets::PreferenceExample;
 use ruminate_datasets::tinythinker::{PairCounts, Question, Run, Stage, analyze_pairs, recall_pairs};
-use ruminate_models::{Generate, derive_seed};
+use ruminate_models::{Generate, Interrupt, derive_seed};
 use serde::{Deserialize, Serialize};
 
 use super::generation::{Asked, Decoding, GenerationSettings, Student, Written};
@@ -153,8 +153,13 @@ impl<P: Generate> Student<'_, P> {
             let rest = open.split_off((CHUNK * pass.peers.size()).min(open.len()));
             let part: Vec<Asked> = open.iter().map(|&i| asked[i].clone()).collect();
             let how = (pass.decoding, pass.runs);
-            let responses =
-                self.respond_among(pass.peers, &part, how, &pass.settings, &mut Stop(observer))?;
+            // Processes wait for each other, so none of them may leave by itself.
+            let interrupt = if pass.peers.size() == 1 { observer.interrupt() } else { Interrupt::default() };
+            let respond = || self.respond_among(pass.peers, &part, how, &pass.settings, &mut Stop(observer));
+            let responses = match interrupt.during(respond) {
+                Err(error) if error.is_interruption() => return Ok(None),
+                responses => responses?,
+            };
             let runs = responses.into_iter().map(|of| of.into_iter().map(|response| response.run).collect());
             file.append(part.iter().map(|asked| asked.id.as_str()).zip(runs).collect())?;
             open = rest;

@@ -50,11 +50,25 @@ pub struct TrainerState {
     pub step: u64,
     /// Validation scores by step; higher is better.
     pub scores: BTreeMap<u64, f64>,
+    /// Steps that were validated and do not compete for the best checkpoint ([`Algorithm::competes_at`]).
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub unranked: BTreeSet<u64>,
     /// What the algorithm needs to go on.
     pub algorithm: serde_json::Value,
 }
 
 impl TrainerState {
+    /// Whether the policy was validated at this step.
+    pub(super) fn is_validated(&self) -> bool {
+        self.scores.contains_key(&self.step) || self.unranked.contains(&self.step)
+    }
+
+    /// The state that lies beside a model, if it is a checkpoint.
+    #[must_use]
+    pub fn of_model(folder: &Path) -> Option<Self> {
+        read_json(&folder.join(STATE)).ok()
+    }
+
     /// Step and score of the best validation; the earliest one among equals.
     #[must_use]
     pub fn best(&self) -> Option<(u64, f64)> {
@@ -219,7 +233,11 @@ impl Checkpoints {
         algorithm: &mut A,
         optimizer: &mut dyn Optimizer,
     ) -> Result<Option<TrainerState>> {
-        let Some(state) = self.last_state()? else { return Ok(None) };
+        let Some(mut state) = self.last_state()? else { return Ok(None) };
+        // An earlier version let every step compete.
+        let unranked = state.scores.keys().copied().filter(|&step| !algorithm.competes_at(step));
+        state.unranked.extend(unranked.collect::<Vec<_>>());
+        state.scores.retain(|step, _| !state.unranked.contains(step));
         let folder = self.folder(state.step);
         manifest::require_intact(&folder)?;
         let device = algorithm.policy().device();

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Instant;
 
-use ruminate_models::Policy;
+use ruminate_models::{Interrupt, Policy};
 use ruminate_torch::dist::{ProcessGroup, Sharding};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
@@ -252,6 +252,13 @@ pub trait Algorithm {
     /// When the model or the observer fails.
     fn evaluate(&mut self, step: u64, observer: &mut dyn Observer) -> Result<Evaluation>;
 
+    /// Whether the checkpoint before step `step` can be the best one. `false` where the score of its validation is not that of its
+    /// weights, or where its weights are not trained yet and must not be chosen. Default: every one can.
+    fn competes_at(&self, step: u64) -> bool {
+        let _ = step;
+        true
+    }
+
     /// Position in the data and whatever else must survive a restart.
     fn state(&self) -> serde_json::Value;
 
@@ -296,7 +303,8 @@ pub struct Fitted {
     pub steps: u64,
     /// The folder of the last checkpoint.
     pub last: PathBuf,
-    /// Step, score and folder of the best checkpoint.
+    /// Step, score and folder of the best checkpoint. Where none has competed yet ([`Algorithm::competes_at`]), the last one with
+    /// NaN for a score.
     pub best: (u64, f64, PathBuf),
 }
 
@@ -363,11 +371,15 @@ impl Trainer {
         ranks.align(algorithm.policy(), state.step)?;
         observer.started(state.step, config.steps).map_err(Error::Observer)?;
         let mut log = Log::default();
+        // Ranks wait for each other, so none of them may leave by itself.
+        let interrupt = if ranks.size() == 1 { observer.interrupt() } else { Interrupt::default() };
         while state.step < config.steps {
             let step = state.step;
             if config.validates_at(step) || (config.eval_every == 0 && algorithm.phase_begins(step)) {
                 log.check(step, ranks)?;
-                self.validate(algorithm, &mut state, mover, &mut log.phases, observer)?;
+                if !self.validate(algorithm, &mut state, mover, &mut log.phases, (observer, &interrupt))? {
+                    return self.fitted(&state, Ending::Stopped, log, observer);
+                }
             } else if due(config.save_every, step) && step > 0 {
                 log.check(step, ranks)?;
                 self.save(algorithm, &mut state, mover, &mut log.phases, observer)?;
@@ -375,7 +387,12 @@ impl Trainer {
             let started = Instant::now();
             let lr = config.schedule.lr(config.lr, step, config.warmup_steps, config.steps);
             let lr = mover.optimizer().rate(lr);
-            log.tokens = self.update(algorithm, mover, lr, step, &mut log)?;
+            let Some(tokens) = self.update(algorithm, mover, lr, step, &mut log, &interrupt)? else {
+                log.check(step, ranks)?;
+                self.save(algorithm, &mut state, mover, &mut log.phases, observer)?;
+                return self.fitted(&state, Ending::Stopped, log, observer);
+            };
+            log.tokens = tokens;
             state.step += 1;
             let last = state.step == config.steps;
             let mut metrics = vec![];
@@ -399,11 +416,13 @@ impl Trainer {
             }
         }
         // The reference leaves its last steps unsaved and unvalidated.
-        self.validate(algorithm, &mut state, mover, &mut log.phases, observer)?;
-        self.fitted(&state, Ending::Finished, log, observer)
+        let validated =
+            self.validate(algorithm, &mut state, mover, &mut log.phases, (observer, &interrupt))?;
+        self.fitted(&state, if validated { Ending::Finished } else { Ending::Stopped }, log, observer)
     }
 
-    /// The optimizer updates of one step; returns the tokens that went through the model.
+    /// The optimizer updates of one step; returns the tokens that went through the model. `None` when its rollout was interrupted,
+    /// after which all is as it was before the step.
     fn update<A: Algorithm>(
         &self,
         algorithm: &mut A,
@@ -411,7 +430,9 @@ impl Trainer {
         lr: f64,
         step: u64,
         log: &mut Log,
-    ) -> Result<u64> {
+        interrupt: &Interrupt,
+    ) -> Result<Option<u64>> {
+        let before = algorithm.state();
         let device = algorithm.policy().device();
         let max_norm =
             if self.config.max_grad_norm > 0.0 { self.config.max_grad_norm } else { f64::INFINITY };
@@ -421,7 +442,17 @@ impl Trainer {
         loop {
             let started = Instant::now();
             let mut prepare = || algorithm.batches(step, update, self.config.accumulate);
-            let batches = self.precisely(device, &mut prepare)?;
+            let batches = match update {
+                0 => interrupt.during(|| self.precisely(device, &mut prepare)),
+                _ => self.precisely(device, &mut prepare),
+            };
+            let batches = match batches {
+                Err(error) if update == 0 && error.is_interruption() => {
+                    algorithm.load_state(before)?;
+                    return Ok(None);
+                }
+                batches => batches?,
+            };
             let own = algorithm.phases();
             log.phases.add("data", (started.elapsed().as_secs_f64() - own.total()).max(0.0));
             log.phases.merge(own);
@@ -447,7 +478,7 @@ impl Trainer {
             update += 1;
         }
         log.end_step()?;
-        self.ranks.total(tokens)
+        self.ranks.total(tokens).map(Some)
     }
 
     /// Adds the gradients of a micro-batch; returns the tokens that went through the model.
@@ -487,27 +518,40 @@ impl Trainer {
         }
     }
 
-    /// Saves, validates, and marks the checkpoint as the best if it is.
+    /// Validates, saves, and marks the checkpoint as the best if it is. False when the validation was interrupted: then the checkpoint
+    /// has no score, and is validated when the run goes on.
     fn validate<A: Algorithm>(
         &self,
         algorithm: &mut A,
         state: &mut TrainerState,
         mover: &Mover,
         phases: &mut Phases,
-        observer: &mut dyn Observer,
-    ) -> Result<()> {
-        if state.scores.contains_key(&state.step) {
-            return Ok(());
+        (observer, interrupt): (&mut dyn Observer, &Interrupt),
+    ) -> Result<bool> {
+        if state.is_validated() {
+            return Ok(true);
         }
-        let mut evaluation = phases.time("evaluation", || algorithm.evaluate(state.step, observer))?;
+        let evaluate = || interrupt.during(|| algorithm.evaluate(state.step, observer));
+        let mut evaluation = match phases.time("evaluation", evaluate) {
+            Err(error) if error.is_interruption() => {
+                self.save(algorithm, state, mover, phases, observer)?;
+                return Ok(false);
+            }
+            evaluation => evaluation?,
+        };
         evaluation.score = self.ranks.of_first(evaluation.score)?;
         if !evaluation.score.is_finite() {
             let name = "validation score".into();
             return Err(Error::NotFinite { name, value: evaluation.score, step: state.step });
         }
         observer.evaluated(state.step, &evaluation.metrics).map_err(Error::Observer)?;
-        state.scores.insert(state.step, evaluation.score);
-        self.save(algorithm, state, mover, phases, observer)
+        if algorithm.competes_at(state.step) {
+            state.scores.insert(state.step, evaluation.score);
+        } else {
+            state.unranked.insert(state.step);
+        }
+        self.save(algorithm, state, mover, phases, observer)?;
+        Ok(true)
     }
 
     fn save<A: Algorithm>(

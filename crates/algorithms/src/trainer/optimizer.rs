@@ -13,8 +13,8 @@ pub enum OptimizerChoice {
     /// Adam, with `betas`, `eps` and `weight_decay` of the [`TrainerConfig`].
     #[default]
     Adam,
-    /// Adafactor, with settings of its own, weight decay included. With `relative_step` it has its own rate, and `lr`
-    /// counts for nothing.
+    /// Adafactor, with settings of its own, weight decay included; Adam's `betas` and `eps` mean nothing to it. With
+    /// `relative_step` it has its own rate, and `lr` counts for nothing.
     Adafactor(AdafactorConfig),
 }
 
@@ -37,15 +37,12 @@ impl TrainerConfig {
 
     pub(super) fn validate_adafactor(&self, config: &AdafactorConfig) -> Result<()> {
         let refuse = |key: &str, reason: &str| Err(Error::config(key, reason));
-        let adams = Self::default();
-        for (key, changed) in [
-            ("betas", self.betas != adams.betas),
-            ("eps", self.eps != adams.eps),
-            ("weight_decay", self.weight_decay != adams.weight_decay),
-        ] {
-            if changed {
-                return refuse(key, "is a setting of Adam; those of Adafactor stand in optimizer.adafactor");
-            }
+        // `betas` and `eps` have values of Adam in every configuration, and mean nothing here. A weight decay is asked for.
+        if self.weight_decay != 0.0 {
+            return refuse(
+                "weight_decay",
+                "is Adam's; set that of Adafactor, optimizer.adafactor.weight_decay, and this one to 0",
+            );
         }
         let AdafactorConfig { eps, clip_threshold, decay_rate, beta1, weight_decay, .. } = *config;
         if !eps.iter().all(|e| *e >= 0.0 && e.is_finite()) {

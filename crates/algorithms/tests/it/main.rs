@@ -10,6 +10,7 @@ mod failures;
 mod learning;
 mod mario;
 mod observing;
+mod pairs;
 mod phases;
 mod ppo;
 mod quark;

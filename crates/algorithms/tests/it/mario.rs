@@ -90,7 +90,12 @@ fn the_supervised_stage_learns_targets_and_counts_its_steps() {
         number("eval/num_sents"),
         number("eval/num_words")
     );
-    assert_eq!(std::fs::read_to_string(path).unwrap(), expected);
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), expected);
+    // A run that is resumed from before replaces what it repeats.
+    for step in [6, 9, 3] {
+        lesson.evaluate(&model(0.0, 1), step, &mut Silent).unwrap();
+    }
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), expected);
 
     // Another amount of data is not what the position belongs to.
     let state = Curriculum::<T5>::state(&lesson);
@@ -115,8 +120,21 @@ fn models_that_read_rationales_are_validated_on_rows_that_have_some() {
     assert_eq!(held_out_is_not_trained(&mut ir2o), 4);
     assert_eq!(new(OptionMode::I2o, dummy()).rows(), 12);
     assert_eq!(new(OptionMode::Ir2o, rows(&["Amy"], "a city")).held_out(), 0);
+    let none = OptionTrainingConfig { held_out_questions: 0, ..config.clone() };
+    let as_published =
+        OptionTraining::new(OptionMode::Ir2o, none, &tokenizer(), SET, train(), dummy()).unwrap();
+    assert_eq!((as_published.rows(), as_published.held_out()), (12, 0));
     let evaluation = ir2o.evaluate(&model(0.0, 1), 0, &mut Silent).unwrap();
     assert!([0.0, 50.0, 100.0].contains(&evaluation.score), "{evaluation:?}");
+    let log = tempfile::tempdir().unwrap();
+    let path = log.path().join("op_scores_val.txt");
+    let mut logged = new(OptionMode::Ir2o, dummy()).log_to(path.clone());
+    for step in [0, 2, 4, 2] {
+        logged.evaluate(&model(0.0, 1), step, &mut Silent).unwrap();
+    }
+    let steps: Vec<_> =
+        std::fs::read_to_string(&path).unwrap().lines().map(|line| line[..6].to_owned()).collect();
+    assert_eq!(steps, ["Step 0", "Step 2"]);
 
     let example =
         Curriculum::<T5>::next(&mut new(OptionMode::I2o, dummy()), 0).unwrap().remove(0).examples.remove(0);
@@ -180,6 +198,21 @@ fn judgements_are_made_by_question() {
     let lines = std::fs::read_to_string(folder.path().join("eval_reward_scores_other_outputs.txt")).unwrap();
     assert!(lines.starts_with("Name mine - accuracy: 0.5 diversity: 1.0 num_words: "), "{lines}");
     assert_eq!(lines.lines().count(), 2);
+}
+
+#[test]
+fn lines_have_the_published_decimals() {
+    let responses = [given("q", "(A)", "a a a b"), given("r", "(A)", "b a"), given("s", "(B)", "b a")];
+    let rewards = RewardSet::new().add(Diversity::Rationale);
+    let judged = judge(&responses, &rewards, &JudgingConfig::default()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    judged.write(folder.path(), "mine").unwrap();
+    judged.write_own(folder.path(), "val", None, "7").unwrap();
+    let line = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap();
+    // Diversity is 2/3 once and 1 twice; there are 9, 7 and 7 words.
+    let counts = "num_sents: 1.0 num_words: 7.67  Accuracy: 66.67\n";
+    assert_eq!(line("eval_reward_scores_other_outputs.txt"), format!("Name mine - diversity: 0.89 {counts}"));
+    assert_eq!(line("eval_reward_scores_val_greedy.txt"), format!("Step 7 - diversity: 0.889 {counts}"));
 }
 
 /// A model that has diverged.

@@ -343,6 +343,15 @@ fn measured_rewards_give_the_scale_and_the_tasks() {
     // Two batches of 16.
     let (_, some) = ppo.measure_rewards(Some(2), &Peers::default(), &mut Silent).unwrap();
     assert_eq!(some.values().map(|task| task.count).sum::<usize>(), 32);
+    // A part of the data is one of all tasks, though these come one after another.
+    let ordered = |i: usize, prompt: Prompt<()>| Prompt { task: format!("task {}", i / 20), ..prompt };
+    let train = prompts(40).into_iter().enumerate().map(|(i, prompt)| ordered(i, prompt)).collect();
+    let actor = ActorCritic::shared(model(0.0, 1), 3).unwrap();
+    let data = PpoData { train, supervised: None, held_out: prompts(12) };
+    let ppo = Ppo::new(config(), actor, model(0.0, 1), tokenizer(), Share { scale: 1.0 }, data).unwrap();
+    let (_, part) = ppo.measure_rewards(Some(1), &Peers::default(), &mut Silent).unwrap();
+    let counts: Vec<usize> = part.values().map(|task| task.count).collect();
+    assert_eq!((counts.len(), counts.iter().sum::<usize>()), (2, 16), "{counts:?}");
     let flat = self::ppo(config(), 0.0, 1).unwrap();
     let error = flat.measure_rewards(None, &Peers::default(), &mut Silent).unwrap_err();
     assert!(error.to_string().contains("standard deviation is 0"), "{error}");

@@ -1,5 +1,6 @@
 //! Reward-weighted regression of tiny models.
 
+use std::cell::RefCell;
 use std::fs;
 use std::path::Path;
 
@@ -8,11 +9,14 @@ use ruminate_algorithms::rwr::{
     trainer_config,
 };
 use ruminate_algorithms::{Algorithm, Ending, Result, Silent, Trainer, TrainerConfig};
-use ruminate_datasets::chat::{ChatTemplate, NamedTemplate};
-use ruminate_datasets::environments::{Gsm8k, Problem};
-use ruminate_datasets::rise::{Answerer, MultiTurn, Quiet, RolloutConfig, TrainingText};
-use ruminate_models::{Example, GenerationConfig, IGNORED, Policy, Sampling, Strategy, T5, Want};
-use tch::Kind;
+use ruminate_datasets::chat::{ChatTemplate, Message, NamedTemplate};
+use ruminate_datasets::environments::{Compat, Gsm8k, Problem, QuestionOnly};
+use ruminate_datasets::rise::{Answerer, Ask, MultiTurn, Quiet, RolloutConfig, TrainingText};
+use ruminate_models::{
+    Example, Generate, Generated, GenerationConfig, IGNORED, Parameters, Policy, Sampling, Strategy, T5,
+    TokenId, TokenScores, Tokenizer, Want,
+};
+use tch::{Device, Kind};
 
 use crate::support::{Recorder, alone, examples, model, short, tokenizer};
 
@@ -125,13 +129,21 @@ fn problems_are_held_out_as_a_whole_and_steps_follow_from_the_rest() {
     assert_eq!((weights(&data.examples), weights(&data.held_out)), (48.0, 12.0));
     assert_eq!((data.counts.examples, data.counts.held_out, data.counts.mean_weight), (24, 6, 2.0));
     assert_eq!(data, RwrData::new(&tokenizer, &texts, &problems, &config).unwrap());
-    // 36 examples in updates of 7; 4 % of 6 steps are one.
+    // An epoch of 24 examples has 3 updates of 7 and a rest, which is left out; 4 % of the steps of 1.5 epochs are one.
     let base = TrainerConfig { accumulate: 7, ..RwrConfig::trainer() };
     let trainer = data.trainer(&config, &base, 1);
-    assert_eq!((trainer.steps, trainer.warmup_steps), (6, 1));
+    assert_eq!((trainer.steps, trainer.warmup_steps), (5, 1));
     let kept = RwrConfig { epochs: 0.0, warmup_ratio: 0.0, ..config.clone() };
     // Two processes make an update of 14.
-    assert_eq!(data.trainer(&config, &base, 2).steps, 3);
+    assert_eq!(data.trainer(&config, &base, 2).steps, 2);
+    // 1000 examples on 4 devices, 16 micro-batches each, 10 epochs: as transformers' trainer counts. Without a whole update, one.
+    let thousand = RwrData { examples: vec![data.examples[0].clone(); 1000], ..data.clone() };
+    let steps = |data: &RwrData, batch_size, accumulate, processes| {
+        let config = RwrConfig { epochs: 10.0, batch_size, ..config.clone() };
+        data.trainer(&config, &TrainerConfig { accumulate, ..base.clone() }, processes).steps
+    };
+    assert_eq!((steps(&thousand, 1, 16, 4), steps(&thousand, 1, 64, 1)), (150, 150));
+    assert_eq!((steps(&thousand, 3, 2, 1), steps(&data, 1, 64, 1)), (1670, 10));
     assert_eq!(data.trainer(&kept, &base, 2), base);
     let pass = data.passes(&config, &trainer)[0];
     assert_eq!((pass.times, pass.rows, pass.source[0] + pass.target[1]), (7.0, 1, 4.0));
@@ -246,4 +258,134 @@ fn a_local_model_takes_turns_and_batches_do_not_show() {
     let turns = MultiTurn::new(&environment, RolloutConfig::collect(&[1]), &answerers).unwrap();
     let error = turns.play(&problems, None, &mut Quiet).unwrap_err();
     assert!(crate::support::chain(&error).contains("no room for a prompt"), "{error:?}");
+}
+
+/// A model with several end tokens that notes what it is asked to do.
+struct Noting {
+    model: T5,
+    ends: Vec<TokenId>,
+    asked: RefCell<Vec<GenerationConfig>>,
+}
+
+impl Policy for Noting {
+    fn parameters(&self) -> &Parameters {
+        self.model.parameters()
+    }
+
+    fn device(&self) -> Device {
+        self.model.device()
+    }
+
+    fn hidden_size(&self) -> i64 {
+        self.model.hidden_size()
+    }
+
+    fn pad_token_id(&self) -> TokenId {
+        self.ends[0]
+    }
+
+    fn end_token_ids(&self) -> &[TokenId] {
+        &self.ends
+    }
+
+    fn set_training(&mut self, _: bool) {}
+
+    fn score(&self, examples: &[Example], want: Want) -> ruminate_models::Result<TokenScores> {
+        self.model.score(examples, want)
+    }
+
+    fn save(&self, folder: &Path) -> ruminate_models::Result<()> {
+        self.model.save(folder)
+    }
+}
+
+impl Generate for Noting {
+    fn generate(
+        &self,
+        prompts: &[Vec<TokenId>],
+        config: &GenerationConfig,
+        _: &[u64],
+    ) -> ruminate_models::Result<Vec<Vec<Generated>>> {
+        self.asked.borrow_mut().push(config.clone());
+        Ok(vec![vec![]; prompts.len()])
+    }
+}
+
+#[test]
+fn every_end_token_ends_an_answer() {
+    let _alone = alone();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/pairs/byte_level");
+    let tokenizer = Tokenizer::open(&folder).unwrap();
+    let id = |token: &str| tokenizer.token_id(token).unwrap();
+    let (text, turn) = (id("<|end_of_text|>"), id("<|eot_id|>"));
+    let stops = |ends: &[TokenId], template: &ChatTemplate, given: &[TokenId]| {
+        let model = Noting { model: model(0.0, 1), ends: ends.into(), asked: RefCell::default() };
+        let generation =
+            GenerationConfig { stop_ids: given.into(), max_new_tokens: 4, ..GenerationConfig::default() };
+        let student = LocalModel::new(&model, &tokenizer, template, 500).generation(generation);
+        let messages = vec![Message::new("user", "Is it sunny?")];
+        student.answer(&[Ask { row: 0, turn: 0, attempt: 0, messages, samples: 1, seed: 1 }]).unwrap();
+        let asked = model.asked.borrow();
+        (asked[0].stop_ids.clone(), asked[0].stop_strings.clone())
+    };
+    let own = ChatTemplate::open(&folder).unwrap();
+    assert_eq!(own.answer_end().as_deref(), Some("<|eot_id|>"));
+    // All that the checkpoint names, and what the tokenizer and the template end answers with; none twice.
+    assert_eq!(stops(&[7, text], &own, &[]), (vec![7, text, turn], vec![]));
+    assert_eq!(stops(&[turn, text], &own, &[]), (vec![turn, text], vec![]));
+    assert_eq!(stops(&[7, text], &own, &[9]), (vec![9, turn], vec![]), "the caller's list takes their place");
+    let named = ChatTemplate::from(NamedTemplate::Llama3);
+    assert_eq!(stops(&[7, text], &named, &[]), (vec![7, text, turn], vec![]));
+    // A padding token that ends texts may be written and learnt.
+    let model = Noting { model: model(0.0, 1), ends: vec![7, 8], asked: RefCell::default() };
+    assert_eq!((model.filler(), model.model.filler()), (None, Some(0)));
+}
+
+/// A tokenizer of byte level: all its tokens carry the blank before their word.
+fn byte_level() -> Tokenizer {
+    let vocab: serde_json::Map<String, serde_json::Value> = (0..crate::support::tiny(0.0).vocab_size)
+        .map(|id| (if id == 0 { "<unk>".to_owned() } else { format!("\u{120}w{id}") }, id.into()))
+        .collect();
+    let text = serde_json::json!({
+        "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null,
+        "added_tokens": [{"id": 0, "content": "<unk>", "single_word": false, "lstrip": false, "rstrip": false,
+                          "normalized": false, "special": true}],
+        "pre_tokenizer": {"type": "Whitespace"},
+        "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false},
+        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "<unk>"},
+    });
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("tokenizer.json"), text.to_string()).unwrap();
+    Tokenizer::open(folder.path()).unwrap()
+}
+
+#[test]
+fn a_second_turn_has_one_blank_before_the_first_answer() {
+    let _alone = alone();
+    let (mut model, tokenizer) = (model(0.0, 1), byte_level());
+    model.set_tokenizer(byte_level());
+    let generation = GenerationConfig {
+        strategy: Strategy::Sample(Sampling::default()),
+        max_new_tokens: 4,
+        ..GenerationConfig::default()
+    };
+    let problem = Problem { question: "q?".into(), solution: "#### 1".into(), ..Problem::default() };
+    let environment = QuestionOnly(Gsm8k::default());
+    for template in NamedTemplate::ALL {
+        for compat in [Compat::Fixed, Compat::Reference] {
+            let chat = ChatTemplate::from(template);
+            let student = LocalModel::new(&model, &tokenizer, &chat, 4000).generation(generation.clone());
+            let answerers: [&dyn Answerer; 3] = [&student; 3];
+            let config = RolloutConfig { compat, seed: 3, ..RolloutConfig::collect(&[1; 3]) };
+            let turns = MultiTurn::new(&environment, config, &answerers).unwrap();
+            let log = turns.play(std::slice::from_ref(&problem), None, &mut Quiet).unwrap();
+            let prompt = chat.prompt(log.episodes[0].dialogue.as_ref().unwrap()).unwrap();
+            let stored = &log.episodes[0].turn_history.best_actions;
+            assert!(stored.iter().any(|text| !text.is_empty()), "{stored:?}");
+            if template.blank_before_answers() || compat == Compat::Fixed {
+                assert!(stored.iter().all(|text| !text.starts_with(' ')), "{stored:?}");
+                assert!(!prompt.contains("  "), "{template}: {prompt}");
+            }
+        }
+    }
 }

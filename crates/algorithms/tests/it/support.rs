@@ -10,7 +10,7 @@ use ruminate_algorithms::{
     Curriculum, Error, Evaluation, Fitted, Metrics, Objective, Observer, ObserverError, Result, Sft,
     StepReport, Trainer, TrainerConfig, mean_loss,
 };
-use ruminate_models::{Example, Policy, T5, T5Config, TokenId, Tokenizer};
+use ruminate_models::{Example, Interrupt, Policy, T5, T5Config, TokenId, Tokenizer};
 use tch::{Device, Kind};
 
 /// All threads share libtorch's random generator; a test that draws from it or makes a model runs alone.
@@ -135,6 +135,8 @@ pub(crate) struct Recorder {
     /// This event is an error.
     pub(crate) fail_at: Option<String>,
     pub(crate) last: Option<u64>,
+    /// What ends validations and rollouts.
+    pub(crate) interrupt: Interrupt,
 }
 
 impl Recorder {
@@ -197,6 +199,10 @@ impl Observer for Recorder {
 
     fn stop_requested(&self) -> bool {
         self.stop_after.is_some() && self.last == self.stop_after
+    }
+
+    fn interrupt(&self) -> Interrupt {
+        self.interrupt.clone()
     }
 }
 

@@ -14,7 +14,7 @@ use ruminate_datasets::evaluation_files::{
 use ruminate_datasets::prompts::choice_slots;
 use ruminate_datasets::question::{letter, letters, parse_line};
 use ruminate_datasets::{Compat, Origin, Prompts, Question, Split, TokenId};
-use ruminate_models::{Sampling, filter_logits, forbid};
+use ruminate_models::{IGNORED, Sampling, filter_logits, forbid};
 use ruminate_rewards::choices::{Ensemble, EnsembleConfig, Judgement, argmax, choice_probs, mean_nll_scores};
 use serde::Deserialize;
 use serde_json::Value;
@@ -161,8 +161,13 @@ fn prompt_assembly(path: &Path) -> Result<Outcome, GoldenError> {
         for (row, labels) in case.choices.iter().enumerate() {
             let joined = labels.concat().to_uppercase();
             equal("choices", &joined, &letters(labels.len()).concat())?;
-            let encoded: Rows<TokenId> =
-                labels.iter().map(|label| encode_letter(label, case.max_answer_len)).collect::<Check<_>>()?;
+            let slots = want.choice_ids.get(row);
+            let encoded: Rows<TokenId> = (labels.iter().enumerate())
+                .map(|(i, label)| {
+                    let shown = slots.and_then(|slots| slots.get(i));
+                    encode_letter(label, case.max_answer_len, shown)
+                })
+                .collect::<Check<_>>()?;
             let got = choice_slots(&encoded, case.cap, case.max_answer_len, EOS, PAD)?;
             let first: Vec<TokenId> = got.iter().filter_map(|slot| slot.first().copied()).collect();
             let unused: Vec<bool> = first.iter().map(|&id| id == EOS).collect();
@@ -185,8 +190,9 @@ fn some<T>(field: &str, expected: &BTreeMap<String, T>) -> Check {
     if expected.is_empty() { Err(Mismatch(format!("{field}: is empty"))) } else { Ok(()) }
 }
 
-/// What T5's tokenizer makes of a letter, cut to `length` ids with eos at the end.
-fn encode_letter(label: &str, length: usize) -> Check<Vec<TokenId>> {
+/// What T5's tokenizer makes of a letter, cut to `length` ids with eos at the end. Those of letters beyond `E` are what the file
+/// shows in their slot.
+fn encode_letter(label: &str, length: usize, shown: Option<&Vec<TokenId>>) -> Check<Vec<TokenId>> {
     let mut ids = match label {
         "A" => vec![71],
         "B" => vec![272],
@@ -198,7 +204,14 @@ fn encode_letter(label: &str, length: usize) -> Check<Vec<TokenId>> {
         "c" => vec![3, 75],
         "d" => vec![3, 26],
         "e" => vec![3, 15],
-        other => return Err(Mismatch(format!("choices: the ids of {other:?} are not known here"))),
+        other => {
+            let slot = shown.ok_or_else(|| Mismatch(format!("choice_ids: nothing for {other:?}")))?;
+            let ids: Vec<TokenId> = slot.iter().copied().filter(|&id| id != PAD).collect();
+            return match ids.split_last() {
+                Some((&EOS, [_, ..])) if ids.len() <= length => Ok(ids),
+                _ => Err(Mismatch(format!("choice_ids: {slot:?} is no letter with its end"))),
+            };
+        }
     };
     ids.truncate(length.saturating_sub(1));
     ids.push(EOS);
@@ -322,7 +335,9 @@ fn choice_scoring_mean_nll(path: &Path) -> Result<Outcome, GoldenError> {
         let batch = case.choice_ids.len() as i64;
         let capacity = case.choice_ids.first().map_or(0, Vec::len) as i64;
         let length = case.choice_ids.iter().flatten().next().map_or(0, Vec::len) as i64;
-        let ids: Vec<TokenId> = case.choice_ids.iter().flatten().flatten().copied().collect();
+        // Padding may also be what losses leave out.
+        let plain = |&id: &TokenId| if id == IGNORED { PAD } else { id };
+        let ids: Vec<TokenId> = case.choice_ids.iter().flatten().flatten().map(plain).collect();
         let labels = Tensor::from_slice(&ids).f_view([batch, capacity, length])?;
         let logits: Vec<f64> = case.logits.iter().flatten().flatten().flatten().copied().collect();
         let logits = Tensor::from_slice(&logits).f_view([batch, capacity, length, -1])?;

@@ -12,8 +12,8 @@ use ruminate_algorithms::{
 use ruminate_datasets::{Compat, Prompts, TokenId};
 use ruminate_models::checkpoint::{WEIGHTS, write_json, write_tensors};
 use ruminate_models::{
-    ActorCritic, Example, Finish, Generate, Generated, GenerationConfig, Parameters, Policy, ScoreChoices,
-    T5, TokenScores, Tokenizer, Want,
+    ActorCritic, Example, Finish, Generate, Generated, GenerationConfig, IGNORED, Parameters, Policy,
+    ScoreChoices, T5, TokenScores, Tokenizer, Want,
 };
 use ruminate_rewards::{
     EncodedQuestion, Normalization, Reward, Sample, SelfFeedback, Shape, choices::choice_probs,
@@ -103,7 +103,8 @@ pub(super) fn tiny_t5_step(path: &Path) -> Result<Outcome, GoldenError> {
 /// A T5 that says what it is told to; all else is its own.
 struct Scripted {
     t5: T5,
-    script: Rows<TokenId>,
+    /// Prompts, and what to say to each.
+    script: Vec<Example>,
 }
 
 impl Policy for Scripted {
@@ -143,10 +144,9 @@ impl Generate for Scripted {
         _: &GenerationConfig,
         _: &[u64],
     ) -> ruminate_models::Result<Vec<Vec<Generated>>> {
-        // A line is the prompt's first token, and what to say.
         let line = |prompt: &Vec<TokenId>| {
-            let at = self.script.iter().position(|line| line[0] == prompt[0]).unwrap_or_default();
-            let ids = self.script[at][1..].to_vec();
+            let line = self.script.iter().find(|line| line.prompt == *prompt);
+            let ids = line.map(|line| line.target.clone()).unwrap_or_default();
             let zeros = vec![0.0; ids.len()];
             vec![Generated {
                 log_probs: zeros.clone(),
@@ -194,9 +194,9 @@ impl Observer for Recorder {
     }
 }
 
-/// Without the padding behind it.
+/// Without the padding behind it: ids, or what losses leave out.
 fn cut(row: &[TokenId]) -> Vec<TokenId> {
-    let end = row.iter().rposition(|&id| id != PAD).map_or(0, |last| last + 1);
+    let end = row.iter().rposition(|&id| id != PAD && id != IGNORED).map_or(0, |last| last + 1);
     row[..end].to_vec()
 }
 
@@ -243,9 +243,9 @@ fn model(case: &Case, folder: &Path, trained: bool) -> Check<T5> {
 }
 
 /// The policy with its value head.
-fn actor_critic(case: &Case, folder: &Path, script: &Rows<TokenId>) -> Check<ActorCritic<Scripted>> {
+fn actor_critic(case: &Case, folder: &Path, script: &[Example]) -> Check<ActorCritic<Scripted>> {
     let t5 = model(case, folder, true)?;
-    let model = ActorCritic::shared(Scripted { t5, script: script.clone() }, 0)?;
+    let model = ActorCritic::shared(Scripted { t5, script: script.to_vec() }, 0)?;
     let head = BTreeMap::from([
         ("value_head.weight", tensor(&json!(case.value_head.weight))?),
         ("value_head.bias", tensor(&json!(case.value_head.bias))?),
@@ -268,18 +268,17 @@ fn check(case: &Case, tolerance: Tolerance) -> Check {
     let questions: Rows<TokenId> = case.question_ids.iter().map(|row| cut(row)).collect();
     let statements: Rows<TokenId> = case.knowledge_ids.iter().map(|row| cut(row)).collect();
     let qk: Rows<TokenId> = questions.iter().map(|q| prompts.qk(q)).collect();
-    // Prompts are told apart by their first token.
-    let script: Rows<TokenId> = qk.iter().zip(&statements).map(|(q, k)| [&q[..1], &k[..]].concat()).collect();
-    let reference = Scripted { t5: model(case, folder, false)?, script: script.clone() };
-    let model = actor_critic(case, folder, &script)?;
-    let t5 = &model.actor().t5;
-
-    generated(t5, &qk, &case.expected.greedy_knowledge_ids)?;
     let examples: Vec<Example> = qk
         .iter()
         .zip(&statements)
         .map(|(prompt, target)| Example { prompt: prompt.clone(), target: target.clone() })
         .collect();
+    let script = examples.clone();
+    let reference = Scripted { t5: model(case, folder, false)?, script: script.clone() };
+    let model = actor_critic(case, folder, &script)?;
+    let t5 = &model.actor().t5;
+
+    generated(t5, &qk, &case.expected.greedy_knowledge_ids)?;
     scores(&model, &examples, &case.expected, tolerance)?;
     let reference_scores = tch::no_grad(|| reference.score(&examples, Want::default()))?;
     masked("ref_logprobs", &reference_scores.log_probs, &case.expected.ref_logprobs, tolerance)?;
@@ -290,7 +289,7 @@ fn check(case: &Case, tolerance: Tolerance) -> Check {
             ids: questions[i].clone(),
             choices: case.choice_first_ids[i].iter().copied().filter(|&id| id != EOS).collect(),
             gold: case.answer_index[i],
-            answer: case.labels[i].clone(),
+            answer: cut(&case.labels[i]),
         })
         .collect();
     rewards(t5, case, &prompts, &items, &statements, tolerance)?;
@@ -322,8 +321,18 @@ fn generated(t5: &T5, prompts: &[Vec<TokenId>], want: &Rows<TokenId>) -> Check {
 }
 
 fn masked(name: &str, got: &Tensor, want: &Grid, tolerance: Tolerance) -> Check {
-    let want: Vec<f64> = want.concat().into_iter().map(|x| if x == MASKED { 0.0 } else { x }).collect();
-    tolerance.close(name, &f64s(got)?, &want)
+    let (rows, time) = got.size2()?;
+    equal(&format!("rows of {name}"), rows, want.len() as i64)?;
+    let got = f64s(got)?;
+    for (row, want) in want.iter().enumerate() {
+        // The file may be padded to more than its longest row.
+        let mut got = got[row * time as usize..][..time as usize].to_vec();
+        got.resize(got.len().max(want.len()), 0.0);
+        let mut want: Vec<f64> = want.iter().map(|&x| if x == MASKED { 0.0 } else { x }).collect();
+        want.resize(got.len(), 0.0);
+        tolerance.close(&format!("{name}[{row}]"), &got, &want)?;
+    }
+    Ok(())
 }
 
 fn scores(
@@ -351,7 +360,7 @@ fn supervised(
     tolerance: Tolerance,
 ) -> Check {
     let answers = |prompt: &dyn Fn(usize) -> Vec<TokenId>| -> Vec<Example> {
-        (0..questions.len()).map(|i| Example { prompt: prompt(i), target: case.labels[i].clone() }).collect()
+        (0..questions.len()).map(|i| Example { prompt: prompt(i), target: cut(&case.labels[i]) }).collect()
     };
     let qa = answers(&|i| prompts.qa(&questions[i]));
     let qka = answers(&|i| prompts.qka(&questions[i], &statements[i]));
@@ -428,7 +437,7 @@ struct Parts<'a> {
     prompts: Prompts,
     train: Vec<Prompt<EncodedQuestion>>,
     examples: Vec<Example>,
-    script: Rows<TokenId>,
+    script: Vec<Example>,
     tokenizer: Tokenizer,
     folder: &'a Path,
 }

@@ -34,11 +34,6 @@ const DOUBLE: Tolerance = Tolerance { absolute: 1e-12, relative: 1e-9 };
 /// The same for numbers that went through single precision.
 const SINGLE: Tolerance = Tolerance { absolute: 1e-7, relative: 1e-5 };
 
-/// The file's own tolerance if it states one.
-fn tolerance(file: &GoldenFile, usual: Tolerance) -> Result<Tolerance, GoldenError> {
-    if file.content().get("tolerance").is_some() { file.tolerance() } else { Ok(usual) }
-}
-
 fn doubles(values: &[f64]) -> Tensor {
     Tensor::from_slice(values)
 }
@@ -205,7 +200,7 @@ fn sequence_logps(path: &Path) -> Result<Outcome, GoldenError> {
         mean_logps: Vec<Option<f64>>,
     }
     let file = GoldenFile::read(path)?;
-    let tolerance = tolerance(&file, DOUBLE)?;
+    let tolerance = file.tolerance_or(DOUBLE)?;
     let cases = file.cases("cases", |case: Case| {
         let (mut logits, mut labels) = (logits(&case.logits)?, ids(&case.labels)?);
         if !case.is_encoder_decoder {
@@ -241,7 +236,7 @@ fn losses_from_logps(path: &Path) -> Result<Outcome, GoldenError> {
         metrics: BTreeMap<String, f64>,
     }
     let file = GoldenFile::read(path)?;
-    let double = tolerance(&file, DOUBLE)?;
+    let double = file.tolerance_or(DOUBLE)?;
     let mut outcome = Outcome::default();
     for (g, group) in file.field::<Vec<Group>>("groups")?.into_iter().enumerate() {
         for (v, variant) in group.variants.iter().enumerate() {
@@ -296,7 +291,7 @@ fn reference_free_losses(path: &Path) -> Result<Outcome, GoldenError> {
         rewards_rejected: Vec<f64>,
     }
     let file = GoldenFile::read(path)?;
-    let double = tolerance(&file, DOUBLE)?;
+    let double = file.tolerance_or(DOUBLE)?;
     let mut outcome = Outcome::default();
     for (g, group) in file.field::<Vec<Group>>("groups")?.into_iter().enumerate() {
         let sums = group.cpo_on_sums.iter().map(|case| (&group.sum_logps, "cpo_on_sums", case));

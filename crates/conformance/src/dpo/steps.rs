@@ -1,6 +1,6 @@
 //! Whole steps: from rows of ids and logits to the loss and its gradients.
 
-use super::{DOUBLE, Params, SINGLE, ids, logits, tolerance};
+use super::{DOUBLE, Params, SINGLE, ids, logits};
 use crate::Outcome;
 use crate::compare::{Check, Mismatch, Tolerance, equal};
 use crate::file::{GoldenError, GoldenFile};
@@ -95,7 +95,7 @@ fn check_collation(features: &[Features], want: &Collated) -> Check {
         scale_decoder_outputs: true,
         is_encoder_decoder: true,
         pad_token_id: 0,
-        eos_token_id: 1,
+        eos_token_ids: vec![1],
         decoder_start_token_id: 0,
     };
     let model = T5::new(config, Kind::Float, Device::Cpu, 0)?;
@@ -149,7 +149,7 @@ pub(super) fn encoder_decoder_step(path: &Path) -> Result<Outcome, GoldenError> 
         first_rejected_row_first_position: Vec<f64>,
     }
     let file = GoldenFile::read(path)?;
-    let tolerance = tolerance(&file, DOUBLE)?;
+    let tolerance = file.tolerance_or(DOUBLE)?;
     let cases = file.cases("cases", |case: Case| {
         check_collation(&case.features, &case.collated)?;
         let labels = ids(&case.collated.labels)?;
@@ -344,7 +344,7 @@ pub(super) fn decoder_only_step(path: &Path) -> Result<Outcome, GoldenError> {
         rewards: BTreeMap<String, f64>,
     }
     let file = GoldenFile::read(path)?;
-    let double = tolerance(&file, DOUBLE)?;
+    let double = file.tolerance_or(DOUBLE)?;
     let mut outcome = Outcome::default();
     for (g, group) in file.field::<Vec<Group>>("groups")?.into_iter().enumerate() {
         let labels = || -> Check<Tensor> {

@@ -49,12 +49,15 @@ pub(super) fn control_tokens(path: &Path) -> Result<Outcome, GoldenError> {
 fn build(case: &Tokens) -> Check<(ControlConfig, ControlTokens)> {
     let config = &case.config;
     let counts = config.n_extra_tokens.split(',').map(str::parse).collect::<Result<Vec<usize>, _>>()?;
+    // The product has as many buckets as the first reward, whatever that is.
+    let product_buckets = (config.reward_as_product == 1).then(|| counts.first().copied()).flatten();
     let rewards = config.reward_name.split(',').zip(counts).map(|(name, count)| {
         reward(name, count, config.train_option.get(name).map_or("", String::as_str), 0.4)
     });
     let control = ControlConfig {
         rewards: rewards.collect::<Check<_>>()?,
         as_product: config.reward_as_product == 1,
+        product_buckets,
         task_correctness: config.task_correctness == "yes",
         ..ControlConfig::default()
     };

@@ -103,6 +103,7 @@ fn run(case: &Case) -> Check {
     let control = ControlConfig {
         rewards: rewards.collect::<Check<_>>()?,
         as_product: config.product,
+        product_buckets: config.product.then(|| config.n_extra_tokens.first().copied()).flatten(),
         task_correctness: false,
         stages: match config.stages.as_str() {
             "yes" => stages(&config.stages_mode, config.stages_interval)?,

@@ -14,6 +14,9 @@ pub(super) fn ingest(file: &GoldenFile) -> Result<Vec<CaseResult>, GoldenError> 
     struct Case {
         step: u64,
         step_to_start_sampling: u64,
+        /// Steps between rounds. A case without it shows a round at its step.
+        #[serde(alias = "interval", alias = "round_interval")]
+        sample_interval: Option<u64>,
         sample_at_start: u8,
         use_only_correct: u8,
         sampled: Rows,
@@ -39,7 +42,7 @@ pub(super) fn ingest(file: &GoldenFile) -> Result<Vec<CaseResult>, GoldenError> 
             start_sampling_at: case.step_to_start_sampling,
             sample_at_start: case.sample_at_start == 1,
             only_correct: case.use_only_correct == 1,
-            sample_interval: 4000,
+            sample_interval: case.sample_interval.unwrap_or(case.step.max(1)),
             ..QuarkConfig::default()
         };
         let source = match case.sampled_from.as_deref() {

@@ -47,17 +47,9 @@ struct Expected {
     grad_policy_logits: Option<Vec<Rows<f64>>>,
 }
 
-#[derive(Deserialize)]
-struct Tolerances {
-    values: f64,
-    gradients: f64,
-}
-
 pub(super) fn quark_loss(path: &Path) -> Result<Outcome, GoldenError> {
     let file = GoldenFile::read(path)?;
-    let tolerances: Tolerances = file.field("tolerance")?;
-    let both = |x| Tolerance { absolute: x, relative: x };
-    let (values, gradients) = (both(tolerances.values), both(tolerances.gradients));
+    let (values, gradients) = file.tolerances()?;
     let mut cases = file.cases("cases", |case: Case| run(&case, values, gradients))?;
     cases.extend(file.cases("controllers", controller)?);
     // The loss of the label sentence, which is off, is not offered: in the reference it sits at the wrong positions.

@@ -1,10 +1,10 @@
 //! The rewards.
 
 use crate::Outcome;
-use crate::compare::{Check, equal};
+use crate::compare::{Check, Mismatch, equal};
 use crate::file::{GoldenError, GoldenFile};
 use ruminate_datasets::mario::{MarioDataset, RewardParts, i2o_input, ir2o_input, rationale};
-use ruminate_models::{ScoreChoices, TokenId, VeraHead};
+use ruminate_models::{IGNORED, ScoreChoices, TokenId, VeraHead};
 use ruminate_rewards::choices::choice_probs;
 use ruminate_rewards::mario::{
     ConsistencyMode, Diversity, Response, TextReward, ngram_diversity, option_scores, repetition,
@@ -76,14 +76,28 @@ impl ScoreChoices for Said<'_> {
     }
 }
 
-/// Log-probabilities of label tokens from `[option][token][vocabulary]` logits.
+/// Log-probabilities of label tokens from `[option][token][vocabulary]` logits. Labels may be padded with -100.
 fn label_log_probs(logits: &[Vec<Vec<f64>>], labels: &[Vec<TokenId>]) -> Check<Vec<Vec<f64>>> {
     let option = |(logits, labels): (&Vec<Vec<f64>>, &Vec<TokenId>)| {
+        let labels = &real(labels)[..];
+        let logits =
+            logits.get(..labels.len()).ok_or_else(|| Mismatch("logits: fewer than labels".into()))?;
         let rows = Tensor::f_from_slice(&logits.concat())?.f_view_([logits.len() as i64, -1])?;
         let ids = Tensor::f_from_slice(labels)?.f_unsqueeze(1)?;
         Ok(Vec::try_from(rows.f_log_softmax(-1, Kind::Double)?.f_gather(1, &ids, false)?.f_squeeze_dim(1)?)?)
     };
     logits.iter().zip(labels).map(option).collect()
+}
+
+/// Labels without their padding.
+fn real(labels: &[TokenId]) -> Vec<TokenId> {
+    labels.iter().copied().take_while(|&id| id != IGNORED).collect()
+}
+
+/// Rows cut to the labels that are real, where the file gives labels.
+fn cut(rows: &[Vec<f64>], labels: Option<&Vec<Vec<TokenId>>>) -> Vec<Vec<f64>> {
+    let Some(labels) = labels else { return rows.to_vec() };
+    rows.iter().zip(labels).map(|(row, labels)| row[..real(labels).len().min(row.len())].to_vec()).collect()
 }
 
 pub(super) fn consistency(path: &Path) -> Result<Outcome, GoldenError> {
@@ -116,19 +130,22 @@ pub(super) fn consistency(path: &Path) -> Result<Outcome, GoldenError> {
     let tolerance = file.tolerance()?;
     let mut cases = file.cases("numeric", |case: Numbers| {
         equal("choices", case.dataset.labels(), case.choices)?;
+        let labels = case.label_token_ids.as_ref();
+        let i2o_said = cut(&case.i2o_option_token_logprobs, labels);
+        let ir2o_said = cut(&case.ir2o_option_token_logprobs, labels);
         if let (Some(i2o), Some(ir2o), Some(labels)) =
             (&case.i2o_logits, &case.ir2o_logits, &case.label_token_ids)
         {
             let (i2o, ir2o) = (label_log_probs(i2o, labels)?, label_log_probs(ir2o, labels)?);
-            tolerance.close_rows("i2o_option_token_logprobs", &i2o, &case.i2o_option_token_logprobs)?;
-            tolerance.close_rows("ir2o_option_token_logprobs", &ir2o, &case.ir2o_option_token_logprobs)?;
+            tolerance.close_rows("i2o_option_token_logprobs", &i2o, &i2o_said)?;
+            tolerance.close_rows("ir2o_option_token_logprobs", &ir2o, &ir2o_said)?;
         }
         let scores = |said: &[Vec<f64>]| -> Check<Vec<f64>> {
             let options: Vec<Vec<TokenId>> = said.iter().map(|tokens| vec![1; tokens.len()]).collect();
             Ok(option_scores(&Said(said), &[vec![1]], &options, 1)?.concat())
         };
-        let i2o = scores(&case.i2o_option_token_logprobs)?;
-        let ir2o = scores(&case.ir2o_option_token_logprobs)?;
+        let i2o = scores(&i2o_said)?;
+        let ir2o = scores(&ir2o_said)?;
         tolerance.close("i2o_option_probs", &choice_probs(&i2o)?, &case.i2o_option_probs)?;
         tolerance.close("ir2o_option_probs", &choice_probs(&ir2o)?, &case.ir2o_option_probs)?;
         let reward = |mode: ConsistencyMode| mode.reward(&i2o, &ir2o, case.gold_index);

@@ -171,7 +171,7 @@ fn scored(
 fn rope(fixture: &Fixture<'_>, config: &LlamaConfig) -> Check {
     let case = &fixture.json["rope"];
     number_close("attention_scaling", 1.0, number(&case["attention_scaling"])?, 0.0)?;
-    let frequencies = Tensor::f_from_slice(&config.rotary_frequencies())?;
+    let frequencies = Tensor::f_from_slice(&config.rotary_frequencies()?)?;
     close("inv_freq", &frequencies, &fixture.tensor(&case["inv_freq"])?, 1e-6)?;
     let positions = Tensor::f_arange(parse::<i64>(&case["positions"])?, (Kind::Int64, Device::Cpu))?;
     let (cos, sin) = config.rotary(&positions)?;

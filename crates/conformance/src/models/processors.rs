@@ -36,6 +36,8 @@ fn processor(step: &Value) -> Option<Step> {
     };
     let processor = match step["type"].as_str()? {
         "temperature" => Processor::Temperature(value.as_f64()?),
+        // 0 is off.
+        "top_k" if count("value")? == 0 => Processor::TopK(0),
         "top_k" => Processor::TopK(count("value")?.max(min_keep)),
         "top_p" => Processor::TopP { p: value.as_f64()?, min_keep },
         "min_p" => Processor::MinP(value.as_f64()?),

@@ -33,7 +33,7 @@ pub(super) fn run(folder: &Path) -> Check<Outcome> {
     outcome.case("save and load", t5_round_trip(&t5));
     let generate = &fixture.json["generate"];
     for case in list(&generate["cases"])? {
-        checkpoints::generation(&fixture, &t5, case, &[t5.config().eos_token_id], &mut outcome);
+        checkpoints::generation(&fixture, &t5, case, &t5.config().eos_token_ids, &mut outcome);
     }
     let distributions = list(&generate["first_token_distributions"])?;
     for (i, case) in distributions.iter().enumerate() {

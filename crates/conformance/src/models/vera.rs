@@ -15,6 +15,11 @@ pub(super) fn run(folder: &Path) -> Check<Outcome> {
     let fixture = Fixture::open(folder)?;
     let encoder = T5::load(folder, Kind::Float, Device::Cpu)?;
     let vera = Vera::load(folder, Kind::Float, Device::Cpu)?;
+    let max_length: Option<usize> = parse(&fixture.json["vera"]["max_length"])?;
+    let vera = match max_length {
+        Some(length) => vera.max_tokens(length),
+        None => vera,
+    };
     let mut outcome = Outcome::default();
     outcome.case("relative_position_buckets", t5::buckets(&fixture, &encoder, &[("bidirectional", true)]));
     for (i, case) in list(&fixture.json["vera"]["batches"])?.iter().enumerate() {

@@ -60,7 +60,7 @@ pub(super) fn rope(path: &Path) -> Result<Outcome, GoldenError> {
             let keys = keys.as_object_mut().ok_or_else(|| Mismatch("no keys".into()))?;
             keys.extend(spelling.as_object().cloned().unwrap_or_default());
             let config = config(keys)?;
-            let frequencies: Vec<f64> = config.rotary_frequencies().iter().map(|&f| f.into()).collect();
+            let frequencies: Vec<f64> = config.rotary_frequencies()?.iter().map(|&f| f.into()).collect();
             FREQUENCIES.close("inv_freq", &frequencies, &case.inv_freq)?;
             let (cos, sin) = config.rotary(&Tensor::f_from_slice(&case.positions)?)?;
             let half = |t: &Tensor| -> Check<Vec<Vec<f64>>> {

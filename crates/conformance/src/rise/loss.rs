@@ -34,7 +34,9 @@ pub(super) fn rwr_loss(path: &Path) -> Result<Outcome, GoldenError> {
         lr: Vec<f64>,
     }
     let file = GoldenFile::read(path)?;
-    let mut cases = file.cases("cases", |case: Case| run(&case))?;
+    // As the file says in words.
+    let tolerance = file.tolerance_or(Tolerance { absolute: 1e-6, relative: 1e-5 })?;
+    let mut cases = file.cases("cases", |case: Case| run(&case, tolerance))?;
     cases.extend(file.cases("schedule", |case: Rates| {
         let warmup = warmup_steps(case.total_steps, case.warmup_ratio);
         equal("warmup_steps", warmup, case.warmup_steps)?;
@@ -45,9 +47,7 @@ pub(super) fn rwr_loss(path: &Path) -> Result<Outcome, GoldenError> {
     Ok(Outcome { cases, ..Outcome::default() })
 }
 
-fn run(case: &Case) -> Check {
-    // As the file says in words.
-    let tolerance = Tolerance { absolute: 1e-6, relative: 1e-5 };
+fn run(case: &Case, tolerance: Tolerance) -> Check {
     let (rows, time) = (case.labels.len(), case.labels.first().map_or(0, Vec::len));
     let vocab = case.logits.first().and_then(|row| row.first()).map_or(0, Vec::len);
     if case.logits.concat().concat().len() != rows * time * vocab || case.labels.concat().len() != rows * time

@@ -26,9 +26,10 @@ pub(super) fn metrics(path: &Path) -> Result<Outcome, GoldenError> {
         #[serde(default)]
         raw: Vec<String>,
     }
+    let file = GoldenFile::read(path)?;
     // Values are written with ten digits.
-    let tolerance = Tolerance { absolute: 1e-9, relative: 0.0 };
-    let cases = GoldenFile::read(path)?.cases("groups", |group: Group| {
+    let tolerance = file.tolerance_or(Tolerance { absolute: 1e-9, relative: 0.0 })?;
+    let cases = file.cases("groups", |group: Group| {
         let mut problems = vec![];
         for problem in &group.problems {
             equal("turns of rewards", problem.rewards.len(), problem.answers.len())?;

@@ -41,7 +41,7 @@ pub(super) fn convert(path: &Path) -> Result<Outcome, GoldenError> {
     let file = GoldenFile::read(path)?;
     let logs: BTreeMap<String, Log> = file.field("logs")?;
     // Weights are written with ten digits.
-    let tolerance = Tolerance { absolute: 1e-9, relative: 1e-9 };
+    let tolerance = file.tolerance_or(Tolerance { absolute: 1e-9, relative: 1e-9 })?;
     let mut cases = file.cases("cases", |case: Case| {
         let log = logs.get(&case.log).ok_or_else(|| Mismatch(format!("log {}: missing", case.log)))?;
         let config = ConvertConfig {
@@ -102,7 +102,10 @@ pub(super) fn label_mask(path: &Path) -> Result<Outcome, GoldenError> {
         #[serde(default)]
         fixed_weight: Option<f64>,
     }
-    let cases = GoldenFile::read(path)?.cases("cases", |case: Case| {
+    let file = GoldenFile::read(path)?;
+    // The reference keeps weights in single precision.
+    let tolerance = file.tolerance_or(Tolerance { absolute: 0.0, relative: 1e-6 })?;
+    let cases = file.cases("cases", |case: Case| {
         let template: NamedTemplate = case.template.as_deref().unwrap_or("zephyr").parse()?;
         let said = |(from, value, loss): &(String, String, f64)| Utterance {
             from: from.clone(),
@@ -123,8 +126,6 @@ pub(super) fn label_mask(path: &Path) -> Result<Outcome, GoldenError> {
             };
             equal("text", &tokens.text, &case.text)?;
             equal(&format!("trained_spans ({mode})"), &tokens.trained, spans)?;
-            // The reference keeps weights in single precision.
-            let tolerance = Tolerance { absolute: 0.0, relative: 1e-6 };
             tolerance.close(&format!("weight ({mode})"), &[text.weight], &[weight])?;
             if let Some(attended) = case.attended {
                 equal("attended", tokens.text.chars().count() + 1, attended)?;

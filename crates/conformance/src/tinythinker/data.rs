@@ -201,6 +201,7 @@ pub(super) fn answers(path: &Path) -> Result<Outcome, GoldenError> {
         prediction: Option<String>,
     }
     let file = GoldenFile::read(path)?;
+    let near = file.tolerance_or(PERCENT)?;
     let shown = |answer: Option<char>| answer.map(String::from);
     let mut cases = file.cases("extraction", |case: Extraction| {
         equal("prediction", shown(answer(&case.text)), case.prediction)
@@ -215,7 +216,7 @@ pub(super) fn answers(path: &Path) -> Result<Outcome, GoldenError> {
         equal("number of labels", labels.len(), texts.len())?;
         let rows = texts.iter().zip(&labels).map(|(case, gold)| Ok((answer(&case.text), letter(gold)?)));
         let got = accuracy_percent(rows.collect::<Check<Vec<_>>>()?);
-        PERCENT.close("accuracy_percent", &[got], &[percent])
+        near.close("accuracy_percent", &[got], &[percent])
     };
     let mut outcome = Outcome::default();
     outcome.case("accuracy", whole());
@@ -235,7 +236,7 @@ pub(super) fn answers(path: &Path) -> Result<Outcome, GoldenError> {
                 group.1.push(row.prediction.as_deref().map(letter).transpose()?);
             }
             let got = accuracy_percent(groups.values().map(|(gold, answers)| (vote(answers, rule), *gold)));
-            PERCENT.close(&format!("accuracy where no answer {rule:?}"), &[got], &[want])?;
+            near.close(&format!("accuracy where no answer {rule:?}"), &[got], &[want])?;
         }
         Ok(())
     })?);

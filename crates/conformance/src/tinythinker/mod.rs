@@ -143,7 +143,7 @@ fn lr_schedule(path: &Path) -> Result<Outcome, GoldenError> {
     }
     let file = GoldenFile::read(path)?;
     let usual = Tolerance { absolute: 1e-18, relative: 1e-12 };
-    let tolerance = if file.content().get("tolerance").is_some() { file.tolerance()? } else { usual };
+    let tolerance = file.tolerance_or(usual)?;
     let cases = file.cases("cases", |case: Case| {
         let warmup = warmup_steps(case.total_steps);
         equal("warmup_steps", warmup, case.warmup_steps)?;

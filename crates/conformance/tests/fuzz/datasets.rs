@@ -210,8 +210,8 @@ fn checkable_problems() {
 {"question": "1000+1?", "answer": "so\n#### 1,001"}
 "###;
     Fuzz::new("train.jsonl", vec![rows.into()], 1000).run(folder(), |path| {
-        Benchmark::Gsm8k.read(path, BadRows::Skip)?;
-        Benchmark::Gsm8k.read(path, BadRows::Refuse)?;
+        Benchmark::Gsm8k.read(path, BadRows::Skip, Default::default())?;
+        Benchmark::Gsm8k.read(path, BadRows::Refuse, Default::default())?;
         Ok(())
     });
 }

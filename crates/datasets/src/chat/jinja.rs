@@ -3,16 +3,17 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::SystemTime;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Value};
+use minijinja::value::Value;
 use minijinja::{AutoEscape, Environment, ErrorKind, context};
 use serde::Deserialize;
+use serde_json::Map;
 
 use super::date::strftime;
-use super::{Answer, ChatError, Message, Rendered, Result, is_answer};
+use super::source::rewritten;
+use super::{Answer, ChatError, Message, Rendered, Result, is_answer, python_text};
 use crate::{Error, json};
 
 /// Steps after which a template is taken for endless.
@@ -20,7 +21,8 @@ const FUEL: u64 = 50_000_000;
 const NAME: &str = "chat";
 
 /// A chat template in Jinja. It may use what transformers offers: `messages`, `add_generation_prompt`, special tokens by name,
-/// `raise_exception`, `strftime_now`, `tojson`, loop controls, Python's methods of strings and dictionaries.
+/// `raise_exception`, `strftime_now`, `tojson` with its options, `{% generation %}`, loop controls, Python's methods of strings and
+/// dictionaries, and formatting with `%`. Values are written as Python writes them.
 #[derive(Debug, Clone)]
 pub struct JinjaTemplate {
     environment: Environment<'static>,
@@ -39,23 +41,8 @@ impl fmt::Display for Raised {
 
 impl std::error::Error for Raised {}
 
-/// The part of `tokenizer_config.json` that templates need.
 #[derive(Deserialize)]
-struct TokenizerConfig {
-    #[serde(default)]
-    chat_template: Option<Templates>,
-    #[serde(default)]
-    bos_token: Option<Token>,
-    #[serde(default)]
-    eos_token: Option<Token>,
-    #[serde(default)]
-    unk_token: Option<Token>,
-    #[serde(default)]
-    pad_token: Option<Token>,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "a template, or a list of objects with name and template")]
 enum Templates {
     One(String),
     Several(Vec<Named>),
@@ -65,13 +52,6 @@ enum Templates {
 struct Named {
     name: String,
     template: String,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Token {
-    Text(String),
-    Added { content: String },
 }
 
 impl JinjaTemplate {
@@ -99,11 +79,9 @@ impl JinjaTemplate {
         environment.set_syntax(syntax.map_err(ChatError::Syntax)?);
         environment.set_fuel(Some(FUEL));
         environment.set_auto_escape_callback(|_| AutoEscape::None);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        python_text::install(&mut environment);
         environment.add_function("raise_exception", raise_exception);
-        environment.add_filter("tojson", tojson);
-        let source = without_generation_tags(source);
-        environment.add_template_owned(NAME, source).map_err(ChatError::Syntax)?;
+        environment.add_template_owned(NAME, rewritten(source)).map_err(ChatError::Syntax)?;
         Ok(Self { environment, tokens }.at(None))
     }
 
@@ -114,46 +92,40 @@ impl JinjaTemplate {
     /// As [`ChatTemplate::open`](super::ChatTemplate::open).
     pub fn open(folder: &Path) -> Result<Self> {
         let (config, file) = (folder.join("tokenizer_config.json"), folder.join("chat_template.jinja"));
-        let config: Option<TokenizerConfig> = config.is_file().then(|| json::read(&config)).transpose()?;
-        let mut tokens = BTreeMap::new();
-        let mut source = None;
-        if let Some(config) = config {
-            let TokenizerConfig { chat_template, bos_token, eos_token, unk_token, pad_token } = config;
-            for (name, token) in [
-                ("bos_token", bos_token),
-                ("eos_token", eos_token),
-                ("unk_token", unk_token),
-                ("pad_token", pad_token),
-            ] {
-                if let Some(Token::Text(content) | Token::Added { content }) = token {
-                    tokens.insert(name.to_owned(), content);
-                }
-            }
-            source = match chat_template {
-                Some(Templates::One(source)) => Some(source),
-                Some(Templates::Several(all)) => {
+        let config: Map<String, serde_json::Value> =
+            if config.is_file() { json::read(&config)? } else { Map::new() };
+        // Special tokens are texts, or objects with more about them.
+        let token = |(name, token): (&String, &serde_json::Value)| {
+            let content = token.as_str().or_else(|| token.get("content")?.as_str())?;
+            name.ends_with("_token").then(|| (name.clone(), content.to_owned()))
+        };
+        let tokens = config.iter().filter_map(token).collect();
+        let mut source = match config.get("chat_template").filter(|template| !template.is_null()) {
+            None => None,
+            Some(templates) => match Templates::deserialize(templates) {
+                Ok(Templates::One(source)) => Some(source),
+                Ok(Templates::Several(all)) => {
                     all.into_iter().find(|named| named.name == "default").map(|named| named.template)
                 }
-                None => None,
-            };
-        }
+                Err(source) => {
+                    let (path, field) = (folder.join("tokenizer_config.json"), "chat_template".into());
+                    return Err(Error::Json { path, place: None, field, source }.into());
+                }
+            },
+        };
         if file.is_file() {
-            let text = std::fs::read_to_string(&file).map_err(|source| Error::Read { path: file, source })?;
-            source = Some(text);
+            source = Some(crate::text::read_to_string(&file)?);
         }
         let source = source.ok_or_else(|| ChatError::NoTemplate { folder: folder.into() })?;
         Self::with_tokens(&source, tokens)
     }
 
     /// Fixes the time that `strftime_now` tells, in UTC; without one it is the time of rendering, and prompts change from day
-    /// to day.
+    /// to day. A run keeps a [`Date`](super::Date).
     #[must_use]
     pub fn at(mut self, time: Option<SystemTime>) -> Self {
         self.environment.add_function("strftime_now", move |format: String| {
-            strftime(time.unwrap_or_else(SystemTime::now), &format).map_err(|directive| {
-                let reason = format!("strftime_now knows no %{directive}");
-                minijinja::Error::new(ErrorKind::InvalidOperation, reason)
-            })
+            strftime(time.unwrap_or_else(SystemTime::now), &format)
         });
         self
     }
@@ -208,35 +180,6 @@ impl JinjaTemplate {
 
 fn raise_exception(message: String) -> std::result::Result<Value, minijinja::Error> {
     Err(minijinja::Error::new(ErrorKind::InvalidOperation, "raise_exception").with_source(Raised(message)))
-}
-
-/// `json.dumps(value, ensure_ascii=False, indent=indent)`; Jinja's own would escape for HTML.
-fn tojson(value: &Value, options: Kwargs) -> std::result::Result<String, minijinja::Error> {
-    let indent: Option<usize> = options.get("indent")?;
-    let cannot = |error: serde_json::Error| {
-        minijinja::Error::new(ErrorKind::BadSerialization, "tojson").with_source(Arc::new(error))
-    };
-    json::dumps(value, indent).map_err(cannot)
-}
-
-/// transformers marks answers for its masks with `{% generation %}`; a block that is always written has the same text.
-fn without_generation_tags(source: &str) -> String {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(start) = rest.find("{%") {
-        let Some(length) = rest[start..].find("%}") else { break };
-        let tag = &rest[start..start + length];
-        out.push_str(&rest[..start]);
-        let word = tag[2..].trim_matches(|c: char| c.is_whitespace() || matches!(c, '-' | '+'));
-        match word {
-            "generation" => out.push_str(&tag.replacen("generation", "if true", 1)),
-            "endgeneration" => out.push_str(&tag.replacen("endgeneration", "endif", 1)),
-            _ => out.push_str(tag),
-        }
-        rest = &rest[start + length..];
-    }
-    out.push_str(rest);
-    out
 }
 
 #[cfg(test)]
@@ -306,7 +249,7 @@ mod tests {
         assert!(matches!(JinjaTemplate::new("{% if %}", &[]), Err(ChatError::Syntax(_))));
         let render = |source: &str| JinjaTemplate::new(source, &[]).unwrap().render(&[], false);
         assert!(matches!(render("{{ nobody.knows.this }}"), Err(ChatError::Render(_))));
-        assert!(matches!(render("{{ strftime_now('%Q') }}"), Err(ChatError::Render(_))));
+        assert!(matches!(render("{{ '%d' % 'x' }}"), Err(ChatError::Render(_))));
         let endless = "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}{% endfor %}{% endfor %}{% endfor %}";
         assert!(matches!(render(endless), Err(ChatError::Render(_))));
         let last = "{% for m in messages %}{% if loop.last %}{{ m.content }}{% endif %}{% endfor %}";

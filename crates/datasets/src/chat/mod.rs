@@ -21,12 +21,15 @@ mod date;
 mod jinja;
 mod labels;
 mod named;
+mod python_text;
+mod source;
 mod trained;
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 pub use crate::teacher::Message;
+pub use date::Date;
 pub use jinja::JinjaTemplate;
 pub use labels::{IGNORED, labels, trained_tokens};
 pub use named::NamedTemplate;
@@ -160,6 +163,15 @@ impl ChatTemplate {
         if name == Self::JINJA { Self::open(folder) } else { Ok(name.parse::<NamedTemplate>()?.into()) }
     }
 
+    /// The template on this day: what asks for the date is told its first second, whenever it is rendered.
+    #[must_use]
+    pub fn on(self, date: Date) -> Self {
+        match self {
+            Self::Named(template) => Self::Named(template),
+            Self::Jinja(template) => Self::Jinja(Box::new(template.at(Some(date.start())))),
+        }
+    }
+
     /// The name that [`select`](Self::select) takes for a checkpoint's own template.
     pub const JINJA: &str = "jinja";
 
@@ -168,9 +180,18 @@ impl ChatTemplate {
     /// # Errors
     /// [`ChatError`].
     pub fn prompt(&self, messages: &[Message]) -> Result<String> {
+        self.render(messages, true)
+    }
+
+    /// The dialogue as one text, with what asks for the next answer behind it or not (`add_generation_prompt`).
+    ///
+    /// # Errors
+    /// [`ChatError`].
+    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
         match self {
+            Self::Named(_) if !add_generation_prompt => Ok(self.conversation(messages)?.text),
             Self::Named(template) => Ok(template.render(messages, true)?.text),
-            Self::Jinja(template) => template.render(messages, true),
+            Self::Jinja(template) => template.render(messages, add_generation_prompt),
         }
     }
 
@@ -192,6 +213,13 @@ impl ChatTemplate {
         }
     }
 
+    /// Whether a blank of the template's own stands before an answer's text; see [`NamedTemplate::blank_before_answers`]. Of a
+    /// checkpoint's own template nobody knows.
+    #[must_use]
+    pub fn blank_before_answers(&self) -> bool {
+        matches!(self, Self::Named(template) if template.blank_before_answers())
+    }
+
     /// What ends an answer besides the model's end token, as text.
     #[must_use]
     pub fn stop_strings(&self) -> &'static [&'static str] {
@@ -199,6 +227,17 @@ impl ChatTemplate {
             Self::Named(template) => template.stop_strings(),
             Self::Jinja(_) => &[],
         }
+    }
+
+    /// What a checkpoint's own template writes behind an answer, where it writes anything: chat models end an answer with it.
+    #[must_use]
+    pub fn answer_end(&self) -> Option<String> {
+        let Self::Jinja(template) = self else { return None };
+        let answer = "an answer";
+        let dialogue = [Message::new("user", "a question"), Message::new("assistant", answer)];
+        let text = template.render(&dialogue, false).ok()?;
+        let end = &text[text.rfind(answer)? + answer.len()..];
+        (!end.is_empty()).then(|| end.to_owned())
     }
 
     /// The same as token ids of the models that the template was made for.

@@ -35,6 +35,7 @@ pub enum NamedTemplate {
 }
 
 /// A message on the side that it belongs to.
+#[derive(Clone, Copy)]
 enum Side {
     User,
     Answer,
@@ -77,6 +78,13 @@ impl NamedTemplate {
             Self::Llama3 => &[128_001, 128_009],
             _ => &[],
         }
+    }
+
+    /// Whether a blank of the template's own stands between the marker of an answer and its text. A model whose tokens carry their
+    /// leading blank writes it itself, because a prompt ends with the marker; it is no part of the answer's text.
+    #[must_use]
+    pub fn blank_before_answers(self) -> bool {
+        self.parts(Side::Answer, false).1 == " "
     }
 
     /// The dialogue as FastChat writes it, with the marker of another answer at the end where `open` asks for it.
@@ -129,11 +137,26 @@ impl NamedTemplate {
 
     /// Marker, blank, text, end, and what stands before the next message.
     fn message(self, out: &mut Rendered, index: usize, first: bool, side: Side, text: &str) {
-        let (marker, blank, end, after) = match (self, &side) {
+        let (marker, blank, end, after) = self.parts(side, first && !text.is_empty());
+        out.text.push_str(marker);
+        if text.is_empty() {
+            return;
+        }
+        out.text.push_str(blank);
+        let start = out.text.len();
+        out.text.push_str(if self == Self::Llama3 { python::strip(text) } else { text });
+        out.text.push_str(end);
+        if let Side::Answer = side {
+            out.answers.push(Answer { message: index, span: start..out.text.len() });
+        }
+        out.text.push_str(after);
+    }
+
+    /// Marker, blank, end, and what stands before the next message; `opens` says whether it is the first message and has a text.
+    fn parts(self, side: Side, opens: bool) -> (&'static str, &'static str, &'static str, &'static str) {
+        match (self, side) {
             // The marker of the first question stands before the system text already.
-            (Self::Llama2 | Self::MistralInstruct, Side::User) if first && !text.is_empty() => {
-                ("", "", " ", "")
-            }
+            (Self::Llama2 | Self::MistralInstruct, Side::User) if opens => ("", "", " ", ""),
             (Self::Llama2 | Self::MistralInstruct, Side::User) => ("[INST]", " ", " ", ""),
             (Self::Llama2, Side::Answer) => ("[/INST]", " ", " </s>", "<s>"),
             (Self::MistralInstruct, Side::Answer) => ("[/INST]", " ", "</s>", ""),
@@ -149,19 +172,7 @@ impl NamedTemplate {
             }
             (Self::DeepseekMath, Side::User) => ("User:", " ", "\n\n", ""),
             (Self::DeepseekMath, Side::Answer) => ("Assistant:", " ", DEEPSEEK_END, ""),
-        };
-        out.text.push_str(marker);
-        if text.is_empty() {
-            return;
         }
-        out.text.push_str(blank);
-        let start = out.text.len();
-        out.text.push_str(if self == Self::Llama3 { python::strip(text) } else { text });
-        out.text.push_str(end);
-        if let Side::Answer = side {
-            out.answers.push(Answer { message: index, span: start..out.text.len() });
-        }
-        out.text.push_str(after);
     }
 }
 

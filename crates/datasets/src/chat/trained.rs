@@ -25,6 +25,7 @@ use crate::json;
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[serde(expecting = "an object with template")]
 pub struct TrainedOn {
     /// The name that [`ChatTemplate::select`](super::ChatTemplate::select) takes.
     pub template: String,

@@ -17,7 +17,7 @@ pub enum Benchmark {
     /// GSM8K: `question`, and `answer` with `#### N` in its last line.
     #[serde(alias = "GSM8K", alias = "Gsm8k")]
     Gsm8k,
-    /// MATH: `problem`, `solution` with its answer in a box, `level`, `type`.
+    /// MATH: `problem`, `solution` with its answer in a box, and, where the file has them, `level`, and `type` or `subject`.
     #[serde(alias = "MATH", alias = "Math")]
     Math,
 }
@@ -41,17 +41,18 @@ impl Benchmark {
         }
     }
 
-    /// Reads JSON lines. Empty lines are no rows. Bad rows, among them those without a gold answer, are refused, or left out and
-    /// returned beside the problems; problems keep the numbers that they have in the file.
+    /// Reads JSON lines. Empty lines are no rows, and fields that are not used may have any form. Bad rows, among them those that
+    /// [`Environment::check`] refuses in the mode `compat`, are refused, or left out and returned beside the problems; problems keep
+    /// the numbers that they have in the file.
     ///
     /// # Errors
     /// [`Error::Read`], and [`Error::BadField`] with line, field and reason.
-    pub fn read(self, path: &Path, bad: BadRows) -> Result<Loaded> {
-        let bytes = std::fs::read(path).map_err(|source| Error::Read { path: path.into(), source })?;
+    pub fn read(self, path: &Path, bad: BadRows, compat: Compat) -> Result<Loaded> {
+        let bytes = crate::text::read(path)?;
         let mut loaded = Loaded { problems: vec![], skipped: vec![] };
         let lines = bytes.split(|&byte| byte == b'\n').enumerate();
         for (row, (i, line)) in lines.filter(|(_, line)| !line.trim_ascii().is_empty()).enumerate() {
-            match self.parse(row, line) {
+            match self.parse(row, line, compat) {
                 Ok(problem) => loaded.problems.push(problem),
                 Err((field, reason)) => {
                     let error =
@@ -67,7 +68,12 @@ impl Benchmark {
     }
 
     /// A line of the file; otherwise the field and what is wrong with it.
-    fn parse(self, row: usize, line: &[u8]) -> std::result::Result<Problem, (&'static str, String)> {
+    fn parse(
+        self,
+        row: usize,
+        line: &[u8],
+        compat: Compat,
+    ) -> std::result::Result<Problem, (&'static str, String)> {
         let value: Value = serde_json::from_slice(line).map_err(|error| ("row", error.to_string()))?;
         if !value.is_object() {
             return Err(("row", "is no JSON object".into()));
@@ -78,7 +84,12 @@ impl Benchmark {
             Some(_) => Err((field, "is no text".into())),
             None => Err((field, "is missing".into())),
         };
-        let optional = |field| if value.get(field).is_some() { text(field).map(Some) } else { Ok(None) };
+        // Files have `Level 5` or 5; these fields are for reports only.
+        let told = |field: &str| match value.get(field)? {
+            Value::String(text) => Some(text.trim().to_owned()).filter(|text| !text.is_empty()),
+            Value::Number(number) => Some(number.to_string()),
+            _ => None,
+        };
         let (question, solution) = match self {
             Self::Gsm8k => ("question", "answer"),
             Self::Math => ("problem", "solution"),
@@ -87,10 +98,10 @@ impl Benchmark {
             row,
             question: text(question)?,
             solution: text(solution)?,
-            level: optional("level")?,
-            subject: optional("type")?,
+            level: told("level"),
+            subject: told("type").or_else(|| told("subject")),
         };
-        self.environment(Compat::Fixed).check(&problem).map_err(|reason| (solution, reason))?;
+        self.environment(compat).check(&problem).map_err(|reason| (solution, reason))?;
         Ok(problem)
     }
 }
@@ -135,17 +146,46 @@ mod tests {
             ("\"\u{fffd}", "field row: control"),
         ] {
             std::fs::write(&path, format!("\n{good}\n{bad}\r\n\n{good}")).unwrap();
-            let error = Benchmark::Gsm8k.read(&path, BadRows::Refuse).unwrap_err().to_string();
+            let error = Benchmark::Gsm8k.read(&path, BadRows::Refuse, Compat::Fixed).unwrap_err().to_string();
             assert!(error.contains("train.jsonl: line 3, ") && error.contains(says), "{error}");
-            let loaded = Benchmark::Gsm8k.read(&path, BadRows::Skip).unwrap();
+            let loaded = Benchmark::Gsm8k.read(&path, BadRows::Skip, Compat::Fixed).unwrap();
             let rows: Vec<usize> = loaded.problems.iter().map(|problem| problem.row).collect();
             assert_eq!((rows, loaded.skipped.len()), (vec![0, 2], 1));
         }
         std::fs::write(&path, b"\xff\n").unwrap();
-        assert!(Benchmark::Math.read(&path, BadRows::Refuse).is_err());
-        std::fs::write(&path, r#"{"problem": "p", "solution": "\\boxed{1}", "level": 3}"#).unwrap();
-        let error = Benchmark::Math.read(&path, BadRows::Refuse).unwrap_err().to_string();
-        assert!(error.contains("field level: is no text"), "{error}");
+        assert!(Benchmark::Math.read(&path, BadRows::Refuse, Compat::Fixed).is_err());
+    }
+
+    #[test]
+    fn fields_that_are_not_used_have_any_form() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("test.jsonl");
+        for (level, read) in [
+            ("1", Some("1")),
+            ("null", None),
+            ("\"Level 5\"", Some("Level 5")),
+            ("[2]", None),
+            ("{\"a\": 1}", None),
+            ("\"\"", None),
+            ("true", None),
+        ] {
+            let row = format!(
+                r#"{{"problem": "p", "solution": "\\boxed{{1}}", "level": {level}, "type": {level}, "answer": {level}, "id": {level}}}"#
+            );
+            std::fs::write(&path, row).unwrap();
+            let problems = Benchmark::Math.read(&path, BadRows::Refuse, Compat::Fixed).unwrap().problems;
+            assert_eq!(problems[0].level.as_deref(), read, "{level}");
+            assert_eq!(problems[0].subject.as_deref(), read, "{level}");
+        }
+    }
+
+    #[test]
+    fn the_mode_decides_which_rows_can_be_asked() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("test.jsonl");
+        std::fs::write(&path, r#"{"problem": "p", "solution": "no box"}"#).unwrap();
+        assert!(Benchmark::Math.read(&path, BadRows::Refuse, Compat::Fixed).is_err());
+        assert!(Benchmark::Math.read(&path, BadRows::Refuse, Compat::Reference).is_ok());
     }
 
     #[test]

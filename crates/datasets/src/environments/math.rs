@@ -1,11 +1,17 @@
 //! Competition mathematics: an expression in a box, compared as text after normalisation.
 
+use super::quantity;
 use super::{Compat, Environment, Judgement, Problem};
 
-/// MATH's environment: 1 for an expression that equals the gold one after normalisation, else 0.
+/// MATH's environment: 1 for an expression that equals the gold one, else 0.
+///
+/// # Reference behaviour
+/// [`Compat::Reference`] cuts boxes whose braces are two deep, compares answers after [normalisation](normalise), and takes two missing
+/// answers for equal. [`Compat::Fixed`] counts braces, compares two numbers by their values, whatever their forms (`9{,}500`,
+/// `18.0`, a sign of minus that is no hyphen), and takes answers with different units for different.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Math {
-    /// [`Compat::Reference`] cuts boxes whose braces are two deep, and takes two missing answers for equal.
+    /// Fixed, or as published.
     pub compat: Compat,
 }
 
@@ -13,20 +19,37 @@ impl Environment for Math {
     fn judge(&self, problem: &Problem, response: &str) -> Judgement {
         let predicted = boxed_answer(response, self.compat);
         let gold = boxed_answer(&problem.solution, self.compat);
-        let right = match (predicted, gold) {
-            (None, None) => self.compat == Compat::Reference,
-            (predicted, gold) => equivalent(predicted, gold),
-        };
         let vote = |raw: &str| normalise(raw).unwrap_or_else(|_| raw.to_owned());
-        Judgement { reward: f64::from(u8::from(right)), answer: predicted.map(vote) }
+        let (right, answer) = match self.compat {
+            Compat::Reference => (equivalent(predicted, gold), predicted.map(vote)),
+            Compat::Fixed => {
+                let right = predicted.zip(gold).is_some_and(|(predicted, gold)| same(predicted, gold));
+                let number = |raw: &str| quantity::parse(raw, false).map(|found| found.value);
+                (right, predicted.map(|raw| number(raw).unwrap_or_else(|| vote(raw))))
+            }
+        };
+        Judgement { reward: f64::from(u8::from(right)), answer }
     }
 
+    /// With [`Compat::Reference`] every problem can be asked: where there is no gold answer, none is right.
     fn check(&self, problem: &Problem) -> Result<(), String> {
         match boxed_answer(&problem.solution, self.compat) {
-            Some(_) => Ok(()),
-            None => Err(r"has no gold answer; the solution should end in `\boxed{ANSWER}`".into()),
+            None if self.compat == Compat::Fixed => {
+                Err(r"has no gold answer; the solution should end in `\boxed{ANSWER}`".into())
+            }
+            _ => Ok(()),
         }
     }
+}
+
+/// Do two answers mean the same? Two numbers do if their values are equal, others if their normal forms are; units that both name must
+/// be the same.
+fn same(a: &str, b: &str) -> bool {
+    if let (Some(a), Some(b)) = (quantity::parse(a, false), quantity::parse(b, false)) {
+        return a.value == b.value && quantity::agree(a.unit.as_deref(), b.unit.as_deref());
+    }
+    let units = [a, b].map(quantity::unit_of);
+    equivalent(Some(a), Some(b)) && quantity::agree(units[0].as_deref(), units[1].as_deref())
 }
 
 const BOX: &str = "boxed{";
@@ -35,8 +58,7 @@ const BOX: &str = "boxed{";
 ///
 /// # Reference behaviour
 /// A box may hold groups of braces, each of which ends at its first closing brace, so that `\boxed{\frac{\sqrt{3}}{2}}` gives
-/// `\frac{\sqrt{3}`; a last box that is never closed is passed over. [`Compat::Fixed`] counts braces, and then there is no
-/// answer.
+/// `\frac{\sqrt{3}`. [`Compat::Fixed`] counts braces. In both, a box that is never closed is passed over.
 ///
 /// # Example
 /// ```
@@ -48,8 +70,7 @@ const BOX: &str = "boxed{";
 #[must_use]
 pub fn boxed_answer(text: &str, compat: Compat) -> Option<&str> {
     if compat == Compat::Fixed {
-        let inside = &text[text.rfind(BOX)? + BOX.len()..];
-        return balanced(inside).map(|end| &inside[..end]);
+        return last_box(text, |_| true);
     }
     let (mut last, mut rest) = (None, text);
     while let Some(start) = rest.find(BOX) {
@@ -66,20 +87,16 @@ pub fn boxed_answer(text: &str, compat: Compat) -> Option<&str> {
     last
 }
 
-/// Where the brace closes that was open before the text.
-fn balanced(inside: &str) -> Option<usize> {
-    let mut depth = 1usize;
-    inside.bytes().position(|byte| {
-        depth = match byte {
-            b'{' => depth + 1,
-            b'}' => depth - 1,
-            _ => depth,
-        };
-        depth == 0
-    })
+/// The content of the last box that is closed and `wanted`, its braces counted.
+pub(super) fn last_box(text: &str, wanted: impl Fn(&str) -> bool) -> Option<&str> {
+    let boxes = text.rmatch_indices(BOX).filter_map(|(at, _)| {
+        let inside = &text[at + BOX.len()..];
+        quantity::closing(inside).map(|end| &inside[..end])
+    });
+    boxes.into_iter().find(|inside| wanted(inside))
 }
 
-/// The same where a group of braces ends at the first closing one.
+/// Where the box closes if a group of braces ends at the first closing one.
 fn shallow(inside: &str) -> Option<usize> {
     let mut at = 0;
     loop {
@@ -231,6 +248,46 @@ mod tests {
         let reward = |compat| Math { compat }.judge(&problem, "none either").reward;
         assert_eq!((reward(Compat::Fixed), reward(Compat::Reference)), (0.0, 1.0));
         assert!(Math::default().check(&problem).is_err());
+        assert!(Math { compat: Compat::Reference }.check(&problem).is_ok());
+    }
+
+    #[test]
+    fn numbers_are_compared_by_value_and_units_by_name() {
+        let reward = |compat, gold: &str, answer: &str| {
+            let problem = Problem { solution: format!(r"Hence \boxed{{{gold}}}."), ..Problem::default() };
+            Math { compat }.judge(&problem, &format!(r"\boxed{{{answer}}}")).reward
+        };
+        for (gold, answer, fixed, reference) in [
+            ("9500", r"9{,}500", 1.0, 0.0),
+            ("80000", r"\$80,000", 1.0, 0.0),
+            ("18", "18.0", 1.0, 0.0),
+            ("-18", "\u{2212}18", 1.0, 0.0),
+            ("18", r"18 \text{ clips}", 1.0, 1.0),
+            ("5", r"5 \text{cm}", 1.0, 0.0),
+            (r"\frac{1}{4}", "0.25", 1.0, 0.0),
+            (r"10\text{ cm}", r"10\text{ centimeters}", 1.0, 1.0),
+            (r"10\text{ cm}", r"10\text{ m}", 0.0, 1.0),
+            (r"2\pi\text{ cm}", r"2\pi\text{ m}", 0.0, 1.0),
+            (r"2\pi\text{ cm}", r"2\pi", 1.0, 1.0),
+            ("21/2", "2 1/2", 0.0, 1.0),
+            (r"\text{Evelyn}", r"\text{Evelyn}", 1.0, 1.0),
+            ("x^2+1", "x^2 + 1", 1.0, 1.0),
+        ] {
+            assert_eq!(reward(Compat::Fixed, gold, answer), fixed, "{gold} {answer}");
+            assert_eq!(reward(Compat::Reference, gold, answer), reference, "{gold} {answer}");
+        }
+        let votes = ["9{,}500", "9500", "9,500.0"]
+            .map(|answer| Math::default().judge(&Problem::default(), &format!(r"\boxed{{{answer}}}")).answer);
+        assert_eq!(votes, [const { Some("9500") }; 3].map(|vote| vote.map(str::to_owned)));
+    }
+
+    #[test]
+    fn a_box_that_is_never_closed_leaves_the_last_closed_one() {
+        for compat in [Compat::Fixed, Compat::Reference] {
+            assert_eq!(boxed_answer(r"\boxed{3} and \boxed{", compat), Some("3"));
+            assert_eq!(boxed_answer(r"\boxed{3} and \boxed{\frac{1}{2}", compat), Some("3"));
+            assert_eq!(boxed_answer(r"\boxed{3", compat), None);
+        }
     }
 
     #[test]
@@ -245,11 +302,23 @@ mod tests {
 
     proptest! {
         #[test]
+        fn a_row_that_is_accepted_is_solved_by_its_own_solution(
+            text in r"(\\boxed\{|\\frac|\\sqrt|\\text\{ |[{}=/. 0-9a%^-]){0,14}",
+        ) {
+            for compat in [Compat::Fixed, Compat::Reference] {
+                let problem = Problem { solution: text.clone(), ..Problem::default() };
+                let environment = Math { compat };
+                if environment.check(&problem).is_ok() {
+                    prop_assert!(environment.judge(&problem, &environment.worked_solution(&problem)).success());
+                }
+            }
+        }
+
+        #[test]
         fn no_text_is_too_strange(text in r"(boxed\{|\\frac|\\sqrt|\\text\{ |[{}=/. 0-9aé\\%^-]){0,12}") {
-            let shallow = boxed_answer(&text, Compat::Reference);
+            let _ = boxed_answer(&text, Compat::Reference);
             if let Some(answer) = boxed_answer(&text, Compat::Fixed) {
                 prop_assert_eq!(answer.matches('{').count(), answer.matches('}').count());
-                prop_assert!(shallow.is_some());
             }
             prop_assert!(equivalent(Some(&text), Some(&text)));
             let _ = normalise(&text);

@@ -6,10 +6,11 @@
 mod benchmark;
 mod gsm8k;
 mod math;
+mod quantity;
 mod question_only;
 
 pub use benchmark::{Benchmark, Loaded};
-pub use gsm8k::{Gsm8k, boxed_integer, gold_number};
+pub use gsm8k::{Gsm8k, boxed_integer, boxed_number, gold_number};
 pub use math::{Math, NormaliseError, boxed_answer, equivalent, normalise};
 pub use question_only::QuestionOnly;
 

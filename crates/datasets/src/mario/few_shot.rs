@@ -7,6 +7,7 @@ use std::path::Path;
 
 /// Demonstrations to put before a question, and what to put behind it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(expecting = "an object with its texts")]
 pub struct FewShotPrompt {
     /// The data set.
     pub dataset: MarioDataset,

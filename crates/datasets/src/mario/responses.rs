@@ -3,7 +3,7 @@
 use super::answer::{ANSWER_MARKER, response};
 use super::few_shot::{LeadingAnswer, parse_completion};
 use super::prompts::with_period;
-use super::{MarioDataset, MarioRow, TeacherRow};
+use super::{MarioDataset, MarioRow};
 use crate::{Error, Place, Result, json};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -113,7 +113,7 @@ pub fn read_responses(
     let by_question: BTreeMap<String, &MarioRow> = gold.iter().map(|row| (key(&row.question), row)).collect();
     let parsed = match format {
         ResponseFormat::GoldData => gold.iter().map(Parsed::of_gold).collect(),
-        ResponseFormat::Jsonl => rows(path, Parsed::of_teacher)?,
+        ResponseFormat::Jsonl => rows(path, Parsed::of_predicted)?,
         ResponseFormat::LlamaJson => rows(path, |row| Parsed::of_llama(dataset, row))?,
         ResponseFormat::Json => rows(path, Parsed::of_dump)?,
         ResponseFormat::QuarkJson => columns(path)?,
@@ -149,12 +149,22 @@ struct Parsed {
 }
 
 #[derive(Deserialize)]
+#[serde(expecting = "an object with question, predicted_label and predicted_rationale")]
+struct PredictedRow {
+    question: String,
+    predicted_label: String,
+    predicted_rationale: String,
+}
+
+#[derive(Deserialize)]
+#[serde(expecting = "an object with question and trunc_output")]
 struct LlamaRow {
     question: String,
     trunc_output: String,
 }
 
 #[derive(Deserialize)]
+#[serde(expecting = "an object with question and gpt_answer")]
 struct DumpRow {
     question: String,
     gpt_answer: String,
@@ -169,7 +179,7 @@ impl Parsed {
         Self::new(row.question.clone(), &row.rationale, &row.answer)
     }
 
-    fn of_teacher(row: TeacherRow) -> Self {
+    fn of_predicted(row: PredictedRow) -> Self {
         Self::new(row.question, row.predicted_rationale, row.predicted_label)
     }
 
@@ -220,6 +230,7 @@ fn rows<T: serde::de::DeserializeOwned>(path: &Path, parse: impl Fn(T) -> Parsed
 
 fn columns(path: &Path) -> Result<Vec<Parsed>> {
     #[derive(Deserialize)]
+    #[serde(expecting = "an object with the lists question and model_response")]
     struct Columns {
         question: Vec<String>,
         model_response: Vec<String>,
@@ -242,8 +253,8 @@ fn table(path: &Path, dataset: MarioDataset) -> Result<Vec<Parsed>> {
         question: String,
         model_response: String,
     }
-    let file = std::fs::File::open(path).map_err(|source| Error::Read { path: path.into(), source })?;
-    let mut reader = csv::Reader::from_reader(std::io::BufReader::new(file));
+    let bytes = crate::text::read(path)?;
+    let mut reader = csv::Reader::from_reader(&bytes[..]);
     let rows = reader.deserialize::<Row>().map(|row| {
         let row = row.map_err(|error| {
             let line = error.position().map_or(1, |p| p.line() as usize);

@@ -8,6 +8,7 @@ use std::path::Path;
 
 /// A question with its gold label and a rationale; `dummy` stands for none.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(expecting = "an object with question, rationale and answer")]
 pub struct MarioRow {
     /// The question as the policy reads it, options included.
     pub question: String,
@@ -22,6 +23,7 @@ pub struct MarioRow {
 fn label_or_truth<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<String, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
+    #[serde(expecting = "a label, true or false")]
     enum Answer {
         Truth(bool),
         Label(String),
@@ -34,6 +36,7 @@ fn label_or_truth<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Re
 
 /// A response of a teacher or of another model to a question.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(expecting = "an object with question, gold_label, predicted_label and predicted_rationale")]
 pub struct TeacherRow {
     /// The question.
     pub question: String,
@@ -70,6 +73,7 @@ pub fn read_gold(path: &Path, dataset: MarioDataset) -> Result<Vec<MarioRow>> {
 
 /// A statement for a verifier.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(expecting = "an object with statement and plausible")]
 pub struct Statement {
     /// The statement.
     pub statement: String,
@@ -112,10 +116,9 @@ pub fn read_teacher(path: &Path, dataset: MarioDataset) -> Result<Vec<TeacherRow
 /// [`Error::Read`], [`Error::BadField`] for a line without a tab or with a word that is no option, and
 /// [`Error::EmptySplit`].
 pub fn read_masked_tsv(path: &Path) -> Result<Vec<MarioRow>> {
-    let file = std::fs::File::open(path).map_err(|source| Error::Read { path: path.into(), source })?;
-    let file = std::io::BufReader::new(file);
+    let bytes = crate::text::read(path)?;
     let mut reader =
-        csv::ReaderBuilder::new().delimiter(b'\t').has_headers(false).flexible(true).from_reader(file);
+        csv::ReaderBuilder::new().delimiter(b'\t').has_headers(false).flexible(true).from_reader(&bytes[..]);
     let options: Vec<String> =
         NUMBER_WORDS.iter().enumerate().map(|(ix, word)| format!("({}) {word}", letter(ix))).collect();
     let options = options.join(" ");

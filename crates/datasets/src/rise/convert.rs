@@ -26,7 +26,8 @@ pub enum Criterion {
     Success,
 }
 
-/// How episodes are converted. The defaults are those of the published code.
+/// How episodes are converted. The defaults are those of the README's command; the script itself neither removes duplicates nor
+/// shuffles unless told to.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ConvertConfig {
@@ -72,6 +73,7 @@ impl ConvertConfig {
 
 /// A message of a training example.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(expecting = "an object with from, value and loss")]
 pub struct Utterance {
     /// `human` or `gpt`.
     pub from: String,
@@ -100,11 +102,20 @@ impl Utterance {
 /// A dialogue that ends with the attempt to be trained, as the published code writes it. [`json::read`](crate::json::read) and
 /// [`json::write`](crate::json::write) read and write files of them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(expecting = "an object with id and conversations")]
 pub struct TrainingExample {
-    /// `identity_` and its number in the file.
+    /// `identity_` and its number in the file; not used, so files of others may have any form of it.
+    #[serde(default, deserialize_with = "any_id")]
     pub id: String,
     /// The messages.
     pub conversations: Vec<Utterance>,
+}
+
+fn any_id<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    Ok(match serde_json::Value::deserialize(deserializer)? {
+        serde_json::Value::String(id) => id,
+        other => other.to_string(),
+    })
 }
 
 impl TrainingExample {

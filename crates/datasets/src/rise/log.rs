@@ -9,11 +9,12 @@ use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::chat::Message;
-use crate::environments::{Environment, Problem};
+use crate::environments::{Benchmark, Compat, Environment, Problem};
 use crate::{Error, Place, Result, json};
 
 /// What was tried on one problem.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(expecting = "an object with task_id, query, answer, max_reward and turn_history")]
 pub struct Episode {
     /// The problem's row.
     pub task_id: usize,
@@ -34,6 +35,7 @@ pub struct Episode {
 /// The turns of an episode. Lists of best things have one entry for each turn that was played; a turn whose sampling failed is only
 /// in `actions`, as `blocked`, and in `rewards`, as none.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(expecting = "an object with actions, observations, rewards and the best of each")]
 pub struct TurnHistory {
     /// The attempt of each turn that the dialogue goes on with.
     pub best_actions: Vec<String>,
@@ -217,6 +219,39 @@ impl Log {
         result
     }
 
+    /// The benchmarks that this log can be of: those that read a gold answer in every problem.
+    #[must_use]
+    pub fn benchmarks(&self) -> Vec<Benchmark> {
+        let reads = |benchmark: &Benchmark| {
+            let environment = benchmark.environment(Compat::Fixed);
+            self.episodes.iter().all(|episode| environment.check(&episode.problem()).is_ok())
+        };
+        [Benchmark::Gsm8k, Benchmark::Math].into_iter().filter(reads).collect()
+    }
+
+    /// Whether judging all attempts again gives the rewards that are stored.
+    #[must_use]
+    pub fn agrees_with(&self, environment: &dyn Environment) -> bool {
+        self.rescore(environment, true).rewards.is_empty()
+    }
+
+    /// Checks that an environment gives all attempts the rewards that the log, read from `path`, has stored. Otherwise the log is of
+    /// another benchmark or was judged in another mode, and nothing that is computed from both means anything.
+    ///
+    /// # Errors
+    /// [`Error::BadField`] with the first attempt that is judged otherwise, and how many there are.
+    pub fn check_rewards(&self, path: &Path, environment: &dyn Environment) -> Result<()> {
+        let rescored = self.rescore(environment, true);
+        let Some(&(task, turn, sample, stored, judged)) = rescored.rewards.first() else { return Ok(()) };
+        let reason = format!(
+            "attempt {sample} of turn {turn} has the reward {stored}, but is judged {judged} now, as are {} of {} attempts \
+             otherwise; name the benchmark and the mode (compat) that the log was made with",
+            rescored.rewards.len(),
+            rescored.actions
+        );
+        Err(Error::BadField { path: path.into(), place: Place::Item(task), field: "rewards", reason })
+    }
+
     /// Does any observation tell an attempt that it was right? Logs of evaluations without an oracle hold none.
     #[must_use]
     pub fn has_oracle(&self, environment: &dyn Environment) -> bool {
@@ -318,6 +353,51 @@ mod tests {
         refused(&|e| e["turn_history"]["actions"] = json!({}), "in common");
         assert!(read(&json!([episode()])).unwrap_err().to_string().contains("an object of episodes"));
         assert_eq!(read(&json!({})).unwrap(), Log::default());
+    }
+
+    #[test]
+    fn a_log_tells_its_benchmark_and_whether_it_was_judged_so() {
+        let of = |answer: &str, reward: i64| {
+            let history = json!({
+                "best_actions": [r"It is \boxed{5}."], "actions": {"0": [r"It is \boxed{5}."]},
+                "best_observations": ["no"], "observations": {"0": ["no"]},
+                "best_rewards": [reward], "rewards": {"0": [reward]},
+            });
+            let episode = json!({"task_id": 3, "query": "q", "answer": answer, "max_reward": reward, "turn_history": history});
+            read(&json!({"3": episode})).unwrap()
+        };
+        let agrees = |log: &Log, of: Benchmark| log.agrees_with(&*of.environment(Compat::Fixed));
+        for (benchmark, gold) in [(Benchmark::Gsm8k, "#### 5"), (Benchmark::Math, r"Hence \boxed{5}.")] {
+            assert_eq!(of(gold, 1).benchmarks(), [benchmark]);
+            assert!(agrees(&of(gold, 1), benchmark) && !agrees(&of(gold, 0), benchmark));
+        }
+        assert!(of("five", 0).benchmarks().is_empty());
+        assert_eq!(of("\\boxed{5}\n#### 5", 1).benchmarks(), [Benchmark::Gsm8k, Benchmark::Math]);
+    }
+
+    #[test]
+    fn a_log_of_another_benchmark_or_mode_is_refused() {
+        use crate::environments::{Compat, Gsm8k, Math};
+        let with = |answer: &str, action: &str, reward: i64| {
+            let mut log = json!({"3": episode()});
+            log["3"]["answer"] = json!(answer);
+            log["3"]["turn_history"]["actions"]["0"] = json!([action, "none"]);
+            log["3"]["turn_history"]["rewards"]["0"] =
+                json!([reward, if answer.contains('#') { -1 } else { 0 }]);
+            read(&log).unwrap()
+        };
+        let path = Path::new("2_turns.json");
+        let math = with(r"so \boxed{x}", r"\boxed{x}", 1);
+        math.check_rewards(path, &Math::default()).unwrap();
+        let error = math.check_rewards(path, &Gsm8k::default()).unwrap_err().to_string();
+        assert!(
+            error.contains("2_turns.json: item 3, field rewards: attempt 0 of turn 0 has the reward 1"),
+            "{error}"
+        );
+        assert!(error.contains("2 of 2 attempts") && error.contains("benchmark"), "{error}");
+        let published = with("#### 18", r"\boxed{18.0}", -1);
+        published.check_rewards(path, &Gsm8k { compat: Compat::Reference }).unwrap();
+        assert!(published.check_rewards(path, &Gsm8k::default()).is_err());
     }
 
     #[test]

@@ -14,6 +14,7 @@ use super::store::EpisodeFile;
 use super::{Episode, Log, RolloutConfig, Setting, TurnHistory, dialogue};
 use crate::chat::Message;
 use crate::environments::{Compat, Environment, Problem, is_success};
+use crate::python;
 
 /// The action of a turn whose sampling failed.
 pub const BLOCKED: &str = "blocked";
@@ -246,7 +247,7 @@ impl<'a> MultiTurn<'a> {
         Ok(episodes.into_keys().collect())
     }
 
-    /// Plays all problems. With a file, each episode is appended to it as soon as it is over, and episodes that are in it already
+    /// Plays all problems. White space around attempts is dropped, except in [`Compat::Reference`]. With a file, each episode is appended to it as soon as it is over, and episodes that are in it already
     /// are not played again; a cut-off last line is removed. The log has the order of the problems.
     ///
     /// # Errors
@@ -356,6 +357,10 @@ impl<'a> MultiTurn<'a> {
                 outcomes[i] = match reply {
                     Reply::Texts(mut texts) => {
                         count("texts", texts.len(), samples)?;
+                        if self.config.compat == Compat::Fixed {
+                            // What is sent, stored and trained on is one text: conversion trims attempts, and so do templates.
+                            texts.iter_mut().for_each(|text| *text = python::strip(text).to_owned());
+                        }
                         if self.config.setting == Setting::Oracle {
                             drop_degenerate(&mut texts, self.config.compat);
                         }

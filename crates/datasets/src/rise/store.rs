@@ -16,6 +16,7 @@ pub(super) struct EpisodeFile(Option<AppendFile>);
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[serde(expecting = "an object with rollout")]
 struct Head {
     rollout: RolloutConfig,
 }

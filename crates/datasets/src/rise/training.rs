@@ -93,8 +93,14 @@ pub fn training_text(
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+
     use super::*;
-    use crate::rise::Utterance;
+    use crate::chat::JinjaTemplate;
+    use crate::environments::{Gsm8k, Problem};
+    use crate::rise::{
+        Answerer, Ask, ConvertConfig, Failed, MultiTurn, Quiet, Reply, RolloutConfig, Utterance, convert,
+    };
 
     fn example(turns: &[(&str, &str, f64)]) -> TrainingExample {
         let said = |&(from, value, loss): &(&str, &str, f64)| Utterance {
@@ -132,6 +138,47 @@ mod tests {
             let asked = [("user", "q"), ("agent", " wrong"), ("user", "no")].map(|(r, t)| Message::new(r, t));
             assert!(text.text.starts_with(&template.prompt(&asked).unwrap()));
             assert_eq!(text.spans[0].end, text.text.len());
+        }
+    }
+
+    /// A rollout of several turns with a model whose answers have white space around them; whatever each turn was sent begins the
+    /// example that is made of it, and the trained part begins with what was stored.
+    #[test]
+    fn what_is_sent_is_what_is_stored_and_trained_on() {
+        let jinja = "{% for m in messages %}{{ m.role }}: {{ m.content }}{% if m.role == 'assistant' %}</s>{% endif %}\n\
+            {% endfor %}{% if add_generation_prompt %}assistant: {% endif %}";
+        let jinja = ChatTemplate::from(JinjaTemplate::new(jinja, &[]).unwrap());
+        let problem = Problem { question: "q?".into(), solution: "#### 9".into(), ..Problem::default() };
+        let environment = Gsm8k::default();
+        for template in NamedTemplate::ALL.into_iter().map(ChatTemplate::from).chain([jinja]) {
+            let sent = RefCell::new(vec![]);
+            let model = |asks: &[Ask]| -> Result<Vec<Reply>, Failed> {
+                let answer = |ask: &Ask| {
+                    sent.borrow_mut().push(template.prompt(&ask.messages).unwrap());
+                    Reply::Texts(vec![format!(" \n\\boxed{{{}}} \n", ask.turn)])
+                };
+                Ok(asks.iter().map(answer).collect())
+            };
+            let players: [&dyn Answerer; 4] = [&model; 4];
+            let turns = MultiTurn::new(&environment, RolloutConfig::collect(&[1; 4]), &players).unwrap();
+            let log = turns.play(std::slice::from_ref(&problem), None, &mut Quiet).unwrap();
+            let stored = &log.episodes[0].turn_history.best_actions;
+            for remove_duplicates in [false, true] {
+                let config = ConvertConfig { remove_duplicates, shuffle: false, ..ConvertConfig::default() };
+                let examples = convert(&log, &environment, &config).examples;
+                assert_eq!(examples.len(), 4);
+                for ((example, sent), stored) in examples.iter().zip(sent.borrow().iter()).zip(stored) {
+                    let text = training_text(example, &template, Layout::Dialogue, Compat::Fixed).unwrap();
+                    assert!(text.text.starts_with(sent.as_str()), "{sent}\n{}", text.text);
+                    let blank = if template.blank_before_answers() { " " } else { "" };
+                    assert!(
+                        text.text[sent.len()..].starts_with(&format!("{blank}{stored}")),
+                        "{}",
+                        text.text
+                    );
+                    assert!(text.text[text.spans[0].clone()].starts_with(stored.as_str()));
+                }
+            }
         }
     }
 }

@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::client::{Client, Failure};
+use super::client::{Client, Failure, shown};
 use super::file::{AnswerFile, ids, stored};
 use super::queue::{Queue, StopOnDrop};
-use super::request::Body;
+use super::request::{Body, Reply};
 use super::{
     Answer, Completion, Plan, Progress, Request, Result, TeacherConfig, TeacherError, TeacherObserver, Usage,
 };
@@ -68,6 +68,8 @@ struct Job {
     attempt: u32,
     /// Answers that were not valid.
     invalid: u32,
+    /// Replies in a row in which no answer had content.
+    empty: u32,
     /// Replies so far.
     replies: u64,
     /// Completions so far, when a server gives fewer than it is asked for.
@@ -76,7 +78,7 @@ struct Job {
     started: Option<Instant>,
 }
 
-type Sent = (Job, std::result::Result<Answer, Failure>);
+type Sent = (Job, std::result::Result<Reply, Failure>);
 
 impl Teacher {
     /// Checks the settings and takes the key from where it is.
@@ -111,7 +113,8 @@ impl Teacher {
 
     /// Asks for what the file does not answer yet, and appends each answer to it as soon as it is there and `valid`: an answer with
     /// which something is wrong is asked for again, up to [`TeacherConfig::answers`] times in all. Answers that are in the file are
-    /// taken as they are.
+    /// taken as they are. Answers without content (refusals, or a model that was cut off while it thought) are none, and asked for again
+    /// within the same limit.
     ///
     /// # Errors
     /// [`TeacherError::DuplicateId`] and whatever is wrong with the file, before anything is sent;
@@ -150,6 +153,7 @@ impl Teacher {
                 index,
                 attempt: 0,
                 invalid: 0,
+                empty: 0,
                 replies: 0,
                 choices: vec![],
                 usage: Usage::default(),
@@ -259,7 +263,7 @@ struct Asking<'a, V> {
 }
 
 impl<V: FnMut(&Request, &Answer) -> std::result::Result<(), String>> Asking<'_, V> {
-    fn take(&mut self, mut job: Job, result: std::result::Result<Answer, Failure>) {
+    fn take(&mut self, mut job: Job, result: std::result::Result<Reply, Failure>) {
         let request = &self.requests[job.index];
         match result {
             Ok(answer) => {
@@ -267,7 +271,15 @@ impl<V: FnMut(&Request, &Answer) -> std::result::Result<(), String>> Asking<'_, 
                 job.replies += 1;
                 job.usage += answer.usage;
                 self.outcome.progress.usage += answer.usage;
+                job.empty = if answer.choices.is_empty() { job.empty + 1 } else { 0 };
                 job.choices.extend(answer.choices);
+                if let Some(reason) = answer.missing {
+                    self.outcome.progress.invalid += 1;
+                    if job.empty >= self.config.answers {
+                        return self.fail(&job, reason);
+                    }
+                    self.observer.again(&request.id, &reason, Duration::ZERO);
+                }
                 let wanted = request.sampling.choices() as usize;
                 job.choices.truncate(wanted);
                 if job.choices.len() < wanted {
@@ -279,7 +291,8 @@ impl<V: FnMut(&Request, &Answer) -> std::result::Result<(), String>> Asking<'_, 
                     Err(reason) => {
                         self.outcome.progress.invalid += 1;
                         job.invalid += 1;
-                        let reason = format!("the answer is not valid: {reason}");
+                        // Reasons may quote the answer.
+                        let reason = format!("the answer is not valid: {}", shown(&reason));
                         if job.invalid >= self.config.answers {
                             return self.fail(&job, reason);
                         }

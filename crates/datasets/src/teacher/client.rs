@@ -1,5 +1,6 @@
 //! One attempt at one request.
 
+use std::io::Read;
 use std::time::{Duration, SystemTime};
 
 use ureq::Agent;
@@ -7,10 +8,11 @@ use ureq::http::{HeaderMap, HeaderValue, Uri};
 use ureq::unversioned::resolver::DefaultResolver;
 use ureq::unversioned::transport::{Connector, DefaultConnector};
 
-use super::request::Body;
+use super::request::{Body, Reply};
 use super::secret::ApiKey;
 use super::wire::Keyed;
-use super::{Answer, KeySource, Result, TeacherConfig, TeacherError};
+use super::{KeySource, Result, TeacherConfig, TeacherError, TokenLimit};
+use crate::text::without_mark;
 
 /// Longer replies are refused, so that no server can fill the memory.
 const LONGEST_REPLY: u64 = 64 << 20;
@@ -36,6 +38,7 @@ pub(super) struct Client {
     key: ApiKey,
     source: KeySource,
     headers: HeaderMap,
+    token_limit: TokenLimit,
 }
 
 impl Client {
@@ -84,12 +87,19 @@ impl Client {
         }
         let connector = DefaultConnector::new().chain(Keyed(stand_in));
         let agent = Agent::with_parts(builder.build(), connector, DefaultResolver::default());
-        Ok(Self { agent, url: config.url(), key, source: config.key.clone(), headers })
+        Ok(Self {
+            agent,
+            url: config.url(),
+            key,
+            source: config.key.clone(),
+            headers,
+            token_limit: config.token_limit,
+        })
     }
 
-    pub(super) fn send(&self, body: &Body) -> std::result::Result<Answer, Failure> {
+    pub(super) fn send(&self, body: &Body) -> std::result::Result<Reply, Failure> {
         let transient = |reason: String| Failure::Transient { reason: self.shorten(&reason), wait: None };
-        let text = serde_json::to_vec(body).map_err(|error| Failure::Rejected(error.to_string()))?;
+        let text = self.written(body).map_err(|error| Failure::Rejected(error.to_string()))?;
         let mut request = self.agent.post(&self.url).content_type("application/json");
         if let Some(headers) = request.headers_mut() {
             headers.extend(self.headers.clone());
@@ -101,14 +111,19 @@ impl Client {
         let reply = response.body_mut().with_config().limit(LONGEST_REPLY).read_to_vec();
         if (200..300).contains(&status) {
             let reply = reply.map_err(|error| transient(format!("the reply broke off: {error}")))?;
-            let mut answer: Answer = serde_json::from_slice(&reply).map_err(|error| {
+            let reply = unpacked(reply).map_err(transient)?;
+            let mut answer: Reply = serde_json::from_slice(without_mark(&reply)).map_err(|error| {
                 transient(format!("the reply is no chat completion ({error}): {}", said(&reply)))
             })?;
-            self.key.hide_in(&mut answer);
+            self.key.hide_in(&mut answer.choices);
+            answer.missing = answer.missing.map(|reason| self.shorten(&reason));
             return Ok(answer);
         }
-        let reply = reply.unwrap_or_default();
-        let message = self.shorten(&said(&reply));
+        let reply = unpacked(reply.unwrap_or_default()).unwrap_or_default();
+        let mut message = self.shorten(&said(&reply));
+        if self.token_limit == TokenLimit::MaxTokens && message.contains(TokenLimit::COMPLETION) {
+            message.push_str("; set teacher.token_limit = \"max_completion_tokens\"");
+        }
         Err(match status {
             401 | 403 => {
                 Failure::Fatal(TeacherError::Unauthorized { status, key: self.source.clone(), message })
@@ -124,35 +139,87 @@ impl Client {
         })
     }
 
+    /// The body, with the limit of tokens under the name that the server knows.
+    fn written(&self, body: &Body) -> serde_json::Result<Vec<u8>> {
+        if self.token_limit == TokenLimit::MaxTokens {
+            return serde_json::to_vec(body);
+        }
+        let mut body = serde_json::to_value(body)?;
+        if let Some(fields) = body.as_object_mut()
+            && let Some(limit) = fields.remove("max_tokens")
+            && self.token_limit == TokenLimit::MaxCompletionTokens
+        {
+            fields.entry(TokenLimit::COMPLETION).or_insert(limit);
+        }
+        serde_json::to_vec(&body)
+    }
+
     fn refused(&self, status: u16, message: String) -> Failure {
         Failure::Fatal(TeacherError::Refused { status, url: self.url.clone(), message })
     }
 
-    /// A message without the key, and not without end. The key goes first, so that no part of it remains.
+    /// A message without the key, as it can be [shown]. The key goes first, so that no part of it remains.
     fn shorten(&self, text: &str) -> String {
-        let text = self.key.hide(text);
-        let mut chars = text.chars();
-        let mut short: String = chars.by_ref().take(LONGEST_MESSAGE).collect();
-        if chars.next().is_some() {
+        shown(&self.key.hide(text))
+    }
+}
+
+/// A text from elsewhere as a terminal and a log can show it: not without end, and with escapes for characters that would act on the
+/// terminal instead of being seen.
+pub(super) fn shown(text: &str) -> String {
+    let mut short = String::new();
+    for (count, c) in text.chars().enumerate() {
+        if count == LONGEST_MESSAGE {
             short.push('…');
+            break;
         }
-        short
+        // Controls, and the marks that turn the direction of writing or cannot be seen.
+        let unseen = c.is_control()
+            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
+        if unseen {
+            short.extend(c.escape_default());
+        } else {
+            short.push(c);
+        }
+    }
+    short
+}
+
+/// A reply that a server has compressed, though nobody asked for it.
+fn unpacked(reply: Vec<u8>) -> std::result::Result<Vec<u8>, String> {
+    if !reply.starts_with(b"\x1f\x8b") {
+        return Ok(reply);
+    }
+    let mut text = vec![];
+    let read = flate2::read::MultiGzDecoder::new(&reply[..]).take(LONGEST_REPLY + 1).read_to_end(&mut text);
+    match read {
+        Err(error) => Err(format!("the reply is damaged gzip: {error}")),
+        Ok(length) if length as u64 > LONGEST_REPLY => {
+            Err(format!("the reply is gzip of more than {LONGEST_REPLY} bytes"))
+        }
+        Ok(_) => Ok(text),
     }
 }
 
 /// The error of a reply in OpenAI's form; otherwise the whole reply.
 fn said(reply: &[u8]) -> String {
-    let value: serde_json::Value = serde_json::from_slice(reply).unwrap_or_default();
+    let value: serde_json::Value = serde_json::from_slice(without_mark(reply)).unwrap_or_default();
     let error = &value["error"];
     match error["message"].as_str().or(error.as_str()) {
         Some(message) => message.to_string(),
         None if reply.is_empty() => "(nothing)".into(),
-        None => String::from_utf8_lossy(reply).split_whitespace().collect::<Vec<_>>().join(" "),
+        None => match std::str::from_utf8(reply) {
+            Ok(text) => text.split_whitespace().collect::<Vec<_>>().join(" "),
+            Err(_) => {
+                let head = &reply[..reply.len().min(LONGEST_MESSAGE)];
+                format!("({} bytes that are no text) {}", reply.len(), head.escape_ascii())
+            }
+        },
     }
 }
 
 fn code(reply: &[u8]) -> Option<String> {
-    let value: serde_json::Value = serde_json::from_slice(reply).ok()?;
+    let value: serde_json::Value = serde_json::from_slice(without_mark(reply)).ok()?;
     value["error"]["code"].as_str().map(String::from)
 }
 
@@ -177,6 +244,15 @@ fn is_this_machine(url: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_server_says_acts_on_no_terminal() {
+        let text = shown("a\u{1b}[2J\r\n\u{7}é€\u{202e}\u{9b}31m");
+        assert_eq!(text, r"a\u{1b}[2J\r\n\u{7}é€\u{202e}\u{9b}31m");
+        assert_eq!(shown(&"ä".repeat(1000)).chars().count(), LONGEST_MESSAGE + 1);
+        let binary = said(b"\x1f\x8b\x08\xff\x00");
+        assert_eq!(binary, r"(5 bytes that are no text) \x1f\x8b\x08\xff\x00");
+    }
 
     #[test]
     fn waits_are_seconds_or_dates() {

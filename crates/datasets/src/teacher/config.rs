@@ -34,6 +34,23 @@ impl KeySource {
     }
 }
 
+/// How a server is told how long an answer may be.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TokenLimit {
+    /// As `max_tokens`.
+    #[default]
+    MaxTokens,
+    /// As `max_completion_tokens`, which OpenAI's reasoning models want.
+    MaxCompletionTokens,
+    /// Not at all: the server's own limit holds.
+    None,
+}
+
+impl TokenLimit {
+    pub(super) const COMPLETION: &str = "max_completion_tokens";
+}
+
 /// Which model is asked, and how hard.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -62,10 +79,12 @@ pub struct TeacherConfig {
     pub backoff_secs: f64,
     /// Longest wait between attempts in seconds, unless the server asks for more.
     pub longest_backoff_secs: f64,
-    /// Times that a request is answered invalidly before it counts as failed.
+    /// Times that a request is answered invalidly, or without content, before it counts as failed.
     pub answers: u32,
     /// Completions asked for at once, 0 without limit; 1 for servers that refuse more.
     pub most_choices: u32,
+    /// The name under which the limit of an answer's tokens is sent. Default: `max_tokens`.
+    pub token_limit: TokenLimit,
     /// Failed requests in a row after which no more are sent, 0 for never.
     pub give_up_after: usize,
 }
@@ -87,6 +106,7 @@ impl Default for TeacherConfig {
             longest_backoff_secs: 60.0,
             answers: 3,
             most_choices: 0,
+            token_limit: TokenLimit::MaxTokens,
             give_up_after: 20,
         }
     }

@@ -5,10 +5,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::de::Error as _;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
-use super::request::Body;
+use super::request::{Body, Reply};
 use super::{Answer, Message, Request, Result, Sampling, TeacherError};
 use crate::append::AppendFile;
 use crate::{Error, Place};
@@ -31,18 +31,54 @@ pub struct Exchange {
 /// A line as it is written.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[serde(expecting = "an object with id, request and response or error")]
 struct Record {
     id: String,
     request: Body,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    response: Option<Answer>,
+    response: Option<Stored>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     error: Option<String>,
     elapsed_ms: u64,
 }
 
+/// A response in a file. One without any content is no answer; files have it where others wrote them.
+enum Stored {
+    Answer(Answer),
+    Empty(String),
+}
+
+impl Serialize for Stored {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        match self {
+            Self::Answer(answer) => answer.serialize(serializer),
+            Self::Empty(reason) => reason.serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Stored {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        let Reply { choices, missing, usage } = Reply::deserialize(deserializer)?;
+        Ok(match missing {
+            Some(reason) if choices.is_empty() => Self::Empty(reason),
+            _ => Self::Answer(Answer { choices, usage }),
+        })
+    }
+}
+
+impl Stored {
+    fn outcome(self) -> std::result::Result<Answer, String> {
+        match self {
+            Self::Answer(answer) => Ok(answer),
+            Self::Empty(reason) => Err(reason),
+        }
+    }
+}
+
 /// The request of a line that others wrote.
 #[derive(Deserialize)]
+#[serde(expecting = "an object with messages")]
 struct Asked {
     #[serde(default)]
     model: Option<String>,
@@ -55,7 +91,7 @@ impl Exchange {
             let (request, response): (Asked, Value) = serde_json::from_slice(line)?;
             let outcome = match response {
                 Value::Array(errors) => Err(Value::Array(errors).to_string()),
-                response => Ok(serde_json::from_value(response)?),
+                response => serde_json::from_value::<Stored>(response)?.outcome(),
             };
             let Asked { model, messages } = request;
             return Ok(Self { id: None, model, messages, sampling: None, outcome });
@@ -69,7 +105,7 @@ impl Record {
     /// None where there is not either an answer or an error.
     fn exchange(self) -> Option<Exchange> {
         let outcome = match (self.response, self.error) {
-            (Some(answer), None) => Ok(answer),
+            (Some(stored), None) => stored.outcome(),
             (None, Some(error)) => Err(error),
             _ => return None,
         };
@@ -79,12 +115,13 @@ impl Record {
 }
 
 /// Reads a file of answers: lines that [`Teacher::ask`](super::Teacher::ask) wrote, or `[request, response]` in OpenAI's form, with a
-/// list of errors for the response of a request that failed. A last line that was cut off is left out.
+/// list of errors for the response of a request that failed. A response without content is none. A last line that was cut off is left
+/// out.
 ///
 /// # Errors
 /// [`Error::Read`], and [`Error::Json`] with the line.
 pub fn read_answers(path: &Path) -> Result<Vec<Exchange>> {
-    let bytes = std::fs::read(path).map_err(|source| Error::Read { path: path.into(), source })?;
+    let bytes = crate::text::read(path)?;
     let (lines, _) = parse(path, &bytes)?;
     Ok(lines.into_iter().map(|(_, exchange)| exchange).collect())
 }
@@ -190,10 +227,12 @@ pub(super) fn ids(requests: &[Request]) -> Result<BTreeMap<&str, usize>> {
 
 /// The answers that a file has; none if there is no file. Nothing is changed.
 pub(super) fn stored(path: &Path, model: &str, requests: &[Request]) -> Result<Vec<Option<Answer>>> {
-    match std::fs::read(path) {
+    match crate::text::read(path) {
         Ok(bytes) => assign(path, &parse(path, &bytes)?.0, requests, Some(model)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => assign(path, [], requests, None),
-        Err(source) => Err(Error::Read { path: path.into(), source }.into()),
+        Err(Error::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            assign(path, [], requests, None)
+        }
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -259,7 +298,7 @@ impl AnswerFile {
         let record = Record {
             id: id.into(),
             request,
-            response: outcome.ok().cloned(),
+            response: outcome.ok().cloned().map(Stored::Answer),
             error: outcome.err().map(String::from),
             elapsed_ms,
         };

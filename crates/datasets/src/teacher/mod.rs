@@ -15,7 +15,7 @@ mod secret;
 mod wire;
 
 pub use ask::{Outcome, Teacher};
-pub use config::{KeySource, TeacherConfig};
+pub use config::{KeySource, TeacherConfig, TokenLimit};
 pub use error::TeacherError;
 pub use file::{AnswerFile, Exchange, match_answers, read_answers};
 pub use observer::{Plan, Progress, Silent, TeacherObserver};

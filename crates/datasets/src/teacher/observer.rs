@@ -19,7 +19,7 @@ pub struct Progress {
     pub failed: usize,
     /// Attempts that failed and were repeated.
     pub retries: usize,
-    /// Answers that were not valid.
+    /// Answers that were not valid, or had no content.
     pub invalid: usize,
     /// Tokens since the start.
     pub usage: Usage,

@@ -2,11 +2,13 @@
 
 use std::ops::AddAssign;
 
+use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
 /// A message of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(expecting = "an object with role and content")]
 pub struct Message {
     /// `system`, `user` or `assistant`.
     pub role: String,
@@ -163,51 +165,174 @@ impl Answer {
     }
 }
 
-#[derive(Serialize, Deserialize)]
-struct WireMessage {
-    #[serde(default)]
-    role: Option<String>,
-    content: Option<String>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct WireChoice {
-    #[serde(default)]
-    index: usize,
-    message: WireMessage,
-    #[serde(default)]
-    finish_reason: Option<String>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct Wire {
-    choices: Vec<WireChoice>,
-    #[serde(default)]
-    usage: Option<Usage>,
-}
-
 impl Serialize for Answer {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let choice = |(index, choice): (usize, &Completion)| WireChoice {
-            index,
-            message: WireMessage { role: Some("assistant".into()), content: Some(choice.content.clone()) },
-            finish_reason: Some(choice.finish_reason.clone()),
+        let choice = |(index, choice): (usize, &Completion)| {
+            serde_json::json!({
+                "index": index,
+                "message": {"role": "assistant", "content": choice.content},
+                "finish_reason": choice.finish_reason,
+            })
         };
-        let choices = self.choices.iter().enumerate().map(choice).collect();
-        Wire { choices, usage: Some(self.usage) }.serialize(serializer)
+        let choices: Vec<Value> = self.choices.iter().enumerate().map(choice).collect();
+        serde_json::json!({"choices": choices, "usage": self.usage}).serialize(serializer)
     }
 }
 
 impl<'de> Deserialize<'de> for Answer {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let wire = Wire::deserialize(deserializer)?;
-        if wire.choices.is_empty() {
-            return Err(serde::de::Error::custom("`choices` is empty"));
+        let Reply { choices, missing, usage } = Reply::deserialize(deserializer)?;
+        match missing {
+            Some(reason) if choices.is_empty() => Err(D::Error::custom(reason)),
+            _ => Ok(Self { choices, usage }),
         }
-        let choices = wire.choices.into_iter().map(|choice| Completion {
-            content: choice.message.content.unwrap_or_default(),
-            finish_reason: choice.finish_reason.unwrap_or_default(),
-        });
-        Ok(Self { choices: choices.collect(), usage: wire.usage.unwrap_or_default() })
+    }
+}
+
+/// A server's reply. Nothing is taken from it but texts, why they ended, and counts of tokens; whatever else is in it, or is not in the
+/// form that one expects, throws no text away.
+#[derive(Debug, Default)]
+pub(super) struct Reply {
+    /// The completions that have content, in the order of their `index`.
+    pub(super) choices: Vec<Completion>,
+    /// Why some have none.
+    pub(super) missing: Option<String>,
+    pub(super) usage: Usage,
+}
+
+impl<'de> Deserialize<'de> for Reply {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(expecting = "an object with choices")]
+        struct Wire {
+            choices: Vec<WireChoice>,
+            #[serde(default)]
+            usage: Value,
+        }
+        #[derive(Deserialize)]
+        #[serde(expecting = "an object with message")]
+        struct WireChoice {
+            #[serde(default)]
+            index: Value,
+            message: Map<String, Value>,
+            #[serde(default)]
+            finish_reason: Value,
+        }
+        let Wire { choices, usage } = Wire::deserialize(deserializer)?;
+        if choices.is_empty() {
+            return Err(D::Error::custom("`choices` is empty"));
+        }
+        let count = |name: &str| usage.get(name).and_then(Value::as_f64).unwrap_or_default() as u64;
+        let usage =
+            Usage { prompt_tokens: count("prompt_tokens"), completion_tokens: count("completion_tokens") };
+        let mut reply = Self { usage, ..Self::default() };
+        let mut found = vec![];
+        for (place, choice) in choices.into_iter().enumerate() {
+            let finish_reason = choice.finish_reason.as_str().unwrap_or_default().to_owned();
+            match content(&choice.message, &finish_reason) {
+                Ok(content) => {
+                    let index = choice.index.as_f64().unwrap_or(place as f64);
+                    found.push((index, Completion { content, finish_reason }));
+                }
+                Err(reason) => reply.missing = Some(reason),
+            }
+        }
+        found.sort_by(|(a, _), (b, _)| a.total_cmp(b));
+        reply.choices = found.into_iter().map(|(_, completion)| completion).collect();
+        Ok(reply)
+    }
+}
+
+/// The text of a message, or why it has none.
+fn content(message: &Map<String, Value>, finish_reason: &str) -> Result<String, String> {
+    let text = match message.get("content") {
+        Some(Value::String(text)) => text.clone(),
+        // Parts, of which some may be thoughts or calls of tools.
+        Some(Value::Array(parts)) => {
+            let text = |part: &'_ Value| match part {
+                Value::String(text) => Some(text.clone()),
+                _ => part.get("text").and_then(Value::as_str).map(str::to_owned),
+            };
+            parts.iter().filter_map(text).collect()
+        }
+        _ => String::new(),
+    };
+    if !text.trim().is_empty() {
+        return Ok(text);
+    }
+    if let Some(refusal) = message.get("refusal").and_then(Value::as_str).filter(|text| !text.is_empty()) {
+        return Err(format!("the model refuses to answer: {refusal}"));
+    }
+    Err(match finish_reason {
+        "length" => {
+            "an answer has no content: the model was cut off before it began (finish_reason `length`); \
+                     allow it more tokens"
+                .into()
+        }
+        "" => "an answer has no content".into(),
+        reason => format!("an answer has no content (finish_reason `{reason}`)"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn reply(value: Value) -> Reply {
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn bookkeeping_throws_no_text_away() {
+        let strange =
+            [json!(null), json!(5.0), json!("many"), json!(-3), json!([1]), json!({"a": 1}), json!(true)];
+        for odd in strange {
+            let got = reply(json!({
+                "id": odd, "created": odd, "object": odd, "system_fingerprint": odd,
+                "choices": [{"index": odd, "finish_reason": odd, "logprobs": odd,
+                             "message": {"role": odd, "content": "a", "refusal": odd, "tool_calls": odd}}],
+                "usage": {"prompt_tokens": odd, "completion_tokens": odd, "details": odd},
+            }));
+            assert_eq!((got.choices[0].content.as_str(), got.missing), ("a", None), "{odd}");
+            let got = reply(json!({"choices": [{"message": {"content": "a"}}], "usage": odd}));
+            assert_eq!(got.choices.len(), 1, "{odd}");
+        }
+        let usage = json!({"prompt_tokens": 7.0, "completion_tokens": null});
+        let got = reply(json!({"choices": [{"message": {"content": "a"}}], "usage": usage}));
+        assert_eq!(got.usage, Usage { prompt_tokens: 7, completion_tokens: 0 });
+    }
+
+    #[test]
+    fn choices_stand_in_the_order_of_their_index() {
+        let choice = |index: Value, text: &str| json!({"index": index, "message": {"content": text}});
+        let got = reply(
+            json!({"choices": [choice(json!(2), "c"), choice(json!(0), "a"), choice(json!(1.0), "b")]}),
+        );
+        let texts: Vec<&str> = got.choices.iter().map(|choice| choice.content.as_str()).collect();
+        assert_eq!(texts, ["a", "b", "c"]);
+    }
+
+    #[test]
+    fn an_answer_without_content_is_none() {
+        for (message, finish, reason) in [
+            (json!({"content": null}), "length", "cut off before it began"),
+            (json!({"content": ""}), "length", "allow it more tokens"),
+            (json!({"content": " \n"}), "stop", "no content (finish_reason `stop`)"),
+            (json!({}), "content_filter", "content_filter"),
+            (json!({"content": null, "refusal": "I cannot."}), "stop", "refuses to answer: I cannot."),
+            (json!({"content": [{"type": "thinking", "thinking": [1]}]}), "tool_calls", "tool_calls"),
+        ] {
+            let whole = json!({"choices": [{"message": message, "finish_reason": finish}]});
+            let got = reply(whole.clone());
+            assert!(got.choices.is_empty() && got.missing.unwrap().contains(reason), "{whole}");
+            let error = serde_json::from_value::<Answer>(whole).unwrap_err().to_string();
+            assert!(error.contains(reason), "{error}");
+        }
+        let parts = json!([{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "a"}, "b"]);
+        let some = json!({"choices": [{"message": {"content": null}}, {"message": {"content": parts}}]});
+        let answer: Answer = serde_json::from_value(some).unwrap();
+        assert_eq!((answer.text(), answer.choices.len()), ("ab", 1));
     }
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use ureq::http::HeaderValue;
 
 use super::wire::StandIn;
-use super::{Answer, KeySource, Result, TeacherError};
+use super::{Completion, KeySource, Result, TeacherError};
 
 const HIDDEN: &str = "<key>";
 
@@ -60,10 +60,10 @@ impl ApiKey {
         }
     }
 
-    /// Takes the key out of an answer, in case that a server sends it back.
-    pub(super) fn hide_in(&self, answer: &mut Answer) {
+    /// Takes the key out of completions, in case that a server sends it back.
+    pub(super) fn hide_in(&self, completions: &mut [Completion]) {
         if let Some(key) = self.0.as_deref().filter(|key| key.len() >= SHORTEST_SECRET) {
-            for completion in &mut answer.choices {
+            for completion in completions {
                 for text in [&mut completion.content, &mut completion.finish_reason] {
                     if text.contains(key) {
                         *text = text.replace(key, HIDDEN);
@@ -75,5 +75,5 @@ impl ApiKey {
 }
 
 fn read(path: &Path) -> Result<String> {
-    std::fs::read_to_string(path).map_err(|source| crate::Error::Read { path: path.into(), source }.into())
+    Ok(crate::text::read_to_string(path)?)
 }

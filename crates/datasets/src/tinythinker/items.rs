@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::question::Question;
 use super::stages::with_full_stop;
+use crate::python;
 use crate::teacher::Completion;
 
 /// A completion that is in order, in the order of the teacher's lines.
@@ -97,7 +98,8 @@ fn parse_verdict(text: &str, labels: &[char]) -> Option<(char, bool)> {
     }
 }
 
-/// Drops what stands before the key information, and puts `Explanations:` on a line of its own together with what follows it.
+/// Drops what stands before the key information, and puts `Explanations:` on a line of its own together with what follows it, one
+/// blank behind the colon, whether or not there was white space.
 fn fresh_lines(content: &str) -> String {
     const LABEL: &str = "Explanations:";
     let mut text = content.to_string();
@@ -110,11 +112,8 @@ fn fresh_lines(content: &str) -> String {
     let mut joined = parts.next().unwrap_or_default().to_string();
     for part in parts {
         joined.push_str(LABEL);
-        let rest = part.trim_start();
-        if rest.len() < part.len() {
-            joined.push(' ');
-        }
-        joined.push_str(rest);
+        joined.push(' ');
+        joined.push_str(part.trim_start_matches(python::is_space));
     }
     joined
 }
@@ -199,6 +198,7 @@ pub fn diverse(texts: &[&str], keep: usize, seed: u64) -> Vec<usize> {
 /// A training item, in the form of the published files.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[serde(expecting = "an object with input, GT, general_knowledge and specific_knowledge")]
 pub struct Item {
     /// Stem and options as the teacher reads them.
     pub input: String,
@@ -309,6 +309,12 @@ mod tests {
         let check = |content: &str| check_candidate(&completion(content), &['A', 'B']).map(|c| c.answer);
         let head = "Key Information: k\nExplanations: ";
         assert_eq!(check(&format!("{head}A is correct. Because x\nB is incorrect. Because y")), Ok('A'));
+        for blank in ["", "\n\n", " \u{3000}\t"] {
+            let content = format!(
+                "Key Information: k\nExplanations:{blank}A is correct. Because x\nB is incorrect. Because y"
+            );
+            assert_eq!(check(&content), Ok('A'), "{blank:?}");
+        }
         for (content, reason) in [
             (String::new(), Rejected::NoKeyInformation),
             ("\n \n".into(), Rejected::NoKeyInformation),

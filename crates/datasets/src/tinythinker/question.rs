@@ -2,8 +2,7 @@
 
 use std::fmt::Write;
 
-use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// One option of a question.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,48 +82,67 @@ impl Question {
         options.join(", ")
     }
 
-    /// A row of CommonsenseQA or OpenBookQA.
-    pub(super) fn parse(row: &Value) -> Result<Self, Problem> {
-        #[derive(Deserialize)]
-        struct Row {
-            id: String,
-            #[serde(rename = "answerKey")]
-            answer: String,
-            question: Inner,
-        }
-        #[derive(Deserialize)]
-        struct Inner {
-            stem: String,
-            choices: Vec<Labelled>,
-        }
-        #[derive(Deserialize)]
-        struct Labelled {
-            label: String,
-            text: String,
-        }
-        let row = Row::deserialize(row).map_err(|error| ("row", error.to_string()))?;
-        for (i, choice) in row.question.choices.iter().enumerate().take(26) {
-            if choice.label != letter(i).to_string() {
-                let reason = format!("option {i} has the label `{}`, not `{}`", choice.label, letter(i));
+    /// A row of CommonsenseQA or OpenBookQA: in the form of the original files, or in that of the Hugging Face Hub, where the question is
+    /// a text and labels and texts of the choices stand in two lists. Rows without an id are numbered; fields that are not used may
+    /// have any form.
+    pub(super) fn parse<'a>(index: usize, row: &'a Value) -> Result<Self, Problem> {
+        const CHOICES: &str =
+            "must be a list of {\"label\", \"text\"}, or {\"label\": [...], \"text\": [...]}";
+        let row = object(row)?;
+        let question = row.get("question").or_else(|| row.get("question_stem"));
+        let question = question.ok_or_else(|| ("question", String::from("is missing")))?;
+        let (stem, choices) = match question {
+            Value::Object(inner) => {
+                let stem = inner.get("stem").ok_or_else(|| ("question.stem", String::from("is missing")))?;
+                (text("question.stem", stem)?, inner.get("choices").or_else(|| row.get("choices")))
+            }
+            stem => (text("question", stem)?, row.get("choices")),
+        };
+        let bad = || ("choices", String::from(CHOICES));
+        let choices: Vec<(&'a Value, &'a Value)> = match choices {
+            None => return Err(("choices", "is missing".into())),
+            Some(Value::Array(list)) => {
+                let choice = |one: &'a Value| one.get("label").zip(one.get("text")).ok_or_else(bad);
+                list.iter().map(choice).collect::<Result<_, _>>()?
+            }
+            Some(lists) => {
+                let list = |name: &str| lists.get(name).and_then(Value::as_array).ok_or_else(bad);
+                let (labels, texts) = (list("label")?, list("text")?);
+                if labels.len() != texts.len() {
+                    let reason = format!("have {} labels, but {} texts", labels.len(), texts.len());
+                    return Err(("choices", reason));
+                }
+                labels.iter().zip(texts).collect()
+            }
+        };
+        let mut options = vec![];
+        for (i, (label, option)) in choices.into_iter().enumerate() {
+            let label = text("choices.label", label)?;
+            if i < 26 && label != letter(i).to_string() {
+                let reason = format!("option {i} has the label `{label}`, not `{}`", letter(i));
                 return Err(("choices", reason));
             }
+            options.push(text("choices.text", option)?);
         }
-        let gold = single(&row.answer).ok_or_else(|| ("answerKey", format!("is `{}`", row.answer)))?;
-        let options = row.question.choices.into_iter().map(|choice| choice.text).collect();
-        Self::new(row.id, row.question.stem, options, gold)
+        let answer = row.get("answerKey").ok_or_else(|| ("answerKey", String::from("is missing")))?;
+        let answer = text("answerKey", answer)?;
+        let gold = single(&answer).ok_or_else(|| ("answerKey", format!("is `{answer}`, not one letter")))?;
+        Self::new(id_of(row.get("id"), index), stem, options, gold)
     }
 
     /// A row of StrategyQA, which becomes a question with the options yes and no. Rows without `qid` are numbered.
     pub(super) fn parse_strategyqa(index: usize, row: &Value) -> Result<Self, Problem> {
-        #[derive(Deserialize)]
-        struct Row {
-            qid: Option<String>,
-            question: String,
-            answer: bool,
-        }
-        let row = Row::deserialize(row).map_err(|error| ("row", error.to_string()))?;
-        let id = row.qid.unwrap_or_else(|| index.to_string());
-        Self::new(id, row.question, vec!["yes".into(), "no".into()], if row.answer { 'A' } else { 'B' })
+        let row = object(row)?;
+        let question = row.get("question").ok_or_else(|| ("question", String::from("is missing")))?;
+        let yes = match row.get("answer") {
+            None => return Err(("answer", "is missing".into())),
+            Some(answer) => {
+                answer.as_bool().ok_or_else(|| ("answer", format!("is {answer}, not true or false")))?
+            }
+        };
+        let options = vec!["yes".into(), "no".into()];
+        let question = text("question", question)?;
+        Self::new(id_of(row.get("qid"), index), question, options, if yes { 'A' } else { 'B' })
     }
 
     /// Reads back `A. …, B. …`. The next label ends an option, so options may hold commas.
@@ -142,6 +160,24 @@ impl Question {
         let options = split_at_labels(line, |label| (format!("({label}) "), format!(" ({label}) ")));
         let gold = single(gold).ok_or_else(|| ("GT", format!("is `{gold}`, not one letter")))?;
         Self::new(id, stem, options.ok_or_else(bad)?, gold)
+    }
+}
+
+fn object(row: &Value) -> Result<&Map<String, Value>, Problem> {
+    row.as_object().ok_or_else(|| ("row", "is no JSON object".into()))
+}
+
+fn text(field: &'static str, value: &Value) -> Result<String, Problem> {
+    let reason = || (field, format!("is {value}, not a text"));
+    value.as_str().map(str::to_owned).ok_or_else(reason)
+}
+
+/// A text or a number; otherwise the number of the row.
+fn id_of(id: Option<&Value>, index: usize) -> String {
+    match id {
+        Some(Value::String(id)) => id.clone(),
+        Some(Value::Number(id)) => id.to_string(),
+        _ => index.to_string(),
     }
 }
 
@@ -184,15 +220,29 @@ mod tests {
             serde_json::json!({"id": "1", "answerKey": answer, "question": {"stem": "s?", "choices": [
                 {"label": "A", "text": "x"}, {"label": second, "text": "y"}]}})
         };
-        assert!(Question::parse(&row("B", "B")).is_ok());
+        assert!(Question::parse(0, &row("B", "B")).is_ok());
+        let changed = |field: &str, value: Value| {
+            let mut row = row("A", "B");
+            row["question"][field] = value;
+            row
+        };
         for (row, field) in [
             (row("C", "B"), "answerKey"),
             (row("AB", "B"), "answerKey"),
             (row("A", "C"), "choices"),
-            (serde_json::json!({"id": "1"}), "row"),
+            (serde_json::json!({"id": "1"}), "question"),
+            (serde_json::json!({"question": "q?"}), "choices"),
+            (serde_json::json!({"question": "q?", "choices": "A or B"}), "choices"),
+            (serde_json::json!({"question": {}}), "question.stem"),
+            (changed("stem", serde_json::json!(3)), "question.stem"),
+            (changed("choices", serde_json::json!(["x", "y"])), "choices"),
+            (changed("choices", serde_json::json!([{"label": "A", "text": null}])), "choices.text"),
+            (changed("choices", serde_json::json!({"label": ["A"], "text": ["x", "y"]})), "choices"),
             (serde_json::json!([]), "row"),
         ] {
-            assert_eq!(Question::parse(&row).unwrap_err().0, field, "{row}");
+            let (found, reason) = Question::parse(0, &row).unwrap_err();
+            assert_eq!(found, field, "{row}");
+            assert!(!reason.contains("struct"), "{reason}");
         }
         assert_eq!(Question::new("1", "a\nb", vec!["x".into(), "y".into()], 'A').unwrap_err().0, "stem");
         assert_eq!(Question::new("1", "a", vec!["x".into()], 'A').unwrap_err().0, "choices");
@@ -202,6 +252,22 @@ mod tests {
         let yes =
             Question::parse_strategyqa(3, &serde_json::json!({"question": "q?", "answer": true})).unwrap();
         assert_eq!((yes.id.as_str(), yes.gold, yes.block().as_str()), ("3", 'A', "q?\n(A) yes (B) no"));
+    }
+
+    #[test]
+    fn the_hubs_form_is_read_and_unused_fields_have_any() {
+        let hub = serde_json::json!({"id": "1", "question": "s?", "question_concept": null, "answerKey": "B",
+            "choices": {"label": ["A", "B"], "text": ["x", "y"]}});
+        let original = serde_json::json!({"id": "1", "answerKey": "B", "question": {"stem": "s?", "question_concept": [1],
+            "choices": [{"label": "A", "text": "x", "para": 3}, {"label": "B", "text": "y"}]}});
+        let openbook = serde_json::json!({"id": "1", "question_stem": "s?", "answerKey": "B", "fact1": 3,
+            "choices": {"label": ["A", "B"], "text": ["x", "y"]}});
+        let question = Question::new("1", "s?", vec!["x".into(), "y".into()], 'B').unwrap();
+        for row in [hub, original, openbook] {
+            assert_eq!(Question::parse(0, &row).unwrap(), question, "{row}");
+        }
+        let row = serde_json::json!({"qid": 7, "question": "q?", "answer": true, "facts": "none", "evidence": null});
+        assert_eq!(Question::parse_strategyqa(3, &row).unwrap().id, "7");
     }
 
     proptest! {

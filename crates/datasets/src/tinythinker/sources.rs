@@ -22,7 +22,7 @@ pub enum Source {
     Csqa,
     /// OpenBookQA: lines with four options.
     Obqa,
-    /// StrategyQA: an array of yes-or-no questions.
+    /// StrategyQA: an array (or lines) of yes-or-no questions.
     StrategyQa,
     /// Any other: lines as those of CommonsenseQA, with 2 to 26 options each.
     Custom,
@@ -60,7 +60,7 @@ impl Source {
         match self {
             Self::StrategyQa => Question::parse_strategyqa(index, row),
             Self::Csqa | Self::Obqa | Self::Custom => {
-                let question = Question::parse(row)?;
+                let question = Question::parse(index, row)?;
                 let got = question.options.len();
                 match self.num_options() {
                     Some(want) if got != want => {
@@ -93,18 +93,16 @@ impl Source {
             Ok(())
         };
         if self == Self::StrategyQa {
-            let rows: Vec<Value> = crate::json::read(path)?;
-            for (i, row) in rows.iter().enumerate() {
-                put(Place::Item(i), self.parse(i, row))?;
+            for (i, (place, row)) in crate::json::read_rows::<Value>(path)?.into_iter().enumerate() {
+                put(place, self.parse(i, &row))?;
             }
         } else {
-            let bytes = std::fs::read(path).map_err(|source| Error::Read { path: path.into(), source })?;
-            for (i, line) in bytes.split(|&byte| byte == b'\n').enumerate() {
-                if line.trim_ascii().is_empty() {
-                    continue;
-                }
+            let bytes = crate::text::read(path)?;
+            let lines = bytes.split(|&byte| byte == b'\n').enumerate();
+            for (row_index, (i, line)) in lines.filter(|(_, line)| !line.trim_ascii().is_empty()).enumerate()
+            {
                 let row = serde_json::from_slice(line).map_err(|error| ("row", error.to_string()));
-                put(Place::Line(i + 1), row.and_then(|row| self.parse(i, &row)))?;
+                put(Place::Line(i + 1), row.and_then(|row| self.parse(row_index, &row)))?;
             }
         }
         Ok((questions, skipped))
@@ -125,6 +123,7 @@ pub struct Splits {
 /// Which question is in which part, to be written beside a run and read back.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[serde(expecting = "an object with train, valid and test")]
 pub struct SplitIds {
     /// Ids of the training questions.
     pub train: Vec<String>,
@@ -281,13 +280,13 @@ mod tests {
             .replace('\n', " ");
         std::fs::write(&path, format!("{good}\n\n{{\"id\": 3}}\n{good}")).unwrap();
         let error = Source::Obqa.read(&path, BadRows::Refuse).unwrap_err().to_string();
-        assert!(error.contains("line 3, field row"), "{error}");
+        assert!(error.contains("line 3, field question: is missing"), "{error}");
         let (questions, skipped) = Source::Obqa.read(&path, BadRows::Skip).unwrap();
         assert_eq!((questions.len(), skipped.len()), (2, 1));
         let error = Source::Csqa.read(&path, BadRows::Refuse).unwrap_err().to_string();
         assert!(error.contains("line 1, field choices"), "{error}");
         std::fs::write(&path, r#"[{"question": "q?", "answer": true}, {"question": "q?"}]"#).unwrap();
         let error = Source::StrategyQa.read(&path, BadRows::Refuse).unwrap_err().to_string();
-        assert!(error.contains("item 1, field row") && error.contains("answer"), "{error}");
+        assert!(error.contains("item 1, field answer: is missing"), "{error}");
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::question::Question;
 use super::sources::Source;
@@ -12,7 +13,7 @@ use crate::{Error, Place, Result};
 
 /// A worked example for the teacher.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(expecting = "an object with Q, Options, Key Information and Explanations")]
 pub struct FewShot {
     /// The question.
     #[serde(rename = "Q")]
@@ -26,13 +27,14 @@ pub struct FewShot {
     /// One line per option.
     #[serde(rename = "Explanations")]
     pub explanations: Vec<String>,
-    /// Where the example comes from.
+    /// Where the example comes from, in any form; not used.
     #[serde(rename = "Reference", default)]
-    pub reference: String,
+    pub reference: Value,
 }
 
 /// A request, in the form and field order of the published files.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(expecting = "an object with model, messages, max_tokens, n and temperature")]
 pub struct TeacherRequest {
     /// The teacher.
     pub model: String,
@@ -77,13 +79,13 @@ impl TeacherRequest {
 /// # Errors
 /// [`Error::Read`], [`Error::Json`], and [`Error::BadField`] where there is no such field.
 pub fn read_instruction(path: &Path) -> Result<String> {
-    let mut fields: BTreeMap<String, String> = crate::json::read(path)?;
-    fields.remove("Key").ok_or_else(|| Error::BadField {
-        path: path.into(),
-        place: Place::Item(0),
-        field: "Key",
-        reason: "is missing; it holds the instruction".into(),
-    })
+    let fields: BTreeMap<String, Value> = crate::json::read(path)?;
+    let bad = |reason: &str| {
+        let reason = format!("{reason}; it holds the instruction");
+        Error::BadField { path: path.into(), place: Place::Item(0), field: "Key", reason }
+    };
+    let key = fields.get("Key").ok_or_else(|| bad("is missing"))?;
+    key.as_str().map(str::to_owned).ok_or_else(|| bad("is no text"))
 }
 
 /// The system message: the instruction and the examples in the given order.

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use ruminate_datasets::teacher::{
     Answer, Message, Outcome, Prices, Progress, Request, Sampling, Silent, Teacher, TeacherConfig,
-    TeacherError, TeacherObserver, read_answers,
+    TeacherError, TeacherObserver, TokenLimit, read_answers,
 };
 use stub::{Act, Seen, Stub};
 
@@ -250,6 +250,111 @@ fn answers_that_are_not_valid_are_asked_for_again() {
         seen.iter().filter(|s| s.prompt() == prompt).map(|s| s.body["seed"].as_u64().unwrap()).collect()
     };
     assert_eq!((seeds("prompt 0"), seeds("prompt 1")), (vec![7, 8, 9], vec![7, 8]));
+}
+
+#[test]
+fn answers_without_content_are_asked_for_again_and_are_no_empty_texts() {
+    let without = |message: &str, finish: &str| {
+        let body = format!(
+            r#"{{"choices": [{{"message": {message}, "finish_reason": "{finish}"}}],
+            "usage": {{"prompt_tokens": 10, "completion_tokens": null}}}}"#
+        );
+        Act::Reply(200, "", body)
+    };
+    let stub = Stub::start(move |seen| match (seen.prompt(), seen.earlier) {
+        ("prompt 0", _) => without(r#"{"content": null, "reasoning_content": "hm"}"#, "length"),
+        ("prompt 1", _) => without("{\"content\": null, \"refusal\": \"I \\u001b[2Jcannot\"}", "stop"),
+        ("prompt 2", 0) => without(r#"{"content": ""}"#, "length"),
+        ("prompt 3", 0) => {
+            let mut reply = stub::completion(&["b", "", "a"]);
+            reply["choices"][0]["index"] = 2.into();
+            reply["choices"][2]["index"] = 0.0.into();
+            reply["choices"][1]["message"]["content"] = serde_json::Value::Null;
+            Act::Reply(200, "", reply.to_string())
+        }
+        _ => echo(seen),
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("answers.jsonl");
+    let mut requests = requests(4);
+    requests[3].sampling.n = Some(3);
+    let mut watcher = Watcher::default();
+    let outcome = Teacher::new(stub.config()).unwrap().ask(&requests, &path, any, &mut watcher).unwrap();
+    let reason = |id: &str| outcome.failed.iter().find(|(failed, _)| failed == id).unwrap().1.clone();
+    assert!(reason("id-0").contains("cut off before it began"), "{}", reason("id-0"));
+    assert_eq!(reason("id-1"), r"the model refuses to answer: I \u{1b}[2Jcannot");
+    assert_eq!(outcome.answers[2].as_ref().unwrap().text(), "answer to prompt 2");
+    let texts: Vec<&str> =
+        outcome.answers[3].as_ref().unwrap().choices.iter().map(|choice| choice.content.as_str()).collect();
+    assert_eq!(texts, ["a", "b", "answer to prompt 3"]);
+    let asked = |prompt: &str| stub.seen().iter().filter(|seen| seen.prompt() == prompt).count();
+    assert_eq!(["prompt 0", "prompt 1", "prompt 2", "prompt 3"].map(asked), [3, 3, 2, 2]);
+    assert_eq!(stub.seen().iter().rfind(|seen| seen.prompt() == "prompt 3").unwrap().body["n"], 1);
+    // In the file they are failures, and asked for again.
+    let failed = read_answers(&path).unwrap().into_iter().filter(|line| line.outcome.is_err()).count();
+    assert_eq!((failed, Teacher::plan(&stub.config(), &requests, &path).unwrap().to_ask), (2, 2));
+}
+
+#[test]
+fn the_limit_of_tokens_has_the_name_that_the_server_knows() {
+    let stub = Stub::start(|seen| match seen.body.get("max_tokens") {
+        Some(_) => {
+            Act::Reply(400, "", r#"{"error": {"message": "use 'max_completion_tokens' instead"}}"#.into())
+        }
+        None => echo(seen),
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("answers.jsonl");
+    let mut requests = requests(1);
+    requests[0].sampling.max_tokens = Some(9);
+    let limit = |token_limit| TeacherConfig { token_limit, ..stub.config() };
+    let outcome = ask(limit(TokenLimit::MaxTokens), &requests, &path).unwrap();
+    assert!(
+        outcome.failed[0].1.ends_with("set teacher.token_limit = \"max_completion_tokens\""),
+        "{outcome:?}"
+    );
+    let outcome = ask(limit(TokenLimit::MaxCompletionTokens), &requests, &path).unwrap();
+    assert_complete(&requests, &outcome, &path);
+    assert_eq!(stub.seen()[1].body["max_completion_tokens"], 9);
+    // The file has the request as it was meant, so that another name asks for nothing again.
+    assert_eq!(ask(limit(TokenLimit::None), &requests, &path).unwrap().progress.stored, 1);
+    ask(limit(TokenLimit::None), &requests, &folder.path().join("none")).unwrap();
+    let body = &stub.seen()[2].body;
+    assert!(body.get("max_tokens").is_none() && body.get("max_completion_tokens").is_none(), "{body}");
+}
+
+#[test]
+fn replies_in_gzip_are_unpacked_and_binary_ones_are_not_printed() {
+    let gzip = |text: &str| {
+        let mut encoder = flate2::write::GzEncoder::new(vec![], flate2::Compression::default());
+        std::io::Write::write_all(&mut encoder, text.as_bytes()).unwrap();
+        encoder.finish().unwrap()
+    };
+    let stub = Stub::start(move |seen| {
+        let text = stub::completion(&[&format!("answer to {}", seen.prompt())]).to_string();
+        match (seen.prompt(), seen.earlier) {
+            ("prompt 0", _) => Act::Bytes("content-encoding: gzip\r\n", gzip(&text)),
+            ("prompt 1", _) => Act::Bytes("", gzip(&text)),
+            ("prompt 2", 0) => Act::Bytes("", gzip(&text)[..20].to_vec()),
+            ("prompt 3", 0) => Act::Bytes("", b"\x00\x1b[31m\xff\x9b".repeat(100)),
+            ("prompt 4", 0) => Act::Bytes("", "\u{1b}[31m\u{7}words".as_bytes().to_vec()),
+            ("prompt 5", _) => Act::Bytes("", format!("\u{feff}{text}").into_bytes()),
+            _ => echo(seen),
+        }
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("answers.jsonl");
+    let requests = requests(6);
+    let mut watcher = Watcher::default();
+    let config = TeacherConfig { concurrency: 1, ..stub.config() };
+    let outcome = Teacher::new(config).unwrap().ask(&requests, &path, any, &mut watcher).unwrap();
+    assert_complete(&requests, &outcome, &path);
+    assert_eq!(watcher.again.len(), 3);
+    for (reason, says) in watcher.again.iter().zip(["damaged gzip", "bytes that are no text", r"\u{1b}[31m"])
+    {
+        assert!(reason.contains(says), "{reason}");
+        assert!(reason.chars().all(|c| !c.is_control()) && reason.chars().count() <= 301, "{reason}");
+    }
 }
 
 #[test]

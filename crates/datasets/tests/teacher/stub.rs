@@ -31,6 +31,8 @@ impl Seen {
 pub(crate) enum Act {
     /// Status, further header lines, body.
     Reply(u16, &'static str, String),
+    /// As `Reply`, with status 200 and any bytes.
+    Bytes(&'static str, Vec<u8>),
     /// Promises more than it sends.
     Cut(String),
     /// Closes the connection.
@@ -150,16 +152,21 @@ fn serve(stream: TcpStream, act: &dyn Fn(&Seen) -> Act, books: &Books) {
         let (status, headers, body, promised) = match act {
             Act::Reply(status, headers, body) => {
                 let len = body.len();
-                (status, headers, body, len)
+                (status, headers, body.into_bytes(), len)
+            }
+            Act::Bytes(headers, body) => {
+                let len = body.len();
+                (200, headers, body, len)
             }
             Act::Cut(body) => {
                 let len = body.len() + 100;
-                (200, "", body, len)
+                (200, "", body.into_bytes(), len)
             }
             Act::Close | Act::Slow(..) => return,
         };
-        let reply = format!("HTTP/1.1 {status} X\r\ncontent-length: {promised}\r\n{headers}\r\n{body}");
-        if stream.write_all(reply.as_bytes()).is_err() || promised != body.len() {
+        let head = format!("HTTP/1.1 {status} X\r\ncontent-length: {promised}\r\n{headers}\r\n");
+        let reply = [head.as_bytes(), &body].concat();
+        if stream.write_all(&reply).is_err() || promised != body.len() {
             return;
         }
     }

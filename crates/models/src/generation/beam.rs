@@ -3,7 +3,9 @@
 use tch::{Kind, Tensor};
 
 use super::decode::{processors, stop_ids, token_table};
-use super::{Beam, Decoder, EarlyStopping, Finish, Generated, GenerationConfig, History, Started, Steps};
+use super::{
+    Beam, Decoder, EarlyStopping, Finish, Generated, GenerationConfig, History, Interrupt, Started, Steps,
+};
 use crate::{Result, TokenId};
 
 /// A sequence with its sum of log-probabilities after the processors.
@@ -51,11 +53,12 @@ pub(super) fn search<D: Decoder>(
         .collect();
 
     for step in 0..new {
+        Interrupt::check()?;
         let written = prefix + step as i64;
         let raw = logits.f_log_softmax(-1, Kind::Float)?;
         let history = tokens.f_narrow(1, 0, written)?;
         let history = History { tokens: &history, padding: padding.as_ref() };
-        let processed = processors.iter().try_fold(raw.shallow_clone(), |l, p| p.apply(&l, history))?;
+        let processed = processors.iter().try_fold(raw.shallow_clone(), |l, p| p.run(&l, history))?;
         let totals: Vec<f32> =
             searches.iter().flat_map(|s| s.running.iter().map(|c| c.total as f32)).collect();
         let totals = Tensor::f_from_slice(&totals)?.f_to_device(device)?.f_unsqueeze(1)?;

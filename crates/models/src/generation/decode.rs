@@ -1,6 +1,7 @@
 //! The decode loop: greedy choice and sampling.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -8,11 +9,13 @@ use ruminate_torch::Choice;
 use ruminate_torch::kernels::Kernel;
 use tch::{Device, Kind, Tensor};
 
+use super::portions::{Portion, portions};
 use super::processor::choose;
 use super::replay::Replayed;
 use super::stop_strings::StopStrings;
 use super::{
-    Decoder, Finish, Generated, GenerationConfig, History, Processor, Started, Steps, Strategy, beam,
+    Beam, Decoder, Finish, Generated, GenerationConfig, History, Interrupt, MAX_TOKENS, Processor, Started,
+    Steps, Strategy, beam,
 };
 use crate::{Error, Result, TokenId};
 
@@ -31,19 +34,36 @@ pub(crate) fn generate<D: Decoder>(
         return Ok(vec![]);
     }
     check_choice(model, config)?;
-    tch::no_grad(|| match &config.strategy {
-        Strategy::Beam(settings) => beam::search(model, prompts, config, settings),
-        _ => {
-            let uniform = uniform_numbers(prompts.len(), config, seeds)?;
-            let each = config.samples_per_prompt;
-            let started = model.start(prompts, &config.prefix, each, config.max_new_tokens)?;
-            if Kernel::Graphs.is_on() {
-                let started = started.with(|steps| Replayed::new(steps, model.device()))?;
-                return Loop::new(model, prompts.len(), config, uniform, started)?.run();
-            }
-            Loop::new(model, prompts.len(), config, uniform, started)?.run()
-        }
-    })
+    check_rows(prompts.len(), config)?;
+    check_seeds(prompts.len(), config, seeds)?;
+    let mut results = vec![vec![]; prompts.len()];
+    for Portion { prompts: range, samples } in portions(model, prompts, config) {
+        Interrupt::check()?;
+        let part = GenerationConfig { samples_per_prompt: samples.len(), ..config.clone() };
+        let seeds = seeds.get(range.clone()).unwrap_or_default();
+        let uniform = uniform_numbers(&part, samples, seeds)?;
+        let written = tch::no_grad(|| write(model, &prompts[range.clone()], &part, uniform))?;
+        results[range].iter_mut().zip(written).for_each(|(all, more)| all.extend(more));
+    }
+    Ok(results)
+}
+
+/// Writes all rows at the same time.
+fn write<D: Decoder>(
+    model: &D,
+    prompts: &[Vec<TokenId>],
+    config: &GenerationConfig,
+    uniform: Option<Tensor>,
+) -> Result<Vec<Vec<Generated>>> {
+    if let Strategy::Beam(settings) = &config.strategy {
+        return beam::search(model, prompts, config, settings);
+    }
+    let started = model.start(prompts, &config.prefix, config.samples_per_prompt, config.max_new_tokens)?;
+    if Kernel::Graphs.is_on() {
+        let started = started.with(|steps| Replayed::new(steps, model.device()))?;
+        return Loop::new(model, prompts.len(), config, uniform, started)?.run();
+    }
+    Loop::new(model, prompts.len(), config, uniform, started)?.run()
 }
 
 /// The token ids that end a row.
@@ -62,6 +82,20 @@ fn check_choice(model: &impl Decoder, config: &GenerationConfig) -> Result<()> {
     Err(Error::invalid("generation", reason))
 }
 
+/// Refuses more tokens at once than can be counted.
+fn check_rows(prompts: usize, config: &GenerationConfig) -> Result<()> {
+    let each = match config.strategy {
+        Strategy::Beam(Beam { num_beams, .. }) => num_beams,
+        _ => config.samples_per_prompt,
+    };
+    let rows = prompts.checked_mul(each);
+    if rows.and_then(|rows| rows.checked_mul(config.max_new_tokens)).is_some_and(|all| all <= MAX_TOKENS) {
+        return Ok(());
+    }
+    let reason = format!("{prompts} prompts are too many at once for these settings; take fewer in one call");
+    Err(Error::invalid("generation", reason))
+}
+
 /// What changes the logits before temperature, top-k and top-p, in the order of transformers; `given` tokens stand before
 /// the first new one.
 pub(super) fn processors(config: &GenerationConfig, stop_ids: &[TokenId], given: i64) -> Vec<Processor> {
@@ -73,7 +107,7 @@ pub(super) fn processors(config: &GenerationConfig, stop_ids: &[TokenId], given:
         processors.push(Processor::NoRepeatNgram(config.no_repeat_ngram_size));
     }
     if config.min_new_tokens > 0 {
-        let length = given as usize + config.min_new_tokens;
+        let length = (given as usize).saturating_add(config.min_new_tokens);
         processors.push(Processor::SuppressUntil { length, ids: stop_ids.to_vec() });
     }
     if !config.forbidden_ids.is_empty() {
@@ -152,6 +186,7 @@ impl<'a, S: Steps> Loop<'a, S> {
 
     fn run(mut self) -> Result<Vec<Vec<Generated>>> {
         for step in 0..self.config.max_new_tokens {
+            Interrupt::check()?;
             self.choose(step)?;
             if step + 1 == self.config.max_new_tokens {
                 break;
@@ -174,7 +209,7 @@ impl<'a, S: Steps> Loop<'a, S> {
         let history = History { tokens: &history, padding: self.padding.as_ref() };
         let mut allowed = self.logits.shallow_clone();
         for processor in &self.processors {
-            allowed = processor.apply(&allowed, history)?;
+            allowed = processor.run(&allowed, history)?;
         }
         let draws = match (&self.config.strategy, &self.uniform) {
             (Strategy::Sample(sampling), Some(uniform)) => Some((sampling, uniform.f_narrow(1, at, 1)?)),
@@ -270,20 +305,29 @@ impl<'a, S: Steps> Loop<'a, S> {
     }
 }
 
-/// When sampling, uniform numbers in `[0, 1)` for every prompt, sample and step, `[rows, max_new_tokens]`. Each sample has a
-/// stream of its own, so that its numbers depend on its prompt's seed alone.
-fn uniform_numbers(prompts: usize, config: &GenerationConfig, seeds: &[u64]) -> Result<Option<Tensor>> {
-    if !matches!(config.strategy, Strategy::Sample(_)) {
-        return Ok(None);
-    }
-    if seeds.len() != prompts {
+/// Refuses another number of seeds than one for each prompt, when sampling.
+fn check_seeds(prompts: usize, config: &GenerationConfig, seeds: &[u64]) -> Result<()> {
+    if matches!(config.strategy, Strategy::Sample(_)) && seeds.len() != prompts {
         let reason = format!("{} seeds for {prompts} prompts; sampling needs one each", seeds.len());
         return Err(Error::invalid("generation", reason));
     }
-    let rows = seeds.len() * config.samples_per_prompt;
+    Ok(())
+}
+
+/// When sampling, uniform numbers in `[0, 1)` for some samples of every prompt and each step, `[rows, max_new_tokens]`. Each sample
+/// has a stream of its own, so that its numbers depend on its prompt's seed alone.
+fn uniform_numbers(
+    config: &GenerationConfig,
+    samples: Range<usize>,
+    seeds: &[u64],
+) -> Result<Option<Tensor>> {
+    if !matches!(config.strategy, Strategy::Sample(_)) {
+        return Ok(None);
+    }
+    let rows = seeds.len() * samples.len();
     let mut numbers = Vec::with_capacity(rows * config.max_new_tokens);
     for &seed in seeds {
-        for sample in 0..config.samples_per_prompt {
+        for sample in samples.clone() {
             let mut rng = ChaCha8Rng::seed_from_u64(seed);
             rng.set_stream(sample as u64);
             numbers.extend((0..config.max_new_tokens).map(|_| {

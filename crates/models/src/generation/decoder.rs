@@ -24,6 +24,10 @@ pub(crate) trait Decoder {
     /// Finds stop strings, where the model was given one.
     fn tokenizer(&self) -> Option<&Tokenizer>;
 
+    /// Bytes that are held while `rows` rows of `prompts` prompts are written: the prompts have up to `longest` tokens, and each row gets
+    /// `new` more.
+    fn bytes_in_flight(&self, prompts: usize, longest: usize, rows: usize, new: usize) -> u64;
+
     /// Reads the prompts, each once, and the prefix behind each, without gradients and dropout. A prompt has `each`
     /// consecutive rows with room for `new` more tokens, of which the last need not be read.
     fn start(

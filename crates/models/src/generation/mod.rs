@@ -3,6 +3,8 @@
 mod beam;
 mod decode;
 mod decoder;
+mod interrupt;
+mod portions;
 mod processor;
 mod replay;
 mod stop_strings;
@@ -13,11 +15,15 @@ use crate::{Error, Result, TokenId};
 
 pub(crate) use decode::generate;
 pub(crate) use decoder::{Decoder, Started, Steps};
+pub use interrupt::Interrupt;
 pub use processor::{History, Processor, filter_logits, forbid};
 pub(crate) use replay::FixedSteps;
 
 /// The smallest temperature with which logits stay finite.
 const MIN_TEMPERATURE: f64 = 1e-6;
+
+/// The most new tokens of one prompt, over all its rows. Memory ends before, but a count beyond has no size at all.
+const MAX_TOKENS: usize = i32::MAX as usize;
 
 /// How the next token is chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
@@ -70,7 +76,7 @@ pub enum EarlyStopping {
 pub struct Sampling {
     /// Logits are divided by this, at least 1e-6; 1 leaves them as they are.
     pub temperature: f64,
-    /// Keep the `k` largest logits, and all that are tied with the k-th.
+    /// Keep the `k` largest logits, and all that are tied with the k-th; 0 keeps all, as leaving it out does.
     pub top_k: Option<usize>,
     /// Keep the most probable tokens until their probabilities pass `p`; the one that crosses is kept.
     pub top_p: Option<f64>,
@@ -82,16 +88,13 @@ impl Sampling {
     /// # Errors
     /// Names the first setting that is out of its range.
     pub fn validate(&self) -> Result<()> {
-        let Self { temperature, top_k, top_p } = *self;
+        let Self { temperature, top_p, .. } = *self;
         let refuse = |reason: String| Err(Error::invalid("generation", reason));
         // Below the limit, divided logits overflow float32.
         if !(temperature >= MIN_TEMPERATURE && temperature.is_finite()) {
             return refuse(format!(
                 "temperature is {temperature}, but must be at least {MIN_TEMPERATURE}; for no noise ask for greedy"
             ));
-        }
-        if top_k == Some(0) {
-            return refuse("top_k is 0, which keeps no token; leave it out to keep all".into());
         }
         if top_p.is_some_and(|p| !(p > 0.0 && p <= 1.0)) {
             return refuse(format!("top_p is {top_p:?}, but must be in (0, 1]"));
@@ -122,7 +125,7 @@ pub struct GenerationConfig {
     pub repetition_penalty: f64,
     /// No sequence of this many tokens occurs twice; 0 allows all.
     pub no_repeat_ngram_size: usize,
-    /// Tokens that end a row; empty stands for the model's end token.
+    /// Tokens that end a row; empty stands for all end tokens of the model.
     pub stop_ids: Vec<TokenId>,
     /// Strings that end a row once its text, without special tokens, holds one; the model needs its tokenizer for them
     /// ([`T5::set_tokenizer`](crate::T5::set_tokenizer), [`Llama::set_tokenizer`](crate::Llama::set_tokenizer)). The row's last id is the token that completed the string, whose
@@ -132,6 +135,9 @@ pub struct GenerationConfig {
     pub forbidden_ids: Vec<TokenId>,
     /// Sequences per prompt. The prompt is read once for all of them.
     pub samples_per_prompt: usize,
+    /// Most bytes of keys, values and logits at a time; prompts, or samples of one, that do not fit wait for others to end. `None` takes a
+    /// quarter of the machine's memory, or 8 GiB on a GPU.
+    pub max_memory: Option<u64>,
 }
 
 impl Default for GenerationConfig {
@@ -147,6 +153,7 @@ impl Default for GenerationConfig {
             stop_strings: vec![],
             forbidden_ids: vec![],
             samples_per_prompt: 1,
+            max_memory: None,
         }
     }
 }
@@ -175,6 +182,18 @@ impl GenerationConfig {
         }
         if self.max_new_tokens == 0 || self.samples_per_prompt == 0 {
             return refuse("max_new_tokens and samples_per_prompt must be at least 1".into());
+        }
+        let beams = match self.strategy {
+            Strategy::Beam(Beam { num_beams, .. }) => num_beams,
+            _ => 1,
+        };
+        let rows = self.samples_per_prompt.max(beams);
+        if self.max_new_tokens.checked_mul(rows).is_none_or(|tokens| tokens > MAX_TOKENS) {
+            return refuse(format!(
+                "{rows} rows per prompt (samples_per_prompt, num_beams) of max_new_tokens {} are more than the \
+                 {MAX_TOKENS} tokens that can be counted",
+                self.max_new_tokens
+            ));
         }
         if self.stop_strings.iter().any(String::is_empty) {
             return refuse("a stop string is empty, which every text holds".into());
@@ -224,8 +243,11 @@ pub trait Generate {
     /// `seeds` holds one seed per prompt when sampling (see [`derive_seed`]) and is ignored otherwise. A prompt with
     /// the same seed gives the same sequences, whatever else is in the batch. Dropout is off, in training mode too.
     ///
+    /// However many prompts and samples there are, no more rows are written at a time than fit into
+    /// [`max_memory`](GenerationConfig::max_memory).
+    ///
     /// # Errors
-    /// When settings or seeds do not fit, forbidden tokens leave no other, or a prompt is empty.
+    /// When settings or seeds do not fit, forbidden tokens leave no other, a prompt is empty, or an [`Interrupt`] is raised.
     fn generate(
         &self,
         prompts: &[Vec<TokenId>],

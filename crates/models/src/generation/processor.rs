@@ -5,7 +5,8 @@ use ruminate_torch::{Choice, Sampler};
 use tch::{Device, Kind, Tensor};
 
 use super::Sampling;
-use crate::{Result, TokenId};
+use crate::batch::check_range;
+use crate::{Error, Result, TokenId};
 
 /// What has been written before the token that is to be chosen.
 #[derive(Debug, Clone, Copy)]
@@ -22,7 +23,7 @@ pub struct History<'a> {
 pub enum Processor {
     /// Divides by the temperature.
     Temperature(f64),
-    /// Keeps the `k` largest and what is tied with the k-th.
+    /// Keeps the `k` largest and what is tied with the k-th; 0 keeps all.
     TopK(usize),
     /// Keeps the most probable tokens until their probabilities pass `p`; the one that crosses is kept.
     TopP {
@@ -38,7 +39,7 @@ pub enum Processor {
     TypicalP(f64),
     /// Divides positive and multiplies negative logits of tokens in the history (arXiv 1909.05858).
     RepetitionPenalty(f64),
-    /// Forbids what would repeat a sequence of this many tokens.
+    /// Forbids what would repeat a sequence of this many tokens; 0 allows all.
     NoRepeatNgram(usize),
     /// Adds a bias to the last token of each sequence whose other tokens were just written; `-inf` forbids it.
     SequenceBias(Vec<(Vec<TokenId>, f64)>),
@@ -64,8 +65,49 @@ impl Processor {
     /// Applies the change.
     ///
     /// # Errors
-    /// When libtorch refuses, e.g. because an id is outside the vocabulary.
+    /// When a setting is out of its range, an id outside the vocabulary, or a tensor has another shape.
     pub fn apply(&self, logits: &Tensor, history: History<'_>) -> Result<Tensor> {
+        let (rows, vocab) = check_logits(logits)?;
+        self.check(vocab)?;
+        history.check(rows, vocab)?;
+        self.run(logits, history)
+    }
+
+    /// Refuses settings that mean nothing.
+    fn check(&self, vocab: i64) -> Result<()> {
+        let refuse = |reason: String| Err(Error::invalid("processor", reason));
+        let positive = |name: &str, x: f64| match x > 0.0 && x.is_finite() {
+            true => Ok(()),
+            false => refuse(format!("{name} is {x}, but must be above 0")),
+        };
+        let share = |name: &str, x: f64| match (0.0..=1.0).contains(&x) {
+            true => Ok(()),
+            false => refuse(format!("{name} is {x}, but must be in [0, 1]")),
+        };
+        let ids = |ids: &[TokenId]| match ids.iter().find(|&&id| id < 0 || id >= vocab) {
+            Some(id) => refuse(format!("token {id} is outside the vocabulary of {vocab}")),
+            None => Ok(()),
+        };
+        match self {
+            Self::Temperature(temperature) => positive("temperature", *temperature),
+            Self::TopP { p, .. } => share("top_p", *p),
+            Self::MinP(p) => share("min_p", *p),
+            Self::TypicalP(p) => share("typical_p", *p),
+            Self::RepetitionPenalty(penalty) => positive("repetition_penalty", *penalty),
+            Self::SequenceBias(sequences) => sequences.iter().try_for_each(|(sequence, bias)| {
+                if bias.is_nan() {
+                    return refuse("a bias of sequences is not a number".into());
+                }
+                ids(sequence)
+            }),
+            Self::Suppress(all) | Self::SuppressUntil { ids: all, .. } => ids(all),
+            Self::ForceAt { id, .. } => ids(&[*id]),
+            Self::TopK(_) | Self::NoRepeatNgram(_) => Ok(()),
+        }
+    }
+
+    /// As [`apply`](Self::apply), in a decode loop, where all of this is known.
+    pub(super) fn run(&self, logits: &Tensor, history: History<'_>) -> Result<Tensor> {
         let length = history.tokens.size()[1] as usize;
         match self {
             Self::Temperature(temperature) => Ok(logits.f_div_scalar(*temperature)?),
@@ -84,9 +126,9 @@ impl Processor {
                     sequence_bias(&logits, ids, *bias, history.tokens)
                 })
             }
-            Self::Suppress(ids) => forbid(logits, &ids_on(logits, ids)?),
+            Self::Suppress(ids) => without(logits, &ids_on(logits, ids)?),
             Self::SuppressUntil { length: limit, ids } if length < *limit => {
-                forbid(logits, &ids_on(logits, ids)?)
+                without(logits, &ids_on(logits, ids)?)
             }
             Self::ForceAt { length: at, id } if length == *at => {
                 let forced = logits.f_full_like(f64::NEG_INFINITY)?;
@@ -100,7 +142,7 @@ impl Processor {
 /// Applies temperature, top-k and top-p to logits `[rows, vocab]`; what may not be drawn becomes `-inf`.
 ///
 /// # Errors
-/// When libtorch refuses.
+/// When a setting is out of its range, or the logits have another shape.
 ///
 /// # Example
 /// ```
@@ -113,6 +155,13 @@ impl Processor {
 /// # Ok::<(), ruminate_models::Error>(())
 /// ```
 pub fn filter_logits(logits: &Tensor, sampling: &Sampling) -> Result<Tensor> {
+    check_logits(logits)?;
+    sampling.validate()?;
+    filtered(logits, sampling)
+}
+
+/// As [`filter_logits`], in a decode loop, where the settings are known to be right.
+pub(super) fn filtered(logits: &Tensor, sampling: &Sampling) -> Result<Tensor> {
     let mut logits = logits.shallow_clone();
     if sampling.temperature != 1.0 {
         logits = logits.f_div_scalar(sampling.temperature)?;
@@ -129,9 +178,53 @@ pub fn filter_logits(logits: &Tensor, sampling: &Sampling) -> Result<Tensor> {
 /// Takes some tokens out of logits `[rows, vocab]`; `ids` is a one-dimensional `i64` tensor on their device.
 ///
 /// # Errors
-/// When libtorch refuses.
+/// When an id is outside the vocabulary, or a tensor has another shape or kind.
 pub fn forbid(logits: &Tensor, ids: &Tensor) -> Result<Tensor> {
+    let (_, vocab) = check_logits(logits)?;
+    if ids.dim() != 1 || ids.kind() != Kind::Int64 {
+        let reason = format!("{:?} of kind {:?}, but must be one row of i64", ids.size(), ids.kind());
+        return Err(Error::invalid("forbidden ids", reason));
+    }
+    check_range("forbidden ids", ids, vocab)?;
+    without(logits, ids)
+}
+
+fn without(logits: &Tensor, ids: &Tensor) -> Result<Tensor> {
     Ok(logits.f_index_fill(1, ids, f64::NEG_INFINITY)?)
+}
+
+/// Rows and vocabulary of logits.
+fn check_logits(logits: &Tensor) -> Result<(i64, i64)> {
+    match logits.size()[..] {
+        [rows, vocab] if vocab > 0 && logits.is_floating_point() => Ok((rows, vocab)),
+        ref shape => {
+            let reason =
+                format!("{shape:?} of kind {:?}, but must be [rows, vocab] of floats", logits.kind());
+            Err(Error::invalid("logits", reason))
+        }
+    }
+}
+
+impl History<'_> {
+    fn check(self, rows: i64, vocab: i64) -> Result<()> {
+        let wrong = |name: &str, tensor: &Tensor, right: &str| {
+            let reason = format!(
+                "{name} are {:?} of kind {:?}, but must be {right} of i64",
+                tensor.size(),
+                tensor.kind()
+            );
+            Err(Error::invalid("history", reason))
+        };
+        if self.tokens.dim() != 2 || self.tokens.size()[0] != rows || self.tokens.kind() != Kind::Int64 {
+            return wrong("tokens", self.tokens, &format!("[{rows}, time]"));
+        }
+        if let Some(padding) = self.padding
+            && (padding.size() != [rows, 1] || padding.kind() != Kind::Int64)
+        {
+            return wrong("counts of padding", padding, &format!("[{rows}, 1]"));
+        }
+        check_range("history", self.tokens, vocab)
+    }
 }
 
 fn ids_on(logits: &Tensor, ids: &[TokenId]) -> Result<Tensor> {
@@ -143,8 +236,9 @@ fn drop_where(logits: &Tensor, dropped: &Tensor) -> Result<Tensor> {
 }
 
 fn top_k(logits: &Tensor, k: usize) -> Result<Tensor> {
-    let k = k as i64;
-    if k >= logits.size()[1] {
+    let vocab = logits.size()[1];
+    let k = i64::try_from(k).unwrap_or(vocab);
+    if k == 0 || k >= vocab {
         return Ok(logits.shallow_clone());
     }
     let (largest, _) = logits.f_topk(k, -1, true, true)?;
@@ -165,7 +259,7 @@ fn top_p_by_sorting(logits: &Tensor, p: f64, min_keep: usize) -> Result<Tensor> 
     let (sorted, order) = logits.f_sort(-1, false)?;
     let dropped = sorted.f_softmax(-1, None::<Kind>)?.f_cumsum(-1, None::<Kind>)?.f_le(1.0 - p)?;
     // The most probable tokens survive, also when rounding says otherwise.
-    let keep = (min_keep.max(1) as i64).min(vocab);
+    let keep = i64::try_from(min_keep).unwrap_or(vocab).clamp(1, vocab);
     let _ = dropped.f_narrow(1, vocab - keep, keep)?.f_fill_(0.0)?;
     drop_where(logits, &dropped.f_scatter(1, &order, &dropped)?)
 }
@@ -203,7 +297,7 @@ fn repetition_penalty(logits: &Tensor, penalty: f64, history: History<'_>) -> Re
 fn no_repeat_ngram(logits: &Tensor, n: usize, history: History<'_>) -> Result<Tensor> {
     let History { tokens: history, padding } = history;
     let (rows, time) = history.size2()?;
-    let n = n as i64;
+    let n = i64::try_from(n).unwrap_or(i64::MAX);
     if n == 0 || time < n {
         return Ok(logits.shallow_clone());
     }
@@ -258,7 +352,7 @@ pub(super) fn choose(
         let sampling_log_probs = log_probs.shallow_clone();
         return Ok(Choice { tokens, log_probs, sampling_log_probs });
     };
-    let filtered = filter_logits(allowed, sampling)?;
+    let filtered = filtered(allowed, sampling)?;
     let tokens = draw(&filtered, uniform)?;
     let sampling_log_probs = log_prob(&filtered, &tokens)?;
     Ok(Choice { log_probs: log_prob(logits, &tokens)?, sampling_log_probs, tokens })
@@ -297,6 +391,8 @@ mod tests {
         assert_eq!(top(1), [NO, 3.0, NO, 3.0]);
         assert_eq!(top(3), [NO, 3.0, 2.0, 3.0]);
         assert_eq!(top(4), [1.0, 3.0, 2.0, 3.0]);
+        assert_eq!(top(0), [1.0, 3.0, 2.0, 3.0], "0 is off");
+        assert_eq!(top(usize::MAX), [1.0, 3.0, 2.0, 3.0]);
         assert_eq!(top(100), [1.0, 3.0, 2.0, 3.0]);
     }
 

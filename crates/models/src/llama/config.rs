@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::rope::RopeScaling;
 use crate::checkpoint::{read_json, write_json};
-use crate::{Error, Result, TokenId};
+use crate::config::{Keys, UNIMPLEMENTED, Unimplemented, end_tokens_json, generation_end_tokens, refuse};
+use crate::{Result, TokenId};
 
 /// The two architectures, which differ in their defaults and in the window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,148 +76,102 @@ pub struct LlamaConfig {
     pub pad_token_id: Option<TokenId>,
     /// Begins a text.
     pub bos_token_id: Option<TokenId>,
-    /// The tokens that end a text, at least one.
+    /// The tokens that end a text. Without any, every text goes on to the limit of its length.
     pub eos_token_ids: Vec<TokenId>,
 }
 
-/// One id or several.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Ids {
-    One(TokenId),
-    Many(Vec<TokenId>),
-}
-
-impl Ids {
-    fn list(self) -> Vec<TokenId> {
-        match self {
-            Self::One(id) => vec![id],
-            Self::Many(ids) => ids,
-        }
-    }
-}
-
-/// The keys that describe the model, as they stand in the file. Unlike elsewhere, `null` may mean something else than a
-/// missing key.
-#[derive(Deserialize)]
-struct File {
-    vocab_size: i64,
-    hidden_size: i64,
-    intermediate_size: i64,
-    num_hidden_layers: i64,
-    num_attention_heads: i64,
-    num_key_value_heads: Option<i64>,
-    head_dim: Option<i64>,
-    hidden_act: Option<String>,
-    max_position_embeddings: Option<i64>,
-    rms_norm_eps: Option<f64>,
-    attention_bias: Option<bool>,
-    mlp_bias: Option<bool>,
-    attention_dropout: Option<f64>,
-    initializer_range: Option<f64>,
-    tie_word_embeddings: Option<bool>,
-    sliding_window: Option<i64>,
-    pad_token_id: Option<TokenId>,
-    bos_token_id: Option<TokenId>,
-    eos_token_id: Option<Ids>,
-    model_type: Option<String>,
-    architectures: Option<Vec<String>>,
-}
-
-/// Keys of [`File`] that have no default.
-const REQUIRED: [&str; 5] =
-    ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"];
-
-/// The other keys of [`File`], and those of the rotary embedding.
-const KNOWN: [&str; 19] = [
-    "num_key_value_heads",
-    "head_dim",
-    "hidden_act",
-    "max_position_embeddings",
-    "rms_norm_eps",
-    "attention_bias",
-    "mlp_bias",
-    "attention_dropout",
-    "initializer_range",
-    "tie_word_embeddings",
-    "sliding_window",
-    "pad_token_id",
-    "bos_token_id",
-    "eos_token_id",
-    "model_type",
-    "architectures",
-    "rope_theta",
-    "rope_scaling",
-    "rope_parameters",
+/// The keys that transformers reads for these model types and that are not implemented here.
+const UNIMPLEMENTED_HERE: [Unimplemented; 2] = [
+    // Whether a token sees those behind it; a missing key stands for yes.
+    ("is_causal", |value| *value == true),
+    ("is_encoder_decoder", |value| value.is_null() || *value == false),
 ];
 
-/// Keys that change nothing in what the model computes: bookkeeping, generation defaults (ours come from the caller), and
-/// `pretraining_tp`, which only cuts products into slices.
-const HARMLESS: [&str; 24] = [
-    "_name_or_path",
-    "_commit_hash",
-    "_attn_implementation_autoset",
-    "auto_map",
-    "chunk_size_feed_forward",
-    "do_sample",
-    "dtype",
-    "finetuning_task",
-    "gradient_checkpointing",
-    "id2label",
-    "label2id",
-    "max_length",
-    "output_attentions",
-    "output_hidden_states",
-    "pretraining_tp",
-    "problem_type",
-    "return_dict",
-    "temperature",
-    "tokenizer_class",
-    "top_p",
-    "torch_dtype",
-    "transformers_version",
-    "unsloth_version",
-    "use_cache",
-];
+/// Those that it reads for `llama` only: biases of the projections.
+const UNIMPLEMENTED_IN_LLAMA: [Unimplemented; 2] = [("attention_bias", no_bias), ("mlp_bias", no_bias)];
+
+fn no_bias(value: &Value) -> bool {
+    value.is_null() || *value == false
+}
 
 impl LlamaConfig {
-    /// Reads `config.json` of a model folder, or a configuration file of any name.
+    /// Reads `config.json` of a model folder, or a configuration file of any name. Where `generation_config.json` of the folder
+    /// names end tokens, they take the place of those in `config.json`, as in transformers.
     ///
     /// # Errors
-    /// When the file cannot be read, or asks for something that this crate does not know.
+    /// When a file cannot be read, or asks for something that this crate does not know.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = if path.is_dir() { path.join("config.json") } else { path.to_path_buf() };
-        Self::from_json(read_json(&file)?, &file)
+        if !path.is_dir() {
+            return Self::from_json(read_json(path)?, path);
+        }
+        let file = path.join("config.json");
+        let mut config = Self::from_json(read_json(&file)?, &file)?;
+        if let Some(ids) = generation_end_tokens(path)? {
+            config.eos_token_ids = ids;
+            config.check()?;
+        }
+        Ok(config)
     }
 
-    /// Checks and reads the keys of a `config.json`; `path` is for error messages.
+    /// Checks and reads the keys of a `config.json`; `path` is for messages.
+    ///
+    /// Keys that transformers' implementation of the `model_type` does not read change nothing: they are named once through the
+    /// crate `log`, at level `info`.
     ///
     /// # Errors
-    /// When a key is missing, unknown, or has a value that this crate does not implement.
+    /// When a key is missing, or has a value that changes what the model computes and that is not implemented.
     pub fn from_json(json: Map<String, Value>, path: &Path) -> Result<Self> {
-        for (key, value) in &json {
-            let key = key.as_str();
-            let known = REQUIRED.contains(&key) || KNOWN.contains(&key) || HARMLESS.contains(&key);
-            if !known && !value.is_null() {
-                let reason = format!(
-                    "unknown option {value}; it may change what the model computes, so the model is \
-                                      not loaded. If it has no effect, take it out of {}",
-                    path.display()
-                );
-                return Err(refuse(key, reason));
+        let mut keys = Keys::new(json, path);
+        let family = LlamaFamily::read(&mut keys)?;
+        let mistral = family == LlamaFamily::Mistral;
+        keys.unimplemented(&UNIMPLEMENTED)?;
+        keys.unimplemented(&UNIMPLEMENTED_HERE)?;
+        if !mistral {
+            keys.unimplemented(&UNIMPLEMENTED_IN_LLAMA)?;
+        }
+        if let Some(activation) = keys.optional::<String>("hidden_act")?.filter(|a| a != "silu") {
+            return Err(refuse("hidden_act", format!("`{activation}` is not implemented; known is `silu`")));
+        }
+        let hidden_size: i64 = keys.required("hidden_size")?;
+        let heads: i64 = keys.required("num_attention_heads")?;
+        let head_dim = match keys.nullable("head_dim", None)? {
+            Some(width) => width,
+            None if heads > 0 && hidden_size % heads == 0 => hidden_size / heads,
+            None => {
+                let reason = format!("is missing, and {heads} heads do not share hidden_size evenly");
+                return Err(refuse("head_dim", reason));
             }
-        }
-        if let Some(key) = REQUIRED.into_iter().find(|&key| json.get(key).is_none_or(Value::is_null)) {
-            return Err(refuse(key, format!("is missing in {}", path.display())));
-        }
-        // The two keys for which a missing one stands for Mistral's default, and `null` for none.
-        let given = ["num_key_value_heads", "sliding_window"].map(|key| json.contains_key(key));
-        let (rope_theta, rope_scaling) = RopeScaling::from_config(&json)?;
-        let file: File = serde_path_to_error::deserialize(Value::Object(json)).map_err(|error| {
-            let key = error.path().iter().next().map(ToString::to_string);
-            refuse(&key.unwrap_or_default(), error.into_inner().to_string())
-        })?;
-        file.check(given, rope_theta, rope_scaling)
+        };
+        let positions = keys.or("max_position_embeddings", if mistral { 131_072 } else { 2048 })?;
+        let (rope_theta, rope_scaling) = RopeScaling::read(&mut keys, positions)?;
+        let config = Self {
+            family,
+            vocab_size: keys.required("vocab_size")?,
+            hidden_size,
+            intermediate_size: keys.required("intermediate_size")?,
+            num_hidden_layers: keys.required("num_hidden_layers")?,
+            num_attention_heads: heads,
+            // Mistral's defaults are those of its first model.
+            num_key_value_heads: keys.nullable("num_key_value_heads", mistral.then_some(8))?.unwrap_or(heads),
+            head_dim,
+            max_position_embeddings: positions,
+            rms_norm_eps: keys.or("rms_norm_eps", 1e-6)?,
+            rope_theta,
+            rope_scaling,
+            sliding_window: if mistral { keys.nullable("sliding_window", Some(4096))? } else { None },
+            tie_word_embeddings: keys.or("tie_word_embeddings", false)?,
+            attention_dropout: match mistral {
+                true => keys.or("attention_dropout", 0.0)?,
+                false => keys.nullable("attention_dropout", None)?.unwrap_or(0.0),
+            },
+            initializer_range: keys.or("initializer_range", 0.02)?,
+            pad_token_id: keys.nullable("pad_token_id", None)?,
+            bos_token_id: keys.nullable("bos_token_id", Some(1))?,
+            eos_token_ids: keys.end_tokens(&[2])?,
+        };
+        config.check()?;
+        keys.finish();
+        Ok(config)
     }
 
     /// Writes `config.json` so that transformers 4 and 5 read the same model.
@@ -251,10 +205,7 @@ impl LlamaConfig {
             "initializer_range": self.initializer_range,
             "pad_token_id": self.pad_token_id,
             "bos_token_id": self.bos_token_id,
-            "eos_token_id": match &self.eos_token_ids[..] {
-                [id] => json!(id),
-                ids => json!(ids),
-            },
+            "eos_token_id": end_tokens_json(&self.eos_token_ids),
         });
         if self.family == LlamaFamily::Mistral {
             json["sliding_window"] = json!(self.sliding_window);
@@ -279,94 +230,22 @@ impl LlamaConfig {
         };
         (self.max_position_embeddings as f64 * stretch) as usize
     }
-
-    /// Takes over the end tokens of a `generation_config.json`, where it names some.
-    pub(super) fn take_end_tokens(&mut self, generation: Map<String, Value>) -> Result<()> {
-        if let Some(ids) = generation.get("eos_token_id").filter(|ids| !ids.is_null()) {
-            let refuse =
-                |_| refuse("eos_token_id", format!("{ids} in generation_config.json is no token id"));
-            self.eos_token_ids = Ids::deserialize(ids).map_err(refuse)?.list();
-        }
-        self.check()
-    }
 }
 
-impl File {
-    fn check(
-        self,
-        [heads_given, window_given]: [bool; 2],
-        rope_theta: f64,
-        rope_scaling: RopeScaling,
-    ) -> Result<LlamaConfig> {
-        let family = self.family()?;
-        let mistral = family == LlamaFamily::Mistral;
-        if let Some(activation) = self.hidden_act.filter(|a| a != "silu") {
-            return Err(refuse("hidden_act", format!("`{activation}` is not implemented; known is `silu`")));
-        }
-        for (key, bias) in [("attention_bias", self.attention_bias), ("mlp_bias", self.mlp_bias)] {
-            if bias == Some(true) {
-                return Err(refuse(key, "a bias is not implemented".into()));
-            }
-        }
-        if !mistral && self.sliding_window.is_some() {
-            let reason = "only `mistral` has a window; transformers ignores it for `llama`. Take it out";
-            return Err(refuse("sliding_window", reason.into()));
-        }
-        let heads = self.num_attention_heads;
-        let head_dim = match self.head_dim {
-            Some(width) => width,
-            None if heads > 0 && self.hidden_size % heads == 0 => self.hidden_size / heads,
-            None => {
-                let reason = format!("is missing, and {heads} heads do not share hidden_size evenly");
-                return Err(refuse("head_dim", reason));
-            }
-        };
-        // Mistral's defaults are those of its first model.
-        let (key_value_heads, window) = match mistral {
-            true => (if heads_given { heads } else { 8 }, (!window_given).then_some(4096)),
-            false => (heads, None),
-        };
-        let config = LlamaConfig {
-            family,
-            vocab_size: self.vocab_size,
-            hidden_size: self.hidden_size,
-            intermediate_size: self.intermediate_size,
-            num_hidden_layers: self.num_hidden_layers,
-            num_attention_heads: heads,
-            num_key_value_heads: self.num_key_value_heads.unwrap_or(key_value_heads),
-            head_dim,
-            max_position_embeddings: self.max_position_embeddings.unwrap_or(if mistral {
-                131_072
-            } else {
-                2048
-            }),
-            rms_norm_eps: self.rms_norm_eps.unwrap_or(1e-6),
-            rope_theta,
-            rope_scaling,
-            sliding_window: self.sliding_window.or(window),
-            tie_word_embeddings: self.tie_word_embeddings.unwrap_or(false),
-            attention_dropout: self.attention_dropout.unwrap_or(0.0),
-            initializer_range: self.initializer_range.unwrap_or(0.02),
-            pad_token_id: self.pad_token_id,
-            bos_token_id: self.bos_token_id,
-            eos_token_ids: self.eos_token_id.map_or(vec![2], Ids::list),
-        };
-        config.check()?;
-        Ok(config)
-    }
-
-    fn family(&self) -> Result<LlamaFamily> {
-        let architectures = self.architectures.as_deref().unwrap_or_default();
-        let known = |family: LlamaFamily| {
-            self.model_type.as_deref().is_none_or(|name| name == family.model_type())
+impl LlamaFamily {
+    fn read(keys: &mut Keys) -> Result<Self> {
+        let model_type: Option<String> = keys.nullable("model_type", None)?;
+        let architectures: Vec<String> = keys.nullable("architectures", None)?.unwrap_or_default();
+        let known = |family: Self| {
+            model_type.as_deref().is_none_or(|name| name == family.model_type())
                 && architectures.iter().all(|name| name == family.architecture())
         };
         // A file that names neither is a Llama.
-        LlamaFamily::ALL.into_iter().find(|&family| known(family)).ok_or_else(|| {
+        Self::ALL.into_iter().find(|&family| known(family)).ok_or_else(|| {
             let reason = format!(
                 "model_type {:?} with architectures {architectures:?} is not implemented; known are `llama` with \
                  `LlamaForCausalLM` and `mistral` with `MistralForCausalLM`",
-                self.model_type.as_deref().unwrap_or_default()
+                model_type.as_deref().unwrap_or_default()
             );
             refuse("model_type", reason)
         })
@@ -409,9 +288,6 @@ impl LlamaConfig {
             return Err(refuse(key, format!("is {value}, but must be above 0")));
         }
         self.rope_scaling.check()?;
-        if self.eos_token_ids.is_empty() {
-            return Err(refuse("eos_token_id", "is an empty list; no text would end".into()));
-        }
         let ids = [("pad_token_id", self.pad_token_id), ("bos_token_id", self.bos_token_id)]
             .into_iter()
             .filter_map(|(key, id)| Some((key, id?)))
@@ -423,8 +299,4 @@ impl LlamaConfig {
             None => Ok(()),
         }
     }
-}
-
-pub(super) fn refuse(key: &str, reason: String) -> Error {
-    Error::Config { key: key.to_string(), reason }
 }

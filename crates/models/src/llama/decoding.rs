@@ -66,6 +66,10 @@ impl Decoder for Llama {
         self.tokenizer.as_ref()
     }
 
+    fn bytes_in_flight(&self, prompts: usize, longest: usize, rows: usize, new: usize) -> u64 {
+        self.config.decoding_bytes(prompts, longest, rows, new, self.kind)
+    }
+
     fn start(
         &self,
         prompts: &[Vec<TokenId>],
@@ -83,7 +87,7 @@ impl Decoder for Llama {
             _ => t.f_repeat_interleave_self_int(each, 0, count * each),
         };
         let pass = self.pass(&batch, 0.0)?;
-        let (states, cache) = self.stack.forward_behind(self.embed(&batch.ids)?, &pass, None)?;
+        let (states, cache) = self.stack.forward_behind(self.look_up(&batch.ids)?, &pass, None)?;
         let last = states.f_select(1, given - 1)?;
         let output = if new > 1 { Some(Packed::new(&[self.output()])?) } else { None };
         let logits = spread(&self.logits_by(output.as_ref(), &last)?)?;
@@ -134,7 +138,7 @@ impl LlamaSteps<'_> {
         place: Place<'_>,
         mask: Option<&Tensor>,
     ) -> Result<Tensor> {
-        let mut x = self.model.embed(tokens)?;
+        let mut x = self.model.look_up(tokens)?;
         for (block, layer) in self.model.stack.blocks.iter().zip(&mut self.layers) {
             x = block.step(&x, layer, rotation, place, mask)?;
         }

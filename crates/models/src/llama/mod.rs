@@ -13,8 +13,8 @@ use std::path::Path;
 use ruminate_torch::linear;
 use tch::{Device, Kind, Tensor};
 
-use crate::batch::check_ids;
-use crate::checkpoint::{Builder, SHARD_BYTES, Weights, read_json, write_model};
+use crate::batch::{check_id_tensor, check_ids, check_states};
+use crate::checkpoint::{Builder, SHARD_BYTES, Weights, write_model};
 use crate::parameters::{Init, Parameters, seeded};
 use crate::{Batch, Error, Result, Side, TokenId, Tokenizer};
 
@@ -58,8 +58,9 @@ impl Llama {
         seeded(seed, || Self::build(config, Builder::new(None, kind, device)))
     }
 
-    /// Loads a Hugging Face folder: `config.json` and `model.safetensors` or its shards. Where `generation_config.json` names
-    /// end tokens, they take the place of those in `config.json`, as in transformers.
+    /// Loads a Hugging Face folder: `config.json` and `model.safetensors` or its shards; see [`LlamaConfig::open`]. Whether
+    /// the output matrix is the embedding is decided by the weights: a matrix of its own is used, whatever
+    /// `tie_word_embeddings` says.
     ///
     /// # Errors
     /// When a file cannot be read, the configuration asks for something unknown, or tensors are missing, unexpected
@@ -69,29 +70,28 @@ impl Llama {
             let reason = "there is no such folder".into();
             return Err(Error::NoWeights { path: folder.to_path_buf(), reason });
         }
-        let mut config = LlamaConfig::open(folder)?;
-        let generation = folder.join("generation_config.json");
-        if generation.exists() {
-            config.take_end_tokens(read_json(&generation)?)?;
-        }
-        Self::load_with(config, folder, kind, device)
+        Self::load_with(LlamaConfig::open(folder)?, folder, kind, device)
     }
 
     /// The weights of a folder with a configuration from elsewhere.
     ///
     /// # Errors
     /// As [`load`](Self::load).
-    pub fn load_with(config: LlamaConfig, folder: &Path, kind: Kind, device: Device) -> Result<Self> {
+    pub fn load_with(mut config: LlamaConfig, folder: &Path, kind: Kind, device: Device) -> Result<Self> {
         let mut weights = Weights::open(folder, Device::Cpu)?;
         // Old files hold the rotary frequencies, which follow from the configuration.
         weights.tensors.retain(|name, _| !name.ends_with(".self_attn.rotary_emb.inv_freq"));
-        if config.tie_word_embeddings {
-            weights.ignore("lm_head.weight");
+        let tied = config.tie_word_embeddings;
+        config.tie_word_embeddings =
+            weights.settle_tie("model.embed_tokens.weight", "lm_head.weight", tied)?;
+        if tied && !config.tie_word_embeddings {
+            weights.say_untied("lm_head.weight");
         }
         Self::build(config, Builder::new(Some(weights), kind, device))
     }
 
     fn build(config: LlamaConfig, mut builder: Builder) -> Result<Self> {
+        config.check()?;
         let (kind, device) = builder.options();
         let embedding = [config.vocab_size, config.hidden_size];
         let init = Init::Normal(config.initializer_range);
@@ -178,15 +178,22 @@ impl Llama {
     /// # Errors
     /// As [`forward`](Self::forward).
     pub fn forward_traced(&self, batch: &Batch, trace: Option<&mut Vec<Tensor>>) -> Result<Tensor> {
+        check_id_tensor("batch", &batch.ids, self.config.vocab_size)?;
         let pass = self.pass(batch, self.dropout())?;
-        self.stack.forward(self.embed(&batch.ids)?, &pass, trace)
+        self.stack.forward(self.look_up(&batch.ids)?, &pass, trace)
     }
 
     /// Rows of the embedding `[batch, time, hidden_size]`.
     ///
     /// # Errors
-    /// When libtorch refuses, e.g. because an id is outside the vocabulary.
+    /// When an id is outside the vocabulary.
     pub fn embed(&self, ids: &Tensor) -> Result<Tensor> {
+        check_id_tensor("ids", ids, self.config.vocab_size)?;
+        self.look_up(ids)
+    }
+
+    /// The same for ids that are known to be right.
+    fn look_up(&self, ids: &Tensor) -> Result<Tensor> {
         let no_gradient = self.config.pad_token_id.unwrap_or(-1);
         Ok(Tensor::f_embedding(&self.embed_tokens, ids, no_gradient, false, false)?)
     }
@@ -196,6 +203,7 @@ impl Llama {
     /// # Errors
     /// When libtorch refuses.
     pub fn logits(&self, states: &Tensor) -> Result<Tensor> {
+        check_states(states, self.config.hidden_size)?;
         Ok(linear(states, self.output())?.f_to_kind(Kind::Float)?)
     }
 

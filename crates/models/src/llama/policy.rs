@@ -14,8 +14,8 @@ use crate::policy::{
 };
 use crate::scoring::{check_choices, padded_targets, padded_tokens};
 use crate::{
-    CrossEntropy, Error, Example, IGNORED, Labels, LogitStatistics, Parameters, Policy, Result, ScoreChoices,
-    Side, TokenId, TokenScores, Want,
+    CrossEntropy, Error, Example, IGNORED, Interrupt, Labels, LogitStatistics, Parameters, Policy, Result,
+    ScoreChoices, Side, TokenId, TokenScores, Want,
 };
 
 impl Policy for Llama {
@@ -39,8 +39,8 @@ impl Policy for Llama {
         Some(self.output())
     }
 
-    fn end_token_id(&self) -> Option<TokenId> {
-        self.config.eos_token_ids.first().copied()
+    fn end_token_ids(&self) -> &[TokenId] {
+        &self.config.eos_token_ids
     }
 
     fn set_training(&mut self, training: bool) {
@@ -59,6 +59,7 @@ impl Policy for Llama {
     /// Prompt and target are read in one row. A target's [`IGNORED`] position is read as the padding token; tokens that are
     /// to be read without loss belong to the prompt.
     fn score(&self, examples: &[Example], want: Want) -> Result<TokenScores> {
+        Interrupt::check()?;
         let prompts: Vec<&[TokenId]> = examples.iter().map(|e| e.prompt.as_slice()).collect();
         let targets: Vec<&[TokenId]> = examples.iter().map(|e| e.target.as_slice()).collect();
         self.score_alternatives(&prompts, &targets, want)
@@ -78,6 +79,7 @@ impl Policy for Llama {
     }
 
     fn cross_entropy(&self, examples: &[Example]) -> Result<CrossEntropy> {
+        Interrupt::check()?;
         let prompts: Vec<&[TokenId]> = examples.iter().map(|e| e.prompt.as_slice()).collect();
         let targets: Vec<&[TokenId]> = examples.iter().map(|e| e.target.as_slice()).collect();
         let (states, labels) = self.target_states(&prompts, &targets)?;
@@ -86,6 +88,7 @@ impl Policy for Llama {
     }
 
     fn states(&self, examples: &[Example]) -> Result<Option<Tensor>> {
+        Interrupt::check()?;
         let prompts: Vec<&[TokenId]> = examples.iter().map(|e| e.prompt.as_slice()).collect();
         let targets: Vec<&[TokenId]> = examples.iter().map(|e| e.target.as_slice()).collect();
         Ok(Some(self.target_states(&prompts, &targets)?.0))
@@ -102,6 +105,7 @@ impl Policy for Llama {
 
 impl ScoreChoices for Llama {
     fn choice_log_probs(&self, prompts: &[Vec<TokenId>], choices: &[Vec<Vec<TokenId>>]) -> Result<Tensor> {
+        Interrupt::check()?;
         let capacity = check_choices(prompts, choices)?;
         let targets = padded_targets(choices, capacity)?;
         check_targets(self.config.vocab_size, &targets)?;
@@ -113,6 +117,7 @@ impl ScoreChoices for Llama {
     }
 
     fn first_token_logits(&self, prompts: &[Vec<TokenId>], tokens: &[Vec<TokenId>]) -> Result<Vec<Vec<f32>>> {
+        Interrupt::check()?;
         let capacity = check_choices(prompts, tokens)?;
         check_targets(self.config.vocab_size, &tokens.iter().map(Vec::as_slice).collect::<Vec<_>>())?;
         let ids = padded_tokens(tokens, capacity, self.device)?;
@@ -190,7 +195,7 @@ impl Llama {
         let row = |flat: &[i64]| Tensor::f_from_slice(flat)?.f_unsqueeze(0)?.f_to_device(self.device);
         let rotation = Rotation::new(&self.config, &row(&positions)?, self.kind)?;
         let pass = Pass { rotation, mask: None, dropout: self.dropout(), rectangles };
-        let states = self.stack.forward(self.embed(&row(&ids)?)?, &pass, None)?;
+        let states = self.stack.forward(self.look_up(&row(&ids)?)?, &pass, None)?;
         unpack(&states.f_squeeze_dim(0)?, &begins, &ends, time)
     }
 
@@ -223,7 +228,7 @@ impl Llama {
         let positions = spread(&prefix.lengths)?.f_unsqueeze(1)?.f_add(&ahead)?;
         let rotation = Rotation::new(&self.config, &positions, self.kind)?;
         let pass = Pass { rotation, mask: Some(mask), dropout: self.dropout(), rectangles: vec![] };
-        let (rest, _) = self.stack.forward_behind(self.embed(&inputs)?, &pass, Some(&prefix.layers))?;
+        let (rest, _) = self.stack.forward_behind(self.look_up(&inputs)?, &pass, Some(&prefix.layers))?;
         Ok(Tensor::f_cat(&[first, rest], 1)?)
     }
 
@@ -232,7 +237,7 @@ impl Llama {
         check_prompts(prompts)?;
         let batch = self.batch(prompts, Side::Left)?;
         let pass = self.pass(&batch, self.dropout())?;
-        let (states, layers) = self.stack.forward_behind(self.embed(&batch.ids)?, &pass, None)?;
+        let (states, layers) = self.stack.forward_behind(self.look_up(&batch.ids)?, &pass, None)?;
         let lengths = batch.mask.f_sum_dim_intlist([1i64].as_slice(), false, Kind::Int64)?;
         let hidden = self.hidden(&batch.mask)?;
         Ok((states.f_select(1, batch.ids.size()[1] - 1)?, Prefix { layers, lengths, hidden }))

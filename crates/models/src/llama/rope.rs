@@ -2,12 +2,12 @@
 
 use std::f64::consts::TAU;
 
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
-use tch::{Kind, Tensor};
+use serde_json::{Value, json};
+use tch::{Device, Kind, Tensor};
 
-use super::config::{LlamaConfig, refuse};
+use super::config::LlamaConfig;
 use crate::Result;
+use crate::config::{Keys, refuse};
 
 /// How rotary frequencies are stretched, so that a model reads longer texts than it was first trained on.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -33,37 +33,27 @@ pub enum RopeScaling {
     },
 }
 
-/// `rope_scaling` or `rope_parameters`, in all spellings.
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields)]
-struct File {
-    rope_type: Option<String>,
-    #[serde(rename = "type")]
-    old_type: Option<String>,
-    rope_theta: Option<f64>,
-    factor: Option<f64>,
-    low_freq_factor: Option<f64>,
-    high_freq_factor: Option<f64>,
-    original_max_position_embeddings: Option<i64>,
+/// What stands in `config.json` itself and not in the dictionary of the rotary embedding.
+struct Outer {
     partial_rotary_factor: Option<f64>,
+    original: Option<i64>,
+    /// `max_position_embeddings`.
+    positions: i64,
 }
 
 impl RopeScaling {
     /// Base of the frequencies and scaling, from `rope_parameters`, or from `rope_theta` and `rope_scaling`. Both may be
-    /// there if they agree.
-    pub(super) fn from_config(json: &Map<String, Value>) -> Result<(f64, Self)> {
-        let read = |key: &str| -> Result<Option<(Option<f64>, Self)>> {
-            match json.get(key).filter(|value| !value.is_null()) {
-                Some(value) => Self::from_json(key, value).map(Some),
-                None => Ok(None),
-            }
+    /// there if they agree. `positions` are `max_position_embeddings`.
+    pub(super) fn read(keys: &mut Keys, positions: i64) -> Result<(f64, Self)> {
+        // Settings beside the dictionary, which stand for those that it lacks.
+        let outer = Outer {
+            partial_rotary_factor: keys.nullable("partial_rotary_factor", None)?,
+            original: keys.nullable("original_max_position_embeddings", None)?,
+            positions,
         };
-        let theta = match json.get("rope_theta").filter(|value| !value.is_null()) {
-            Some(value) => {
-                let theta = value.as_f64();
-                Some(theta.ok_or_else(|| refuse("rope_theta", format!("is {value}, not a number")))?)
-            }
-            None => None,
+        let mut read = |key| match keys.take(key) {
+            Some(Value::Null) | None => Ok(None),
+            Some(value) => Self::inner(keys.inside(key, value)?, &outer).map(Some),
         };
         let (new, old) = (read("rope_parameters")?, read("rope_scaling")?);
         if let (Some((_, new)), Some((_, old))) = (&new, &old)
@@ -72,6 +62,11 @@ impl RopeScaling {
             return Err(refuse("rope_scaling", "contradicts rope_parameters".into()));
         }
         let (inner, scaling) = new.or(old).unwrap_or((None, Self::None));
+        let theta: Option<f64> = match inner {
+            // Then the outer one is not read.
+            Some(_) => keys.nullable("rope_theta", None)?,
+            None => keys.optional("rope_theta")?,
+        };
         if let (Some(theta), Some(inner)) = (theta, inner)
             && theta != inner
         {
@@ -80,39 +75,46 @@ impl RopeScaling {
         Ok((inner.or(theta).unwrap_or(10_000.0), scaling))
     }
 
-    fn from_json(key: &str, value: &Value) -> Result<(Option<f64>, Self)> {
-        let refuse = |reason: String| refuse(key, reason);
-        let file = File::deserialize(value).map_err(|error| refuse(error.to_string()))?;
-        if let (Some(new), Some(old)) = (&file.rope_type, &file.old_type)
+    /// One of the two dictionaries, in all spellings.
+    fn inner(mut keys: Keys, outer: &Outer) -> Result<(Option<f64>, Self)> {
+        let (new, old) = (keys.optional::<String>("rope_type")?, keys.optional::<String>("type")?);
+        if let (Some(new), Some(old)) = (&new, &old)
             && new != old
         {
-            return Err(refuse(format!("rope_type `{new}` contradicts type `{old}`")));
+            return Err(keys.refuse("rope_type", format!("`{new}` contradicts type `{old}`")));
         }
-        if file.partial_rotary_factor.is_some_and(|share| share != 1.0) {
-            return Err(refuse("partial_rotary_factor is not implemented".into()));
+        let theta = keys.optional("rope_theta")?;
+        let name = new.or(old).unwrap_or_else(|| "default".into());
+        if name != "default" {
+            let inner = keys.optional::<f64>("partial_rotary_factor")?;
+            if let Some(share) = inner.or(outer.partial_rotary_factor).filter(|&share| share != 1.0) {
+                return Err(keys.refuse("partial_rotary_factor", format!("{share} is not implemented")));
+            }
         }
-        let name = file.rope_type.or(file.old_type).unwrap_or_else(|| "default".into());
-        let needed = |value: Option<f64>, field: &str| {
-            value.ok_or_else(|| refuse(format!("type `{name}` needs {field}")))
-        };
         let scaling = match name.as_str() {
             "default" => Self::None,
-            "linear" => Self::Linear { factor: needed(file.factor, "factor")? },
-            "llama3" => Self::Llama3 {
-                factor: needed(file.factor, "factor")?,
-                low_freq_factor: needed(file.low_freq_factor, "low_freq_factor")?,
-                high_freq_factor: needed(file.high_freq_factor, "high_freq_factor")?,
-                original_max_position_embeddings: file
-                    .original_max_position_embeddings
-                    .ok_or_else(|| refuse("type `llama3` needs original_max_position_embeddings".into()))?,
-            },
+            "linear" => Self::Linear { factor: keys.required("factor")? },
+            "llama3" => {
+                let inner = keys.optional("original_max_position_embeddings")?;
+                Self::Llama3 {
+                    factor: keys.required("factor")?,
+                    low_freq_factor: keys.required("low_freq_factor")?,
+                    high_freq_factor: keys.required("high_freq_factor")?,
+                    original_max_position_embeddings: outer.original.or(inner).unwrap_or(outer.positions),
+                }
+            }
             other => {
-                let reason =
-                    format!("type `{other}` is not implemented; known are default, linear and llama3");
-                return Err(refuse(reason));
+                let reason = format!("`{other}` is not implemented; known are default, linear and llama3");
+                return Err(keys.refuse("rope_type", reason));
             }
         };
-        Ok((file.rope_theta, scaling))
+        if let Some(layers) = keys.nested() {
+            let reason =
+                "holds settings of its own: a rotary embedding for each kind of layer is not implemented";
+            return Err(keys.refuse(&layers, reason.into()));
+        }
+        keys.finish();
+        Ok((theta, scaling))
     }
 
     /// In the spelling that transformers 4 and 5 both read.
@@ -158,33 +160,52 @@ impl RopeScaling {
         Ok(())
     }
 
-    /// What becomes of a frequency in radians per position.
-    fn apply(&self, frequency: f64) -> f64 {
+    /// The frequencies after scaling, from those before it, in radians per position.
+    ///
+    /// # Reference behaviour
+    /// transformers works in `f32` and divides a number by a tensor as the tensor's reciprocal times the number. Every operation here
+    /// stands in its order: angles at position 8000 differ visibly otherwise.
+    fn apply(&self, frequencies: Tensor) -> Result<Tensor> {
         match *self {
-            Self::None => frequency,
-            Self::Linear { factor } => frequency / factor,
+            Self::None => Ok(frequencies),
+            Self::Linear { factor } => Ok(frequencies.f_div_scalar(factor)?),
             Self::Llama3 {
                 factor,
                 low_freq_factor: low,
                 high_freq_factor: high,
                 original_max_position_embeddings,
             } => {
-                let turns = original_max_position_embeddings as f64 * frequency / TAU;
+                let old = original_max_position_embeddings as f64;
+                let wavelengths = frequencies.f_reciprocal()?.f_mul_scalar(TAU)?;
+                let long = wavelengths.f_gt(old / low)?;
+                let short = wavelengths.f_lt(old / high)?;
+                let scaled = frequencies.f_div_scalar(factor)?.f_where_self(&long, &frequencies)?;
                 // 1 for frequencies that stay, 0 for those that are stretched.
-                let stays = ((turns - low) / (high - low)).clamp(0.0, 1.0);
-                (1.0 - stays) * frequency / factor + stays * frequency
+                let stays = wavelengths.f_reciprocal()?.f_mul_scalar(old)?;
+                let stays = stays.f_sub_scalar(low)?.f_div_scalar(high - low)?;
+                let stretched = stays.f_neg()?.f_add_scalar(1.0)?.f_mul(&scaled)?.f_div_scalar(factor)?;
+                let smooth = stretched.f_add(&stays.f_mul(&scaled)?)?;
+                Ok(scaled.f_where_self(&long.f_logical_or(&short)?, &smooth)?)
             }
         }
     }
 }
 
 impl LlamaConfig {
-    /// Angles per position in radians, `head_dim / 2` of them, after scaling.
-    #[must_use]
-    pub fn rotary_frequencies(&self) -> Vec<f32> {
-        let pairs = self.head_dim / 2;
-        let base = |i: i64| self.rope_theta.powf(-(i as f64) / pairs as f64);
-        (0..pairs).map(|i| self.rope_scaling.apply(base(i)) as f32).collect()
+    /// Angles per position in radians, `head_dim / 2` of them, after scaling; in `f32` as transformers computes them.
+    ///
+    /// # Errors
+    /// When libtorch refuses.
+    pub fn rotary_frequencies(&self) -> Result<Vec<f32>> {
+        Ok(Vec::try_from(self.frequencies()?)?)
+    }
+
+    /// The same as a tensor on the CPU.
+    fn frequencies(&self) -> Result<Tensor> {
+        let even = Tensor::f_arange_start_step(0, self.head_dim, 2, (Kind::Float, Device::Cpu))?;
+        let exponents = even.f_div_scalar(self.head_dim)?;
+        let base = Tensor::f_pow_scalar(self.rope_theta, &exponents)?.f_reciprocal()?;
+        self.rope_scaling.apply(base)
     }
 
     /// Cosines and sines `[..., head_dim]` of `i64` positions `[...]`, `f32`, in the layout where element `i` turns with
@@ -193,8 +214,7 @@ impl LlamaConfig {
     /// # Errors
     /// When libtorch refuses.
     pub fn rotary(&self, positions: &Tensor) -> Result<(Tensor, Tensor)> {
-        let frequencies =
-            Tensor::f_from_slice(&self.rotary_frequencies())?.f_to_device(positions.device())?;
+        let frequencies = self.frequencies()?.f_to_device(positions.device())?;
         let angles = positions.f_to_kind(Kind::Float)?.f_unsqueeze(-1)?.f_mul(&frequencies)?;
         let angles = Tensor::f_cat(&[&angles, &angles], -1)?;
         Ok((angles.f_cos()?, angles.f_sin()?))

@@ -3,6 +3,8 @@
 use super::config::{LlamaConfig, LlamaFamily};
 use super::rope::RopeScaling;
 use crate::BatchShape;
+use crate::sizes::LOGITS;
+use tch::Kind;
 
 impl LlamaConfig {
     /// The published shapes: `llama-2-7b`, `llama-3.1-8b`, `mistral-7b-v0.1` and `deepseek-math-7b`.
@@ -129,6 +131,15 @@ impl LlamaConfig {
         rows * self.num_hidden_layers as f64 * time * token
     }
 
+    /// Bytes that are held while `rows` rows of `prompts` prompts are written, weights aside: keys and values of prompts of up to `longest`
+    /// tokens and of `new` more in each row, in the weights' `kind`, and some copies of the logits in float32.
+    #[must_use]
+    pub fn decoding_bytes(&self, prompts: usize, longest: usize, rows: usize, new: usize, kind: Kind) -> u64 {
+        let token = 2 * self.num_hidden_layers * self.shared() * kind.elt_size_in_bytes() as i64;
+        let tokens = (prompts * longest + rows * new) as u64;
+        tokens * token.unsigned_abs() + rows as u64 * LOGITS * self.vocab_size.unsigned_abs()
+    }
+
     fn queries(&self) -> i64 {
         self.num_attention_heads * self.head_dim
     }
@@ -140,7 +151,7 @@ impl LlamaConfig {
 
 #[cfg(test)]
 mod tests {
-    use tch::{Device, Kind};
+    use tch::Device;
 
     use super::*;
     use crate::Llama;
@@ -176,6 +187,17 @@ mod tests {
             assert_eq!(planned, shapes);
             assert_eq!(config.parameter_count(), model.parameters().count());
         }
+    }
+
+    /// The self-distillation of the published settings: 64 problems with 16 answers of 1000 tokens.
+    #[test]
+    fn what_writing_takes_is_reckoned_by_hand() {
+        let mistral = LlamaConfig::published("mistral-7b-v0.1").unwrap();
+        // 32 layers, 8 key heads of 128, keys and values, 2 bytes.
+        let token = 2 * 32 * 8 * 128 * 2;
+        let bytes = mistral.decoding_bytes(64, 1000, 64 * 16, 1000, Kind::BFloat16);
+        assert_eq!(bytes, (64_000 + 1_024_000) * token + 1024 * 16 * 32_000);
+        assert!(bytes > 134_000_000_000);
     }
 
     #[test]

@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
-use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::checkpoint::{read_json, write_json};
-use crate::{Error, Result, TokenId};
+use crate::config::{Keys, UNIMPLEMENTED, Unimplemented, end_tokens_json, generation_end_tokens, refuse};
+use crate::{Result, TokenId};
 
 /// The feed-forward layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,188 +54,116 @@ pub struct T5Config {
     pub is_encoder_decoder: bool,
     /// Fills up rows, and stands first in the decoder.
     pub pad_token_id: TokenId,
-    /// Ends a sequence.
-    pub eos_token_id: TokenId,
+    /// The tokens that end a text. Without any, every text goes on to the limit of its length.
+    pub eos_token_ids: Vec<TokenId>,
     /// The decoder's first input.
     pub decoder_start_token_id: TokenId,
 }
 
-/// The keys that describe the model, as they stand in the file.
-#[derive(Deserialize)]
-struct File {
-    vocab_size: i64,
-    d_model: i64,
-    d_kv: i64,
-    d_ff: i64,
-    num_layers: i64,
-    num_decoder_layers: Option<i64>,
-    num_heads: i64,
-    #[serde(default = "default_buckets")]
-    relative_attention_num_buckets: i64,
-    #[serde(default = "default_distance")]
-    relative_attention_max_distance: i64,
-    #[serde(default = "default_dropout")]
-    dropout_rate: f64,
-    #[serde(default = "default_epsilon")]
-    layer_norm_epsilon: f64,
-    #[serde(default = "default_factor")]
-    initializer_factor: f64,
-    feed_forward_proj: Option<String>,
-    dense_act_fn: Option<String>,
-    is_gated_act: Option<bool>,
-    tie_word_embeddings: Option<bool>,
-    scale_decoder_outputs: Option<bool>,
-    is_encoder_decoder: Option<bool>,
-    #[serde(default)]
-    is_decoder: bool,
-    #[serde(default)]
-    pad_token_id: TokenId,
-    #[serde(default = "default_eos")]
-    eos_token_id: TokenId,
-    decoder_start_token_id: Option<TokenId>,
-    model_type: Option<String>,
-    #[serde(default)]
-    architectures: Option<Vec<String>>,
-}
-
-fn default_buckets() -> i64 {
-    32
-}
-fn default_distance() -> i64 {
-    128
-}
-fn default_dropout() -> f64 {
-    0.1
-}
-fn default_epsilon() -> f64 {
-    1e-6
-}
-fn default_factor() -> f64 {
-    1.0
-}
-fn default_eos() -> TokenId {
-    1
-}
-
-/// Keys of [`File`] that have no default.
-const REQUIRED: [&str; 6] = ["vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads"];
-
-/// Keys of [`File`].
-const KNOWN: [&str; 26] = [
-    "vocab_size",
-    "d_model",
-    "d_kv",
-    "d_ff",
-    "num_layers",
-    "num_decoder_layers",
-    "num_heads",
-    "relative_attention_num_buckets",
-    "relative_attention_max_distance",
-    "dropout_rate",
-    "layer_norm_epsilon",
-    "initializer_factor",
-    "feed_forward_proj",
-    "dense_act_fn",
-    "is_gated_act",
-    "tie_word_embeddings",
-    "scale_decoder_outputs",
-    "is_encoder_decoder",
-    "is_decoder",
-    "pad_token_id",
-    "eos_token_id",
-    "decoder_start_token_id",
-    "model_type",
-    "architectures",
-    // Written into every file by transformers; neither changes what the model computes.
-    "transformers_version",
-    "torch_dtype",
-];
-
-/// Keys that Hugging Face writes and that do not change the network: bookkeeping, generation defaults (ours come
-/// from the caller), and settings of heads that the accepted architectures do not have.
-const HARMLESS: [&str; 44] = [
-    "_name_or_path",
-    "_commit_hash",
-    "_attn_implementation_autoset",
-    "bos_token_id",
-    "chunk_size_feed_forward",
-    "classifier_dropout",
-    "diversity_penalty",
-    "do_sample",
-    "dtype",
-    "early_stopping",
-    "encoder_no_repeat_ngram_size",
-    "exponential_decay_length_penalty",
-    "finetuning_task",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
-    "gradient_checkpointing",
-    "id2label",
-    "label2id",
-    "length_penalty",
-    "max_length",
-    "min_length",
-    "n_positions",
-    "no_repeat_ngram_size",
-    "num_beam_groups",
-    "num_beams",
-    "num_return_sequences",
-    "output_attentions",
-    "output_hidden_states",
-    "output_past",
-    "output_scores",
-    "prefix",
-    "problem_type",
-    "remove_invalid_values",
-    "repetition_penalty",
-    "return_dict",
-    "return_dict_in_generate",
-    "sep_token_id",
-    "suppress_tokens",
-    "task_specific_params",
-    "temperature",
-    "tokenizer_class",
-    "top_k",
-    "top_p",
-    "use_cache",
+/// The keys that transformers reads for these model types and that are not implemented here.
+const UNIMPLEMENTED_HERE: [Unimplemented; 2] = [
+    // A decoder alone.
+    ("is_decoder", |value| *value == false),
+    // Whether a token of the decoder sees those behind it; a missing key stands for yes.
+    ("is_causal", |value| *value == true),
 ];
 
 impl T5Config {
-    /// Reads `config.json` of a model folder, or a configuration file of any name.
+    /// Reads `config.json` of a model folder, or a configuration file of any name. Where `generation_config.json` of the folder
+    /// names end tokens, they take the place of those in `config.json`, as in transformers.
     ///
     /// # Errors
-    /// When the file cannot be read, or asks for something that this crate does not know.
+    /// When a file cannot be read, or asks for something that this crate does not know.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = if path.is_dir() { path.join("config.json") } else { path.to_path_buf() };
-        Self::from_json(read_json(&file)?, &file)
+        if !path.is_dir() {
+            return Self::from_json(read_json(path)?, path);
+        }
+        let file = path.join("config.json");
+        let mut config = Self::from_json(read_json(&file)?, &file)?;
+        if let Some(ids) = generation_end_tokens(path)? {
+            config.eos_token_ids = ids;
+            config.check()?;
+        }
+        Ok(config)
     }
 
-    /// Checks and reads the keys of a `config.json`; `path` is for error messages.
+    /// Checks and reads the keys of a `config.json`; `path` is for messages.
+    ///
+    /// Keys that transformers' implementation of the `model_type` does not read change nothing: they are named once through the
+    /// crate `log`, at level `info`.
     ///
     /// # Errors
-    /// When a key is missing, unknown, or has a value that this crate does not implement.
+    /// When a key is missing, or has a value that changes what the model computes and that is not implemented.
     pub fn from_json(json: Map<String, Value>, path: &Path) -> Result<Self> {
-        for (key, value) in &json {
-            let known = KNOWN.contains(&key.as_str()) || HARMLESS.contains(&key.as_str()) || value.is_null();
-            if !known {
-                let reason = format!(
-                    "unknown option {value}; it may change what the model computes, so the model is \
-                                      not loaded. If it has no effect, take it out of {}",
-                    path.display()
-                );
-                return Err(refuse(key, reason));
+        let mut keys = Keys::new(json, path);
+        let kind: Option<String> = keys.nullable("model_type", None)?;
+        if let Some(kind) = kind.as_deref().filter(|kind| !["t5", "mt5"].contains(kind)) {
+            return Err(refuse("model_type", format!("`{kind}` is not a T5 (`t5` or `mt5`)")));
+        }
+        let mt5 = kind.as_deref() == Some("mt5");
+        let architectures: Vec<String> = keys.nullable("architectures", None)?.unwrap_or_default();
+        if let Some(other) = architectures.iter().find(|a| !ARCHITECTURES.contains(&a.as_str())) {
+            let reason = format!("`{other}` is not implemented; known are {}", ARCHITECTURES.join(", "));
+            return Err(refuse("architectures", reason));
+        }
+        let encoder_only = architectures.iter().any(|a| a.ends_with("EncoderModel"));
+        keys.unimplemented(&UNIMPLEMENTED)?;
+        keys.unimplemented(&UNIMPLEMENTED_HERE)?;
+        for (alias, key) in [
+            ("hidden_size", "d_model"),
+            ("num_attention_heads", "num_heads"),
+            ("num_hidden_layers", "num_layers"),
+            ("head_dim", "d_kv"),
+        ] {
+            keys.alias(alias, key)?;
+        }
+        let feed_forward = FeedForward::read(&mut keys, mt5)?;
+        let tied = keys.nullable("tie_word_embeddings", None)?.unwrap_or(true);
+        // Where the key is missing, tied embeddings are scaled; a null is no yes.
+        let scaled = match keys.take("scale_decoder_outputs") {
+            None => tied,
+            Some(Value::Null) => false,
+            Some(Value::Bool(scaled)) => scaled,
+            Some(other) => {
+                return Err(refuse("scale_decoder_outputs", format!("is {other}, not true or false")));
             }
-        }
-        // A key without value is as good as none.
-        let json: Map<String, Value> = json.into_iter().filter(|(_, value)| !value.is_null()).collect();
-        if let Some(key) = REQUIRED.into_iter().find(|&key| !json.contains_key(key)) {
-            return Err(refuse(key, format!("is missing in {}", path.display())));
-        }
-        let file: File = serde_path_to_error::deserialize(Value::Object(json)).map_err(|error| {
-            let key = error.path().iter().next().map(ToString::to_string);
-            refuse(&key.unwrap_or_default(), error.into_inner().to_string())
-        })?;
-        file.check()
+        };
+        let num_layers = keys.required("num_layers")?;
+        let is_encoder_decoder = !encoder_only & keys.or("is_encoder_decoder", true)?;
+        let pad_token_id = match keys.nullable("pad_token_id", Some(0))? {
+            Some(id) => id,
+            // An encoder's padding is invisible.
+            None if !is_encoder_decoder => 0,
+            None => {
+                let reason = "is null, but the decoder begins with the padding token; name it";
+                return Err(refuse("pad_token_id", reason.into()));
+            }
+        };
+        let config = Self {
+            vocab_size: keys.required("vocab_size")?,
+            d_model: keys.required("d_model")?,
+            d_kv: keys.required("d_kv")?,
+            d_ff: keys.required("d_ff")?,
+            num_layers,
+            num_decoder_layers: keys.nullable("num_decoder_layers", None)?.unwrap_or(num_layers),
+            num_heads: keys.required("num_heads")?,
+            relative_attention_num_buckets: keys.or("relative_attention_num_buckets", 32)?,
+            relative_attention_max_distance: keys.or("relative_attention_max_distance", 128)?,
+            dropout_rate: keys.or("dropout_rate", 0.1)?,
+            layer_norm_epsilon: keys.or("layer_norm_epsilon", 1e-6)?,
+            initializer_factor: keys.or("initializer_factor", 1.0)?,
+            feed_forward,
+            tie_word_embeddings: tied,
+            // transformers 5 always writes `tie_word_embeddings: true` and puts the truth here. It never scales an mT5.
+            scale_decoder_outputs: scaled && !mt5,
+            is_encoder_decoder,
+            pad_token_id,
+            eos_token_ids: keys.end_tokens(&[1])?,
+            decoder_start_token_id: keys.or("decoder_start_token_id", pad_token_id)?,
+        };
+        config.check()?;
+        keys.finish();
+        Ok(config)
     }
 
     /// Writes `config.json` so that transformers 4 and 5 read the same model.
@@ -274,87 +202,48 @@ impl T5Config {
             "scale_decoder_outputs": self.scale_decoder_outputs,
             "is_encoder_decoder": self.is_encoder_decoder,
             "pad_token_id": self.pad_token_id,
-            "eos_token_id": self.eos_token_id,
+            "eos_token_id": end_tokens_json(&self.eos_token_ids),
             "decoder_start_token_id": self.decoder_start_token_id,
         })
     }
 }
 
-impl File {
-    fn check(self) -> Result<T5Config> {
-        if let Some(kind) = &self.model_type
-            && !["t5", "mt5"].contains(&kind.as_str())
-        {
-            return Err(refuse("model_type", format!("`{kind}` is not a T5 (`t5` or `mt5`)")));
-        }
-        const ARCHITECTURES: [&str; 7] = [
-            "T5ForConditionalGeneration",
-            "T5WithLMHeadModel",
-            "T5Model",
-            "T5EncoderModel",
-            "MT5ForConditionalGeneration",
-            "MT5Model",
-            "MT5EncoderModel",
-        ];
-        let architectures = self.architectures.unwrap_or_default();
-        if let Some(other) = architectures.iter().find(|a| !ARCHITECTURES.contains(&a.as_str())) {
-            let reason = format!("`{other}` is not implemented; known are {}", ARCHITECTURES.join(", "));
-            return Err(refuse("architectures", reason));
-        }
-        if self.is_decoder {
-            return Err(refuse("is_decoder", "a T5 that is only a decoder is not implemented".into()));
-        }
-        let encoder_only = architectures.iter().any(|a| a.ends_with("EncoderModel"));
-        let projection = self.feed_forward_proj.as_deref().unwrap_or("relu");
-        let feed_forward = match projection {
-            "relu" => FeedForward::Relu,
-            "gated-gelu" => FeedForward::GatedGelu,
+const ARCHITECTURES: [&str; 7] = [
+    "T5ForConditionalGeneration",
+    "T5WithLMHeadModel",
+    "T5Model",
+    "T5EncoderModel",
+    "MT5ForConditionalGeneration",
+    "MT5Model",
+    "MT5EncoderModel",
+];
+
+impl FeedForward {
+    fn read(keys: &mut Keys, mt5: bool) -> Result<Self> {
+        let default = if mt5 { "gated-gelu" } else { "relu" };
+        let projection: String = keys.or("feed_forward_proj", default.into())?;
+        let (feed_forward, activation, gated) = match projection.as_str() {
+            "relu" => (Self::Relu, "relu", false),
+            "gated-gelu" => (Self::GatedGelu, "gelu_new", true),
             other => {
                 let reason = format!("`{other}` is not implemented; known are `relu` and `gated-gelu`");
                 return Err(refuse("feed_forward_proj", reason));
             }
         };
         // transformers writes these two beside feed_forward_proj; a contradiction means a hand-made file.
-        let (activation, gated) = match feed_forward {
-            FeedForward::Relu => ("relu", false),
-            FeedForward::GatedGelu => ("gelu_new", true),
-        };
-        if self.dense_act_fn.as_deref().is_some_and(|a| a != activation) {
-            return Err(refuse("dense_act_fn", format!("contradicts feed_forward_proj `{projection}`")));
+        let contradicts = |key| Err(refuse(key, format!("contradicts feed_forward_proj `{projection}`")));
+        if keys.optional::<String>("dense_act_fn")?.is_some_and(|a| a != activation) {
+            return contradicts("dense_act_fn");
         }
-        if self.is_gated_act.is_some_and(|g| g != gated) {
-            return Err(refuse("is_gated_act", format!("contradicts feed_forward_proj `{projection}`")));
+        if keys.optional::<bool>("is_gated_act")?.is_some_and(|g| g != gated) {
+            return contradicts("is_gated_act");
         }
-        let tied = self.tie_word_embeddings.unwrap_or(true);
-        let config = T5Config {
-            vocab_size: self.vocab_size,
-            d_model: self.d_model,
-            d_kv: self.d_kv,
-            d_ff: self.d_ff,
-            num_layers: self.num_layers,
-            num_decoder_layers: self.num_decoder_layers.unwrap_or(self.num_layers),
-            num_heads: self.num_heads,
-            relative_attention_num_buckets: self.relative_attention_num_buckets,
-            relative_attention_max_distance: self.relative_attention_max_distance,
-            dropout_rate: self.dropout_rate,
-            layer_norm_epsilon: self.layer_norm_epsilon,
-            initializer_factor: self.initializer_factor,
-            feed_forward,
-            tie_word_embeddings: tied,
-            // transformers 5 always writes `tie_word_embeddings: true` and puts the truth here.
-            scale_decoder_outputs: self.scale_decoder_outputs.unwrap_or(tied),
-            is_encoder_decoder: !encoder_only && self.is_encoder_decoder.unwrap_or(true),
-            pad_token_id: self.pad_token_id,
-            eos_token_id: self.eos_token_id,
-            decoder_start_token_id: self.decoder_start_token_id.unwrap_or(self.pad_token_id),
-        };
-        config.check_sizes()?;
-        Ok(config)
+        Ok(feed_forward)
     }
 }
 
 impl T5Config {
-    fn check_sizes(&self) -> Result<()> {
+    pub(super) fn check(&self) -> Result<()> {
         let sizes = [
             ("vocab_size", self.vocab_size),
             ("d_model", self.d_model),
@@ -382,20 +271,14 @@ impl T5Config {
         if !(0.0..1.0).contains(&self.dropout_rate) {
             return Err(refuse("dropout_rate", format!("is {}, but must be in [0, 1)", self.dropout_rate)));
         }
-        let ids = [
-            ("pad_token_id", self.pad_token_id),
-            ("eos_token_id", self.eos_token_id),
-            ("decoder_start_token_id", self.decoder_start_token_id),
-        ];
-        match ids.into_iter().find(|&(_, id)| id < 0 || id >= self.vocab_size) {
+        let ids =
+            [("pad_token_id", self.pad_token_id), ("decoder_start_token_id", self.decoder_start_token_id)];
+        let ends = self.eos_token_ids.iter().map(|&id| ("eos_token_id", id));
+        match ids.into_iter().chain(ends).find(|&(_, id)| id < 0 || id >= self.vocab_size) {
             Some((key, id)) => {
                 Err(refuse(key, format!("is {id}, outside the vocabulary of {}", self.vocab_size)))
             }
             None => Ok(()),
         }
     }
-}
-
-fn refuse(key: &str, reason: String) -> Error {
-    Error::Config { key: key.to_string(), reason }
 }

@@ -5,10 +5,11 @@ use tch::{Device, Kind, Tensor};
 
 use super::layers::{DecoderCache, Place, Stack};
 use super::{Encoded, T5, check_rows, scaled};
+use crate::batch::check_range;
 use crate::generation::{
     Decoder, FixedSteps, Generate, Generated, GenerationConfig, Started, Steps, generate,
 };
-use crate::{Result, TokenId, Tokenizer};
+use crate::{Error, Result, TokenId, Tokenizer};
 
 /// Decoding one token after another over [`Encoded`] states.
 #[derive(Debug)]
@@ -30,6 +31,12 @@ impl T5 {
     pub fn start_decoding(&self, encoded: &Encoded, rows: i64, max_time: i64) -> Result<Decoding<'_>> {
         let decoder = self.decoder()?;
         check_rows(rows, &encoded.states)?;
+        if max_time < 1 {
+            return Err(Error::invalid(
+                "decoding",
+                format!("room for {max_time} tokens; there must be 1 at least"),
+            ));
+        }
         let cache = decoder.cache(&encoded.states, rows, max_time)?;
         let output = Packed::new(&[self.output_projection().0])?;
         Ok(Decoding { model: self, decoder, mask: encoded.mask.shallow_clone(), cache, output })
@@ -44,6 +51,10 @@ impl Decoding<'_> {
     /// When it is not one token per row, more tokens are fed than the cache was made for, or libtorch refuses.
     pub fn step(&mut self, tokens: &Tensor) -> Result<Tensor> {
         self.cache.check(tokens)?;
+        // On an accelerator, looking would wait for it.
+        if tokens.device() == Device::Cpu {
+            check_range("decoder input", tokens, self.model.config.vocab_size)?;
+        }
         let place = Place::At(self.cache.step);
         let states = self.decoder.step(self.model.embed(tokens)?, &mut self.cache, place, &self.mask)?;
         self.cache.step += 1;
@@ -87,7 +98,7 @@ impl Decoder for T5 {
     }
 
     fn end_ids(&self) -> Vec<TokenId> {
-        vec![self.config.eos_token_id]
+        self.config.eos_token_ids.clone()
     }
 
     fn tokenizer(&self) -> Option<&Tokenizer> {
@@ -95,6 +106,10 @@ impl Decoder for T5 {
     }
 
     /// The start token and the prefix are what every row begins with.
+    fn bytes_in_flight(&self, prompts: usize, longest: usize, rows: usize, new: usize) -> u64 {
+        self.config.decoding_bytes(prompts, longest, rows, new, self.kind())
+    }
+
     fn start(
         &self,
         prompts: &[Vec<TokenId>],

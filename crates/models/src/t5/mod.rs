@@ -12,7 +12,7 @@ use std::path::Path;
 use ruminate_torch::linear;
 use tch::{Device, Kind, Tensor};
 
-use crate::batch::check_ids;
+use crate::batch::{check_id_tensor, check_ids, check_states};
 use crate::checkpoint::{Builder, SHARD_BYTES, Weights, write_model};
 use crate::parameters::{Init, Parameters, seeded};
 use crate::{Batch, Error, Result, Side, TokenId, Tokenizer};
@@ -67,7 +67,9 @@ impl T5 {
         seeded(seed, || Self::build(config, Builder::new(None, kind, device)))
     }
 
-    /// Loads a Hugging Face folder: `config.json` and `model.safetensors` or its shards.
+    /// Loads a Hugging Face folder: `config.json` and `model.safetensors` or its shards; see [`T5Config::open`]. Whether the
+    /// output matrix is the embedding is decided by the weights: a matrix of its own is used, whatever `tie_word_embeddings`
+    /// says.
     ///
     /// # Errors
     /// When a file cannot be read, the configuration asks for something unknown, or tensors are missing, unexpected
@@ -97,19 +99,19 @@ impl T5 {
             weights.ignore(alias);
         }
         weights.ignore("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight");
-        // Files of transformers 5 say "tied" even when they hold an output matrix of its own.
-        if config.is_encoder_decoder && config.tie_word_embeddings {
-            match (weights.get("lm_head.weight"), weights.get("shared.weight")) {
-                (Some(head), Some(shared)) if head.size() != shared.size() || !head.f_equal(shared)? => {
-                    config.tie_word_embeddings = false;
-                }
-                _ => weights.ignore("lm_head.weight"),
+        if config.is_encoder_decoder {
+            let tied = config.tie_word_embeddings;
+            config.tie_word_embeddings = weights.settle_tie("shared.weight", "lm_head.weight", tied)?;
+            // Files of transformers 5 say "tied" of every T5, and tell of an output matrix of its own by another key.
+            if tied && !config.tie_word_embeddings && config.scale_decoder_outputs {
+                weights.say_untied("lm_head.weight");
             }
         }
         Self::build(config, Builder::new(Some(weights), kind, device))
     }
 
     fn build(config: T5Config, mut builder: Builder) -> Result<Self> {
+        config.check()?;
         let (kind, device) = builder.options();
         let embedding = [config.vocab_size, config.d_model];
         let init = Init::Normal(config.initializer_factor);
@@ -201,6 +203,7 @@ impl T5 {
     /// # Errors
     /// When libtorch refuses.
     pub fn encode_traced(&self, source: &Batch, trace: Option<&mut Vec<Tensor>>) -> Result<Encoded> {
+        check_id_tensor("source", &source.ids, self.config.vocab_size)?;
         self.encode_with(source, self.dropout(), trace)
     }
 
@@ -239,8 +242,10 @@ impl T5 {
         trace: Option<&mut Vec<Tensor>>,
     ) -> Result<Tensor> {
         let decoder = self.decoder()?;
-        let (rows, time) = inputs.size2()?;
-        check_rows(rows, &encoded.states)?;
+        if let &[rows, _] = &inputs.size()[..] {
+            check_rows(rows, &encoded.states)?;
+        }
+        let (rows, time) = check_id_tensor("decoder input", inputs, self.config.vocab_size)?;
         let (batch, keys, _) = encoded.states.size3()?;
         let bias = decoder.position_bias.full(time)?.f_add(&causal_mask(time, (self.kind, self.device))?)?;
         let mask = Some(encoded.mask.shallow_clone());
@@ -276,6 +281,7 @@ impl T5 {
     /// # Errors
     /// When libtorch refuses.
     pub fn logits(&self, states: &Tensor) -> Result<Tensor> {
+        check_states(states, self.config.d_model)?;
         let (weight, scale) = self.output_projection();
         Ok(linear(&scaled(states, scale)?, weight)?.f_to_kind(Kind::Float)?)
     }
@@ -285,7 +291,12 @@ impl T5 {
     /// # Errors
     /// When libtorch refuses.
     pub fn logits_of(&self, states: &Tensor, ids: &Tensor) -> Result<Tensor> {
-        let (batch, n) = ids.size2()?;
+        check_states(states, self.config.d_model)?;
+        let (batch, n) = check_id_tensor("ids", ids, self.config.vocab_size)?;
+        if states.size()[..states.dim() - 1] != [batch] {
+            let reason = format!("{:?} for ids of {batch} rows", states.size());
+            return Err(Error::invalid("states", reason));
+        }
         let (weight, scale) = self.output_projection();
         let rows = weight.f_index_select(0, &ids.f_reshape([-1])?)?.f_view_([batch, n, -1])?;
         Ok(rows
@@ -307,6 +318,12 @@ impl T5 {
     /// # Errors
     /// When the model has no decoder, or libtorch refuses.
     pub fn position_bias(&self, time: i64, bidirectional: bool) -> Result<Tensor> {
+        if time < 1 {
+            return Err(Error::invalid(
+                "position bias",
+                format!("{time} positions; there must be 1 at least"),
+            ));
+        }
         self.stack(bidirectional)?.position_bias.full(time)
     }
 
@@ -315,7 +332,12 @@ impl T5 {
     /// # Errors
     /// When libtorch refuses.
     pub fn shift_right(&self, labels: &Tensor) -> Result<Tensor> {
-        let (batch, time) = labels.size2()?;
+        let &[batch, time] = &labels.size()[..] else {
+            return Err(Error::invalid("labels", format!("{:?}, but must be [batch, time]", labels.size())));
+        };
+        if time == 0 {
+            return Ok(labels.shallow_clone());
+        }
         let inputs = labels.f_full_like(self.config.decoder_start_token_id)?;
         inputs.f_narrow(1, 1, time - 1)?.f_copy_(&labels.f_narrow(1, 0, time - 1)?)?;
         let ignored = inputs.f_eq(crate::IGNORED)?;

@@ -12,8 +12,8 @@ use crate::policy::{
     check_targets, label_cross_entropy, label_scores, logit_statistics, targets_of_each, tokens_of,
 };
 use crate::{
-    Batch, CrossEntropy, Example, IGNORED, Labels, LogitStatistics, Parameters, Policy, Result, Side,
-    TokenId, TokenScores, Want,
+    Batch, CrossEntropy, Example, IGNORED, Interrupt, Labels, LogitStatistics, Parameters, Policy, Result,
+    Side, TokenId, TokenScores, Want,
 };
 
 impl Policy for T5 {
@@ -41,8 +41,8 @@ impl Policy for T5 {
         Some(self.output_projection().0)
     }
 
-    fn end_token_id(&self) -> Option<TokenId> {
-        Some(self.config().eos_token_id)
+    fn end_token_ids(&self) -> &[TokenId] {
+        &self.config().eos_token_ids
     }
 
     fn set_training(&mut self, training: bool) {
@@ -59,6 +59,7 @@ impl Policy for T5 {
     }
 
     fn score(&self, examples: &[Example], want: Want) -> Result<TokenScores> {
+        Interrupt::check()?;
         let prompts: Vec<&[TokenId]> = examples.iter().map(|e| e.prompt.as_slice()).collect();
         let targets: Vec<&[TokenId]> = examples.iter().map(|e| e.target.as_slice()).collect();
         self.score_alternatives(&prompts, &targets, want)
@@ -77,6 +78,7 @@ impl Policy for T5 {
     }
 
     fn cross_entropy(&self, examples: &[Example]) -> Result<CrossEntropy> {
+        Interrupt::check()?;
         let prompts: Vec<&[TokenId]> = examples.iter().map(|e| e.prompt.as_slice()).collect();
         let targets: Vec<&[TokenId]> = examples.iter().map(|e| e.target.as_slice()).collect();
         let (states, labels) = self.target_states(&prompts, &targets)?;
@@ -85,6 +87,7 @@ impl Policy for T5 {
     }
 
     fn states(&self, examples: &[Example]) -> Result<Option<Tensor>> {
+        Interrupt::check()?;
         let prompts: Vec<&[TokenId]> = examples.iter().map(|e| e.prompt.as_slice()).collect();
         let targets: Vec<&[TokenId]> = examples.iter().map(|e| e.target.as_slice()).collect();
         Ok(Some(self.target_states(&prompts, &targets)?.0))

@@ -2,6 +2,8 @@
 
 use super::config::{FeedForward, T5Config};
 use crate::BatchShape;
+use crate::sizes::LOGITS;
+use tch::Kind;
 
 impl T5Config {
     /// The published shapes: `t5-small`, `t5-base`, `t5-large`, `t5-3b` and `t5-11b` (arXiv 1910.10683, version 1.0).
@@ -38,7 +40,7 @@ impl T5Config {
             scale_decoder_outputs: true,
             is_encoder_decoder: true,
             pad_token_id: 0,
-            eos_token_id: 1,
+            eos_token_ids: vec![1],
             decoder_start_token_id: 0,
         })
     }
@@ -90,6 +92,17 @@ impl T5Config {
         let output = target * d * self.vocab_size as f64;
         2.0 * rows
             * (self.num_layers as f64 * encoder + self.num_decoder_layers as f64 * (own + cross) + output)
+    }
+
+    /// Bytes that are held while `rows` rows of `prompts` prompts are written, weights aside: the encoder's states, keys and values of
+    /// prompts of up to `longest` tokens and of `new` tokens in each row, in the weights' `kind`, and some copies of the logits in float32.
+    #[must_use]
+    pub fn decoding_bytes(&self, prompts: usize, longest: usize, rows: usize, new: usize, kind: Kind) -> u64 {
+        let element = kind.elt_size_in_bytes() as i64;
+        let token = 2 * self.num_decoder_layers * self.inner() * element;
+        let source = (token + self.d_model * element).unsigned_abs() * (prompts * longest) as u64;
+        let target = token.unsigned_abs() * (rows * (1 + new)) as u64;
+        source + target + rows as u64 * LOGITS * self.vocab_size.unsigned_abs()
     }
 
     /// Bytes of the intermediate results that the backward pass of a training step needs, estimated.

@@ -7,7 +7,7 @@ use std::path::Path;
 use ruminate_models::checkpoint::{
     WEIGHTS, WEIGHTS_INDEX, read_json, read_tensors, write_json, write_model, write_tensors,
 };
-use ruminate_models::{Error, Example, Policy, T5, Tokenizer, Want};
+use ruminate_models::{Error, Example, Llama, Policy, T5, Tokenizer, Want};
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 use tempfile::TempDir;
@@ -207,6 +207,51 @@ fn an_output_matrix_of_another_kind_is_compared_by_its_values() {
     mixed.insert("lm_head.weight".into(), &mixed["lm_head.weight"] + 1.0);
     write(folder.path(), &mixed);
     assert!(!load(folder.path()).unwrap().config().tie_word_embeddings);
+}
+
+#[test]
+fn every_family_keeps_an_output_matrix_of_its_own() {
+    // The configuration says that there is none; only a copy of the embedding is none.
+    let llama = crate::support::llama(json!({"tie_word_embeddings": true}));
+    let folder = tempfile::tempdir().unwrap();
+    llama.save(folder.path()).unwrap();
+    let path = folder.path().join(WEIGHTS);
+    let mut tensors = read_tensors(&path, Device::Cpu).unwrap();
+    let own = &tensors["model.embed_tokens.weight"] + 1.0;
+    tensors.insert("lm_head.weight".into(), own.copy());
+    write(folder.path(), &tensors);
+    let back = Llama::load(folder.path(), Kind::Float, Device::Cpu).unwrap();
+    assert!(!back.config().tie_word_embeddings);
+    assert!(back.parameters().get("lm_head.weight").unwrap().equal(&own));
+    assert!(back.output_weight().unwrap().equal(&own));
+    // The one matrix may have the other name.
+    tensors.remove("model.embed_tokens.weight");
+    write(folder.path(), &tensors);
+    let other = Llama::load(folder.path(), Kind::Float, Device::Cpu).unwrap();
+    assert!(other.config().tie_word_embeddings);
+    assert!(other.parameters().get("model.embed_tokens.weight").unwrap().equal(&own));
+}
+
+#[test]
+fn what_stands_in_the_place_of_weights_is_named_with_the_way_out() {
+    let folder = saved(&model(plain()));
+    let path = folder.path().join(WEIGHTS);
+    fs::write(&path, "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 990000000\n")
+        .unwrap();
+    refused(load(folder.path()), &[WEIGHTS, "Git LFS", "git -C", "lfs pull"]);
+    fs::remove_file(&path).unwrap();
+    fs::write(folder.path().join("training_args.bin"), "x").unwrap();
+    refused(load(folder.path()), &["neither model.safetensors"]);
+    for (name, command) in [
+        ("adapter_model.safetensors", "merge_and_unload"),
+        ("SmolLM2.Q4_1.gguf", "gguf_file"),
+        ("pytorch_model-00001-of-00002.bin", "save_pretrained"),
+        ("model.bin", "save_pretrained"),
+    ] {
+        fs::write(folder.path().join(name), "x").unwrap();
+        let here = folder.path().to_str().unwrap();
+        refused(load(folder.path()), &[name, command, "python3 -c", here]);
+    }
 }
 
 #[test]

@@ -14,8 +14,12 @@ fn read(changes: Value) -> Result<T5Config> {
 #[test]
 fn each_refusal_names_its_key() {
     let refusals = [
-        ("num_experts", json!({"num_experts": 8})),
-        ("rope_theta", json!({"rope_theta": 1e4})),
+        ("quantization_config", json!({"quantization_config": {"load_in_8bit": true}})),
+        ("per_layer_config", json!({"per_layer_config": {"0": {"d_ff": 8}}})),
+        ("is_causal", json!({"is_causal": false})),
+        ("hidden_size", json!({"hidden_size": 17})),
+        ("num_hidden_layers", json!({"num_hidden_layers": 1})),
+        ("scale_decoder_outputs", json!({"scale_decoder_outputs": "no"})),
         ("model_type", json!({"model_type": "llama"})),
         ("architectures", json!({"architectures": ["T5ForTokenClassification"]})),
         ("architectures", json!({"architectures": ["T5ForConditionalGeneration", "LlamaForCausalLM"]})),
@@ -51,7 +55,9 @@ fn each_refusal_names_its_key() {
         ("feed_forward_proj", json!({"feed_forward_proj": 1})),
         ("architectures", json!({"architectures": "T5ForConditionalGeneration"})),
         ("tie_word_embeddings", json!({"tie_word_embeddings": "yes"})),
-        ("eos_token_id", json!({"eos_token_id": [1, 2]})),
+        ("eos_token_id", json!({"eos_token_id": [1, 40]})),
+        ("eos_token_id", json!({"eos_token_id": []})),
+        ("eos_token_id", json!({"eos_token_id": "</s>"})),
     ];
     for (key, changes) in refusals {
         match read(changes.clone()) {
@@ -73,14 +79,27 @@ fn a_missing_key_is_named() {
 }
 
 #[test]
-fn an_unknown_key_comes_with_its_value_and_file() {
-    refused(read(json!({"num_experts": 8})), &["num_experts", "8", "some/config.json"]);
+fn a_key_that_is_not_implemented_comes_with_its_value_and_file() {
+    refused(read(json!({"is_decoder": true})), &["is_decoder", "true", "some/config.json"]);
 }
 
 #[test]
-fn null_stands_for_a_key_that_is_not_there() {
-    let optional = [
-        "num_decoder_layers",
+fn null_is_no_missing_key() {
+    assert!(read(json!({"eos_token_id": null})).unwrap().eos_token_ids.is_empty());
+    let layers = read(json!({"num_decoder_layers": null})).unwrap();
+    assert_eq!(layers.num_decoder_layers, layers.num_layers);
+    // Scaled unless it says no; but a null is no yes where it says so itself.
+    assert!(read(json!({"tie_word_embeddings": null})).unwrap().scale_decoder_outputs);
+    assert!(!read(json!({"scale_decoder_outputs": null})).unwrap().scale_decoder_outputs);
+    // A decoder begins with the padding token; an encoder can do without.
+    refused(read(json!({"pad_token_id": null})), &["`pad_token_id`", "null"]);
+    let encoder = json!({"architectures": ["T5EncoderModel"], "pad_token_id": null});
+    assert_eq!(read(encoder).unwrap().pad_token_id, 0);
+    for key in ["model_type", "architectures", "torch_dtype", "rope_theta"] {
+        assert_eq!(read(json!({key: null})).unwrap(), plain(), "{key}");
+    }
+    // Keys for which transformers knows no null.
+    for key in [
         "relative_attention_num_buckets",
         "relative_attention_max_distance",
         "dropout_rate",
@@ -89,27 +108,48 @@ fn null_stands_for_a_key_that_is_not_there() {
         "feed_forward_proj",
         "dense_act_fn",
         "is_gated_act",
-        "tie_word_embeddings",
-        "scale_decoder_outputs",
         "is_encoder_decoder",
-        "is_decoder",
-        "pad_token_id",
-        "eos_token_id",
         "decoder_start_token_id",
-        "model_type",
-        "architectures",
-        "torch_dtype",
-        "rope_theta",
-    ];
-    for key in optional {
-        let mut without = keys();
-        // The default of one bucket setting does not go with just any value of the other.
-        without.retain(|name, _| name != key && !name.starts_with("relative_attention"));
-        let mut with = without.clone();
-        with.insert(key.to_string(), Value::Null);
-        let expected = T5Config::from_json(without, Path::new("config.json")).unwrap();
-        assert_eq!(T5Config::from_json(with, Path::new("config.json")).unwrap(), expected, "{key}");
+    ] {
+        refused(read(json!({key: null})), &[&format!("`{key}`"), "null", "leave it out"]);
     }
+}
+
+#[test]
+fn other_names_of_transformers_are_read() {
+    let mut keys = keys();
+    for (alias, key) in
+        [("hidden_size", "d_model"), ("head_dim", "d_kv"), ("num_attention_heads", "num_heads")]
+    {
+        let value = keys.remove(key).unwrap();
+        keys.insert(alias.into(), value);
+    }
+    assert_eq!(T5Config::from_json(keys, Path::new("c")).unwrap(), plain());
+}
+
+#[test]
+fn an_mt5_has_defaults_of_its_own() {
+    let mt5 = read(json!({"model_type": "mt5", "tie_word_embeddings": false})).unwrap();
+    assert_eq!((mt5.feed_forward, mt5.scale_decoder_outputs), (FeedForward::GatedGelu, false));
+    assert!(!read(json!({"model_type": "mt5"})).unwrap().scale_decoder_outputs, "it is never scaled");
+}
+
+#[test]
+fn end_tokens_come_as_a_list_and_from_the_generation_config() {
+    assert_eq!(read(json!({"eos_token_id": [1, 2]})).unwrap().eos_token_ids, [1, 2]);
+    let folder = tempfile::tempdir().unwrap();
+    plain().save(folder.path()).unwrap();
+    let open = |text: &str| {
+        std::fs::write(folder.path().join("generation_config.json"), text).unwrap();
+        T5Config::open(folder.path()).map(|config| config.eos_token_ids)
+    };
+    assert_eq!(open(r#"{"eos_token_id": [3, 7]}"#).unwrap(), [3, 7]);
+    assert_eq!(open(r#"{"do_sample": true}"#).unwrap(), [1], "it names none");
+    assert!(open("\u{feff}{\"eos_token_id\": null}").unwrap().is_empty());
+    refused(open(r#"{"eos_token_id": 40}"#), &["eos_token_id", "40"]);
+    refused(open(r#"{"eos_token_id": []}"#), &["eos_token_id", "generation_config.json"]);
+    // A file that is named by itself stands alone.
+    assert_eq!(T5Config::open(&folder.path().join("config.json")).unwrap().eos_token_ids, [1]);
 }
 
 #[test]
@@ -119,6 +159,7 @@ fn keys_that_change_nothing_are_accepted() {
         "n_positions": 512, "output_past": true, "use_cache": true, "gradient_checkpointing": false,
         "task_specific_params": {"summarization": {"num_beams": 4}}, "tokenizer_class": "T5Tokenizer",
         "num_beams": 1, "id2label": {"0": "LABEL_0"}, "return_dict": true, "classifier_dropout": 0.0,
+        "num_experts": 8, "rope_theta": 1e4, "is_causal": true, "hidden_size": 16, "quantization_config": null,
     });
     assert_eq!(read(harmless).unwrap(), plain());
 }
@@ -146,7 +187,7 @@ fn defaults_are_those_of_hugging_face() {
         scale_decoder_outputs: true,
         is_encoder_decoder: true,
         pad_token_id: 0,
-        eos_token_id: 1,
+        eos_token_ids: vec![1],
         decoder_start_token_id: 0,
     };
     assert_eq!(config, expected);
@@ -191,7 +232,7 @@ fn what_is_written_is_read() {
         initializer_factor: 0.05,
         scale_decoder_outputs: true,
         pad_token_id: 3,
-        eos_token_id: 4,
+        eos_token_ids: vec![4, 6],
         decoder_start_token_id: 5,
         ..gated()
     };
@@ -209,6 +250,16 @@ fn what_is_written_is_read() {
 fn a_file_that_cannot_be_read_is_named() {
     let folder = tempfile::tempdir().unwrap();
     refused(T5Config::open(folder.path()), &["cannot read", "config.json"]);
+    let path = folder.path().join("config.json");
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n";
+    std::fs::write(&path, pointer).unwrap();
+    refused(T5Config::open(folder.path()), &["config.json", "Git LFS", "lfs pull"]);
+    std::fs::write(&path, [0xff, 0xfe, b'{', 0]).unwrap();
+    refused(T5Config::open(folder.path()), &["config.json", "UTF-16", "iconv"]);
+    // A byte order mark is no part of the file.
+    let text = serde_json::to_string(&plain().to_json()).unwrap();
+    std::fs::write(&path, format!("\u{feff}{text}")).unwrap();
+    assert_eq!(T5Config::open(folder.path()).unwrap(), plain());
     for text in ["", "[1]", "{\"a\": }", "\u{0}"] {
         std::fs::write(folder.path().join("config.json"), text).unwrap();
         refused(T5Config::open(folder.path()), &["config.json", "line"]);

@@ -3,8 +3,8 @@
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use ruminate_models::{
-    Example, Finish, Generate, Generated, GenerationConfig, Llama, Policy, Sampling, Strategy, T5, TokenId,
-    Want, derive_seed, filter_logits, forbid,
+    Beam, Example, Finish, Generate, Generated, GenerationConfig, Interrupt, Llama, Policy, Sampling,
+    ScoreChoices, Strategy, T5, TokenId, Want, derive_seed, filter_logits, forbid,
 };
 use ruminate_torch::kernels::{Kernel, turn_on};
 use serde_json::json;
@@ -390,7 +390,6 @@ fn wrong_settings_are_named() {
     for temperature in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e-45] {
         wrong(sampled(Sampling { temperature, ..Sampling::default() }), &["temperature"]);
     }
-    wrong(sampled(Sampling { top_k: Some(0), ..Sampling::default() }), &["top_k"]);
     for top_p in [0.0, -0.5, 1.5, f64::NAN] {
         wrong(sampled(Sampling { top_p: Some(top_p), ..Sampling::default() }), &["top_p"]);
     }
@@ -468,4 +467,56 @@ fn settings_read_from_files_have_defaults_and_no_unknown_keys() {
     assert_eq!(read(text).unwrap(), expected);
     assert!(read(r#"{"max_tokens": 4}"#).unwrap_err().to_string().contains("max_tokens"));
     assert!(read(r#"{"strategy": {"sample": {"topp": 0.5}}}"#).unwrap_err().to_string().contains("topp"));
+}
+
+#[test]
+fn rows_that_wait_for_memory_get_the_same() {
+    fn check<M: Generate>(model: &M, kind: &str) {
+        let (prompts, seeds) = (prompts(6), seeds(6));
+        let beam = Strategy::Beam(Beam { num_beams: 3, ..Beam::default() });
+        for settings in [
+            greedy(),
+            GenerationConfig { samples_per_prompt: 3, ..sampled(SAMPLING) },
+            GenerationConfig { strategy: beam, samples_per_prompt: 2, ..greedy() },
+        ] {
+            let together = model.generate(&prompts, &settings, &seeds).unwrap();
+            // One row at a time, some, and all.
+            for max_memory in [1, 60_000, u64::MAX] {
+                let settings = GenerationConfig { max_memory: Some(max_memory), ..settings.clone() };
+                let divided = model.generate(&prompts, &settings, &seeds).unwrap();
+                for (a, b) in divided.iter().zip(&together) {
+                    assert_same(a, b, kind);
+                }
+            }
+        }
+    }
+    for (kind, t5) in kinds() {
+        check(&t5, kind);
+    }
+    for (kind, llama) in llamas() {
+        check(&llama, kind);
+    }
+}
+
+/// Whoever writes for an hour stops within a token.
+#[test]
+fn writing_ends_when_somebody_asks() {
+    let llama = llama(json!({}));
+    let config =
+        GenerationConfig { max_new_tokens: 50_000, stop_ids: vec![0], forbidden_ids: vec![0], ..greedy() };
+    let interrupt = Interrupt::default();
+    let raised = interrupt.clone();
+    let started = std::time::Instant::now();
+    let alarm = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        raised.raise();
+    });
+    let error = interrupt.during(|| llama.generate(&prompts(2), &config, &[])).unwrap_err();
+    assert!(matches!(error, ruminate_models::Error::Interrupted), "{error}");
+    assert!(started.elapsed().as_secs() < 30, "{:?}", started.elapsed());
+    alarm.join().unwrap();
+    // Elsewhere nothing ends, nor after it.
+    assert_eq!(llama.generate(&prompts(2), &greedy(), &[]).unwrap().len(), 2);
+    let error = interrupt.during(|| llama.first_token_logits(&prompts(1), &[vec![1]])).unwrap_err();
+    assert!(matches!(error, ruminate_models::Error::Interrupted), "{error}");
 }

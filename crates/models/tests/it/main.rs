@@ -1,6 +1,7 @@
 //! The models of this crate, tiny and random, from the outside. Their agreement with `transformers` is tested by the
 //! golden vectors of `ruminate-conformance`.
 
+mod arguments;
 mod beam;
 mod bfloat16;
 mod checkpoint;
@@ -15,6 +16,7 @@ mod packing;
 mod padding;
 mod resize;
 mod scoring;
+mod smollm2;
 mod stop_strings;
 mod support;
 mod tokenizer;

@@ -256,3 +256,65 @@ proptest! {
             + usize::from(!text.is_empty() && !text.starts_with("<s>")));
     }
 }
+
+#[test]
+fn the_end_token_is_what_the_files_beside_it_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+    std::fs::copy(world().join("tokenizer.json"), folder.path().join("tokenizer.json")).unwrap();
+    let mut alone = Tokenizer::open(folder.path()).unwrap();
+    assert_eq!(alone.end_token(), None);
+    refused(alone.set_end_token("no such word"), &["no such word"]);
+    alone.set_end_token("</s>").unwrap();
+    assert_eq!(alone.end_token(), Some(("</s>", EOS)));
+    write("special_tokens_map.json", r#"{"eos_token": {"content": "</s>", "lstrip": false}}"#);
+    assert_eq!(Tokenizer::open(folder.path()).unwrap().end_token(), Some(("</s>", EOS)));
+    write("tokenizer_config.json", "\u{feff}{\"eos_token\": \"Ada\"}");
+    assert_eq!(Tokenizer::open(folder.path()).unwrap().end_token(), Some(("Ada", ids("Ada")[0])));
+    assert!(alone.is_special(EOS) && !alone.is_special(ids("Ada")[0]) && !alone.is_special(-1));
+}
+
+#[test]
+fn a_target_has_its_end_token_and_no_begin_token() {
+    let own = tokenizer();
+    assert_eq!(own.added_tokens().unwrap(), (0, 1));
+    assert_eq!(own.encode_target("Ada Adam").unwrap(), [ids("Ada Adam"), vec![EOS]].concat());
+    let text = std::fs::read_to_string(world().join("tokenizer.json")).unwrap();
+    let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    json["post_processor"] = serde_json::json!({
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<pad>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {"<pad>": {"id": "<pad>", "ids": [0], "tokens": ["<pad>"]}},
+    });
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("tokenizer.json"), json.to_string()).unwrap();
+    let mut begins = Tokenizer::open(folder.path()).unwrap();
+    assert_eq!(begins.added_tokens().unwrap(), (1, 0));
+    refused(begins.encode_target("Ada"), &["end token", "tokenizer_config.json"]);
+    begins.set_end_token("</s>").unwrap();
+    for text in ["Ada Adam", "Ada Adam</s>"] {
+        assert_eq!(begins.encode_target(text).unwrap(), [ids("Ada Adam"), vec![EOS]].concat(), "{text}");
+    }
+}
+
+#[test]
+fn other_tokenizer_files_are_named_with_the_command_that_converts_them() {
+    for name in ["spiece.model", "tokenizer.model", "vocab.json"] {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join(name), "x").unwrap();
+        let here = folder.path().to_str().unwrap();
+        refused(
+            Tokenizer::open(folder.path()),
+            &["tokenizer.json", name, "AutoTokenizer", "python3 -c", here],
+        );
+    }
+    let folder = tempfile::tempdir().unwrap();
+    refused(Tokenizer::open(folder.path()), &["cannot read", "tokenizer.json"]);
+    let path = folder.path().join("tokenizer.json");
+    std::fs::write(&path, "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 3\n").unwrap();
+    refused(Tokenizer::open(folder.path()), &["tokenizer.json", "Git LFS", "lfs pull"]);
+    let text = std::fs::read_to_string(world().join("tokenizer.json")).unwrap();
+    std::fs::write(&path, format!("\u{feff}{text}")).unwrap();
+    Tokenizer::open(folder.path()).unwrap();
+}

@@ -94,7 +94,7 @@ impl<M: ScoreChoices> OptionModel<M> {
     /// When the tokenizer fails.
     pub fn new(model: M, tokenizer: Tokenizer, dataset: MarioDataset) -> Result<Self, RewardError> {
         let options =
-            dataset.labels().iter().map(|label| tokenizer.encode(label)).collect::<Result<_, _>>()?;
+            dataset.labels().iter().map(|label| tokenizer.encode_target(label)).collect::<Result<_, _>>()?;
         Ok(Self { model, tokenizer, options, known: RefCell::default() })
     }
 

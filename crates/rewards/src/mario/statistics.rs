@@ -85,15 +85,20 @@ impl Summary {
     }
 
     /// The line of the published code's result files, e.g. `Step 1000 - diversity: 0.95  Accuracy: 77.0` and a line feed.
-    /// `digits` are decimals; without them, numbers are not rounded.
+    /// `digits` are the decimals of the rewards; accuracy, `num_sents` and `num_words` have two at most. Without `digits`, numbers
+    /// are not rounded.
     #[must_use]
     pub fn line(&self, what: &str, digits: Option<usize>) -> String {
-        let number = |x: f64| digits.map_or_else(|| format!("{x:?}"), |digits| rounded(x, digits));
+        let number = |x: f64, digits: Option<usize>| match digits {
+            Some(digits) => rounded(x, digits),
+            None => format!("{x:?}"),
+        };
+        let coarse = digits.map(|digits| digits.min(2));
         let columns = self.scores.iter().map(|(name, score)| {
-            let score = score.map_or("nan".to_string(), number);
-            format!("{name}: {score} ")
+            let digits = if ["num_sents", "num_words"].contains(&name.as_str()) { coarse } else { digits };
+            format!("{name}: {} ", score.map_or("nan".to_string(), |score| number(score, digits)))
         });
-        format!("{what} - {} Accuracy: {}\n", columns.collect::<String>(), number(self.accuracy))
+        format!("{what} - {} Accuracy: {}\n", columns.collect::<String>(), number(self.accuracy, coarse))
     }
 }
 
@@ -107,11 +112,12 @@ pub fn rounded(x: f64, digits: usize) -> String {
 }
 
 /// The correlation ratio of being correct and a score, in `[0, 1]`: how much of the score's spread lies between right and
-/// wrong responses. Missing scores are left out; 0 without any spread.
+/// wrong responses. Missing scores are left out; 0 without any spread, NaN without any score.
 #[must_use]
 pub fn correlation_ratio(correct: &[bool], scores: &[Option<f64>]) -> f64 {
     let pairs: Vec<(bool, f64)> = correct.iter().zip(scores).filter_map(|(&c, s)| Some((c, (*s)?))).collect();
-    let all = mean(pairs.iter().map(|&(_, s)| Some(s))).unwrap_or(0.0);
+    // Of nothing there is no ratio, in the published code, either.
+    let Some(all) = mean(pairs.iter().map(|&(_, s)| Some(s))) else { return f64::NAN };
     let between: f64 = [true, false]
         .into_iter()
         .map(|class| {

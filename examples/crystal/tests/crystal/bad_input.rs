@@ -252,4 +252,10 @@ fn evaluations_that_cannot_be_made() {
     fs::rename(fs::canonicalize(&trained).unwrap(), &moved).unwrap();
     let config = place.path("config.toml");
     refused(&["--model", &moved, "--config", &config], 2, &["cannot tell the run from --model", "--out"]);
+    // Nor how it was trained.
+    refused(
+        &["--model", &moved, "--out", &place.path("o")],
+        2,
+        &["--model", "how it was trained", "--config"],
+    );
 }

@@ -182,3 +182,27 @@ fn the_doctor_speaks_to_programs() {
         assert!(names.contains(&name), "{name}: {names:?}");
     }
 }
+
+/// As UnifiedQA's files have them where the answers are withheld.
+#[test]
+fn a_split_without_labels_is_left_out_with_a_note() {
+    let place = Workplace::new();
+    let model = place.trained();
+    let hidden = "Q1 \\n (A) x (B) y\t-\nQ2 \\n (A) x (B) y\t-\n";
+    place.write("data/lives.test.tsv", hidden);
+    let labelled =
+        std::fs::read_to_string(root().join("fixtures/world/crystal/uqa/twohop/test.tsv")).unwrap();
+    place.write("data/twohop.test.tsv", &labelled);
+    let template = format!("data.data_path={}", place.path("data/{task}.{split}.tsv"));
+    let out = place.path("unlabelled");
+    let args = ["evaluate", "--model", &model, "--split", "test", "--set", &template, "--out", &out];
+    let finished = succeed(&args);
+    assert!(finished.stderr.contains("note: lives (test): left out: "), "{}", finished.stderr);
+    assert!(finished.stderr.contains("there is no label"), "{}", finished.stderr);
+    assert!(finished.stdout.contains("twohop") && !finished.stdout.contains("lives"), "{}", finished.stdout);
+    // When no task is left, that is an error.
+    place.write("data/twohop.test.tsv", hidden);
+    let nothing = crystal(&args);
+    assert_eq!(nothing.code, Some(1));
+    assert!(nothing.stderr.contains("there is no label"), "{}", nothing.stderr);
+}

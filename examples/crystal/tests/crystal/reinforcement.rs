@@ -142,6 +142,7 @@ fn ablations_run() {
         (&["reinforcement.ppo.kl.fixed.coef=0"], 8, 4),
         (&["reinforcement.reward_shape=0"], 8, 4),
         (&["reinforcement.gain=2", "reinforcement.bias=0.5"], 8, 4),
+        (&["reinforcement.gain=0"], 8, 4),
     ]
     .into_iter()
     .enumerate()
@@ -241,6 +242,7 @@ fn mistakes_are_told() {
         refused(&place, &["reinforce", "--model", &model, "--out", &out, "--set", set], code, needles);
     };
     reinforce("reinforcement.gain=2", 2, &["`gain`", "give both or neither"]);
+    reinforce("reinforcement.bias=0", 2, &["`gain`", "give both or neither"]);
     reinforce("reinforcement.ppo.rl_steps=17", 2, &["`rl_steps`", "more than cycle_steps (16)"]);
     reinforce("reinforcement.qka_coef=0", 2, &["`qka_coef`", "would train nothing"]);
     reinforce("reinforcement.reward_shape=8", 2, &["no reward shape 8", "0 to 7"]);

@@ -146,9 +146,9 @@ fn training_on_real_rows_survives_a_kill_and_writes_the_published_files() {
 
     for condition in ["best", "worst", "random"] {
         let model = format!("{whole}/checkpoints/last");
-        let config = format!("{whole}/config.toml");
         let out = place.path("results");
-        let args = ["evaluate", "--model", &model, "--config", &config, "--condition", condition];
+        // With the configuration of its run.
+        let args = ["evaluate", "--model", &model, "--condition", condition];
         let result = succeed(&[&args[..], &["--out", &out, "--split", "dev", "--json"]].concat()).json();
         assert!(result["scores"]["plausibility"]["mean"].is_number(), "{result}");
         let prefix = if condition == "best" { String::new() } else { format!("{condition}_") };
@@ -156,6 +156,20 @@ fn training_on_real_rows_survives_a_kill_and_writes_the_published_files() {
         assert!(log[0].starts_with("Step 9 - quarel-rationale-quality-continuous: "), "{log:?}");
         assert!(Path::new(&format!("{out}/{prefix}eval_outputval_greedy_9.csv")).is_file());
     }
+    // Another one's control tokens are not these.
+    let few =
+        "quark.training.control.rewards=[{name=\"accuracy\",buckets=\"correctness\"},{name=\"diversity\"}]";
+    let model = format!("{whole}/checkpoints/last");
+    let other = mario(&["evaluate", "--model", &model, "--out", &place.path("other"), "--set", few]);
+    assert_eq!(other.code, Some(2), "{}", other.stderr);
+    assert!(
+        other.stderr.contains("trained with other rewards") && other.stderr.contains("--config"),
+        "{}",
+        other.stderr
+    );
+    // Before the first validation of a trained policy there is no best checkpoint.
+    let state = fs::read_to_string(format!("{whole}/checkpoints/best/state.json")).unwrap();
+    assert!(!state.contains("\"step\":0,"), "{state}");
 }
 
 #[test]

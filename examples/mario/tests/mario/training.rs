@@ -31,6 +31,36 @@ fn the_supervised_stage_trains_validates_and_resumes() {
     assert!(Path::new(best).join("tokenizer.json").is_file());
     succeed(&["report", "--out", &out]);
 
+    // Everything about the model is read from its run: data set, gold rows, lengths.
+    let results = place.path("results");
+    let judged = succeed(&["evaluate", "--model", best, "--out", &results, "--json", "-q"]).json();
+    assert_eq!((&judged["dataset"], &judged["questions"]), (&"quarel".into(), &6.into()), "{judged}");
+    let log = lines(&format!("{results}/eval_reward_scores_test_greedy.txt"));
+    let words: f64 = log[0].split("num_words: ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+    assert!(words <= 24.0, "{log:?}");
+    assert!(!Path::new(&results).join("texts.jsonl").exists());
+    // Elsewhere, nothing tells how it was trained.
+    let elsewhere = place.path("elsewhere");
+    std::fs::create_dir(&elsewhere).unwrap();
+    for file in ["model.safetensors", "config.json", "tokenizer.json"] {
+        std::fs::copy(Path::new(best).join(file), Path::new(&elsewhere).join(file)).unwrap();
+    }
+    let refused = mario(&["evaluate", "--model", &elsewhere, "--out", &results]);
+    assert_eq!(refused.code, Some(2), "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("how it was trained") && refused.stderr.contains("--config"),
+        "{}",
+        refused.stderr
+    );
+    let stored = format!("{out}/config.toml");
+    succeed(&["evaluate", "--model", &elsewhere, "--out", &results, "--config", &stored, "-q"]);
+    let asked = mario(&["evaluate", "--model", best, "--out", &results, "--condition", "best"]);
+    assert!(
+        asked.code == Some(2) && asked.stderr.contains("`_TOKEN0_00000`, which the tokenizer lacks"),
+        "{}",
+        asked.stderr
+    );
+
     succeed(&["sft", "--out", &out, "--resume", "-q"]);
     let wrong = mario(&["reward-model", "--mode", "i2o", "--out", &out, "--resume"]);
     assert_eq!(wrong.code, Some(2), "{}", wrong.stderr);
@@ -70,6 +100,13 @@ fn reward_models_learn_and_judge() {
         folders.push(result["last"].as_str().unwrap().to_string());
     }
     let out = place.path("results");
+    let refused = mario(&["evaluate", "--model", &folders[0], "--out", &out]);
+    assert_eq!(refused.code, Some(2), "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("writes no rationales") && refused.stderr.contains("mario train"),
+        "{}",
+        refused.stderr
+    );
     let models = [format!("rewards.i2o={}", folders[0]), format!("rewards.ir2o={}", folders[1])];
     let args = [
         "evaluate",

@@ -46,7 +46,8 @@ fn mistakes_are_named_and_leave_nothing_behind() {
     for (args, wanted) in [
         (vec!["collect", "--set", &torn], vec!["torn.jsonl", "line 2", "answer", "gold number"]),
         (vec!["collect", "--set", &empty], vec!["empty.jsonl", "no problems"]),
-        (vec!["collect", "--dry-run"], vec!["--dry-run"]),
+        (vec!["convert", "--dry-run"], vec!["--dry-run"]),
+        (vec!["evaluate", "--log", &none, "--dry-run"], vec!["--dry-run"]),
         (
             vec!["collect", "--set", "collection.samples=[1,1]"],
             vec!["collection.models", "collection.samples"],

@@ -2,7 +2,9 @@
 
 mod bad_input;
 mod distributed;
+mod judges;
 mod real_data;
+mod stops;
 #[path = "../../../../crates/datasets/tests/teacher/stub.rs"]
 #[allow(dead_code, reason = "it also serves other tests")]
 mod stub;

@@ -64,7 +64,10 @@ fn stepped(run: &Path, step: &str) -> bool {
 
 /// A teacher that knows the answers, and is wrong about some.
 fn teacher(data: &Path) -> Stub {
-    let problems = Benchmark::Gsm8k.read(&data.join("gsm8k/train.jsonl"), BadRows::Refuse).unwrap().problems;
+    let problems = Benchmark::Gsm8k
+        .read(&data.join("gsm8k/train.jsonl"), BadRows::Refuse, Compat::Fixed)
+        .unwrap()
+        .problems;
     let gold = |solution: &str| gold_number(solution, Compat::Fixed).unwrap();
     let answers: BTreeMap<String, String> =
         problems.iter().map(|problem| (problem.question.clone(), gold(&problem.solution))).collect();

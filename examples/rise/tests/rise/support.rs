@@ -28,7 +28,7 @@ impl Finished {
 }
 
 /// The binary in the project's folder, on one thread each, so that tests beside each other do not slow each other down.
-fn command(args: &[String]) -> Command {
+pub(crate) fn command(args: &[String]) -> Command {
     let mut command = Command::new(cargo_bin!("rise"));
     command.current_dir(root()).args(args).env("OMP_NUM_THREADS", "1").env_remove("OPENAI_API_KEY");
     command

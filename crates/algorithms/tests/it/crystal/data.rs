@@ -74,6 +74,15 @@ fn a_task_without_a_file_is_left_out() {
         "{notices:?}"
     );
     assert!(notices[0].text.contains("uqa/lives/test.tsv"), "{notices:?}");
+    // So is one whose labels are withheld, whether bad rows are refused or not.
+    let hidden = "Q1 \\n (A) x (B) y\t-\nQ2 \\n (A) x (B) y\t-\n";
+    for skip_bad_rows in [false, true] {
+        let (_folder, data) = folder(&[("lives", hidden), ("weather", GOOD), ("twohop", hidden)]);
+        let (items, notices) = read_eval(&CrystalData { skip_bad_rows, ..data }, Split::Dev).unwrap();
+        let left_out: Vec<&str> = notices.iter().map(|notice| notice.task.as_str()).collect();
+        assert_eq!((items.len(), left_out), (1, vec!["lives", "twohop"]));
+        assert!(notices[0].text.contains("there is no label"), "{notices:?}");
+    }
     // An empty file is as good as none.
     let (_folder, data) = folder(&[("lives", GOOD), ("weather", ""), ("twohop", GOOD)]);
     let (items, notices) = read_eval(&data, Split::Dev).unwrap();

@@ -243,6 +243,34 @@ fn given_statements_are_cut_to_their_number() {
 }
 
 #[test]
+fn given_statements_may_be_filled_up_with_empty_ones() {
+    let _alone = alone();
+    let (t5, questions) = (model(0.0, 1), annotated());
+    let ensemble = EnsembleConfig { ensembling: Ensemble::Moe, ..EnsembleConfig::default() };
+    let config = EvaluationConfig { num_samples: 5, ensemble, ..config(KnowledgeSource::Given) };
+    let plain = run(&t5, &questions, &config);
+    let padded = run(&t5, &questions, &EvaluationConfig { pad_given: true, ..config });
+    for (plain, padded) in plain.inference.iter().zip(&padded.inference) {
+        // The files list what was given.
+        assert_eq!(plain.knowledge, padded.knowledge);
+        let given = plain.knowledge.knowledges.len();
+        let probs = |item: &ruminate_datasets::InferenceItem| item.probs.clone().unwrap();
+        if given == 0 {
+            assert!(close(&[probs(plain)], &[probs(padded)]));
+            continue;
+        }
+        // The mean has the bare question in it as often as statements are missing.
+        let bare = &padded.probs_[given];
+        let mean: Vec<f64> = probs(plain)
+            .iter()
+            .zip(bare)
+            .map(|(with, bare)| (with * given as f64 + bare * (5 - given) as f64) / 5.0)
+            .collect();
+        assert!(given < 5 && close(&[mean], &[probs(padded)]), "{padded:?}");
+    }
+}
+
+#[test]
 fn accuracies_are_shares_of_the_items() {
     let _alone = alone();
     let (t5, questions) = (model(0.0, 3), annotated());

@@ -42,8 +42,12 @@ fn settings_out_of_range_are_named() {
         ("control.stages", with(stages(5, vec![1, 2]))),
         ("control.stages", with(stages(5, vec![1, 0]))),
         (
-            "control.as_product",
-            with(ControlConfig { as_product: true, ..control(vec![one("a").buckets(Buckets::Correctness)]) }),
+            "control.product_buckets",
+            with(ControlConfig { as_product: true, product_buckets: Some(0), ..control(vec![one("a")]) }),
+        ),
+        (
+            "control.product_buckets",
+            with(ControlConfig { product_buckets: Some(3), ..control(vec![one("a")]) }),
         ),
         ("batch_size", QuarkConfig { batch_size: 0, ..config() }),
         ("sample_interval", QuarkConfig { sample_interval: 0, ..config() }),
@@ -60,8 +64,10 @@ fn settings_out_of_range_are_named() {
             "{key}: {error}"
         );
     }
-    let error = chain(&sampling(|s| s.sampling.top_k = Some(0)).validate().unwrap_err());
-    assert!(error.contains("top_k is 0"), "{error}");
+    let error = chain(&sampling(|s| s.sampling.temperature = 0.0).validate().unwrap_err());
+    assert!(error.contains("temperature is 0"), "{error}");
+    // Off, as everywhere in the field.
+    sampling(|s| s.sampling.top_k = Some(0)).validate().unwrap();
     config().validate().unwrap();
 }
 
@@ -220,4 +226,32 @@ fn validation_without_a_score_is_an_error() {
     let mut quark = Quark::new(config(), policy, model(0.0, 1), tokenizer, Never, data).unwrap();
     let error = quark.evaluate(0, &mut Silent).unwrap_err().to_string();
     assert!(error.contains("no held-out response has a score"), "{error}");
+}
+
+#[test]
+fn a_trained_models_tokens_are_those_of_its_configuration() {
+    let one = RewardSpec::new;
+    let trained = control(vec![one("a"), one("accuracy").buckets(Buckets::Correctness), one("b")]);
+    let (known, _) = parts(&trained, 1);
+    assert_eq!(ControlTokens::of_model(&tokenizer(), &trained).unwrap(), None);
+    let found = ControlTokens::of_model(&known, &trained).unwrap();
+    assert_eq!(found, Some(ControlTokens::find_in(&known, &trained).unwrap()));
+    let fewer = Buckets::Quantiles { count: 4, ties: Ties::Split };
+    let more = Buckets::Quantiles { count: 6, ties: Ties::Split };
+    for (other, reason) in [
+        // Less than it was trained with, so that find_in finds all of them.
+        (control(vec![one("a")]), "no token `_TOKEN2_00000`"),
+        (
+            control(vec![one("a"), one("accuracy").buckets(Buckets::Correctness), one("b").buckets(fewer)]),
+            "no token `_TOKEN2_00004`",
+        ),
+        (
+            control(vec![one("a"), one("accuracy").buckets(Buckets::Correctness), one("b").buckets(more)]),
+            "need the token `_TOKEN2_00005`",
+        ),
+        (ControlConfig { as_product: true, ..trained.clone() }, "no token `_TOKEN0_00000`"),
+    ] {
+        let error = ControlTokens::of_model(&known, &other).unwrap_err().to_string();
+        assert!(error.contains(reason), "{error}");
+    }
 }

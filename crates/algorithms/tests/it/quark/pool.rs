@@ -157,6 +157,44 @@ proptest! {
 }
 
 #[test]
+fn the_product_is_ranked_whatever_the_first_reward_is_and_twins_by_their_place() {
+    let sample = |response: &str, scores: [f64; 2]| PoolSample {
+        prompt: "q".into(),
+        response: response.into(),
+        scores: scores.map(Some).into(),
+        correct: scores[0] == 1.0,
+        item: 0,
+    };
+    let new = vec![
+        sample("twin", [1.0, 0.5]),
+        sample("wrong", [0.0, 0.9]),
+        sample("best", [1.0, 0.8]),
+        sample("twin", [1.0, 0.5]),
+        sample("last", [-1.0, 0.9]),
+    ];
+    let ranked = |first: Buckets| {
+        let rewards = vec![RewardSpec::new("accuracy").buckets(first), RewardSpec::new("b")];
+        let mut pool =
+            DataPool::new(ControlConfig { rewards, as_product: true, ..ControlConfig::default() }).unwrap();
+        pool.add(new.clone(), 0).unwrap();
+        let place = |ranked: &Ranked<u32>| (ranked.sample.response.clone(), ranked.buckets.clone());
+        pool.samples().iter().map(place).collect::<Vec<_>>()
+    };
+    let order = |buckets: [usize; 5]| {
+        let names = ["best", "twin", "twin", "wrong", "last"];
+        names
+            .into_iter()
+            .zip(buckets)
+            .map(|(name, bucket)| (name.to_owned(), vec![bucket]))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(ranked(Buckets::Correctness), order([0, 0, 1, 1, 1]));
+    assert_eq!(ranked(Buckets::Values(vec![1.0, 0.0, -1.0])), order([0, 1, 2, 2, 2]));
+    assert_eq!(ranked(Buckets::Quantiles { count: 5, ties: Ties::Split }), order([0, 1, 2, 3, 4]));
+    assert_eq!(ranked(Buckets::Quantiles { count: 5, ties: Ties::Share }), order([0, 1, 1, 3, 4]));
+}
+
+#[test]
 fn samples_of_other_rewards_are_refused() {
     let sample = |scores: Vec<Option<f64>>| PoolSample {
         prompt: String::new(),

@@ -8,8 +8,10 @@ use ruminate_algorithms::quark::{
     AddTo, Condition, ControlConfig, ExpertConfig, Judged, POOL, Quark, QuarkConfig, QuarkData, Ranked,
     RewardSpec, SamplingConfig, Scorer, StageSchedule, Tokens, labels,
 };
+use ruminate_algorithms::trainer::TrainerState;
 use ruminate_algorithms::{Algorithm, Ending, Fitted, Result, Schedule, Trainer, TrainerConfig};
-use ruminate_models::{Example, Policy, T5, Tokenizer, Want};
+use ruminate_models::checkpoint::read_json;
+use ruminate_models::{Example, Interrupt, Policy, T5, Tokenizer, Want};
 use ruminate_rewards::{RewardError, Sample};
 use tch::{Kind, Tensor};
 
@@ -177,9 +179,18 @@ fn several() -> QuarkConfig {
 
 /// One process of a run: other objects, and the generator wherever its predecessor did not leave it.
 fn process(folder: &Path, seed: i64, observer: &mut Recorder) -> Result<Fitted> {
+    process_with(folder, seed, Two, observer)
+}
+
+fn process_with(
+    folder: &Path,
+    seed: i64,
+    scorer: impl Scorer<T5, ()>,
+    observer: &mut Recorder,
+) -> Result<Fitted> {
     let (tokenizer, policy): (Tokenizer, T5) = parts(&several().control, seed);
     let data = QuarkData { expert: experts(5), ..data() };
-    let mut quark = Quark::new(several(), policy, model(0.0, 1), tokenizer, Two, data)?;
+    let mut quark = Quark::new(several(), policy, model(0.0, 1), tokenizer, scorer, data)?;
     tch::manual_seed(seed);
     let trainer = TrainerConfig {
         schedule: Schedule::Linear,
@@ -215,6 +226,107 @@ fn stops_leave_no_trace() {
     assert_eq!(observer.events[0], "started 12 of 14");
     assert!(last(folder.path()) == last(straight.path()), "parameters, optimizer, state or pool differ");
     assert!(!last(straight.path())[3].is_empty());
+}
+
+/// Worth less each time that it judges.
+struct Falling(std::cell::Cell<f64>);
+
+impl<P, Q> Scorer<P, Q> for Falling {
+    fn names(&self) -> Vec<String> {
+        vec!["share".into()]
+    }
+
+    fn judge(&self, _: &P, samples: &[Sample<'_, Q>]) -> std::result::Result<Vec<Judged>, RewardError> {
+        self.0.set(self.0.get() - 1.0);
+        let judged = Judged { scores: vec![Some(self.0.get())], valid: true, correct: true };
+        Ok(samples.iter().map(|_| judged.clone()).collect())
+    }
+}
+
+#[test]
+fn what_the_reference_earned_makes_no_checkpoint_the_best() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    let run = |steps, observer: &mut Recorder| {
+        let (tokenizer, policy) = parts(&config().control, 1);
+        let scorer = Falling(0.0.into());
+        let mut quark = Quark::new(config(), policy, model(0.0, 1), tokenizer, scorer, data()).unwrap();
+        let trainer = TrainerConfig { eval_every: 2, ..short(steps) };
+        Trainer::new(trainer, folder.path()).unwrap().fit(&mut quark, observer).unwrap()
+    };
+    let best = || fs::read_link(folder.path().join("best")).ok();
+    let stopped = run(4, &mut Recorder::stopping_after(0));
+    assert_eq!((stopped.best.0, stopped.best.1.is_nan(), best()), (1, true, None));
+    // Validation is done where it was done before.
+    let mut seen = Recorder::default();
+    let fitted = run(4, &mut seen);
+    assert_eq!((fitted.best.0, best()), (2, Some("step-2".into())));
+    assert!(!seen.events.contains(&"evaluated 0".to_string()), "{:?}", seen.events);
+    let state: TrainerState = read_json(&folder.path().join("last/state.json")).unwrap();
+    assert_eq!(
+        (state.scores.into_keys().collect(), state.unranked.into_iter().collect()),
+        (vec![2, 4], vec![0])
+    );
+}
+
+#[test]
+fn responses_are_shown_as_they_were_written() {
+    let _alone = alone();
+    let prompts = prompts(40);
+    let prompts: Vec<&Prompt<()>> = prompts.iter().collect();
+    for clean_up in [false, true] {
+        let quark = quark_of(QuarkConfig { clean_up, ..config() }, 1.0, 3, data()).unwrap();
+        let responses = quark.respond(&prompts, Condition::Best, 1, |_| Ok(())).unwrap();
+        let decoded = |clean: bool| {
+            let tokenizer = crate::support::tokenizer();
+            let text = |ids: &[i64]| match clean {
+                true => tokenizer.decode_clean(ids).unwrap().trim().to_string(),
+                false => tokenizer.decode(ids, true).unwrap(),
+            };
+            responses.iter().map(|response| text(&response.ids)).collect::<Vec<_>>()
+        };
+        let written: Vec<String> = responses.iter().map(|response| response.text.clone()).collect();
+        assert_eq!(written, decoded(clean_up));
+    }
+    assert!(!QuarkConfig::default().clean_up);
+}
+
+/// Somebody asks to stop while it judges for the `n`-th time.
+struct Interrupting {
+    n: std::cell::Cell<usize>,
+    interrupt: Interrupt,
+}
+
+impl<P, Q> Scorer<P, Q> for Interrupting {
+    fn names(&self) -> Vec<String> {
+        Scorer::<P, Q>::names(&Two)
+    }
+
+    fn judge(&self, policy: &P, samples: &[Sample<'_, Q>]) -> std::result::Result<Vec<Judged>, RewardError> {
+        match self.n.get() {
+            1 => self.interrupt.raise(),
+            n => self.n.set(n.saturating_sub(1)),
+        }
+        Two.judge(policy, samples)
+    }
+}
+
+/// In a validation, between two passes of a round, after it, and in a later one.
+#[test]
+fn a_round_that_is_interrupted_begins_anew() {
+    let _alone = alone();
+    let straight = tempfile::tempdir().unwrap();
+    process(straight.path(), 1, &mut Recorder::default()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    for (seed, n, steps) in [(1, 1, 0), (2, 1, 0), (3, 2, 4), (4, 1, 4)] {
+        let mut seen = Recorder::default();
+        let scorer = Interrupting { n: n.into(), interrupt: seen.interrupt.clone() };
+        let fitted = process_with(folder.path(), seed, scorer, &mut seen).unwrap();
+        assert_eq!((fitted.ending, fitted.steps), (Ending::Stopped, steps), "{n}");
+        assert!(seen.events.contains(&format!("checkpoint {steps}")), "{:?}", seen.events);
+    }
+    process(folder.path(), 4, &mut Recorder::default()).unwrap();
+    assert!(last(folder.path()) == last(straight.path()), "parameters, optimizer, state or pool differ");
 }
 
 #[test]

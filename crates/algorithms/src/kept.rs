@@ -1,0 +1,355 @@
+//! What a model has written, in a file.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use ruminate_models::{
+    CrossEntropy, Error as ModelError, Example, Finish, Generate, Generated, GenerationConfig, Parameters,
+    Policy, Result as ModelResult, ScoreChoices, TokenId, TokenScores, Want,
+};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tch::{Device, Tensor};
+
+use crate::trainer::MANIFEST;
+use crate::{Error, Result};
+
+/// Values by key, each a line of a file. A last line that a killed program left unfinished is removed.
+#[derive(Debug)]
+pub(crate) struct KeptLines<T> {
+    path: PathBuf,
+    known: HashMap<String, T>,
+    file: Option<File>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Line<T> {
+    key: String,
+    value: T,
+}
+
+impl<T: Serialize + DeserializeOwned + Clone> KeptLines<T> {
+    /// Goes on with a file; without one, it is made when there is something to keep.
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let mut known = HashMap::new();
+        if path.exists() {
+            let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+            let whole = text.rfind('\n').map_or(0, |end| end + 1);
+            for (i, line) in text[..whole].lines().enumerate() {
+                let Line { key, value } = serde_json::from_str(line).map_err(|error| {
+                    let reason =
+                        format!("line {} is none of this program's ({error}); remove the file", i + 1);
+                    Error::io("read", path)(std::io::Error::other(reason))
+                })?;
+                known.insert(key, value);
+            }
+            let file = OpenOptions::new().write(true).open(path).map_err(Error::io("write", path))?;
+            file.set_len(whole as u64).map_err(Error::io("write", path))?;
+        }
+        Ok(Self { path: path.into(), known, file: None })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn get(&self, key: &str) -> Option<T> {
+        self.known.get(key).cloned()
+    }
+
+    /// Adds lines, which reach the operating system at once.
+    pub(crate) fn append(&mut self, lines: Vec<(String, T)>) -> Result<()> {
+        if lines.is_empty() {
+            return Ok(());
+        }
+        let io = |error| Error::io("write", &self.path)(error);
+        let mut text = vec![];
+        for (key, value) in lines {
+            serde_json::to_writer(&mut text, &Line { key, value }).map_err(|error| io(error.into()))?;
+            text.push(b'\n');
+        }
+        let file = match &mut self.file {
+            Some(file) => file,
+            none => none.insert(OpenOptions::new().create(true).append(true).open(&self.path).map_err(io)?),
+        };
+        file.write_all(&text).map_err(io)
+    }
+
+    /// Removes the file: what it kept is not needed any more.
+    pub(crate) fn remove(&self) -> Result<()> {
+        if self.path.exists() {
+            std::fs::remove_file(&self.path).map_err(Error::io("remove", &self.path))?;
+        }
+        Ok(())
+    }
+}
+
+/// A model whose texts are kept in a file, so that an evaluation that is stopped or killed goes on with those that are there. What it
+/// scores is not kept.
+///
+/// # Example
+/// ```no_run
+/// use ruminate_algorithms::KeptTexts;
+/// use ruminate_models::{Generate, GenerationConfig, T5};
+///
+/// # let folder = std::path::Path::new("model");
+/// let t5 = T5::load(folder, tch::Kind::Float, tch::Device::Cpu)?;
+/// let kept = KeptTexts::open(&t5, folder, std::path::Path::new("texts.jsonl"))?;
+/// // The second time, nothing is written anew.
+/// kept.generate(&[vec![5, 1]], &GenerationConfig::default(), &[])?;
+/// kept.generate(&[vec![5, 1]], &GenerationConfig::default(), &[])?;
+/// kept.remove()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct KeptTexts<'a, M> {
+    model: &'a M,
+    /// What tells the model from others.
+    identity: String,
+    lines: RefCell<KeptLines<Vec<Text>>>,
+}
+
+/// A sequence. Numbers travel as bits, because JSON has no infinity.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Text {
+    ids: Vec<TokenId>,
+    log_probs: Vec<u32>,
+    sampling_log_probs: Vec<u32>,
+    finish: u8,
+    score: Option<u64>,
+}
+
+const FINISHES: [Finish; 3] = [Finish::Stop, Finish::StopString, Finish::Length];
+
+impl From<&Generated> for Text {
+    fn from(of: &Generated) -> Self {
+        let bits = |numbers: &[f32]| numbers.iter().map(|number| number.to_bits()).collect();
+        Self {
+            ids: of.ids.clone(),
+            log_probs: bits(&of.log_probs),
+            sampling_log_probs: bits(&of.sampling_log_probs),
+            finish: FINISHES.iter().position(|finish| *finish == of.finish).unwrap_or(2) as u8,
+            score: of.score.map(f64::to_bits),
+        }
+    }
+}
+
+impl From<Text> for Generated {
+    fn from(of: Text) -> Self {
+        let numbers = |bits: Vec<u32>| bits.into_iter().map(f32::from_bits).collect();
+        Self {
+            ids: of.ids,
+            log_probs: numbers(of.log_probs),
+            sampling_log_probs: numbers(of.sampling_log_probs),
+            finish: FINISHES.get(usize::from(of.finish)).copied().unwrap_or(Finish::Length),
+            score: of.score.map(f64::from_bits),
+        }
+    }
+}
+
+impl<'a, M> KeptTexts<'a, M> {
+    /// Goes on with the texts that are in a file, as far as they are those of the model in `folder`.
+    ///
+    /// # Errors
+    /// When the file cannot be read or written, or has other lines.
+    pub fn open(model: &'a M, folder: &Path, file: &Path) -> Result<Self> {
+        // A manifest has hashes of all files.
+        let identity = std::fs::read_to_string(folder.join(MANIFEST));
+        let identity = identity.unwrap_or_else(|_| folder.display().to_string());
+        Ok(Self { model, identity, lines: KeptLines::open(file)?.into() })
+    }
+
+    /// Removes the file: what came of the texts is written.
+    ///
+    /// # Errors
+    /// When that fails.
+    pub fn remove(&self) -> Result<()> {
+        self.lines.borrow().remove()
+    }
+
+    /// Changes with all that a text depends on.
+    fn key(&self, prompt: &[TokenId], config: &str, seed: Option<u64>) -> String {
+        let mut hasher = blake3::Hasher::new();
+        for text in [&self.identity, config] {
+            hasher.update(&(text.len() as u64).to_le_bytes()).update(text.as_bytes());
+        }
+        prompt.iter().for_each(|id| {
+            hasher.update(&id.to_le_bytes());
+        });
+        hasher.update(&[u8::from(seed.is_some())]).update(&seed.unwrap_or(0).to_le_bytes());
+        hasher.finalize().to_hex().to_string()
+    }
+}
+
+impl<M: Generate> Generate for KeptTexts<'_, M> {
+    fn generate(
+        &self,
+        prompts: &[Vec<TokenId>],
+        config: &GenerationConfig,
+        seeds: &[u64],
+    ) -> ModelResult<Vec<Vec<Generated>>> {
+        // How many rows are written at a time changes nothing.
+        let settings = GenerationConfig { max_memory: None, ..config.clone() };
+        let settings = serde_json::json!(settings).to_string();
+        let key = |i: usize| self.key(&prompts[i], &settings, seeds.get(i).copied());
+        let keys: Vec<String> = (0..prompts.len()).map(key).collect();
+        let mut lines = self.lines.borrow_mut();
+        let known: Vec<Option<Vec<Text>>> = keys.iter().map(|key| lines.get(key)).collect();
+        let open: Vec<usize> = (0..prompts.len()).filter(|&i| known[i].is_none()).collect();
+        let rows: Vec<Vec<TokenId>> = open.iter().map(|&i| prompts[i].clone()).collect();
+        let own: Vec<u64> = open.iter().filter_map(|&i| seeds.get(i).copied()).collect();
+        let written = if rows.is_empty() { vec![] } else { self.model.generate(&rows, config, &own)? };
+        let texts = |of: &Vec<Generated>| of.iter().map(Text::from).collect();
+        let new: Vec<_> = open.iter().zip(&written).map(|(&i, of)| (keys[i].clone(), texts(of))).collect();
+        lines.append(new).map_err(|error| match error {
+            Error::Io { action, path, source } => ModelError::Io { action, path, source },
+            other => ModelError::Io {
+                action: "write",
+                path: lines.path().into(),
+                source: std::io::Error::other(other),
+            },
+        })?;
+        let mut written = written.into_iter();
+        let known =
+            known.into_iter().map(|of| of.map(|texts| texts.into_iter().map(Generated::from).collect()));
+        Ok(known.filter_map(|known| known.or_else(|| written.next())).collect())
+    }
+}
+
+impl<M: ScoreChoices> ScoreChoices for KeptTexts<'_, M> {
+    fn choice_log_probs(
+        &self,
+        prompts: &[Vec<TokenId>],
+        choices: &[Vec<Vec<TokenId>>],
+    ) -> ModelResult<Tensor> {
+        self.model.choice_log_probs(prompts, choices)
+    }
+
+    fn first_token_logits(
+        &self,
+        prompts: &[Vec<TokenId>],
+        tokens: &[Vec<TokenId>],
+    ) -> ModelResult<Vec<Vec<f32>>> {
+        self.model.first_token_logits(prompts, tokens)
+    }
+}
+
+/// The model as it is: it is not trained through this.
+impl<M: Policy> Policy for KeptTexts<'_, M> {
+    fn parameters(&self) -> &Parameters {
+        self.model.parameters()
+    }
+
+    fn device(&self) -> Device {
+        self.model.device()
+    }
+
+    fn hidden_size(&self) -> i64 {
+        self.model.hidden_size()
+    }
+
+    fn pad_token_id(&self) -> TokenId {
+        self.model.pad_token_id()
+    }
+
+    fn output_scale(&self) -> f64 {
+        self.model.output_scale()
+    }
+
+    fn output_weight(&self) -> Option<&Tensor> {
+        self.model.output_weight()
+    }
+
+    fn end_token_ids(&self) -> &[TokenId] {
+        self.model.end_token_ids()
+    }
+
+    fn set_training(&mut self, _: bool) {}
+
+    fn has_dropout(&self) -> bool {
+        self.model.has_dropout()
+    }
+
+    fn score(&self, examples: &[Example], want: Want) -> ModelResult<TokenScores> {
+        self.model.score(examples, want)
+    }
+
+    fn cross_entropy(&self, examples: &[Example]) -> ModelResult<CrossEntropy> {
+        self.model.cross_entropy(examples)
+    }
+
+    fn states(&self, examples: &[Example]) -> ModelResult<Option<Tensor>> {
+        self.model.states(examples)
+    }
+
+    fn save(&self, folder: &Path) -> ModelResult<()> {
+        self.model.save(folder)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    /// Writes the length of the prompt and the seed.
+    #[derive(Debug)]
+    struct Counting(Cell<usize>);
+
+    impl Generate for Counting {
+        fn generate(
+            &self,
+            prompts: &[Vec<TokenId>],
+            _: &GenerationConfig,
+            seeds: &[u64],
+        ) -> ModelResult<Vec<Vec<Generated>>> {
+            self.0.set(self.0.get() + prompts.len());
+            let text = |(prompt, &seed): (&Vec<TokenId>, &u64)| {
+                vec![Generated {
+                    ids: vec![prompt.len() as i64, seed as i64],
+                    log_probs: vec![f32::NEG_INFINITY, -0.1],
+                    sampling_log_probs: vec![0.0, -0.0],
+                    finish: Finish::Stop,
+                    score: Some(0.1),
+                }]
+            };
+            Ok(prompts.iter().zip(seeds).map(text).collect())
+        }
+    }
+
+    #[test]
+    fn texts_are_written_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("texts.jsonl");
+        let model = Counting(Cell::new(0));
+        let open = |model_folder: &str| KeptTexts::open(&model, Path::new(model_folder), &file).unwrap();
+        let config = GenerationConfig::default();
+        let prompts = [vec![1], vec![1, 2], vec![1, 2, 3]];
+        let first = open("a").generate(&prompts[..2], &config, &[7, 8]).unwrap();
+        assert_eq!(model.0.get(), 2);
+        // Killed while it wrote.
+        let text = std::fs::read_to_string(&file).unwrap();
+        std::fs::write(&file, format!("{text}{{\"key\":")).unwrap();
+        let all = open("a").generate(&prompts, &config, &[7, 8, 9]).unwrap();
+        assert_eq!((model.0.get(), &all[..2]), (3, &first[..]));
+        // Another seed, other settings and another model are not the same; other memory is.
+        open("a").generate(&prompts, &config, &[7, 8, 1]).unwrap();
+        open("a")
+            .generate(&prompts, &GenerationConfig { max_new_tokens: 1, ..config.clone() }, &[7, 8, 9])
+            .unwrap();
+        open("b").generate(&prompts, &config, &[7, 8, 9]).unwrap();
+        assert_eq!(model.0.get(), 3 + 1 + 3 + 3);
+        let kept = open("a");
+        kept.generate(&prompts, &GenerationConfig { max_memory: Some(5), ..config }, &[7, 8, 9]).unwrap();
+        assert_eq!(model.0.get(), 10);
+        kept.remove().unwrap();
+        assert!(!file.exists());
+        std::fs::write(&file, "nonsense\n").unwrap();
+        let error = KeptTexts::open(&model, Path::new("a"), &file).unwrap_err().to_string();
+        assert!(error.contains("texts.jsonl"), "{error}");
+    }
+}
