@@ -69,7 +69,7 @@ fn main() {
     println!("cargo:rustc-link-lib=c10");
 }
 
-/// The same loops for each vector unit; the shim takes those that the processor has.
+/// Compiles the loops once for each vector unit; at run time the shim takes those that the processor has.
 fn loops() {
     let x86 = env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch == "x86_64");
     let units: &[(&str, &[&str])] = match x86 {

@@ -107,7 +107,7 @@ impl<T: Serialize + DeserializeOwned + Clone> KeptLines<T> {
 #[derive(Debug)]
 pub struct KeptTexts<'a, M> {
     model: &'a M,
-    /// What tells the model from others.
+    /// The model's manifest, or its path: texts of another model are not reused.
     identity: String,
     lines: RefCell<KeptLines<Vec<Text>>>,
 }

@@ -82,7 +82,7 @@ pub trait Observer {
         false
     }
 
-    /// What is raised when somebody asks to stop: validations and rollouts of a process that trains alone end within a token, and the
+    /// The request that is raised when somebody asks to stop: validations and rollouts of a process that trains alone end within a token, and the
     /// trainer writes a checkpoint from which they begin anew. Default: nothing is, and they go to their end.
     fn interrupt(&self) -> Interrupt {
         Interrupt::default()

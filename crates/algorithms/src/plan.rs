@@ -107,7 +107,7 @@ impl MemoryPlan {
     }
 }
 
-/// What a model takes that writes and is not trained.
+/// Memory and operations of a model that generates and is not trained.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct WritingPlan {
     /// Who it is.

@@ -60,7 +60,7 @@ impl DialoguePreference {
         Self { prompt, chosen, rejected, weight: 1.0, source: String::new() }
     }
 
-    /// What is wrong with the pair, if anything is.
+    /// The problem of the pair, if it has one.
     #[must_use]
     pub fn problem(&self) -> Option<PairProblem> {
         let blank = |messages: &[Message]| messages.iter().all(|message| message.content.trim().is_empty());
@@ -147,7 +147,7 @@ pub fn read(path: &Path) -> Result<Preferences> {
     sorted_out(rows(path)?, PreferenceExample::problem)
 }
 
-/// As [`read`], for dialogues: each of the three is a list of messages `{"role", "content"}`. Without a prompt, it is what both
+/// Reads pairs of dialogues: each of the three is a list of messages `{"role", "content"}`. Without a prompt, it is what both
 /// completions begin with.
 ///
 /// # Errors

@@ -127,7 +127,7 @@ pub struct ParsedLine {
     pub answer_ix: usize,
 }
 
-/// What stands where an answer would in the test files whose labels are not published.
+/// The placeholder for an answer in test files whose labels are not published.
 const NO_LABEL: [&str; 2] = ["-", ""];
 
 /// Why a row is not a question.
@@ -146,7 +146,7 @@ pub enum SkipReason {
     /// There is no answer: the file leaves it empty, or has the placeholder `-`, as test files without labels do.
     #[error("there is no label: the answer is {answer:?}")]
     NoLabel {
-        /// What stands there.
+        /// The text in place of an answer.
         answer: String,
     },
     /// The answer equals none of the choices.

@@ -81,7 +81,7 @@ impl Keys {
         }
     }
 
-    /// The same with the value that a missing key stands for.
+    /// Takes an [`optional`](Self::optional) key; `missing` is the value that a missing key stands for.
     pub(crate) fn or<T: DeserializeOwned>(&mut self, key: &str, missing: T) -> Result<T> {
         Ok(self.optional(key)?.unwrap_or(missing))
     }

@@ -37,7 +37,7 @@ pub enum Error {
     NotThere {
         /// The file.
         path: PathBuf,
-        /// What it is, and the command that mends it.
+        /// The reason, and the command that mends it.
         reason: String,
     },
     /// A model folder lacks its weights.

@@ -37,7 +37,7 @@ impl DryRun<'_> {
         if json { print_json(&value) } else { print_tables(&tables) }
     }
 
-    /// What is printed, for programs and for people.
+    /// The plan as JSON for programs, and as tables for people.
     #[must_use]
     pub fn shown(&self) -> (Value, Vec<Table>) {
         let plan = &self.plan;
@@ -130,7 +130,7 @@ pub fn decoding_memory(device: Device) -> Option<u64> {
     }
 }
 
-/// What a dry run knows of models that write, for programs and for people: all of them are on the device at the same time.
+/// The plan of models that generate, as JSON for programs and as tables for people. All of them are on the device at the same time.
 #[must_use]
 pub fn writing(plans: &[WritingPlan], precision: Precision, device: Device) -> (Value, Vec<Table>) {
     let rate = matrix_rate(device, precision).ok();

@@ -17,7 +17,7 @@ struct Provenance {
     starts: Vec<Start>,
 }
 
-/// What decides a run's numbers to the last bit, besides its configuration.
+/// One start of the run: all that decides its numbers to the last bit, besides the configuration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Start {
     /// The version of this library.
@@ -65,7 +65,7 @@ fn record_start(dir: &RunDir, now: Start) -> Result<Option<String>, RunDirError>
     Ok(note)
 }
 
-/// What differs, in words.
+/// A note on what differs between two starts, if anything does.
 fn difference(before: &Start, now: &Start) -> Option<String> {
     let changes: Vec<String> = [
         ("vector unit", before.cpu_level.clone(), now.cpu_level.clone()),

@@ -49,7 +49,7 @@ impl StopFlag {
         self.0.store(true, Ordering::SeqCst);
     }
 
-    /// What ends generation when somebody asks to stop.
+    /// The request that ends generation once somebody asks to stop.
     pub fn interrupt(&self) -> Interrupt {
         Arc::clone(&self.0).into()
     }

@@ -14,7 +14,7 @@ use crate::{Error, Result};
 /// unless their own variables are set, libtorch's ATen, oneDNN and MKL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum CpuLevel {
-    /// What every x86-64 processor has (SSE2), and all other architectures: `baseline`.
+    /// SSE2, which every x86-64 processor has, and all other architectures: `baseline`.
     Baseline,
     /// 256-bit vectors with fused multiplication and addition: `avx2`.
     Avx2,

@@ -25,7 +25,7 @@ pub fn top_p(logits: &Tensor, p: f64) -> Result<Tensor> {
     ffi::call_tensor("top-p", |out, error| unsafe { ffi::ruminate_top_p(logits.as_ptr(), p, out, error) })
 }
 
-/// What tokens are drawn from: logits divided by the temperature, of which top-k and then top-p leave some.
+/// Settings of a draw: logits are divided by the temperature, then top-k and then top-p leave some.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sampler {
     /// Above 0.

@@ -18,7 +18,7 @@ fn numbers(shape: &[i64], phase: f64) -> Tensor {
     (steps * 1.7 + phase).sin().to_kind(Kind::Float).view(shape)
 }
 
-/// What loops of every sort make, one tensor each.
+/// Results of loops of every sort, one tensor each.
 fn results() -> Vec<Tensor> {
     let weight = numbers(&[100, 300], 0.3);
     let packed = Packed::new(&[&weight]).unwrap();

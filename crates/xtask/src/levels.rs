@@ -92,7 +92,7 @@ impl Built {
     }
 }
 
-/// What a program prints; its failure is an error.
+/// Runs a program and returns its stdout; its failure is an error.
 fn output(command: &mut Command) -> Result<String> {
     let name = command.get_program().to_string_lossy().into_owned();
     let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output();

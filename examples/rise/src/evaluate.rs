@@ -120,7 +120,7 @@ fn check_judge(
     }
 }
 
-/// What is wrong with a log whose rewards are not those of a judge, and which flags mend it.
+/// The error for a log whose rewards are not those of the judge, with the flags that mend it.
 fn other_judge(
     log: &Log,
     path: &Path,

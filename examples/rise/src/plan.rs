@@ -143,7 +143,7 @@ fn training(config: &RiseConfig, turns: usize, args: &RunArgs, device: Device) -
     Ok(Part { value, tables, problem })
 }
 
-/// What some models write about problems. Where problems or tokenizer are missing, prompts are as long as they may be.
+/// The plan of models that answer problems. Where problems or tokenizer are missing, prompts are as long as they may be.
 fn part(
     config: &RiseConfig,
     writers: &[Writer<'_>],

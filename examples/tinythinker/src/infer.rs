@@ -89,7 +89,7 @@ fn questions(args: &InferArgs, config: &TinyThinkerConfig) -> anyhow::Result<Vec
     Ok(questions)
 }
 
-/// What the student has written of answers that are not all there.
+/// The file of the student's answers while an evaluation is not complete.
 const TEXTS: &str = "texts.jsonl";
 
 /// What a checkpoint answers, with the decoding of the configuration. With a file, what it writes is kept there, so that answers that are

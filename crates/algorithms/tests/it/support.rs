@@ -135,7 +135,7 @@ pub(crate) struct Recorder {
     /// This event is an error.
     pub(crate) fail_at: Option<String>,
     pub(crate) last: Option<u64>,
-    /// What ends validations and rollouts.
+    /// The request that ends validations and rollouts.
     pub(crate) interrupt: Interrupt,
 }
 

@@ -190,7 +190,7 @@ fn some<T>(field: &str, expected: &BTreeMap<String, T>) -> Check {
     if expected.is_empty() { Err(Mismatch(format!("{field}: is empty"))) } else { Ok(()) }
 }
 
-/// What T5's tokenizer makes of a letter, cut to `length` ids with eos at the end. Those of letters beyond `E` are what the file
+/// The ids that T5's tokenizer gives a letter, cut to `length` ids with eos at the end. Those of letters beyond `E` are what the file
 /// shows in their slot.
 fn encode_letter(label: &str, length: usize, shown: Option<&Vec<TokenId>>) -> Check<Vec<TokenId>> {
     let mut ids = match label {

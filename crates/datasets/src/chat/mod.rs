@@ -229,7 +229,7 @@ impl ChatTemplate {
         }
     }
 
-    /// What a checkpoint's own template writes behind an answer, where it writes anything: chat models end an answer with it.
+    /// The text that a checkpoint's own template writes behind an answer, if any: chat models end an answer with it.
     #[must_use]
     pub fn answer_end(&self) -> Option<String> {
         let Self::Jinja(template) = self else { return None };

@@ -106,7 +106,7 @@ struct Scanner<'a> {
 }
 
 impl<'a> Scanner<'a> {
-    /// What stands before the closing bracket, or before the end of the tag.
+    /// Reads the nodes up to the closing bracket, or up to the end of the tag. `None` where brackets are not closed or nested too deeply.
     fn nodes(&mut self, bracket: Option<char>, depth: usize) -> Option<Vec<Node<'a>>> {
         if depth > MOST_BRACKETS {
             return None;

@@ -347,7 +347,7 @@ fn starts_with_digit(text: &str) -> bool {
     text.chars().next().is_some_and(|c| python::digit(c).is_some())
 }
 
-/// What follows a number: nothing, a unit, or `None` for what makes it another expression.
+/// The unit behind a number: `Some(None)` for none, and `None` where what follows makes it another expression.
 fn unit(rest: &str, words: bool) -> Option<Option<String>> {
     let spaced = rest.starts_with([' ', THIN, '\n', '\t']);
     let mut rest = python::strip(rest).trim_matches(THIN);

@@ -38,10 +38,10 @@ impl KeySource {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TokenLimit {
-    /// As `max_tokens`.
+    /// Sends the limit as `max_tokens`.
     #[default]
     MaxTokens,
-    /// As `max_completion_tokens`, which OpenAI's reasoning models want.
+    /// Sends the limit as `max_completion_tokens`, which OpenAI's reasoning models want.
     MaxCompletionTokens,
     /// Not at all: the server's own limit holds.
     None,

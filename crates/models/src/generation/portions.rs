@@ -56,7 +56,7 @@ pub(super) fn portions(
     divide(&given, config, budget, &bytes)
 }
 
-/// The same, with `bytes` of so many prompts, the tokens of the longest of them, and so many rows.
+/// Divides prompts of the lengths `given`. `bytes` tells the memory of so many prompts, the tokens of the longest of them, and so many rows.
 pub(super) fn divide(
     given: &[usize],
     config: &GenerationConfig,

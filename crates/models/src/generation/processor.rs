@@ -106,7 +106,7 @@ impl Processor {
         }
     }
 
-    /// As [`apply`](Self::apply), in a decode loop, where all of this is known.
+    /// Applies the change without [`apply`](Self::apply)'s checks, for decode loops.
     pub(super) fn run(&self, logits: &Tensor, history: History<'_>) -> Result<Tensor> {
         let length = history.tokens.size()[1] as usize;
         match self {
@@ -160,7 +160,7 @@ pub fn filter_logits(logits: &Tensor, sampling: &Sampling) -> Result<Tensor> {
     filtered(logits, sampling)
 }
 
-/// As [`filter_logits`], in a decode loop, where the settings are known to be right.
+/// [`filter_logits`] without its checks, for decode loops.
 pub(super) fn filtered(logits: &Tensor, sampling: &Sampling) -> Result<Tensor> {
     let mut logits = logits.shallow_clone();
     if sampling.temperature != 1.0 {

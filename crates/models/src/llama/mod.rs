@@ -192,7 +192,7 @@ impl Llama {
         self.look_up(ids)
     }
 
-    /// The same for ids that are known to be right.
+    /// Reads ids that are known to be in the vocabulary.
     fn look_up(&self, ids: &Tensor) -> Result<Tensor> {
         let no_gradient = self.config.pad_token_id.unwrap_or(-1);
         Ok(Tensor::f_embedding(&self.embed_tokens, ids, no_gradient, false, false)?)

@@ -33,7 +33,7 @@ pub enum RopeScaling {
     },
 }
 
-/// What stands in `config.json` itself and not in the dictionary of the rotary embedding.
+/// Rotary settings outside of the dictionary `rope_parameters` or `rope_scaling`.
 struct Outer {
     partial_rotary_factor: Option<f64>,
     original: Option<i64>,
@@ -200,7 +200,7 @@ impl LlamaConfig {
         Ok(Vec::try_from(self.frequencies()?)?)
     }
 
-    /// The same as a tensor on the CPU.
+    /// The frequencies as a tensor on the CPU.
     fn frequencies(&self) -> Result<Tensor> {
         let even = Tensor::f_arange_start_step(0, self.head_dim, 2, (Kind::Float, Device::Cpu))?;
         let exponents = even.f_div_scalar(self.head_dim)?;

@@ -278,7 +278,7 @@ fn published_files_are_understood() {
     }
 }
 
-/// What the crate has logged in this process.
+/// Messages that the crate has logged in this process.
 fn logged() -> &'static std::sync::Mutex<Vec<(log::Level, String)>> {
     struct Recorder;
     impl log::Log for Recorder {
