@@ -26,8 +26,8 @@ pub(crate) struct KeptLines<T> {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Line<T> {
-    key: String,
+struct Line<K, T> {
+    key: K,
     value: T,
 }
 
@@ -39,7 +39,7 @@ impl<T: Serialize + DeserializeOwned + Clone> KeptLines<T> {
             let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
             let whole = text.rfind('\n').map_or(0, |end| end + 1);
             for (i, line) in text[..whole].lines().enumerate() {
-                let Line { key, value } = serde_json::from_str(line).map_err(|error| {
+                let Line::<String, T> { key, value } = serde_json::from_str(line).map_err(|error| {
                     let reason =
                         format!("line {} is none of this program's ({error}); remove the file", i + 1);
                     Error::io("read", path)(std::io::Error::other(reason))
@@ -67,15 +67,18 @@ impl<T: Serialize + DeserializeOwned + Clone> KeptLines<T> {
         }
         let io = |error| Error::io("write", &self.path)(error);
         let mut text = vec![];
-        for (key, value) in lines {
-            serde_json::to_writer(&mut text, &Line { key, value }).map_err(|error| io(error.into()))?;
+        for (key, value) in &lines {
+            let line = Line { key: key.as_str(), value };
+            serde_json::to_writer(&mut text, &line).map_err(|error| io(error.into()))?;
             text.push(b'\n');
         }
         let file = match &mut self.file {
             Some(file) => file,
             none => none.insert(OpenOptions::new().create(true).append(true).open(&self.path).map_err(io)?),
         };
-        file.write_all(&text).map_err(io)
+        file.write_all(&text).map_err(io)?;
+        self.known.extend(lines);
+        Ok(())
     }
 
     /// Removes the file: what it kept is not needed any more.
@@ -107,7 +110,7 @@ impl<T: Serialize + DeserializeOwned + Clone> KeptLines<T> {
 #[derive(Debug)]
 pub struct KeptTexts<'a, M> {
     model: &'a M,
-    /// The model's manifest, or its path: texts of another model are not reused.
+    /// The model's [`identity`]: texts of another model are not reused.
     identity: String,
     lines: RefCell<KeptLines<Vec<Text>>>,
 }
@@ -156,10 +159,7 @@ impl<'a, M> KeptTexts<'a, M> {
     /// # Errors
     /// When the file cannot be read or written, or has other lines.
     pub fn open(model: &'a M, folder: &Path, file: &Path) -> Result<Self> {
-        // A manifest has hashes of all files.
-        let identity = std::fs::read_to_string(folder.join(MANIFEST));
-        let identity = identity.unwrap_or_else(|_| folder.display().to_string());
-        Ok(Self { model, identity, lines: KeptLines::open(file)?.into() })
+        Ok(Self { model, identity: identity(folder), lines: KeptLines::open(file)?.into() })
     }
 
     /// Removes the file: what came of the texts is written.
@@ -182,6 +182,26 @@ impl<'a, M> KeptTexts<'a, M> {
         hasher.update(&[u8::from(seed.is_some())]).update(&seed.unwrap_or(0).to_le_bytes());
         hasher.finalize().to_hex().to_string()
     }
+}
+
+/// Text that changes with the model in a folder: its manifest, which has hashes of all files, or else the folder with the names, sizes and
+/// times of its files, since somebody may put other weights there.
+fn identity(folder: &Path) -> String {
+    if let Ok(manifest) = std::fs::read_to_string(folder.join(MANIFEST)) {
+        return manifest;
+    }
+    let mut files: Vec<String> = std::fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| {
+            let entry = entry.ok()?;
+            // Of a link, the file behind it.
+            let file = std::fs::metadata(entry.path()).ok()?;
+            Some(format!("{:?} {} {:?}", entry.file_name(), file.len(), file.modified().ok()))
+        })
+        .collect();
+    files.sort();
+    format!("{}\n{}", folder.display(), files.join("\n"))
 }
 
 impl<M: Generate> Generate for KeptTexts<'_, M> {
@@ -319,6 +339,22 @@ mod tests {
             };
             Ok(prompts.iter().zip(seeds).map(text).collect())
         }
+    }
+
+    #[test]
+    fn other_weights_in_the_same_folder_are_another_model() {
+        let place = tempfile::tempdir().unwrap();
+        let (folder, file) = (place.path().join("model"), place.path().join("texts.jsonl"));
+        std::fs::create_dir(&folder).unwrap();
+        let model = Counting(Cell::new(0));
+        let write = |weights: &[u8]| {
+            std::fs::write(folder.join("model.safetensors"), weights).unwrap();
+            let kept = KeptTexts::open(&model, &folder, &file).unwrap();
+            kept.generate(&[vec![1]], &GenerationConfig::default(), &[7]).unwrap();
+            kept.generate(&[vec![1]], &GenerationConfig::default(), &[7]).unwrap();
+            model.0.get()
+        };
+        assert_eq!([write(b"one"), write(b"other")], [1, 2]);
     }
 
     #[test]
