@@ -194,14 +194,13 @@ impl ControlConfig {
             }
         }
         if let Some(count) = self.product_buckets {
-            let reason = match count {
-                _ if !self.as_product => {
-                    "counts the buckets of a product, but `control.as_product` is off".into()
-                }
-                1..=99_999 => return self.stages.validate(self.rewards.len()),
-                _ => format!("is {count}, but must be 1 to 99999"),
-            };
-            return Err(Error::config("control.product_buckets", reason));
+            let refuse = |reason: String| Err(Error::config("control.product_buckets", reason));
+            if !self.as_product {
+                return refuse("counts the buckets of a product, but `control.as_product` is off".into());
+            }
+            if !(1..=99_999).contains(&count) {
+                return refuse(format!("is {count}, but must be 1 to 99999"));
+            }
         }
         self.stages.validate(self.rewards.len())
     }
