@@ -4,7 +4,7 @@
 
 use criterion::{Criterion, Throughput};
 use ruminate_torch::kernels::{Kernel, turn_on};
-use ruminate_torch::{Gate, KeysValues, attention, gate, log_probs, look_up, rotate, top_p};
+use ruminate_torch::{Gate, KvRef, attention, decode_attention, gate, log_probs, rope, top_p};
 use tch::{Device, Kind, Tensor};
 
 /// A repeat, and the elements that it works on.
@@ -75,13 +75,13 @@ fn operation(kernel: Kernel, device: Device, kind: Kind) -> Operation {
                 top_p(&logits, 0.9).unwrap()
             });
         }
-        Kernel::LookUp => {
+        Kernel::DecodeAttention => {
             let (q, keys) = (random(&[32, 1, 8, 64]), random(&[32, 8, 200, 64]));
             shape = &[32, 8, 200, 64];
             repeat = Box::new(move || {
-                let parts = [KeysValues { keys: &keys, values: &keys }];
+                let parts = [KvRef { keys: &keys, values: &keys }];
                 // Or libtorch's way.
-                look_up(&q, &parts, None, 0.125)
+                decode_attention(&q, &parts, None, 0.125)
                     .unwrap()
                     .unwrap_or_else(|| attention(&q.transpose(1, 2), &keys, &keys, None, 0.125, 0.0).unwrap())
             });
@@ -96,10 +96,10 @@ fn operation(kernel: Kernel, device: Device, kind: Kind) -> Operation {
             });
         }
         Kernel::Graphs => unreachable!("they are no operation"),
-        Kernel::Rotate => {
+        Kernel::Rope => {
             shape = &[8, 256, 8, 64];
             let (x, tables) = (random(shape), random(&[1, 256, 1, 64]));
-            repeat = Box::new(move || rotate(&x, &tables, &tables).unwrap());
+            repeat = Box::new(move || rope(&x, &tables, &tables).unwrap());
         }
         Kernel::Gate => {
             shape = &[2048, 1376];

@@ -30,7 +30,7 @@ struct Cli {
     /// Run on the first CUDA device
     #[arg(long)]
     cuda: bool,
-    /// Kernels for CUDA to turn on, or "all": log_probs, top_p, look_up, rotate, gate, attention, graphs
+    /// Kernels for CUDA to turn on, or "all": log_probs, top_p, decode_attention, rope, gate, attention, graphs
     #[arg(long, value_delimiter = ',')]
     kernels: Vec<String>,
     /// Rows instead of the workload's own number

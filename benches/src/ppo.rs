@@ -3,7 +3,7 @@
 use anyhow::Result;
 use ruminate_algorithms::ppo::{Estimates, Estimation, Grid, Mask, policy_loss, token_rewards, value_loss};
 use ruminate_datasets::Compat;
-use ruminate_models::{ActorCritic, Example, Policy, ScoreChoices, TokenId, TokenScores, Want};
+use ruminate_models::{ActorCritic, Example, Policy, ScoreChoices, ScoreOptions, TokenId, TokenScores};
 use ruminate_rewards::{RewardError, Shape, first_token_scores};
 use ruminate_torch::optim::{Adam, Optimizer, clip_grad_norm};
 use tch::{Kind, Tensor};
@@ -97,9 +97,11 @@ impl<M: Model> Learner<M> {
 
     /// All responses have the same length.
     fn old(&self, examples: &[Example], rewards: &[f64]) -> Result<Old> {
-        let score = || Ok(self.reference.score(examples, Want::default())?.log_probs);
+        let score = || Ok(self.reference.score(examples, ScoreOptions::default())?.log_probs);
         let reference = tch::no_grad(|| self.setting.forward(score))?;
-        let pass = self.setting.forward(|| Ok(self.model.score_with_values(examples, Want::default())?))?;
+        let pass = self
+            .setting
+            .forward(|| Ok(self.model.score_with_values(examples, ScoreOptions::default())?))?;
         let (log_probs, values) = (pass.0.log_probs.f_detach()?, pass.1.f_detach()?);
         let grid = |tensor: &Tensor| Ok::<_, anyhow::Error>(Grid::try_from(tensor.f_to_kind(Kind::Double)?)?);
         let kl = grid(&log_probs.f_sub(&reference)?)?;
@@ -123,7 +125,7 @@ impl<M: Model> Learner<M> {
             let loss = || {
                 let (scores, values) = match pass.take() {
                     Some(pass) => pass,
-                    None => self.model.score_with_values(examples, Want::default())?,
+                    None => self.model.score_with_values(examples, ScoreOptions::default())?,
                 };
                 let mask = &scores.labels.mask;
                 let policy = policy_loss(&scores.log_probs, &old.log_probs, &old.advantages, mask, CLIP)?;

@@ -1,7 +1,7 @@
 //! Log-probabilities of given tokens.
 
 use anyhow::Result;
-use ruminate_models::{TokenId, Want};
+use ruminate_models::{ScoreOptions, TokenId};
 use tch::Kind;
 
 use crate::models::Model;
@@ -17,7 +17,7 @@ pub(crate) fn score<M: Model>(setting: &Setting) -> Result<Workload> {
     let (forward, flop) = (setting.clone(), setting.pass(rows, setting.source, setting.target));
     let workload = Workload::new(setting, (rows, tokens, parameters), move || {
         tch::no_grad(|| {
-            let scores = forward.forward(|| Ok(model.score(&examples, Want::default())?))?;
+            let scores = forward.forward(|| Ok(model.score(&examples, ScoreOptions::default())?))?;
             let _ = scores.log_probs.f_sum_dim_intlist(1, false, Kind::Float)?;
             Ok(())
         })

@@ -55,8 +55,8 @@ pub(crate) fn sft_full_logits<M: Model>(setting: &Setting) -> Result<Workload> {
     let tokens = examples.len() * (setting.source + setting.target);
     step(setting, tokens, move |model: &M| {
         let states = model.states(&examples)?.context("the model has states")?.f_flatten(0, 1)?;
-        let output = model.output_weight().context("the model has an output matrix")?;
-        let states = states.f_mul_scalar(model.output_scale())?;
+        let (output, scale) = model.output_projection().context("the model has an output matrix")?;
+        let states = states.f_mul_scalar(scale)?;
         mean_loss(&ruminate_torch::linear(&states, output)?.f_to_kind(Kind::Float)?, &targets)
     })
 }

@@ -45,7 +45,7 @@ fn main() {
                 "norm",
                 "packed",
                 "reducer",
-                "rotate",
+                "rope",
                 "sampling",
             ]
             .map(|name| format!("shim/{name}.cpp")),
@@ -117,7 +117,7 @@ fn kernel_sources(to: &Path) {
     let shared = read("common.cuh") + &read("arguments.h").replace("#pragma once\n", "");
     let entry =
         |name: &str| format!("{{\"{name}\", R\"source({shared}{})source\"}},\n", read(&format!("{name}.cu")));
-    let entries: String = ["log_probs", "top_p", "look_up", "rotate", "gate"].map(entry).concat();
+    let entries: String = ["log_probs", "top_p", "decode_attention", "rope", "gate"].map(entry).concat();
     let text = format!(
         "struct Source {{\n  const char *name, *text;\n}};\nconst Source SOURCES[] = {{\n{entries}}};\n"
     );

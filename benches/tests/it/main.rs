@@ -2,6 +2,7 @@
 
 use ruminate_algorithms::Phases;
 use ruminate_benches::{MODELS, Precision, Setting, Shape, WORKLOADS, prepare, shape};
+use ruminate_models::ModelShape;
 use tch::Device;
 
 fn tiny(model: &str, precision: Precision) -> Setting {

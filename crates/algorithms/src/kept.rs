@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use ruminate_models::{
     CrossEntropy, Error as ModelError, Example, Finish, Generate, Generated, GenerationConfig, Parameters,
-    Policy, Result as ModelResult, ScoreChoices, TokenId, TokenScores, Want,
+    Policy, Result as ModelResult, ScoreChoices, ScoreOptions, TokenId, TokenScores,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -275,12 +275,8 @@ impl<M: Policy> Policy for KeptTexts<'_, M> {
         self.model.pad_token_id()
     }
 
-    fn output_scale(&self) -> f64 {
-        self.model.output_scale()
-    }
-
-    fn output_weight(&self) -> Option<&Tensor> {
-        self.model.output_weight()
+    fn output_projection(&self) -> Option<(&Tensor, f64)> {
+        self.model.output_projection()
     }
 
     fn end_token_ids(&self) -> &[TokenId] {
@@ -293,7 +289,7 @@ impl<M: Policy> Policy for KeptTexts<'_, M> {
         self.model.has_dropout()
     }
 
-    fn score(&self, examples: &[Example], want: Want) -> ModelResult<TokenScores> {
+    fn score(&self, examples: &[Example], want: ScoreOptions) -> ModelResult<TokenScores> {
         self.model.score(examples, want)
     }
 

@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use crate::config::once;
-use crate::parameters::{Init, Parameters};
 use crate::{Error, Result};
 
 /// Weights in one file.
@@ -94,15 +93,19 @@ fn readable_by_all(path: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Writes a model's parameters into a folder as Hugging Face does: one `model.safetensors`, or, above
+/// Writes a model's parameters by name into a folder as Hugging Face does: one `model.safetensors`, or, above
 /// `shard_bytes`, numbered shards and an index.
 ///
 /// # Errors
 /// When the folder is not writable or the disk is full.
-pub fn write_model(folder: &Path, parameters: &Parameters, shard_bytes: u64) -> Result<()> {
+pub fn write_model<'a>(
+    folder: &Path,
+    parameters: impl IntoIterator<Item = (&'a str, &'a Tensor)>,
+    shard_bytes: u64,
+) -> Result<()> {
     let mut shards: Vec<Vec<(&str, &Tensor)>> = vec![vec![]];
     let (mut filled, mut total) = (0, 0);
-    for (name, tensor) in parameters.iter() {
+    for (name, tensor) in parameters {
         let bytes = (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64;
         if filled > 0 && filled + bytes > shard_bytes {
             shards.push(vec![]);
@@ -259,7 +262,7 @@ impl Weights {
 
     /// Whether the output matrix `head` is the embedding, in a model whose configuration says so or not. The weights decide: a
     /// matrix of its own is kept, and a copy of the embedding dropped.
-    pub(crate) fn settle_tie(&mut self, embedding: &str, head: &str, tied: bool) -> Result<bool> {
+    pub(crate) fn resolve_tie(&mut self, embedding: &str, head: &str, tied: bool) -> Result<bool> {
         if !tied {
             return Ok(false);
         }
@@ -343,73 +346,6 @@ fn other_weights(folder: &Path) -> String {
         );
     }
     "neither model.safetensors nor model.safetensors.index.json is there".into()
-}
-
-/// Where a model's parameters come from, and the list of those it has asked for so far.
-#[derive(Debug)]
-pub(crate) struct Builder {
-    /// `None` draws new parameters from libtorch's generator.
-    weights: Option<Weights>,
-    kind: Kind,
-    device: Device,
-    entries: Vec<(String, Tensor)>,
-    problems: Vec<String>,
-}
-
-impl Builder {
-    pub(crate) fn new(weights: Option<Weights>, kind: Kind, device: Device) -> Self {
-        Self { weights, kind, device, entries: vec![], problems: vec![] }
-    }
-
-    pub(crate) fn options(&self) -> (Kind, Device) {
-        (self.kind, self.device)
-    }
-
-    /// The parameter of that name and shape. A tensor that is missing or misshapen is remembered for
-    /// [`finish`](Self::finish), so that one error names them all, or many: a configuration with a wrong number of layers
-    /// may ask for billions.
-    pub(crate) fn parameter(&mut self, name: &str, shape: &[i64], init: Init) -> Result<Tensor> {
-        const MANY: usize = 100;
-        if let Some(weights) = self.weights.take_if(|_| self.problems.len() >= MANY) {
-            self.problems.push("and maybe more".into());
-            return Err(Error::Weights { path: weights.path, problems: std::mem::take(&mut self.problems) });
-        }
-        let tensor = match &mut self.weights {
-            None => init.draw(shape, (self.kind, self.device))?,
-            Some(weights) => match weights.tensors.remove(name) {
-                Some(tensor) if tensor.size() == shape => {
-                    tensor.f_to_kind(self.kind)?.f_to_device(self.device)?
-                }
-                Some(tensor) => {
-                    self.problems.push(format!(
-                        "`{name}` has shape {:?}, the configuration asks for {shape:?}",
-                        tensor.size()
-                    ));
-                    return Ok(tensor);
-                }
-                None => {
-                    self.problems.push(format!("`{name}` {shape:?} is missing"));
-                    return Ok(Tensor::f_zeros([0i64], (self.kind, self.device))?);
-                }
-            },
-        };
-        let tensor = tensor.f_set_requires_grad(true)?;
-        self.entries.push((name.to_string(), tensor.shallow_clone()));
-        Ok(tensor)
-    }
-
-    /// The parameters, once all that the model needs were there and nothing else was.
-    pub(crate) fn finish(mut self) -> Result<Parameters> {
-        if let Some(weights) = self.weights {
-            self.problems.extend(weights.tensors.iter().map(|(name, tensor)| {
-                format!("`{name}` {:?} is unexpected: the configuration has no place for it", tensor.size())
-            }));
-            if !self.problems.is_empty() {
-                return Err(Error::Weights { path: weights.path, problems: self.problems });
-            }
-        }
-        Ok(Parameters::new(self.entries))
-    }
 }
 
 fn kind_of(dtype: Dtype) -> Option<Kind> {

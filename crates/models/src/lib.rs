@@ -1,12 +1,15 @@
 #![doc = include_str!("../README.md")]
 
+mod any;
 mod batch;
 pub mod checkpoint;
 mod config;
 mod error;
 mod generation;
+mod layers;
 mod llama;
-mod packing;
+mod model;
+mod network;
 mod parameters;
 mod policy;
 mod resize;
@@ -17,19 +20,23 @@ mod tokenizer;
 mod value;
 mod vera;
 
+pub use any::{AnyNetwork, Model, ModelConfig};
 pub use batch::{Batch, IGNORED, Labels, Side, TokenId, by_length};
 pub use error::{Error, Result};
 pub use generation::{
     Beam, EarlyStopping, Finish, Generate, Generated, GenerationConfig, History, Interrupt, Processor,
     Sampling, Strategy, derive_seed, filter_logits, forbid,
 };
-pub use llama::{Llama, LlamaConfig, LlamaFamily, RopeScaling};
+pub use layers::{Decoding, RopeScaling};
+pub use llama::{Llama, LlamaConfig, LlamaFamily, LlamaNetwork};
+pub use model::LanguageModel;
+pub use network::{Context, Network, NetworkConfig};
 pub use parameters::Parameters;
-pub use policy::{CrossEntropy, Example, LogitStatistics, Policy, TokenScores, Want};
+pub use policy::{CrossEntropy, Example, LogitStatistics, Policy, ScoreOptions, TokenScores};
 pub use resize::embedding_statistics;
 pub use scoring::ScoreChoices;
 pub use sizes::{BatchShape, ModelShape};
-pub use t5::{Decoding, Encoded, FeedForward, T5, T5Config};
+pub use t5::{Encoded, FeedForward, T5, T5Config, T5Network};
 pub use tokenizer::{EncodedText, Tokenizer, Truncate, clean_up_spaces};
 pub use value::{ActorCritic, VALUE_WEIGHTS};
 pub use vera::{Plausibility, Vera, VeraHead, last_states};

@@ -99,6 +99,15 @@ impl Parameters {
     }
 }
 
+impl<'a> IntoIterator for &'a Parameters {
+    type Item = (&'a str, &'a Tensor);
+    type IntoIter = Box<dyn Iterator<Item = Self::Item> + 'a>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        Box::new(self.iter())
+    }
+}
+
 /// Copies values, target first; shapes are known to be equal.
 fn copy(pairs: Vec<(&Tensor, Tensor)>) -> Result<()> {
     tch::no_grad(|| {
@@ -122,11 +131,13 @@ pub(crate) fn seeded<M>(seed: i64, build: impl FnOnce() -> Result<M>) -> Result<
     model
 }
 
-/// How a parameter of a new model is drawn: normal with this standard deviation, or all ones.
+/// How a parameter of a new model begins.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Init {
+    /// Normal with this standard deviation.
     Normal(f64),
     Ones,
+    Zeros,
 }
 
 impl Init {
@@ -138,6 +149,74 @@ impl Init {
                 .f_to_kind(options.0)?
                 .f_to_device(options.1)?,
             Init::Ones => Tensor::f_ones(shape, options)?,
+            Init::Zeros => Tensor::f_zeros(shape, options)?,
         })
+    }
+}
+
+/// Where a model's parameters come from, and the list of those it has asked for so far.
+#[derive(Debug)]
+pub(crate) struct Builder {
+    /// `None` draws new parameters from libtorch's generator.
+    weights: Option<Weights>,
+    kind: Kind,
+    device: Device,
+    entries: Vec<(String, Tensor)>,
+    problems: Vec<String>,
+}
+
+impl Builder {
+    pub(crate) fn new(weights: Option<Weights>, kind: Kind, device: Device) -> Self {
+        Self { weights, kind, device, entries: vec![], problems: vec![] }
+    }
+
+    pub(crate) fn options(&self) -> (Kind, Device) {
+        (self.kind, self.device)
+    }
+
+    /// The parameter of that name and shape. A tensor that is missing or misshapen is remembered for
+    /// [`finish`](Self::finish), so that one error names them all, or many: a configuration with a wrong number of layers
+    /// may ask for billions.
+    pub(crate) fn parameter(&mut self, name: &str, shape: &[i64], init: Init) -> Result<Tensor> {
+        const MANY: usize = 100;
+        if let Some(weights) = self.weights.take_if(|_| self.problems.len() >= MANY) {
+            self.problems.push("and maybe more".into());
+            return Err(Error::Weights { path: weights.path, problems: std::mem::take(&mut self.problems) });
+        }
+        let tensor = match &mut self.weights {
+            None => init.draw(shape, (self.kind, self.device))?,
+            Some(weights) => match weights.tensors.remove(name) {
+                Some(tensor) if tensor.size() == shape => {
+                    tensor.f_to_kind(self.kind)?.f_to_device(self.device)?
+                }
+                Some(tensor) => {
+                    self.problems.push(format!(
+                        "`{name}` has shape {:?}, the configuration asks for {shape:?}",
+                        tensor.size()
+                    ));
+                    return Ok(tensor);
+                }
+                None => {
+                    self.problems.push(format!("`{name}` {shape:?} is missing"));
+                    return Ok(Tensor::f_zeros([0i64], (self.kind, self.device))?);
+                }
+            },
+        };
+        let tensor = tensor.f_set_requires_grad(true)?;
+        self.entries.push((name.to_string(), tensor.shallow_clone()));
+        Ok(tensor)
+    }
+
+    /// The parameters, once all that the model needs were there and nothing else was.
+    pub(crate) fn finish(mut self) -> Result<Parameters> {
+        if let Some(weights) = self.weights {
+            self.problems.extend(weights.tensors.iter().map(|(name, tensor)| {
+                format!("`{name}` {:?} is unexpected: the configuration has no place for it", tensor.size())
+            }));
+            if !self.problems.is_empty() {
+                return Err(Error::Weights { path: weights.path, problems: self.problems });
+            }
+        }
+        Ok(Parameters::new(self.entries))
     }
 }

@@ -19,7 +19,7 @@ pub struct Example {
 
 /// What [`Policy::score`] computes besides log-probabilities.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Want {
+pub struct ScoreOptions {
     /// The entropy of the distribution at each target position.
     pub entropy: bool,
     /// The state from which each target token is predicted.
@@ -54,7 +54,7 @@ pub struct CrossEntropy {
 }
 
 /// What a model's logits at the target positions are like, without gradients; all `[batch, time]` `f32`, 0 where there is no
-/// loss. See [`Policy::logit_statistics`].
+/// loss.
 #[derive(Debug)]
 pub struct LogitStatistics {
     /// Mean logit over the vocabulary.
@@ -67,16 +67,51 @@ pub struct LogitStatistics {
     pub correct: Tensor,
 }
 
+impl LogitStatistics {
+    /// Of the logits that follow from states of [`ScoreOptions::states`] under a policy's output matrix.
+    ///
+    /// # Errors
+    /// When the policy has no output matrix, or shapes do not fit.
+    pub fn of(policy: &dyn Policy, states: &Tensor, labels: &Labels) -> Result<Self> {
+        let (weight, scale) = policy.output_projection().ok_or_else(|| {
+            crate::Error::invalid("logit statistics", "the policy has no output matrix (output_projection)")
+        })?;
+        tch::no_grad(|| {
+            let states = states.f_flatten(0, 1)?.f_index_select(0, &labels.positions)?;
+            let mut columns: [Vec<Tensor>; 4] = Default::default();
+            // Logits of some rows at a time, as for the log-probabilities.
+            let rows = ((10 << 20) / weight.size()[0].max(1)).max(1);
+            for (states, targets) in states.f_split(rows, 0)?.iter().zip(labels.targets.f_split(rows, 0)?) {
+                let logits = linear(&states.f_mul_scalar(scale)?, weight)?.f_to_kind(Kind::Float)?;
+                let total = logits.f_logsumexp(-1i64, true)?;
+                let log_probs = logits.f_sub(&total)?;
+                columns[0].push(logits.f_mean_dim(-1i64, false, None::<Kind>)?);
+                let expected = log_probs.f_exp()?.f_mul(&log_probs)?;
+                columns[1].push(expected.f_sum_dim_intlist(-1i64, false, None::<Kind>)?.f_neg()?);
+                columns[2].push(log_probs.f_mul_scalar(2.0)?.f_logsumexp(-1i64, false)?);
+                columns[3].push(logits.f_argmax(-1, false)?.f_eq_tensor(&targets)?.f_to_kind(Kind::Float)?);
+            }
+            let whole = |rows: &[Tensor]| labels.scatter(&Tensor::f_cat(rows, 0)?);
+            Ok(LogitStatistics {
+                mean_logit: whole(&columns[0])?,
+                entropy: whole(&columns[1])?,
+                collision: whole(&columns[2])?,
+                correct: whole(&columns[3])?,
+            })
+        })
+    }
+}
+
 /// A model that gives probabilities to target tokens: all that losses, rewards and references need.
 ///
-/// [`T5`](crate::T5) reads the prompt in its encoder; [`Llama`](crate::Llama) reads prompt and target in one row. Algorithms are
+/// A [`Model`](crate::Model) with an encoder reads the prompt there; one without reads prompt and target in one row. Algorithms are
 /// generic over this trait and never see the difference.
 ///
 /// # Example
 /// A model of one's own; this one has learnt how frequent tokens are, and looks at no prompt:
 /// ```
 /// use ruminate_models::checkpoint::{WEIGHTS, write_tensors};
-/// use ruminate_models::{Example, Labels, Parameters, Policy, Result, TokenId, TokenScores, Want};
+/// use ruminate_models::{Example, Labels, Parameters, Policy, Result, TokenId, TokenScores, ScoreOptions};
 /// use tch::{Device, Kind, Tensor};
 ///
 /// struct Frequencies {
@@ -108,7 +143,7 @@ pub struct LogitStatistics {
 ///     // There is no dropout.
 ///     fn set_training(&mut self, _: bool) {}
 ///
-///     fn score(&self, examples: &[Example], _: Want) -> Result<TokenScores> {
+///     fn score(&self, examples: &[Example], _: ScoreOptions) -> Result<TokenScores> {
 ///         let targets: Vec<_> = examples.iter().map(|e| e.target.as_slice()).collect();
 ///         let labels = Labels::new(&targets, Device::Cpu)?;
 ///         let ids = labels.ids.f_clamp_min(0)?.f_view_([-1])?;
@@ -125,7 +160,7 @@ pub struct LogitStatistics {
 ///
 /// let policy = Frequencies::new(4);
 /// let example = Example { prompt: vec![1], target: vec![2, 3] };
-/// let scores = policy.score(&[example], Want::default())?;
+/// let scores = policy.score(&[example], ScoreOptions::default())?;
 /// assert!((scores.log_probs.double_value(&[0, 1]) - 0.25f64.ln()).abs() < 1e-6);
 /// scores.log_probs.sum(Kind::Float).neg().backward();
 /// assert!(policy.logits.grad().double_value(&[2]) < 0.0);
@@ -138,20 +173,15 @@ pub trait Policy {
     /// Where the parameters lie.
     fn device(&self) -> Device;
 
-    /// Width of the states that [`Want::states`] asks for.
+    /// Width of the states that [`ScoreOptions::states`] asks for.
     fn hidden_size(&self) -> i64;
 
     /// The token that rows are filled up with. Of a model that has none of its own, it is an end token.
     fn pad_token_id(&self) -> TokenId;
 
-    /// Factor on the states before the output matrix; 1 for most models.
-    fn output_scale(&self) -> f64 {
-        1.0
-    }
-
-    /// The matrix `[vocab, hidden]` that makes logits of the states, where the model has one: `output_scale * states` times
-    /// its transpose.
-    fn output_weight(&self) -> Option<&Tensor> {
+    /// The output matrix `[vocab, hidden]`, where the model has one, and the factor on the states before it: the logits are `factor *
+    /// states` times the transposed matrix.
+    fn output_projection(&self) -> Option<(&Tensor, f64)> {
         None
     }
 
@@ -189,7 +219,7 @@ pub trait Policy {
     ///
     /// # Errors
     /// When there is no example, a prompt is empty, or an id is outside the vocabulary.
-    fn score(&self, examples: &[Example], want: Want) -> Result<TokenScores>;
+    fn score(&self, examples: &[Example], options: ScoreOptions) -> Result<TokenScores>;
 
     /// The sum of what [`score`](Self::score) gives, negated. Models may work out its gradients together with it, which is cheaper; they
     /// can be taken once then, and that of the output matrix is in memory until they are.
@@ -197,7 +227,7 @@ pub trait Policy {
     /// # Errors
     /// As [`score`](Self::score).
     fn cross_entropy(&self, examples: &[Example]) -> Result<CrossEntropy> {
-        let TokenScores { log_probs, labels, tokens, .. } = self.score(examples, Want::default())?;
+        let TokenScores { log_probs, labels, tokens, .. } = self.score(examples, ScoreOptions::default())?;
         Ok(CrossEntropy { sum: log_probs.f_sum(Kind::Float)?.f_neg()?, count: labels.count, tokens })
     }
 
@@ -210,31 +240,22 @@ pub trait Policy {
         &self,
         prompts: &[&[TokenId]],
         targets: &[&[TokenId]],
-        want: Want,
+        options: ScoreOptions,
     ) -> Result<TokenScores> {
-        let each = targets_of_each(prompts.len(), targets.len())?;
+        let each = targets_per_prompt(prompts.len(), targets.len())?;
         let example = |(i, target): (usize, &&[TokenId])| Example {
             prompt: prompts[i / each].to_vec(),
             target: target.to_vec(),
         };
-        self.score(&targets.iter().enumerate().map(example).collect::<Vec<_>>(), want)
+        self.score(&targets.iter().enumerate().map(example).collect::<Vec<_>>(), options)
     }
 
-    /// Statistics of the logits that follow from states of [`Want::states`], without gradients.
-    ///
-    /// # Errors
-    /// When the model does not support it.
-    fn logit_statistics(&self, states: &Tensor, labels: &Labels) -> Result<LogitStatistics> {
-        let _ = (states, labels);
-        Err(crate::Error::invalid("logit_statistics", "this model does not support it"))
-    }
-
-    /// The states of [`Want::states`] alone, without the work of scoring.
+    /// The states of [`ScoreOptions::states`] alone, without the work of scoring.
     ///
     /// # Errors
     /// As [`score`](Self::score).
     fn states(&self, examples: &[Example]) -> Result<Option<Tensor>> {
-        Ok(self.score(examples, Want { states: true, ..Want::default() })?.states)
+        Ok(self.score(examples, ScoreOptions { states: true, ..ScoreOptions::default() })?.states)
     }
 
     /// Writes configuration and weights into an existing folder, in the Hugging Face layout.
@@ -253,7 +274,7 @@ pub trait Policy {
 }
 
 /// How many targets each prompt has. That there is nothing at all is found out by whoever makes a batch of it.
-pub(crate) fn targets_of_each(prompts: usize, targets: usize) -> Result<usize> {
+pub(crate) fn targets_per_prompt(prompts: usize, targets: usize) -> Result<usize> {
     if prompts == targets {
         return Ok(1);
     }
@@ -291,37 +312,6 @@ pub(crate) fn label_cross_entropy(
 ) -> Result<Tensor> {
     let states = states.f_flatten(0, 1)?.f_index_select(0, &labels.positions)?;
     Ok(ruminate_torch::cross_entropy(&states, weight, &labels.targets, scale)?)
-}
-
-/// [`Policy::logit_statistics`] under the output matrix and the factor on the states.
-pub(crate) fn logit_statistics(
-    states: &Tensor,
-    (weight, scale): (&Tensor, f64),
-    labels: &Labels,
-) -> Result<LogitStatistics> {
-    tch::no_grad(|| {
-        let states = states.f_flatten(0, 1)?.f_index_select(0, &labels.positions)?;
-        let mut columns: [Vec<Tensor>; 4] = Default::default();
-        // Logits of some rows at a time, as for the log-probabilities.
-        let rows = ((10 << 20) / weight.size()[0].max(1)).max(1);
-        for (states, targets) in states.f_split(rows, 0)?.iter().zip(labels.targets.f_split(rows, 0)?) {
-            let logits = linear(&states.f_mul_scalar(scale)?, weight)?.f_to_kind(Kind::Float)?;
-            let total = logits.f_logsumexp(-1i64, true)?;
-            let log_probs = logits.f_sub(&total)?;
-            columns[0].push(logits.f_mean_dim(-1i64, false, None::<Kind>)?);
-            let expected = log_probs.f_exp()?.f_mul(&log_probs)?;
-            columns[1].push(expected.f_sum_dim_intlist(-1i64, false, None::<Kind>)?.f_neg()?);
-            columns[2].push(log_probs.f_mul_scalar(2.0)?.f_logsumexp(-1i64, false)?);
-            columns[3].push(logits.f_argmax(-1, false)?.f_eq_tensor(&targets)?.f_to_kind(Kind::Float)?);
-        }
-        let whole = |rows: &[Tensor]| labels.scatter(&Tensor::f_cat(rows, 0)?);
-        Ok(LogitStatistics {
-            mean_logit: whole(&columns[0])?,
-            entropy: whole(&columns[1])?,
-            collision: whole(&columns[2])?,
-            correct: whole(&columns[3])?,
-        })
-    })
 }
 
 /// Refuses targets with ids outside the vocabulary; [`IGNORED`](crate::IGNORED) is none.

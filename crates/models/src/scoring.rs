@@ -2,8 +2,7 @@
 
 use tch::{Device, Tensor};
 
-use crate::policy::{check_targets, label_scores};
-use crate::{Error, IGNORED, Interrupt, Result, T5, TokenId};
+use crate::{Error, Result, TokenId};
 
 /// A model that judges given answers.
 pub trait ScoreChoices {
@@ -11,7 +10,7 @@ pub trait ScoreChoices {
     /// label ends earlier. Each question's prompt goes through the model once; all its choices share the result.
     ///
     /// # Errors
-    /// When a question has no choice, a choice is empty, an id is outside the vocabulary, or an [`Interrupt`] is raised.
+    /// When a question has no choice, a choice is empty, an id is outside the vocabulary, or an [`Interrupt`](crate::Interrupt) is raised.
     fn choice_log_probs(&self, prompts: &[Vec<TokenId>], choices: &[Vec<Vec<TokenId>>]) -> Result<Tensor>;
 
     /// Raw logits, `f32`, of some tokens at the first position of the answer: one list per question.
@@ -19,32 +18,6 @@ pub trait ScoreChoices {
     /// # Errors
     /// When a question has no token, or an id is outside the vocabulary.
     fn first_token_logits(&self, prompts: &[Vec<TokenId>], tokens: &[Vec<TokenId>]) -> Result<Vec<Vec<f32>>>;
-}
-
-impl ScoreChoices for T5 {
-    fn choice_log_probs(&self, prompts: &[Vec<TokenId>], choices: &[Vec<Vec<TokenId>>]) -> Result<Tensor> {
-        Interrupt::check()?;
-        let capacity = check_choices(prompts, choices)?;
-        let targets = padded_targets(choices, capacity)?;
-        let rows: Vec<&[TokenId]> = prompts.iter().map(Vec::as_slice).collect();
-        let (states, labels) = self.target_states(&rows, &targets)?;
-        let (log_probs, _) = label_scores(&states, self.output_projection(), &labels, false)?;
-        Ok(log_probs.f_view_([prompts.len() as i64, capacity as i64, -1])?)
-    }
-
-    fn first_token_logits(&self, prompts: &[Vec<TokenId>], tokens: &[Vec<TokenId>]) -> Result<Vec<Vec<f32>>> {
-        Interrupt::check()?;
-        let capacity = check_choices(prompts, tokens)?;
-        let rows: Vec<&[TokenId]> = tokens.iter().map(Vec::as_slice).collect();
-        check_targets(self.config().vocab_size, &rows)?;
-        let ids = padded_tokens(tokens, capacity, self.device())?;
-        let rows: Vec<&[TokenId]> = prompts.iter().map(Vec::as_slice).collect();
-        let first: &[TokenId] = &[IGNORED];
-        let (states, _) = self.target_states(&rows, &vec![first; rows.len()])?;
-        let mut logits: Vec<Vec<f32>> = Vec::try_from(self.logits_of(&states.f_squeeze_dim(1)?, &ids)?)?;
-        logits.iter_mut().zip(tokens).for_each(|(row, tokens)| row.truncate(tokens.len()));
-        Ok(logits)
-    }
 }
 
 /// The choices of all questions, `capacity` for each, of which those that it lacks are empty.

@@ -7,10 +7,7 @@ use rand_chacha::ChaCha8Rng;
 use tch::{Device, Kind, Tensor};
 
 use crate::checkpoint::{read_tensors, write_tensors};
-use crate::{
-    CrossEntropy, Error, Example, Labels, LogitStatistics, Parameters, Policy, Result, TokenId, TokenScores,
-    Want,
-};
+use crate::{CrossEntropy, Error, Example, Parameters, Policy, Result, ScoreOptions, TokenId, TokenScores};
 
 /// The file of the parameters that predict values, beside the policy's weights.
 pub const VALUE_WEIGHTS: &str = "value.safetensors";
@@ -90,7 +87,8 @@ impl<P: Policy> ActorCritic<P> {
     /// # Errors
     /// When memory is short.
     pub fn separate(actor: P, network: P, seed: u64) -> Result<Self> {
-        let head = ValueHead::new(&network, network.output_scale(), seed)?;
+        let head =
+            ValueHead::new(&network, network.output_projection().map_or(1.0, |(_, scale)| scale), seed)?;
         Ok(Self::join(actor, Some(network), head))
     }
 
@@ -125,15 +123,19 @@ impl<P: Policy> ActorCritic<P> {
     ///
     /// # Errors
     /// As [`Policy::score`].
-    pub fn score_with_values(&self, examples: &[Example], want: Want) -> Result<(TokenScores, Tensor)> {
-        let mut scores = self.actor.score(examples, Want { states: true, ..want })?;
+    pub fn score_with_values(
+        &self,
+        examples: &[Example],
+        options: ScoreOptions,
+    ) -> Result<(TokenScores, Tensor)> {
+        let mut scores = self.actor.score(examples, ScoreOptions { states: true, ..options })?;
         let states = match &self.network {
             Some(network) => network.states(examples)?,
             None => scores.states.take(),
         };
         let states = states.ok_or_else(|| Error::invalid("policy", "it returned no states"))?;
         let values = self.head.values(&states)?.f_mul(&scores.labels.mask)?;
-        scores.states = want.states.then_some(states);
+        scores.states = options.states.then_some(states);
         Ok((scores, values))
     }
 }
@@ -155,12 +157,8 @@ impl<P: Policy> Policy for ActorCritic<P> {
         self.actor.pad_token_id()
     }
 
-    fn output_scale(&self) -> f64 {
-        self.actor.output_scale()
-    }
-
-    fn output_weight(&self) -> Option<&Tensor> {
-        self.actor.output_weight()
+    fn output_projection(&self) -> Option<(&Tensor, f64)> {
+        self.actor.output_projection()
     }
 
     fn end_token_ids(&self) -> &[TokenId] {
@@ -183,8 +181,8 @@ impl<P: Policy> Policy for ActorCritic<P> {
         self.network.as_mut().map_or(Ok(()), |network| network.set_gradient_checkpointing(on))
     }
 
-    fn score(&self, examples: &[Example], want: Want) -> Result<TokenScores> {
-        self.actor.score(examples, want)
+    fn score(&self, examples: &[Example], options: ScoreOptions) -> Result<TokenScores> {
+        self.actor.score(examples, options)
     }
 
     fn cross_entropy(&self, examples: &[Example]) -> Result<CrossEntropy> {
@@ -195,13 +193,9 @@ impl<P: Policy> Policy for ActorCritic<P> {
         &self,
         prompts: &[&[TokenId]],
         targets: &[&[TokenId]],
-        want: Want,
+        options: ScoreOptions,
     ) -> Result<TokenScores> {
-        self.actor.score_alternatives(prompts, targets, want)
-    }
-
-    fn logit_statistics(&self, states: &Tensor, labels: &Labels) -> Result<LogitStatistics> {
-        self.actor.logit_statistics(states, labels)
+        self.actor.score_alternatives(prompts, targets, options)
     }
 
     fn states(&self, examples: &[Example]) -> Result<Option<Tensor>> {

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use tch::{Device, Kind, Tensor};
 
+use crate::network::Network;
 use crate::{Error, Result, T5, TokenId, Tokenizer, Truncate};
 
 /// Statements in one pass of the encoder.
@@ -95,7 +96,7 @@ impl Vera {
             let id = tokenizer.token_id(token).ok_or_else(|| {
                 refuse(format!("the tokenizer has no {token}, whose embedding holds a part of the scorer"))
             })?;
-            Ok(t5.embedding(id)?.f_to_kind(Kind::Float)?)
+            Ok(t5.network.embeddings().row(id)?.f_to_kind(Kind::Float)?)
         };
         let first = |token: &str| Ok::<_, Error>(row(token)?.f_double_value(&[0])?);
         let [weight, bias, temperature] = VeraHead::TOKENS;
@@ -153,10 +154,5 @@ impl Vera {
 /// # Errors
 /// When a row is empty, a token is outside the vocabulary, or libtorch fails.
 pub fn last_states<R: AsRef<[TokenId]>>(t5: &T5, rows: &[R]) -> Result<Tensor> {
-    let states = t5.encode_with(&t5.batch(rows)?, 0.0, None)?.states;
-    let (_, time, _) = states.size3()?;
-    let last: Vec<i64> =
-        rows.iter().zip(0..).map(|(row, i)| i * time + row.as_ref().len() as i64 - 1).collect();
-    let last = Tensor::f_from_slice(&last)?.f_to_device(t5.device())?;
-    Ok(states.f_flatten(0, 1)?.f_index_select(0, &last)?.f_to_kind(Kind::Float)?)
+    Ok(t5.last_states(rows)?.f_to_kind(Kind::Float)?)
 }

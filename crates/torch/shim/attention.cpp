@@ -153,7 +153,7 @@ struct Part {
 };
 
 // A few queries [rows, time, heads, width] look at the keys of all parts, without gradients; [rows, time, heads * width].
-at::Tensor look_up(const at::Tensor &q, const std::vector<Part> &parts, const std::optional<at::Tensor> &offsets,
+at::Tensor decode_attention(const at::Tensor &q, const std::vector<Part> &parts, const std::optional<at::Tensor> &offsets,
                    double scale) {
   const auto rows = q.size(0), time = q.size(1), heads = q.size(2), n = q.size(3);
   int64_t count = 0;
@@ -224,7 +224,7 @@ constexpr int64_t MOST_SCORES = 8192;
 // The same by a kernel: of one or two parts, all of one kind.
 bool has_kernel(const at::Tensor &q, const std::vector<Part> &parts, const std::optional<at::Tensor> &bias) {
   const auto fits = [&](const at::Tensor &x) {
-    return by_kernel(Kernel::LookUp, x) && x.device() == q.device() && x.stride(-1) == 1;
+    return by_kernel(Kernel::DecodeAttention, x) && x.device() == q.device() && x.stride(-1) == 1;
   };
   int64_t count = 0;
   bool all = fits(q) && q.size(1) <= FEW && parts.size() <= 2;
@@ -233,14 +233,14 @@ bool has_kernel(const at::Tensor &q, const std::vector<Part> &parts, const std::
     all = all && fits(keys) && fits(values) && keys.scalar_type() == q.scalar_type() && values.scalar_type() == q.scalar_type();
   }
   const auto kind = [&] { return bias->scalar_type() == at::kFloat || bias->scalar_type() == q.scalar_type(); };
-  return all && count > 0 && count <= MOST_SCORES && (!bias || (by_kernel(Kernel::LookUp, *bias) && kind()));
+  return all && count > 0 && count <= MOST_SCORES && (!bias || (by_kernel(Kernel::DecodeAttention, *bias) && kind()));
 }
 
-at::Tensor look_up_by_kernel(const at::Tensor &q, const std::vector<Part> &parts, const std::optional<at::Tensor> &bias,
+at::Tensor decode_attention_by_kernel(const at::Tensor &q, const std::vector<Part> &parts, const std::optional<at::Tensor> &bias,
                              double scale) {
   const auto rows = q.size(0), time = q.size(1), heads = q.size(2), n = q.size(3);
   auto out = at::empty({rows, time, heads * n}, q.options());
-  LookUp all{};
+  DecodeAttention all{};
   all.queries = q.const_data_ptr(), all.out = out.mutable_data_ptr();
   all.time = time, all.heads = heads, all.n = n;
   all.query_row = q.stride(0), all.query_time = q.stride(1), all.query_head = q.stride(2);
@@ -255,7 +255,7 @@ at::Tensor look_up_by_kernel(const at::Tensor &q, const std::vector<Part> &parts
                 k.stride(1),        k.stride(2),        v.stride(0), v.stride(1),      v.stride(2)};
     count += k.size(2);
   }
-  std::string function = std::string("look_up") + kernel_suffix(q);
+  std::string function = std::string("decode_attention") + kernel_suffix(q);
   at::Tensor view;
   if (bias) {
     const auto batch = bias->size(0);
@@ -266,7 +266,7 @@ at::Tensor look_up_by_kernel(const at::Tensor &q, const std::vector<Part> &parts
     all.bias_row = view.stride(0), all.bias_head = view.stride(1), all.bias_time = view.stride(2);
     function += view.scalar_type() == at::kBFloat16 ? "_bf16" : "";
   }
-  run_kernel(Kernel::LookUp, function, q, rows * time * heads, static_cast<size_t>(count) * sizeof(float), all);
+  run_kernel(Kernel::DecodeAttention, function, q, rows * time * heads, static_cast<size_t>(count) * sizeof(float), all);
   return out;
 }
 
@@ -314,7 +314,7 @@ extern "C" int ruminate_attention(at::Tensor *q, at::Tensor *k, at::Tensor *v, a
   });
 }
 
-extern "C" int ruminate_look_up(at::Tensor *q, at::Tensor *const *keys, at::Tensor *const *values, size_t count,
+extern "C" int ruminate_decode_attention(at::Tensor *q, at::Tensor *const *keys, at::Tensor *const *values, size_t count,
                                 at::Tensor *bias, double scale, at::Tensor **out, char **error) {
   return guarded(error, [&] {
     std::vector<Part> parts;
@@ -338,12 +338,12 @@ extern "C" int ruminate_look_up(at::Tensor *q, at::Tensor *const *keys, at::Tens
     TORCH_CHECK(!bias || bias->dim() == 4, "offsets must be [rows, heads, time, keys], not ", bias ? bias->sizes() : q->sizes());
     const auto offsets = bias ? std::make_optional(*bias) : std::nullopt;
     if (!graph && has_kernel(*q, parts, offsets)) {
-      *out = new at::Tensor(look_up_by_kernel(*q, parts, offsets, scale));
+      *out = new at::Tensor(decode_attention_by_kernel(*q, parts, offsets, scale));
       return;
     }
     if (!ours) {
       return;
     }
-    *out = new at::Tensor(look_up(*q, parts, offsets, scale));
+    *out = new at::Tensor(decode_attention(*q, parts, offsets, scale));
   });
 }

@@ -149,11 +149,11 @@ namespace log_probs_cu {
 namespace top_p_cu {
 #include "kernels/top_p.cu"
 }
-namespace look_up_cu {
-#include "kernels/look_up.cu"
+namespace decode_attention_cu {
+#include "kernels/decode_attention.cu"
 }
-namespace rotate_cu {
-#include "kernels/rotate.cu"
+namespace rope_cu {
+#include "kernels/rope.cu"
 }
 namespace gate_cu {
 #include "kernels/gate.cu"
@@ -173,11 +173,11 @@ void run(const std::string &function, int64_t blocks, size_t shared, void **argu
       {"log_probs_slopes_f32", callable(log_probs_cu::log_probs_slopes_f32)},
       {"log_probs_slopes_bf16", callable(log_probs_cu::log_probs_slopes_bf16)},
       {"top_p", callable(top_p_cu::top_p)},
-      {"look_up_f32", callable(look_up_cu::look_up_f32)},
-      {"look_up_bf16", callable(look_up_cu::look_up_bf16)},
-      {"look_up_bf16_bf16", callable(look_up_cu::look_up_bf16_bf16)},
-      {"rotate_f32", callable(rotate_cu::rotate_f32)},
-      {"rotate_bf16", callable(rotate_cu::rotate_bf16)},
+      {"decode_attention_f32", callable(decode_attention_cu::decode_attention_f32)},
+      {"decode_attention_bf16", callable(decode_attention_cu::decode_attention_bf16)},
+      {"decode_attention_bf16_bf16", callable(decode_attention_cu::decode_attention_bf16_bf16)},
+      {"rope_f32", callable(rope_cu::rope_f32)},
+      {"rope_bf16", callable(rope_cu::rope_bf16)},
       {"gate_f32", callable(gate_cu::gate_f32)},
       {"gate_bf16", callable(gate_cu::gate_bf16)},
       {"gate_slopes_f32", callable(gate_cu::gate_slopes_f32)},

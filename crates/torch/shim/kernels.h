@@ -5,7 +5,7 @@
 #include <string>
 
 // The last two are libtorch's own.
-enum class Kernel : int { LogProbs, TopP, LookUp, Rotate, Gate, Attention, Graphs };
+enum class Kernel : int { LogProbs, TopP, DecodeAttention, Rope, Gate, Attention, Graphs };
 
 // Whether the kernel is on and takes such a tensor: float32 or bfloat16 on CUDA, in tests on the CPU.
 bool by_kernel(Kernel kernel, const at::Tensor &x);

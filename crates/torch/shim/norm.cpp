@@ -136,7 +136,7 @@ extern "C" int ruminate_rms_norm(at::Tensor *x, at::Tensor *weight, double eps, 
   return guarded(error, [&] { *out = new at::Tensor(rms_norm(*x, *weight, eps)); });
 }
 
-extern "C" int ruminate_linear_after(at::Tensor *x, at::Tensor *norm, double eps, at::Tensor *const *weights, size_t count,
+extern "C" int ruminate_fused_linear(at::Tensor *x, at::Tensor *norm, double eps, at::Tensor *const *weights, size_t count,
                                      at::Tensor **out, char **error) {
   return guarded(error, [&] {
     TORCH_CHECK(count > 0, "there is no weight");

@@ -60,7 +60,7 @@ at::Tensor blocks_of(const std::vector<at::Tensor> &weights) {
 }
 
 // What comes before the product; the values are those of the Rust side.
-enum Before { NOTHING, NORM, RELU, SILU, GELU };
+enum Prologue { NONE, NORM, RELU, SILU, GELU };
 
 // Rows [rows, k] of what the product takes, from x [rows, k], or [rows, 2 k] before a gate.
 void prepare(const at::Tensor &x, int before, const at::Tensor *weight, float eps, int64_t k, float *out) {
@@ -162,7 +162,7 @@ int ruminate_pack(at::Tensor *const *weights, size_t count, at::Tensor **out, in
   });
 }
 
-int ruminate_multiply(at::Tensor *x, at::Tensor *blocks, int64_t outputs, int before, at::Tensor *norm, double eps,
+int ruminate_packed_linear(at::Tensor *x, at::Tensor *blocks, int64_t outputs, int before, at::Tensor *norm, double eps,
                       at::Tensor *residual, at::Tensor **out, char **error) {
   return guarded(error, [&] {
     at::NoGradGuard no_grad;
@@ -180,7 +180,7 @@ int ruminate_multiply(at::Tensor *x, at::Tensor *blocks, int64_t outputs, int be
     auto result = at::empty({rows.size(0), outputs}, (added ? *added : *blocks).options());
     std::unique_ptr<float[]> space;
     const float *in = nullptr;
-    if (before == NOTHING && rows.scalar_type() == at::kFloat && rows.is_contiguous()) {
+    if (before == NONE && rows.scalar_type() == at::kFloat && rows.is_contiguous()) {
       in = rows.const_data_ptr<float>();
     } else {
       space.reset(new float[static_cast<size_t>(rows.size(0) * k)]);

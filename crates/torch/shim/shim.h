@@ -77,17 +77,17 @@ int ruminate_swap_autocast(int cuda, int *enabled, int *kind, char **error);
 
 // x [..., k] times the transposed weight [n, k]; a [..., m, k] times b [..., k, n]. With gradients.
 int ruminate_linear(at::Tensor *x, at::Tensor *weight, at::Tensor **out, char **error);
-int ruminate_linear_after(at::Tensor *x, at::Tensor *norm, double eps, at::Tensor *const *weights, size_t count,
+int ruminate_fused_linear(at::Tensor *x, at::Tensor *norm, double eps, at::Tensor *const *weights, size_t count,
                           at::Tensor **out, char **error);
 int ruminate_matmul(at::Tensor *a, at::Tensor *b, at::Tensor **out, char **error);
 
-// Joins the rows of all weights, one below the other: in blocks for ruminate_multiply, which knows no gradients, where `blocks` says 1,
+// Joins the rows of all weights, one below the other: in blocks for ruminate_packed_linear, which knows no gradients, where `blocks` says 1,
 // and as they are where it says 0 (another kind, or another device than the CPU).
 int ruminate_pack(at::Tensor *const *weights, size_t count, at::Tensor **out, int *blocks, char **error);
 
 // residual + f(x) times the transposed weights of so many outputs, where f is nothing (0), a root-mean-square norm (1), relu (2), or
 // silu (3) or gelu (4) of the first half of a row times the second. `norm` and `residual` may be null.
-int ruminate_multiply(at::Tensor *x, at::Tensor *blocks, int64_t outputs, int before, at::Tensor *norm, double eps,
+int ruminate_packed_linear(at::Tensor *x, at::Tensor *blocks, int64_t outputs, int before, at::Tensor *norm, double eps,
                       at::Tensor *residual, at::Tensor **out, char **error);
 
 // Dropout in training.
@@ -101,7 +101,7 @@ int ruminate_gate(at::Tensor *gate, at::Tensor *up, int gelu, at::Tensor **out, 
 
 // Rotary positions: x * cos + (x, its halves exchanged) * sin, for x [rows, time, heads, width] and tables
 // [1 or rows, time, 1, width] whose sines are negative in the first half and whose halves are otherwise the same.
-int ruminate_rotate(at::Tensor *x, at::Tensor *cos, at::Tensor *sin, at::Tensor **out, char **error);
+int ruminate_rope(at::Tensor *x, at::Tensor *cos, at::Tensor *sin, at::Tensor **out, char **error);
 
 // softmax(scale * q k^T + bias) v with dropout on the probabilities, for q [batch, heads, time, width], k and v
 // [batch, heads, keys, width]; `bias` may be null, or is broadcast to [batch, heads, time, keys].
@@ -113,12 +113,12 @@ int ruminate_attention(at::Tensor *q, at::Tensor *k, at::Tensor *v, at::Tensor *
 // those of one head. `bias` [rows, heads, time, all keys], any of the first three 1, of the rows a divisor, may be null. The
 // result is [rows, time, heads * width]; none where this is another kind or number of queries, or another device without its kernel,
 // or gradients are wanted.
-int ruminate_look_up(at::Tensor *q, at::Tensor *const *keys, at::Tensor *const *values, size_t count, at::Tensor *bias,
+int ruminate_decode_attention(at::Tensor *q, at::Tensor *const *keys, at::Tensor *const *values, size_t count, at::Tensor *bias,
                      double scale, at::Tensor **out, char **error);
 
-// Of states [rows, heads + 2 shared, width], the queries, keys and values of a position: turns queries and keys as ruminate_rotate
+// Of states [rows, heads + 2 shared, width], the queries, keys and values of a position: turns queries and keys as ruminate_rope
 // does unless `cos` is null, the queries in place, and writes keys and values into caches [rows, shared, time, width].
-int ruminate_remember(at::Tensor *states, at::Tensor *cos, at::Tensor *sin, at::Tensor *keys, at::Tensor *values, int64_t at,
+int ruminate_append_kv(at::Tensor *states, at::Tensor *cos, at::Tensor *sin, at::Tensor *keys, at::Tensor *values, int64_t at,
                       char **error);
 
 // Lets the C library keep freed memory for the next allocations, and take it in huge pages, where it is glibc's.

@@ -73,7 +73,7 @@ unsafe extern "C" {
         out: *mut *mut C_tensor,
         error: *mut *mut c_char,
     ) -> c_int;
-    pub(crate) fn ruminate_rotate(
+    pub(crate) fn ruminate_rope(
         x: TensorPtr,
         cos: TensorPtr,
         sin: TensorPtr,
@@ -173,7 +173,7 @@ unsafe extern "C" {
         out: *mut *mut C_tensor,
         error: *mut *mut c_char,
     ) -> c_int;
-    pub(crate) fn ruminate_linear_after(
+    pub(crate) fn ruminate_fused_linear(
         x: TensorPtr,
         norm: TensorPtr,
         eps: f64,
@@ -195,7 +195,7 @@ unsafe extern "C" {
         blocks: *mut c_int,
         error: *mut *mut c_char,
     ) -> c_int;
-    pub(crate) fn ruminate_multiply(
+    pub(crate) fn ruminate_packed_linear(
         x: TensorPtr,
         blocks: TensorPtr,
         outputs: i64,
@@ -206,7 +206,7 @@ unsafe extern "C" {
         out: *mut *mut C_tensor,
         error: *mut *mut c_char,
     ) -> c_int;
-    pub(crate) fn ruminate_look_up(
+    pub(crate) fn ruminate_decode_attention(
         queries: TensorPtr,
         keys: *const TensorPtr,
         values: *const TensorPtr,
@@ -216,7 +216,7 @@ unsafe extern "C" {
         out: *mut *mut C_tensor,
         error: *mut *mut c_char,
     ) -> c_int;
-    pub(crate) fn ruminate_remember(
+    pub(crate) fn ruminate_append_kv(
         states: TensorPtr,
         cos: TensorPtr,
         sin: TensorPtr,

@@ -1,7 +1,7 @@
-//! Parts of layers that libtorch makes of many operations, in one pass over memory each.
+//! Fused kernels (RMSNorm, RoPE, gating, attention), one pass over memory each.
 //!
-//! In float32 and bfloat16 on the CPU they are loops of their own, with float32 arithmetic inside and gradients (first
-//! derivatives only); elsewhere, where no [kernel](crate::kernels) is on, they are the operations of libtorch that they stand for, to which tests hold them.
+//! On the CPU, in float32 and bfloat16, these are our own loops with float32 arithmetic inside and first derivatives. Elsewhere, unless a
+//! [CUDA kernel](crate::kernels) is on, they are the libtorch operations that they replace, against which they are tested.
 
 use tch::{Device, Kind, Tensor};
 
@@ -47,23 +47,23 @@ pub fn gate(activation: Gate, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     })
 }
 
-/// Rotary positions: turns `x` `[rows, time, heads, width]` by angles whose cosines and sines are `[1 or rows, time, 1,
-/// width]`, where element `i` turns with element `i + width / 2`. Both halves of the tables are the same, but that the sines of
+/// Rotary position embedding: rotates `x` `[rows, time, heads, width]` by angles whose cosines and sines are `[1 or rows, time, 1,
+/// width]`, where element `i` forms a pair with element `i + width / 2`. Both halves of the tables are equal, except that the sines of
 /// the first half are negated.
 ///
 /// # Errors
 /// When shapes do not fit.
-pub fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     // SAFETY: the tensors outlive the call.
-    ffi::call_tensor("rotation", |out, error| unsafe {
-        ffi::ruminate_rotate(x.as_ptr(), cos.as_ptr(), sin.as_ptr(), out, error)
+    ffi::call_tensor("rope", |out, error| unsafe {
+        ffi::ruminate_rope(x.as_ptr(), cos.as_ptr(), sin.as_ptr(), out, error)
     })
 }
 
 /// `softmax(scale * queries keys^T + bias) values`, with dropout on the probabilities: queries `[batch, heads, time, width]`, keys
 /// and values `[batch, heads, keys, width]`, the bias broadcast to `[batch, heads, time, keys]`, the result shaped as the queries.
 ///
-/// Where gradients are wanted, the probabilities are kept for the backward pass, and nothing else of their size.
+/// Probabilities are not kept: the backward pass computes them again.
 ///
 /// # Errors
 /// When shapes do not fit, or the dropout rate is not in `[0, 1)`.
@@ -83,9 +83,9 @@ pub fn attention(
     })
 }
 
-/// Keys and values `[batch, heads, keys, width]`.
+/// Borrowed keys and values `[batch, heads, keys, width]`.
 #[derive(Debug, Clone, Copy)]
-pub struct KeysValues<'a> {
+pub struct KvRef<'a> {
     /// The keys.
     pub keys: &'a Tensor,
     /// The values.
@@ -96,14 +96,14 @@ pub struct KeysValues<'a> {
 /// the result is `[rows, time, heads * width]`. Consecutive rows may share a batch entry of a part, and consecutive heads one of its
 /// heads. The bias is `[rows, heads, time, keys of all parts]`; each of the first three may be 1, the first any divisor.
 ///
-/// There is none where no such loop is: on other devices than the CPU, unless its [kernel](crate::kernels) is on, in other kinds, with more
-/// than eight queries, and where gradients are wanted.
+/// Returns `None` where there is no such loop: on other devices than the CPU, unless its [kernel](crate::kernels) is on, in other kinds,
+/// with more than eight queries, and where gradients are wanted.
 ///
 /// # Errors
 /// When shapes do not fit.
-pub fn look_up(
+pub fn decode_attention(
     queries: &Tensor,
-    parts: &[KeysValues<'_>],
+    parts: &[KvRef<'_>],
     bias: Option<&Tensor>,
     scale: f64,
 ) -> Result<Option<Tensor>> {
@@ -113,20 +113,20 @@ pub fn look_up(
     // SAFETY: the tensors outlive the call.
     ffi::call_if_any("attention", |out, error| unsafe {
         let (q, k, v) = (queries.as_ptr(), keys.as_ptr(), values.as_ptr());
-        ffi::ruminate_look_up(q, k, v, parts.len(), bias, scale, out, error)
+        ffi::ruminate_decode_attention(q, k, v, parts.len(), bias, scale, out, error)
     })
 }
 
-/// Takes the queries `[rows, 1, heads, width]` out of the `states` of a position, `[rows, heads + 2 * shared, width]`, which hold
-/// queries, keys and values, and writes keys and values into caches `[rows, shared, time, width]`. `turn`, cosines and sines, first
-/// [`rotate`]s queries and keys. The states are used up, and there are no gradients.
+/// Appends a position to a key/value cache. `states` `[rows, heads + 2 * kv_heads, width]` hold its queries, keys and values; the caches
+/// are `[rows, kv_heads, time, width]`. Queries and keys are first [rotated](rope) by the cosines and sines `tables`, where there are some.
+/// Returns the queries `[rows, 1, heads, width]`. The states are used up, and there are no gradients.
 ///
 /// # Errors
 /// When shapes do not fit.
-pub fn remember(
+pub fn append_kv(
     states: Tensor,
-    turn: Option<(&Tensor, &Tensor)>,
-    cache: KeysValues<'_>,
+    tables: Option<(&Tensor, &Tensor)>,
+    cache: KvRef<'_>,
     position: i64,
 ) -> Result<Tensor> {
     let (_, count, _) = states.size3()?;
@@ -134,54 +134,54 @@ pub fn remember(
     let heads = count - 2 * shared;
     if [&states, cache.keys, cache.values].into_iter().all(has_rows) && states.is_contiguous() {
         let (cos, sin) =
-            turn.map_or((std::ptr::null(), std::ptr::null()), |(cos, sin)| (cos.as_ptr(), sin.as_ptr()));
+            tables.map_or((std::ptr::null(), std::ptr::null()), |(cos, sin)| (cos.as_ptr(), sin.as_ptr()));
         // SAFETY: the tensors outlive the call, and nobody else reads the states.
-        ffi::call("remembering keys", |error| unsafe {
+        ffi::call("key/value cache", |error| unsafe {
             let (keys, values) = (cache.keys.as_ptr(), cache.values.as_ptr());
-            ffi::ruminate_remember(states.as_ptr(), cos, sin, keys, values, position, error)
+            ffi::ruminate_append_kv(states.as_ptr(), cos, sin, keys, values, position, error)
         })?;
         return Ok(states.f_narrow(1, 0, heads)?.f_unsqueeze(1)?);
     }
-    let (heads, turned, values) = turned(&states, turn, cache)?;
-    cache.keys.f_select(2, position)?.f_copy_(&turned.f_narrow(2, heads, shared)?.f_squeeze_dim(1)?)?;
+    let (heads, rotated, values) = rotated(&states, tables, cache)?;
+    cache.keys.f_select(2, position)?.f_copy_(&rotated.f_narrow(2, heads, shared)?.f_squeeze_dim(1)?)?;
     cache.values.f_select(2, position)?.f_copy_(&values)?;
-    Ok(turned.f_narrow(2, 0, heads)?.f_contiguous()?)
+    Ok(rotated.f_narrow(2, 0, heads)?.f_contiguous()?)
 }
 
-/// As [`remember`], at a position `[1]` that is known on the device only.
+/// As [`append_kv`], at a position `[1]` that is known on the device only.
 ///
 /// # Errors
 /// When shapes do not fit; on a CPU also when the position lies behind the cache, which CUDA tells by an error of some later call.
-pub fn remember_at(
+pub fn append_kv_at(
     states: &Tensor,
-    turn: Option<(&Tensor, &Tensor)>,
-    cache: KeysValues<'_>,
+    tables: Option<(&Tensor, &Tensor)>,
+    cache: KvRef<'_>,
     position: &Tensor,
 ) -> Result<Tensor> {
-    let (heads, turned, values) = turned(states, turn, cache)?;
+    let (heads, rotated, values) = rotated(states, tables, cache)?;
     let shared = cache.keys.size4()?.1;
-    let keys = turned.f_narrow(2, heads, shared)?.f_transpose(1, 2)?;
+    let keys = rotated.f_narrow(2, heads, shared)?.f_transpose(1, 2)?;
     let _ = cache.keys.shallow_clone().f_index_copy_(2, position, &keys)?;
     let _ = cache.values.shallow_clone().f_index_copy_(2, position, &values.f_unsqueeze(2)?)?;
-    Ok(turned.f_narrow(2, 0, heads)?.f_contiguous()?)
+    Ok(rotated.f_narrow(2, 0, heads)?.f_contiguous()?)
 }
 
-/// The number of queries, queries and keys `[rows, 1, heads + shared, width]`, turned, and values `[rows, shared, width]`.
-fn turned(
+/// The number of queries, queries and keys `[rows, 1, heads + shared, width]`, rotated, and values `[rows, shared, width]`.
+fn rotated(
     states: &Tensor,
-    turn: Option<(&Tensor, &Tensor)>,
-    cache: KeysValues<'_>,
+    tables: Option<(&Tensor, &Tensor)>,
+    cache: KvRef<'_>,
 ) -> Result<(i64, Tensor, Tensor)> {
     let (_, count, _) = states.size3()?;
     let shared = cache.keys.size4()?.1;
     let heads = count - 2 * shared;
     let values = states.f_narrow(1, heads + shared, shared)?;
-    let turned = states.f_narrow(1, 0, heads + shared)?.f_unsqueeze(1)?;
-    let turned = match turn {
-        Some((cos, sin)) => rotate(&turned, cos, sin)?,
-        None => turned,
+    let rotated = states.f_narrow(1, 0, heads + shared)?.f_unsqueeze(1)?;
+    let rotated = match tables {
+        Some((cos, sin)) => rope(&rotated, cos, sin)?,
+        None => rotated,
     };
-    Ok((heads, turned, values))
+    Ok((heads, rotated, values))
 }
 
 /// Whether the loops of this module take such a tensor.

@@ -14,10 +14,10 @@ pub enum Kernel {
     LogProbs,
     /// [`top_p`](crate::top_p).
     TopP,
-    /// [`look_up`](crate::look_up), up to 8192 keys.
-    LookUp,
-    /// [`rotate`](crate::rotate), where the tables are of the kind of what is turned.
-    Rotate,
+    /// [`decode_attention`](crate::decode_attention), up to 8192 keys.
+    DecodeAttention,
+    /// [`rope`](crate::rope), where the tables are of the kind of what is turned.
+    Rope,
     /// [`gate`](crate::gate).
     Gate,
     /// [`attention`](crate::attention) by libtorch's `scaled_dot_product_attention`, which keeps no probabilities. Of bfloat16, it takes a
@@ -30,16 +30,23 @@ pub enum Kernel {
 
 impl Kernel {
     /// All of them.
-    pub const ALL: [Self; 7] =
-        [Self::LogProbs, Self::TopP, Self::LookUp, Self::Rotate, Self::Gate, Self::Attention, Self::Graphs];
+    pub const ALL: [Self; 7] = [
+        Self::LogProbs,
+        Self::TopP,
+        Self::DecodeAttention,
+        Self::Rope,
+        Self::Gate,
+        Self::Attention,
+        Self::Graphs,
+    ];
 
     /// As the command line knows it.
     pub fn name(self) -> &'static str {
         match self {
             Self::LogProbs => "log_probs",
             Self::TopP => "top_p",
-            Self::LookUp => "look_up",
-            Self::Rotate => "rotate",
+            Self::DecodeAttention => "decode_attention",
+            Self::Rope => "rope",
             Self::Gate => "gate",
             Self::Attention => "attention",
             Self::Graphs => "graphs",

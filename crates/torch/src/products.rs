@@ -53,11 +53,11 @@ pub struct Packed {
     outputs: Option<i64>,
 }
 
-/// What happens to the input of a product.
+/// What a product does to its input first, in the same pass over memory.
 #[derive(Debug, Clone, Copy)]
-pub enum Before<'a> {
+pub enum Prologue<'a> {
     /// Nothing.
-    Nothing,
+    None,
     /// A [root-mean-square norm](crate::rms_norm).
     Norm {
         /// `[k]`.
@@ -71,7 +71,7 @@ pub enum Before<'a> {
     Gate(Gate),
 }
 
-/// Several weights `[n_i, k]` on what `before` makes of the same `x` `[..., k]`, as one product, which is faster than one each:
+/// Several weights `[n_i, k]` times `prologue(x)` for the same `x` `[..., k]`, as one product, which is faster than one each:
 /// `[..., n_0 + n_1 + ...]`. Of a norm on the CPU only its input is kept for the backward pass (then for first derivatives only).
 ///
 /// # Errors
@@ -79,37 +79,37 @@ pub enum Before<'a> {
 ///
 /// # Example
 /// ```
-/// use ruminate_torch::{Before, linear_after};
+/// use ruminate_torch::{Prologue, fused_linear};
 /// use tch::Tensor;
 /// let x = Tensor::from_slice(&[-1f32, 2.0]).view([1, 2]);
 /// let [a, b] = [3f32, 5.0].map(|w| Tensor::from_slice(&[1.0, w]).view([1, 2]));
-/// let both = linear_after(Before::Relu, &x, &[&a, &b])?;
+/// let both = fused_linear(Prologue::Relu, &x, &[&a, &b])?;
 /// assert_eq!(Vec::<f32>::try_from(both.view(-1)).unwrap(), [6.0, 10.0]);
 /// # Ok::<(), ruminate_torch::Error>(())
 /// ```
-pub fn linear_after(before: Before<'_>, x: &Tensor, weights: &[&Tensor]) -> Result<Tensor> {
-    let (x, norm, eps) = match before {
-        Before::Norm { weight, eps } => (x.shallow_clone(), weight.as_ptr(), eps),
-        other => (other.of(x)?, std::ptr::null(), 0.0),
+pub fn fused_linear(prologue: Prologue<'_>, x: &Tensor, weights: &[&Tensor]) -> Result<Tensor> {
+    let (x, norm, eps) = match prologue {
+        Prologue::Norm { weight, eps } => (x.shallow_clone(), weight.as_ptr(), eps),
+        other => (other.apply(x)?, std::ptr::null(), 0.0),
     };
     let pointers = ffi::pointers(weights.iter().copied());
     // SAFETY: the tensors outlive the call.
     ffi::call_tensor("linear", |out, error| unsafe {
-        ffi::ruminate_linear_after(x.as_ptr(), norm, eps, pointers.as_ptr(), pointers.len(), out, error)
+        ffi::ruminate_fused_linear(x.as_ptr(), norm, eps, pointers.as_ptr(), pointers.len(), out, error)
     })
 }
 
-impl Before<'_> {
-    /// What it makes of `x`.
+impl Prologue<'_> {
+    /// The result for `x`, on its own.
     ///
     /// # Errors
     /// When shapes do not fit.
-    pub fn of(self, x: &Tensor) -> Result<Tensor> {
+    pub fn apply(self, x: &Tensor) -> Result<Tensor> {
         Ok(match self {
-            Before::Nothing => x.shallow_clone(),
-            Before::Norm { weight, eps } => rms_norm(x, weight, eps)?,
-            Before::Relu => x.f_relu()?,
-            Before::Gate(activation) => {
+            Prologue::None => x.shallow_clone(),
+            Prologue::Norm { weight, eps } => rms_norm(x, weight, eps)?,
+            Prologue::Relu => x.f_relu()?,
+            Prologue::Gate(activation) => {
                 let halves = x.f_chunk(2, -1)?;
                 let [first, second] = &halves[..] else {
                     let message = format!("the input of a gate is {:?}, which has no two halves", x.size());
@@ -142,10 +142,10 @@ impl Packed {
     /// # Errors
     /// When shapes do not fit.
     pub fn linear(&self, x: &Tensor) -> Result<Tensor> {
-        self.linear_after(Before::Nothing, x, None)
+        self.fused_linear(Prologue::None, x, None)
     }
 
-    /// [`linear`](Self::linear) of what `before` makes of `x`, added to `residual` where there is one, whose kind the result then
+    /// [`linear`](Self::linear) of `prologue(x)`, added to `residual` where there is one, whose kind the result then
     /// has.
     ///
     /// # Errors
@@ -153,33 +153,38 @@ impl Packed {
     ///
     /// # Example
     /// ```
-    /// use ruminate_torch::{Before, Packed};
+    /// use ruminate_torch::{Prologue, Packed};
     /// use tch::Tensor;
     /// let weight = Packed::new(&[&Tensor::from_slice(&[2f32, 3.0]).view([1, 2])])?;
     /// let x = Tensor::from_slice(&[-1f32, 4.0]).view([1, 2]);
     /// let residual = Tensor::from_slice(&[0.5f32]).view([1, 1]);
-    /// let sum = weight.linear_after(Before::Relu, &x, Some(&residual))?;
+    /// let sum = weight.fused_linear(Prologue::Relu, &x, Some(&residual))?;
     /// assert_eq!(sum.double_value(&[0, 0]), 12.5);
     /// # Ok::<(), ruminate_torch::Error>(())
     /// ```
-    pub fn linear_after(&self, before: Before<'_>, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
+    pub fn fused_linear(
+        &self,
+        prologue: Prologue<'_>,
+        x: &Tensor,
+        residual: Option<&Tensor>,
+    ) -> Result<Tensor> {
         if let Some(outputs) = self.outputs {
             let null = std::ptr::null;
-            let (code, norm, eps) = match before {
-                Before::Nothing => (0, null(), 0.0),
-                Before::Norm { weight, eps } => (1, weight.as_ptr(), eps),
-                Before::Relu => (2, null(), 0.0),
-                Before::Gate(Gate::Silu) => (3, null(), 0.0),
-                Before::Gate(Gate::GeluTanh) => (4, null(), 0.0),
+            let (code, norm, eps) = match prologue {
+                Prologue::None => (0, null(), 0.0),
+                Prologue::Norm { weight, eps } => (1, weight.as_ptr(), eps),
+                Prologue::Relu => (2, null(), 0.0),
+                Prologue::Gate(Gate::Silu) => (3, null(), 0.0),
+                Prologue::Gate(Gate::GeluTanh) => (4, null(), 0.0),
             };
             let residual = residual.map_or(null(), |residual| residual.as_ptr());
             // SAFETY: the tensors outlive the call.
             return ffi::call_tensor("linear", |out, error| unsafe {
                 let (x, weight) = (x.as_ptr(), self.weight.as_ptr());
-                ffi::ruminate_multiply(x, weight, outputs, code, norm, eps, residual, out, error)
+                ffi::ruminate_packed_linear(x, weight, outputs, code, norm, eps, residual, out, error)
             });
         }
-        let product = before.of(x)?.f_linear(&self.weight, None::<&Tensor>)?;
+        let product = prologue.apply(x)?.f_linear(&self.weight, None::<&Tensor>)?;
         Ok(match residual {
             // A shape of its own would be broadcast.
             Some(residual) => residual.f_reshape(product.size())?.f_add(&product)?,

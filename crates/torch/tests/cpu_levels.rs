@@ -3,7 +3,9 @@
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard};
 
-use ruminate_torch::{Before, CpuLevel, Gate, Packed, Sampler, attention, choose, gate, log_probs, rms_norm};
+use ruminate_torch::{
+    CpuLevel, Gate, Packed, Prologue, Sampler, attention, choose, gate, log_probs, rms_norm,
+};
 use tch::{Device, Kind, Tensor};
 
 static LEVEL: Mutex<()> = Mutex::new(());
@@ -27,7 +29,7 @@ fn results() -> Vec<Tensor> {
     for rows in [1, 2, 5, 8, 61] {
         let x = numbers(&[rows, 300], 1.0);
         all.push(packed.linear(&x).unwrap());
-        all.push(halves.linear_after(Before::Relu, &x, Some(&numbers(&[rows, 100], 2.0))).unwrap());
+        all.push(halves.fused_linear(Prologue::Relu, &x, Some(&numbers(&[rows, 100], 2.0))).unwrap());
     }
     let x = numbers(&[7, 33], 0.1);
     all.push(rms_norm(&x, &numbers(&[33], 0.2), 1e-6).unwrap());

@@ -5,7 +5,7 @@ use std::path::Path;
 use ruminate::algorithms::{Networks, Pass, Plan, Precision, Work, WritingPlan};
 use ruminate::datasets::chat::{ChatTemplate, Message};
 use ruminate::datasets::environments::Problem;
-use ruminate::models::{BatchShape, GenerationConfig, LlamaConfig, Tokenizer};
+use ruminate::models::{BatchShape, GenerationConfig, LlamaConfig, ModelShape, Tokenizer};
 use ruminate::run::{DryRun, LlamaModelConfig, Outcome, RunArgs, Table, print_json, print_tables, writing};
 use serde_json::{Value, json};
 use tch::{Device, Kind};

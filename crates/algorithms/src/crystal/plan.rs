@@ -185,6 +185,8 @@ fn count(instances: &Instances) -> Vec<(String, usize, usize)> {
 
 #[cfg(test)]
 mod tests {
+    use ruminate_models::ModelShape;
+
     use super::*;
 
     #[test]

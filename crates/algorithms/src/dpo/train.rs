@@ -6,7 +6,7 @@ use std::path::Path;
 use std::rc::Rc;
 
 use ruminate_models::checkpoint::{read_tensors, write_tensors};
-use ruminate_models::{Policy, TokenId, Tokenizer, Want};
+use ruminate_models::{LogitStatistics, Policy, ScoreOptions, TokenId, Tokenizer};
 use ruminate_torch::dist::ProcessGroup;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
@@ -214,7 +214,7 @@ impl<P: Policy, S: PairSource> Dpo<P, S> {
             .map(|pair| pair.chosen.iter().copied().chain(std::iter::repeat(pad)).take(width).collect())
             .collect();
         let targets: Vec<&[TokenId]> = targets.iter().map(Vec::as_slice).collect();
-        let scores = self.policy.score_alternatives(&prompts, &targets, Want::default())?;
+        let scores = self.policy.score_alternatives(&prompts, &targets, ScoreOptions::default())?;
         Ok((scores.log_probs.f_sum(None::<Kind>)?.f_neg()?, scores.tokens))
     }
 
@@ -275,7 +275,7 @@ pub(super) fn score_pairs<P: Policy>(
     let prompts: Vec<&[TokenId]> = pairs.iter().map(|pair| pair.prompt.as_slice()).collect();
     let targets: Vec<&[TokenId]> =
         pairs.iter().flat_map(|pair| [pair.chosen.as_slice(), pair.rejected.as_slice()]).collect();
-    let want = Want { states: statistics, ..Want::default() };
+    let want = ScoreOptions { states: statistics, ..ScoreOptions::default() };
     let scores = policy.score_alternatives(&prompts, &targets, want)?;
     // Rows alternate between chosen and rejected.
     let sides = |rows: &Tensor| -> Result<[Tensor; 2]> {
@@ -288,7 +288,7 @@ pub(super) fn score_pairs<P: Policy>(
     let chosen_sums = chosen.f_sum_dim_intlist(1i64, false, None::<Kind>)?;
     let (mut of_logits, mut certainty) = (None, None);
     if let Some(states) = &scores.states {
-        let statistics = policy.logit_statistics(states, &scores.labels)?;
+        let statistics = LogitStatistics::of(policy, states, &scores.labels)?;
         let sums = |rows: &Tensor| -> Result<[Tensor; 2]> {
             let [chosen, rejected] = sides(rows)?;
             let sum = |rows: Tensor| rows.f_sum_dim_intlist(1i64, false, None::<Kind>);

@@ -1,8 +1,8 @@
 //! Responses, and what the policy, the value and the reference said of them when they were drawn.
 
 use ruminate_models::{
-    ActorCritic, Example, Generate, GenerationConfig, IGNORED, Policy, TokenId, TokenScores, Tokenizer, Want,
-    by_length,
+    ActorCritic, Example, Generate, GenerationConfig, IGNORED, Policy, ScoreOptions, TokenId, TokenScores,
+    Tokenizer, by_length,
 };
 use ruminate_rewards::Sample;
 use serde::{Deserialize, Serialize};
@@ -101,7 +101,8 @@ impl Pass {
         examples: &[Example],
         entropy: bool,
     ) -> Result<Self> {
-        let (scores, values) = model.score_with_values(examples, Want { entropy, ..Want::default() })?;
+        let (scores, values) =
+            model.score_with_values(examples, ScoreOptions { entropy, ..ScoreOptions::default() })?;
         Ok(Self { scores, values })
     }
 
@@ -143,8 +144,9 @@ impl Scored {
 
     /// Asks a policy for log-probabilities only.
     pub(super) fn log_probs<P: Policy>(policy: &P, examples: &[Example], batch_size: usize) -> Result<Grid> {
-        let rows =
-            scored(examples, batch_size, |rows| Ok(vec![policy.score(rows, Want::default())?.log_probs]))?;
+        let rows = scored(examples, batch_size, |rows| {
+            Ok(vec![policy.score(rows, ScoreOptions::default())?.log_probs])
+        })?;
         Ok(rows.into_iter().flatten().collect())
     }
 }

@@ -26,11 +26,11 @@ impl Predictions {
     /// # Errors
     /// When the policy has no output matrix.
     pub fn of(policy: &dyn Policy, states: Tensor) -> Result<Self> {
-        let weight = policy.output_weight().ok_or_else(|| {
-            let reason = "has no output matrix (Policy::output_weight), which the divergence needs";
+        let (weight, scale) = policy.output_projection().ok_or_else(|| {
+            let reason = "has no output matrix (Policy::output_projection), which the divergence needs";
             Error::config("policy", reason)
         })?;
-        Ok(Self { states, weight: weight.shallow_clone(), scale: policy.output_scale() })
+        Ok(Self { states, weight: weight.shallow_clone(), scale })
     }
 
     /// Logits `[rows, vocab]` `f32` of some states.

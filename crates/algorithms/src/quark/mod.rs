@@ -325,15 +325,17 @@ fn check_vocabularies<P: Policy>(
     reference: &P,
 ) -> Result<i64> {
     let rows = |model: &P| {
-        let weight = model.output_weight();
-        weight.map(|weight| weight.size()[0]).ok_or_else(|| {
-            Error::config("policy", "has no output matrix (Policy::output_weight), which Quark needs")
+        let output = model.output_projection();
+        output.map(|(weight, _)| weight.size()[0]).ok_or_else(|| {
+            Error::config("policy", "has no output matrix (Policy::output_projection), which Quark needs")
         })
     };
     let (ids, rows, known) = (tokens.id_range(), rows(policy)?, rows(reference)?);
     if rows < ids.end {
-        let reason =
-            format!("need rows up to {} in the policy, which has {rows}; T5::add_tokens adds them", ids.end);
+        let reason = format!(
+            "need rows up to {} in the policy, which has {rows}; Model::add_tokens adds them",
+            ids.end
+        );
         return Err(Error::config("control.rewards", reason));
     }
     let most = ids.start.min(known);

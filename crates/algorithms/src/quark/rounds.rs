@@ -128,7 +128,7 @@ impl<P: Policy + Generate> Writer<'_, P> {
         mut progress: impl FnMut(u64) -> Result<()>,
     ) -> Result<Vec<Response>> {
         let Self { config, model, tokenizer, known, peers } = *self;
-        let vocab = model.output_weight().map_or(0, |weight| weight.size()[0]);
+        let vocab = model.output_projection().map_or(0, |(weight, _)| weight.size()[0]);
         let forbidden: Vec<TokenId> = model.filler().into_iter().chain(known..vocab).collect();
         let batch_size = if greedy { config.eval_batch_size } else { config.sampling.batch_size };
         peers.map(prompts.len(), |mine| {

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::rc::Rc;
 
-use ruminate_models::{Example, Policy, Tokenizer, Want};
+use ruminate_models::{Example, Policy, ScoreOptions, Tokenizer};
 use ruminate_torch::dist::{ProcessGroup, Sharding};
 use tch::{Kind, Tensor};
 
@@ -120,7 +120,7 @@ impl<P: Policy> Rwr<P> {
     fn loss(&self, batch: &[WeightedExample]) -> Result<(RwrLoss, u64)> {
         let examples: Vec<Example> = batch.iter().map(|weighted| weighted.example.clone()).collect();
         let weights: Vec<f32> = batch.iter().map(|weighted| weighted.weight).collect();
-        let scores = self.policy.score(&examples, Want::default())?;
+        let scores = self.policy.score(&examples, ScoreOptions::default())?;
         let weights = Tensor::f_from_slice(&weights)?.f_to_device(self.policy.device())?;
         Ok((rwr_loss(&scores.log_probs, &scores.labels.mask, &weights)?, scores.tokens))
     }

@@ -3,7 +3,7 @@
 use ruminate_algorithms::{
     Curriculum, Evaluation, Objective, Observer, Result, Sft, Silent, Trainer, TrainerConfig,
 };
-use ruminate_models::{Example, IGNORED, Policy, T5, Want};
+use ruminate_models::{Example, IGNORED, Policy, ScoreOptions, T5};
 use tch::{Kind, Tensor};
 
 use crate::support::{Recorder, alone, examples, model, short, tokenizer};
@@ -91,7 +91,7 @@ fn a_mean_of_means_would_be_another_gradient() {
     for rows in rows().chunks(2) {
         let odd: Vec<Example> = rows.iter().filter(|e| e.prompt.len() % 2 == 1).cloned().collect();
         for (rows, weight) in [(rows, 1.0), (&odd, 0.25)] {
-            let scores = t5.score(rows, Want::default()).unwrap();
+            let scores = t5.score(rows, ScoreOptions::default()).unwrap();
             let mean = -scores.log_probs.sum(Kind::Float) / scores.labels.count as f64;
             (mean * (weight / 4.0)).backward();
         }

@@ -9,7 +9,7 @@ use ruminate_algorithms::dpo::{
 };
 use ruminate_algorithms::{Algorithm, Ending, Metrics, Peers, Silent, Trainer, TrainerConfig};
 use ruminate_datasets::PreferenceExample;
-use ruminate_models::{Example, Policy, T5, TokenId, Want};
+use ruminate_models::{LogitStatistics, Example, Policy, ScoreOptions, T5, TokenId};
 use tch::{Kind, Tensor};
 
 use crate::support::{Recorder, alone, examples, model, short, tokenizer};
@@ -223,12 +223,13 @@ fn alternatives_share_their_prompt() {
     let prompts: Vec<&[TokenId]> = batch.iter().map(|pair| pair.prompt.as_slice()).collect();
     let targets: Vec<&[TokenId]> =
         batch.iter().flat_map(|p| [p.chosen.as_slice(), p.rejected.as_slice()]).collect();
-    let shared = model.score_alternatives(&prompts, &targets, Want::default()).unwrap().log_probs;
+    let shared = model.score_alternatives(&prompts, &targets, ScoreOptions::default()).unwrap().log_probs;
     let sums = Vec::<f32>::try_from(shared.sum_dim_intlist(1i64, false, Kind::Float)).unwrap();
     for (i, (target, sum)) in targets.iter().zip(sums).enumerate() {
         close(sum.into(), naive(&model, prompts[i / 2], target));
     }
-    let error = model.score_alternatives(&prompts, &targets[..4], Want::default()).unwrap_err().to_string();
+    let error =
+        model.score_alternatives(&prompts, &targets[..4], ScoreOptions::default()).unwrap_err().to_string();
     assert!(error.contains("evenly"), "{error}");
 }
 
@@ -237,8 +238,8 @@ fn statistics_are_those_of_the_logits() {
     let _alone = alone();
     let model = model(0.0, 1);
     let example = &examples(3)[2..];
-    let scores = model.score(example, Want { states: true, entropy: true }).unwrap();
-    let got = model.logit_statistics(scores.states.as_ref().unwrap(), &scores.labels).unwrap();
+    let scores = model.score(example, ScoreOptions { states: true, entropy: true }).unwrap();
+    let got = LogitStatistics::of(&model, scores.states.as_ref().unwrap(), &scores.labels).unwrap();
     let logits = model.logits(scores.states.as_ref().unwrap()).unwrap();
     let probs = logits.softmax(-1, Kind::Double);
     let time = scores.labels.ids.size()[1];

@@ -12,8 +12,8 @@ use ruminate_algorithms::{
 };
 use ruminate_datasets::Compat;
 use ruminate_models::{
-    ActorCritic, Example, Generate, Generated, GenerationConfig, Parameters, Policy, Sampling, T5, TokenId,
-    TokenScores, Want,
+    ActorCritic, Example, Generate, Generated, GenerationConfig, Parameters, Policy, Sampling, ScoreOptions,
+    T5, TokenId, TokenScores,
 };
 use ruminate_rewards::{Normalization, Reward, RewardError, Rewarded, Sample};
 use tch::Tensor;
@@ -427,7 +427,7 @@ impl Policy for Mute {
     fn has_dropout(&self) -> bool {
         self.t5.has_dropout()
     }
-    fn score(&self, examples: &[Example], want: Want) -> ruminate_models::Result<TokenScores> {
+    fn score(&self, examples: &[Example], want: ScoreOptions) -> ruminate_models::Result<TokenScores> {
         self.scored.set(self.scored.get() + 1);
         self.t5.score(examples, want)
     }

@@ -13,8 +13,8 @@ use ruminate_datasets::chat::{ChatTemplate, Message, NamedTemplate};
 use ruminate_datasets::environments::{Compat, Gsm8k, Problem, QuestionOnly};
 use ruminate_datasets::rise::{Answerer, Ask, MultiTurn, Quiet, RolloutConfig, TrainingText};
 use ruminate_models::{
-    Example, Generate, Generated, GenerationConfig, IGNORED, Parameters, Policy, Sampling, Strategy, T5,
-    TokenId, TokenScores, Tokenizer, Want,
+    Example, Generate, Generated, GenerationConfig, IGNORED, Parameters, Policy, Sampling, ScoreOptions,
+    Strategy, T5, TokenId, TokenScores, Tokenizer,
 };
 use tch::{Device, Kind};
 
@@ -43,7 +43,7 @@ pub(crate) fn of_ranks(policy: T5, batch_size: usize) -> Result<Rwr<T5>> {
 
 /// Weight times mean negative log-likelihood of one example alone.
 fn naive(model: &T5, WeightedExample { example, weight }: &WeightedExample) -> f64 {
-    let scores = model.score(std::slice::from_ref(example), Want::default()).unwrap();
+    let scores = model.score(std::slice::from_ref(example), ScoreOptions::default()).unwrap();
     let sum = scores.log_probs.sum(Kind::Double).double_value(&[]);
     -f64::from(*weight) * sum / scores.labels.count as f64
 }
@@ -290,7 +290,7 @@ impl Policy for Noting {
 
     fn set_training(&mut self, _: bool) {}
 
-    fn score(&self, examples: &[Example], want: Want) -> ruminate_models::Result<TokenScores> {
+    fn score(&self, examples: &[Example], want: ScoreOptions) -> ruminate_models::Result<TokenScores> {
         self.model.score(examples, want)
     }
 

@@ -2,8 +2,8 @@
 
 use clap::Parser;
 use ruminate_models::{
-    Example, Generate, GenerationConfig, Llama, LlamaConfig, Policy, Sampling, Strategy, T5, T5Config,
-    TokenId, Want,
+    Example, Generate, GenerationConfig, Llama, LlamaConfig, Policy, Sampling, ScoreOptions, Strategy, T5,
+    T5Config, TokenId,
 };
 use ruminate_torch::CpuLevel;
 use ruminate_torch::optim::{Adam, AdamConfig, Decay, DecayOn, Optimizer};
@@ -134,7 +134,8 @@ fn exercise<M: Policy + Generate>(model: &M) -> Result<Value, Box<dyn Error>> {
         optimizer.step(0.01)?;
         optimizer.zero_grad()?;
     }
-    let scores = tch::no_grad(|| model.score(&examples, Want { entropy: true, ..Want::default() }))?;
+    let scores =
+        tch::no_grad(|| model.score(&examples, ScoreOptions { entropy: true, ..ScoreOptions::default() }))?;
     let numbers = |tensor: &Tensor| Vec::<f64>::try_from(tensor.f_flatten(0, -1)?.f_to_kind(Kind::Double)?);
     let entropy = scores.entropy.as_ref().map(numbers).transpose()?;
     Ok(json!({

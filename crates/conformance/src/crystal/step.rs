@@ -13,7 +13,7 @@ use ruminate_datasets::{Compat, Prompts, TokenId};
 use ruminate_models::checkpoint::{WEIGHTS, write_json, write_tensors};
 use ruminate_models::{
     ActorCritic, Example, Finish, Generate, Generated, GenerationConfig, IGNORED, Parameters, Policy,
-    ScoreChoices, T5, TokenScores, Tokenizer, Want,
+    ScoreChoices, ScoreOptions, T5, TokenScores, Tokenizer,
 };
 use ruminate_rewards::{
     EncodedQuestion, Normalization, Reward, Sample, SelfFeedback, Shape, choices::choice_probs,
@@ -128,7 +128,7 @@ impl Policy for Scripted {
         self.t5.set_training(training);
     }
 
-    fn score(&self, examples: &[Example], want: Want) -> ruminate_models::Result<TokenScores> {
+    fn score(&self, examples: &[Example], want: ScoreOptions) -> ruminate_models::Result<TokenScores> {
         self.t5.score(examples, want)
     }
 
@@ -280,7 +280,7 @@ fn check(case: &Case, tolerance: Tolerance) -> Check {
 
     generated(t5, &qk, &case.expected.greedy_knowledge_ids)?;
     scores(&model, &examples, &case.expected, tolerance)?;
-    let reference_scores = tch::no_grad(|| reference.score(&examples, Want::default()))?;
+    let reference_scores = tch::no_grad(|| reference.score(&examples, ScoreOptions::default()))?;
     masked("ref_logprobs", &reference_scores.log_probs, &case.expected.ref_logprobs, tolerance)?;
     supervised(t5, case, &prompts, &questions, &statements, &examples, tolerance)?;
 
@@ -341,7 +341,7 @@ fn scores(
     want: &Expected,
     tolerance: Tolerance,
 ) -> Check {
-    let all = Want { entropy: true, ..Want::default() };
+    let all = ScoreOptions { entropy: true, ..ScoreOptions::default() };
     let (scores, values) = tch::no_grad(|| model.score_with_values(examples, all))?;
     masked("logprobs", &scores.log_probs, &want.logprobs, tolerance)?;
     masked("values", &values, &want.values, tolerance)?;
@@ -367,7 +367,7 @@ fn supervised(
     let want = &case.expected;
     let got = [mean_loss(t5, qk)?, mean_loss(t5, &qa)?, mean_loss(t5, &qka)?];
     tolerance.close("loss_qk, loss_qa, loss_qka", &got, &[want.loss_qk, want.loss_qa, want.loss_qka])?;
-    let scores = t5.score(&qka, Want::default())?;
+    let scores = t5.score(&qka, ScoreOptions::default())?;
     let loss = scores.log_probs.f_sum(Kind::Float)?.f_div_scalar(-(scores.labels.count as f64))?;
     loss.f_backward()?;
     norms("grad_norms_loss_qka", t5.parameters(), &want.grad_norms_loss_qka, tolerance)
@@ -493,7 +493,7 @@ fn trained(parts: &Parts<'_>, epochs: usize, tolerance: Tolerance) -> Check {
         norms("grad_norms_rl_epoch0", parameters, &want.grad_norms_rl_epoch0, tolerance)?;
     }
     if epochs == want.ppo_epochs.len() {
-        let all = Want::default();
+        let all = ScoreOptions::default();
         let (scores, values) = tch::no_grad(|| ppo.model().score_with_values(&parts.examples, all))?;
         masked("logprobs_after", &scores.log_probs, &want.logprobs_after, after)?;
         masked("values_after", &values, &want.values_after, after)?;

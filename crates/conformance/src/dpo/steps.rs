@@ -9,9 +9,8 @@ use ruminate_algorithms::dpo::{
     DpoState, LengthNorm, LossOutput, PairLogps, WeightedLoss, confidence, preference_loss,
     preference_metrics, shift_for_decoder, token_logps,
 };
-use ruminate_models::{
-    Batch, Example, FeedForward, IGNORED, Labels, Llama, LlamaConfig, Policy, Side, T5, T5Config, Want,
-};
+use ruminate_models::{LogitStatistics, Batch, Example, FeedForward, IGNORED, Labels, Llama, LlamaConfig, Policy, ScoreOptions, Side, T5,
+    T5Config,};
 use serde::Deserialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -235,7 +234,7 @@ fn reader(vocab: i64) -> Check<Llama> {
     let keys = keys.as_object().cloned().unwrap_or_default();
     let llama =
         Llama::new(LlamaConfig::from_json(keys, Path::new("config.json"))?, Kind::Float, Device::Cpu, 0)?;
-    let weight = llama.output_weight().ok_or_else(|| Mismatch("no output matrix".to_owned()))?;
+    let (weight, _) = llama.output_projection().ok_or_else(|| Mismatch("no output matrix".to_owned()))?;
     tch::no_grad(|| weight.shallow_clone().f_copy_(&Tensor::f_eye(vocab, (Kind::Float, Device::Cpu))?))?;
     Ok(llama)
 }
@@ -280,7 +279,7 @@ fn check_rows(
     equal("collated.completion_mask", &completion.collect::<Vec<_>>(), &collated.completion_mask)?;
 
     // The model reads the same rows, where position `prompt + t - 1` predicts target `t`.
-    let scores = llama.score(&examples, Want::default())?;
+    let scores = llama.score(&examples, ScoreOptions::default())?;
     let labels = &scores.labels;
     let time = labels.ids.size()[1];
     let places: Vec<i64> = examples
@@ -294,7 +293,7 @@ fn check_rows(
     let states = policy_logits.f_to_kind(Kind::Float)?.f_flatten(0, 1)?;
     let states = states.f_index_select(0, &Tensor::f_from_slice(&places)?)?;
     let states = states.f_view_([examples.len() as i64, time, -1])?;
-    let statistics = llama.logit_statistics(&states, labels)?;
+    let statistics = LogitStatistics::of(&llama, &states, labels)?;
     let mean = |values: &Tensor, mask: &Tensor| -> Check<f64> {
         Ok(values.f_sum(Kind::Double)?.f_double_value(&[])? / mask.f_sum(Kind::Double)?.f_double_value(&[])?)
     };

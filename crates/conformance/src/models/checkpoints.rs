@@ -1,8 +1,8 @@
 //! What the checkpoints of all architectures have in common: gradients, generation, training.
 
 use ruminate_models::{
-    Beam, EarlyStopping, Example, Finish, Generate, GenerationConfig, Parameters, Policy, Sampling, Strategy,
-    TokenId, Tokenizer, Want,
+    Beam, EarlyStopping, Example, Finish, Generate, GenerationConfig, Parameters, Policy, Sampling,
+    ScoreOptions, Strategy, TokenId, Tokenizer,
 };
 use ruminate_torch::optim::{Adam, AdamConfig, DecayOn, Optimizer, OptimizerConfig, clip_grad_norm};
 use serde_json::Value;
@@ -202,7 +202,7 @@ fn trained(model: &impl Policy, examples: &[Example], case: &Value, config: Opti
     let warmup = settings["warmup_steps"].as_u64().unwrap_or(0);
     let mut optimizer = config.build(model.parameters().named())?;
     let loss = || -> Check<Tensor> {
-        let scores = model.score(examples, Want::default())?;
+        let scores = model.score(examples, ScoreOptions::default())?;
         Ok(scores.log_probs.f_sum(Kind::Float)?.f_div_scalar(-(scores.labels.count as f64))?)
     };
     for step in 0..steps {

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use ruminate_models::{
-    Batch, Example, Generate, GenerationConfig, IGNORED, Llama, LlamaConfig, Policy, Sampling, TokenId, Want,
-    filter_logits,
+    Batch, Example, Generate, GenerationConfig, IGNORED, Llama, LlamaConfig, Policy, Sampling, ScoreOptions,
+    TokenId, filter_logits,
 };
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
@@ -129,7 +129,7 @@ fn forward(fixture: &Fixture<'_>, llama: &Llama, case: &Value) -> Check {
     let (behind, next) = (states.f_narrow(1, 0, time - 1)?, labels.f_narrow(1, 1, time - 1)?);
     let labelled = next.f_ne(IGNORED)?;
     let hidden = at(&behind, &labelled)?.f_view_([-1, states.size()[2]])?;
-    let weight = llama.output_weight().ok_or_else(|| Mismatch("no output matrix".into()))?;
+    let (weight, _) = llama.output_projection().ok_or_else(|| Mismatch("no output matrix".into()))?;
     let targets = next.f_masked_select(&labelled)?;
     let scores = ruminate_torch::log_probs(&hidden, weight, &targets, 1.0, true)?;
     let entropy = scores.entropy.ok_or_else(|| Mismatch("no entropy".into()))?;
@@ -154,7 +154,7 @@ fn scored(
     entropy: &Tensor,
     log_probs: &Tensor,
 ) -> Check {
-    let scores = llama.score(examples, Want { entropy: true, states: false })?;
+    let scores = llama.score(examples, ScoreOptions { entropy: true, states: false })?;
     let here = scores.labels.ids.f_ne(IGNORED)?;
     let got = scores.entropy.as_ref().ok_or_else(|| Mismatch("no entropy".into()))?;
     close("entropy of score", &got.f_masked_select(&here)?, entropy, VALUES)?;

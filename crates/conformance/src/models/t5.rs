@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use ruminate_models::{Batch, Example, IGNORED, Policy, Sampling, T5, T5Config, Want, filter_logits};
+use ruminate_models::{Batch, Example, IGNORED, Policy, Sampling, ScoreOptions, T5, T5Config, filter_logits};
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
@@ -110,7 +110,7 @@ fn t5_forward(fixture: &Fixture<'_>, t5: &T5, case: &Value) -> Check {
 
 /// The same numbers through the interface that losses use, with gradients.
 fn t5_scores(fixture: &Fixture<'_>, t5: &T5, case: &Value) -> Check {
-    let scores = t5.score(&examples(fixture, case)?, Want { entropy: true, states: false })?;
+    let scores = t5.score(&examples(fixture, case)?, ScoreOptions { entropy: true, states: false })?;
     close("token_logprobs", &scores.log_probs, &fixture.tensor(&case["token_logprobs"])?, VALUES)?;
     let entropy = scores.entropy.as_ref().ok_or_else(|| Mismatch("no entropy".into()))?;
     close("token_entropy", entropy, &fixture.tensor(&case["token_entropy"])?, VALUES)?;

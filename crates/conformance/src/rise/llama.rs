@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use ruminate_algorithms::Schedule;
-use ruminate_models::{Example, Llama, LlamaConfig, Policy, Side, TokenId, Want};
+use ruminate_models::{Example, Llama, LlamaConfig, Policy, ScoreOptions, Side, TokenId};
 use ruminate_torch::optim::{Adam, AdamConfig, Optimizer, clip_grad_norm};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -118,7 +118,7 @@ fn logits(llama: &Llama, row: &Row) -> Check<Vec<Vec<f64>>> {
 /// The mean over a micro-batch of weight times mean negative log-likelihood.
 fn loss(llama: &Llama, rows: &[&Row]) -> Check<Tensor> {
     let examples: Vec<Example> = rows.iter().map(|row| row.example()).collect();
-    let scores = llama.score(&examples, Want::default())?;
+    let scores = llama.score(&examples, ScoreOptions::default())?;
     let sums = scores.log_probs.f_sum_dim_intlist([1i64].as_slice(), false, Kind::Float)?;
     let counts = scores.labels.mask.f_sum_dim_intlist([1i64].as_slice(), false, Kind::Float)?;
     let weights: Vec<f32> = rows.iter().map(|row| row.weight as f32).collect();

@@ -2,7 +2,7 @@ use std::path::Path;
 
 use ruminate_models::checkpoint::{read_tensors, write_model};
 use ruminate_models::{
-    Example, Generate, GenerationConfig, Llama, LlamaConfig, Policy, T5, T5Config, Tokenizer, Want,
+    Example, Generate, GenerationConfig, Llama, LlamaConfig, Policy, ScoreOptions, T5, T5Config, Tokenizer,
 };
 use tch::{Device, Kind};
 
@@ -34,7 +34,7 @@ fn model(shard_bytes: u64) -> tempfile::TempDir {
 fn load(path: &Path) -> Result<(), Boxed> {
     let t5 = T5::load(path.parent().unwrap(), Kind::Float, Device::Cpu)?;
     let example = Example { prompt: vec![5, 7, 1], target: vec![9, 1] };
-    t5.score(&[example], Want::default())?;
+    t5.score(&[example], ScoreOptions::default())?;
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 
 use tch::{Kind, Tensor};
 
-use super::decode::{processors, stop_ids, token_table};
+use super::rules::{processors, stop_ids, token_table};
 use super::{
     Beam, Decoder, EarlyStopping, Finish, Generated, GenerationConfig, History, Interrupt, Started, Steps,
 };
@@ -40,7 +40,7 @@ pub(super) fn search<D: Decoder>(
     let width = (beams * (1 + stop_ids.len()).max(2)).min(beams * vocab as usize) as i64;
 
     let Started { mut steps, mut logits, given, padding } =
-        model.start(prompts, &config.prefix, beams, new)?;
+        model.prefill(prompts, &config.prefix, beams, new)?;
     let prefix = given.size()[1];
     let processors = processors(config, &stop_ids, prefix);
     let mut tokens = token_table(&given, new as i64)?;

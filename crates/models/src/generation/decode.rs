@@ -12,6 +12,7 @@ use tch::{Device, Kind, Tensor};
 use super::portions::{Portion, portions};
 use super::processor::choose;
 use super::replay::Replayed;
+use super::rules::{processors, stop_ids, token_table};
 use super::stop_strings::StopStrings;
 use super::{
     Beam, Decoder, Finish, Generated, GenerationConfig, History, Interrupt, MAX_TOKENS, Processor, Started,
@@ -58,17 +59,12 @@ fn write<D: Decoder>(
     if let Strategy::Beam(settings) = &config.strategy {
         return beam::search(model, prompts, config, settings);
     }
-    let started = model.start(prompts, &config.prefix, config.samples_per_prompt, config.max_new_tokens)?;
+    let started = model.prefill(prompts, &config.prefix, config.samples_per_prompt, config.max_new_tokens)?;
     if Kernel::Graphs.is_on() {
         let started = started.with(|steps| Replayed::new(steps, model.device()))?;
         return Loop::new(model, prompts.len(), config, uniform, started)?.run();
     }
     Loop::new(model, prompts.len(), config, uniform, started)?.run()
-}
-
-/// The token ids that end a row.
-pub(super) fn stop_ids(model: &impl Decoder, config: &GenerationConfig) -> Vec<TokenId> {
-    if config.stop_ids.is_empty() { model.end_ids() } else { config.stop_ids.clone() }
 }
 
 /// Refuses settings under which no token is left to choose.
@@ -94,32 +90,6 @@ fn check_rows(prompts: usize, config: &GenerationConfig) -> Result<()> {
     }
     let reason = format!("{prompts} prompts are too many at once for these settings; take fewer in one call");
     Err(Error::invalid("generation", reason))
-}
-
-/// What changes the logits before temperature, top-k and top-p, in the order of transformers; `given` tokens stand before
-/// the first new one.
-pub(super) fn processors(config: &GenerationConfig, stop_ids: &[TokenId], given: i64) -> Vec<Processor> {
-    let mut processors = vec![];
-    if config.repetition_penalty != 1.0 {
-        processors.push(Processor::RepetitionPenalty(config.repetition_penalty));
-    }
-    if config.no_repeat_ngram_size > 0 {
-        processors.push(Processor::NoRepeatNgram(config.no_repeat_ngram_size));
-    }
-    if config.min_new_tokens > 0 {
-        let length = (given as usize).saturating_add(config.min_new_tokens);
-        processors.push(Processor::SuppressUntil { length, ids: stop_ids.to_vec() });
-    }
-    if !config.forbidden_ids.is_empty() {
-        processors.push(Processor::Suppress(config.forbidden_ids.clone()));
-    }
-    processors
-}
-
-/// The given tokens `[rows, given]` with room for `time` new ones.
-pub(super) fn token_table(given: &Tensor, time: i64) -> Result<Tensor> {
-    let room = Tensor::f_zeros([given.size()[0], time], (Kind::Int64, given.device()))?;
-    Ok(Tensor::f_cat(&[given, &room], 1)?)
 }
 
 /// Everything that a decode step needs, allocated before the first one. Rows are those of the prompts that have not

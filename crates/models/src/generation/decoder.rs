@@ -2,16 +2,11 @@
 
 use tch::{Device, Tensor};
 
-use super::FixedSteps;
+use crate::layers::Decoding;
 use crate::{Result, TokenId, Tokenizer};
 
 /// A model that reads prompts and then takes one token after another.
 pub(crate) trait Decoder {
-    /// Decoding in progress.
-    type Steps<'a>: FixedSteps
-    where
-        Self: 'a;
-
     fn device(&self) -> Device;
 
     fn vocab_size(&self) -> i64;
@@ -19,27 +14,28 @@ pub(crate) trait Decoder {
     fn pad_token_id(&self) -> TokenId;
 
     /// The tokens that end a row where the caller names none.
-    fn end_ids(&self) -> Vec<TokenId>;
+    fn end_ids(&self) -> &[TokenId];
 
-    /// Finds stop strings, where the model was given one.
+    /// Finds stop strings, where the model has one.
     fn tokenizer(&self) -> Option<&Tokenizer>;
 
     /// Bytes that are held while `rows` rows of `prompts` prompts are written: the prompts have up to `longest` tokens, and each row gets
     /// `new` more.
     fn bytes_in_flight(&self, prompts: usize, longest: usize, rows: usize, new: usize) -> u64;
 
-    /// Reads the prompts, each once, and the prefix behind each, without gradients and dropout. A prompt has `each`
-    /// consecutive rows with room for `new` more tokens, of which the last need not be read.
-    fn start(
+    /// Reads the prompts, each once, and the prefix behind each, without gradients and dropout. A prompt has
+    /// `samples_per_prompt` consecutive rows with room for `max_new` more tokens, of which the last need not be read.
+    fn prefill(
         &self,
         prompts: &[Vec<TokenId>],
         prefix: &[TokenId],
-        each: usize,
-        new: usize,
-    ) -> Result<Started<Self::Steps<'_>>>;
+        samples_per_prompt: usize,
+        max_new: usize,
+    ) -> Result<Started<Decoding<'_>>>;
 }
 
 /// A decoder that has read its prompts.
+#[derive(Debug)]
 pub(crate) struct Started<S> {
     pub(crate) steps: S,
     /// Logits of the first new token `[rows, vocab]`, `f32`.
@@ -51,7 +47,7 @@ pub(crate) struct Started<S> {
 }
 
 impl<S> Started<S> {
-    /// The same with other steps.
+    /// With other steps.
     pub(super) fn with<T>(self, make: impl FnOnce(S) -> Result<T>) -> Result<Started<T>> {
         let Self { steps, logits, given, padding } = self;
         Ok(Started { steps: make(steps)?, logits, given, padding })

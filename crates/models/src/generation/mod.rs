@@ -7,6 +7,7 @@ mod interrupt;
 mod portions;
 mod processor;
 mod replay;
+mod rules;
 mod stop_strings;
 
 use serde::{Deserialize, Serialize};
@@ -17,7 +18,6 @@ pub(crate) use decode::generate;
 pub(crate) use decoder::{Decoder, Started, Steps};
 pub use interrupt::Interrupt;
 pub use processor::{History, Processor, filter_logits, forbid};
-pub(crate) use replay::FixedSteps;
 
 /// The smallest temperature with which logits stay finite.
 const MIN_TEMPERATURE: f64 = 1e-6;
@@ -128,8 +128,8 @@ pub struct GenerationConfig {
     /// Tokens that end a row; empty stands for all end tokens of the model.
     pub stop_ids: Vec<TokenId>,
     /// Strings that end a row once its text, without special tokens, holds one; the model needs its tokenizer for them
-    /// ([`T5::set_tokenizer`](crate::T5::set_tokenizer), [`Llama::set_tokenizer`](crate::Llama::set_tokenizer)). The row's last id is the token that completed the string, whose
-    /// text may go on behind it. One that is complete before `min_new_tokens` does not count. Not with beam search.
+    /// ([`LanguageModel::set_tokenizer`](crate::LanguageModel::set_tokenizer)). The row's last id is the token that completed the
+    /// string, whose text may go on behind it. One that is complete before `min_new_tokens` does not count. Not with beam search.
     pub stop_strings: Vec<String>,
     /// Tokens that are never chosen, e.g. the padding token.
     pub forbidden_ids: Vec<TokenId>,

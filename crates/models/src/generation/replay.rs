@@ -5,34 +5,15 @@ use tch::{Device, Kind, Tensor};
 
 use super::Steps;
 use crate::Result;
+use crate::layers::Decoding;
 
 /// Positions by which what a step looks at grows. A graph is recorded for each such length.
 const LENGTHS: i64 = 64;
 
-/// Steps that can also be taken in a shape that does not depend on the position.
-pub(crate) trait FixedSteps: Steps {
-    /// Comes before the first step: where positions have not been written yet, memory must hold numbers, because it is looked at and only then
-    /// hidden.
-    fn prepare(&mut self) -> Result<()>;
-
-    /// That of the next token.
-    fn position(&self) -> i64;
-
-    /// All that there is room for.
-    fn room(&self) -> i64;
-
-    /// As [`Steps::step`], but the position `[1]` is known on the device only, and the token looks at `length` positions, of which those to
-    /// come are hidden. The next token's position stays the same.
-    fn fixed_step(&mut self, tokens: &Tensor, position: &Tensor, length: i64) -> Result<Tensor>;
-
-    /// Goes on to the next position.
-    fn advance(&mut self);
-}
-
-/// Takes steps of fixed shapes, on CUDA by graphs: the host names all operations of a step once for many tokens. For each, it copies the
-/// tokens, tells the position and starts the graph.
-pub(super) struct Replayed<S> {
-    steps: S,
+/// Takes steps of fixed shapes. On CUDA these are graphs: the host launches all operations of a step at once. For each token it copies
+/// the ids, sets the position and starts the graph.
+pub(super) struct Replayed<'a> {
+    steps: Decoding<'a>,
     device: Device,
     recorded: Option<Recorded>,
 }
@@ -47,9 +28,9 @@ struct Recorded {
     logits: Tensor,
 }
 
-impl<S: FixedSteps> Replayed<S> {
-    pub(super) fn new(mut steps: S, device: Device) -> Result<Self> {
-        steps.prepare()?;
+impl<'a> Replayed<'a> {
+    pub(super) fn new(steps: Decoding<'a>, device: Device) -> Result<Self> {
+        steps.zero_unwritten()?;
         Ok(Self { steps, device, recorded: None })
     }
 
@@ -62,11 +43,11 @@ impl<S: FixedSteps> Replayed<S> {
         let (tokens, steps) = (own, &mut self.steps);
         let position = Tensor::f_full([1], steps.position(), (Kind::Int64, self.device))?;
         // What is first done while recording may not be possible, so it is done before.
-        let first = steps.fixed_step(&tokens, &position, length)?;
+        let first = steps.step_at(&tokens, &position, length)?;
         let (graph, logits) = match self.device {
             Device::Cuda(_) => {
                 let (graph, logits) =
-                    Graph::record(self.device, || steps.fixed_step(&tokens, &position, length))?;
+                    Graph::record(self.device, || steps.step_at(&tokens, &position, length))?;
                 (Some(graph), logits)
             }
             _ => (None, first.shallow_clone()),
@@ -76,10 +57,10 @@ impl<S: FixedSteps> Replayed<S> {
     }
 }
 
-impl<S: FixedSteps> Steps for Replayed<S> {
+impl Steps for Replayed<'_> {
     fn step(&mut self, tokens: &Tensor) -> Result<Tensor> {
         let at = self.steps.position();
-        let length = ((at / LENGTHS + 1) * LENGTHS).min(self.steps.room());
+        let length = ((at / LENGTHS + 1) * LENGTHS).min(self.steps.capacity());
         let logits = match &mut self.recorded {
             Some(recorded) if recorded.length == length => {
                 recorded.tokens.f_copy_(tokens)?;
@@ -88,7 +69,7 @@ impl<S: FixedSteps> Steps for Replayed<S> {
                     Some(graph) => graph.replay()?,
                     None => {
                         let Recorded { tokens, position, .. } = recorded;
-                        recorded.logits = self.steps.fixed_step(tokens, position, length)?;
+                        recorded.logits = self.steps.step_at(tokens, position, length)?;
                     }
                 }
                 recorded.logits.shallow_clone()

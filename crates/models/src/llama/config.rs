@@ -1,30 +1,39 @@
-//! `config.json` of Llama and Mistral.
+//! `config.json` of Llama, Mistral, Qwen2 and Qwen3.
 
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
+use tch::Tensor;
 
-use super::rope::RopeScaling;
 use crate::checkpoint::{read_json, write_json};
 use crate::config::{Keys, UNIMPLEMENTED, Unimplemented, end_tokens_json, generation_end_tokens, refuse};
+use crate::layers::RopeScaling;
+use crate::network::NetworkConfig;
 use crate::{Result, TokenId};
 
-/// The two architectures, which differ in their defaults and in the window.
+/// The families, which differ in defaults and in details of the attention.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum LlamaFamily {
-    /// `llama`: Llama 2, 3 and 3.1, DeepSeek and all others of that form.
+    /// `llama`: Llama 2, 3 and 3.1, SmolLM2, DeepSeek and all others of that form.
     Llama,
     /// `mistral`: with a sliding window, where the configuration says so.
     Mistral,
+    /// `qwen2`: Qwen2 and Qwen2.5, with biases on queries, keys and values; a window in the upper layers is possible.
+    Qwen2,
+    /// `qwen3`: with norms over the heads of queries and keys; a window as in Qwen2.
+    Qwen3,
 }
 
 impl LlamaFamily {
-    const ALL: [Self; 2] = [Self::Llama, Self::Mistral];
+    const ALL: [Self; 4] = [Self::Llama, Self::Mistral, Self::Qwen2, Self::Qwen3];
 
     fn model_type(self) -> &'static str {
         match self {
             Self::Llama => "llama",
             Self::Mistral => "mistral",
+            Self::Qwen2 => "qwen2",
+            Self::Qwen3 => "qwen3",
         }
     }
 
@@ -32,14 +41,35 @@ impl LlamaFamily {
         match self {
             Self::Llama => "LlamaForCausalLM",
             Self::Mistral => "MistralForCausalLM",
+            Self::Qwen2 => "Qwen2ForCausalLM",
+            Self::Qwen3 => "Qwen3ForCausalLM",
         }
+    }
+
+    /// The family of that `model_type`.
+    pub(crate) fn of_model_type(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|family| family.model_type() == name)
+    }
+
+    /// Whether the projections to queries, keys and values have biases.
+    pub(super) fn has_qkv_bias(self) -> bool {
+        self == Self::Qwen2
+    }
+
+    /// Whether each head of queries and keys is normalised before the rotation.
+    pub(super) fn has_qk_norm(self) -> bool {
+        self == Self::Qwen3
+    }
+
+    fn is_qwen(self) -> bool {
+        matches!(self, Self::Qwen2 | Self::Qwen3)
     }
 }
 
-/// What `config.json` says about a Llama or Mistral; the field names are Hugging Face's.
+/// What `config.json` says about a Llama, Mistral, Qwen2 or Qwen3; the field names are Hugging Face's.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LlamaConfig {
-    /// Which of the two it is.
+    /// Which of the families it is.
     pub family: LlamaFamily,
     /// Rows of the embedding; at least the size of the tokenizer.
     pub vocab_size: i64,
@@ -65,6 +95,8 @@ pub struct LlamaConfig {
     pub rope_scaling: RopeScaling,
     /// How many tokens a token sees, itself included; `None` stands for all before it.
     pub sliding_window: Option<i64>,
+    /// The first layer that the sliding window limits; layers before it see all tokens. 0 in Mistral.
+    pub max_window_layers: i64,
     /// Whether the output matrix is the embedding.
     pub tie_word_embeddings: bool,
     /// Dropout rate on attention probabilities in training mode; 0 in all published models.
@@ -87,8 +119,9 @@ const UNIMPLEMENTED_HERE: [Unimplemented; 2] = [
     ("is_encoder_decoder", |value| value.is_null() || *value == false),
 ];
 
-/// Those that it reads for `llama` only: biases of the projections.
-const UNIMPLEMENTED_IN_LLAMA: [Unimplemented; 2] = [("attention_bias", no_bias), ("mlp_bias", no_bias)];
+/// Those that it reads for some families only: biases of the projections.
+const ATTENTION_BIAS: Unimplemented = ("attention_bias", no_bias);
+const MLP_BIAS: Unimplemented = ("mlp_bias", no_bias);
 
 fn no_bias(value: &Value) -> bool {
     value.is_null() || *value == false
@@ -108,7 +141,7 @@ impl LlamaConfig {
         let mut config = Self::from_json(read_json(&file)?, &file)?;
         if let Some(ids) = generation_end_tokens(path)? {
             config.eos_token_ids = ids;
-            config.check()?;
+            config.check_sizes()?;
         }
         Ok(config)
     }
@@ -123,18 +156,21 @@ impl LlamaConfig {
     pub fn from_json(json: Map<String, Value>, path: &Path) -> Result<Self> {
         let mut keys = Keys::new(json, path);
         let family = LlamaFamily::read(&mut keys)?;
-        let mistral = family == LlamaFamily::Mistral;
+        let (mistral, qwen) = (family == LlamaFamily::Mistral, family.is_qwen());
         keys.unimplemented(&UNIMPLEMENTED)?;
         keys.unimplemented(&UNIMPLEMENTED_HERE)?;
-        if !mistral {
-            keys.unimplemented(&UNIMPLEMENTED_IN_LLAMA)?;
+        match family {
+            LlamaFamily::Llama => keys.unimplemented(&[ATTENTION_BIAS, MLP_BIAS])?,
+            LlamaFamily::Qwen3 => keys.unimplemented(&[ATTENTION_BIAS])?,
+            LlamaFamily::Mistral | LlamaFamily::Qwen2 => {}
         }
         if let Some(activation) = keys.optional::<String>("hidden_act")?.filter(|a| a != "silu") {
             return Err(refuse("hidden_act", format!("`{activation}` is not implemented; known is `silu`")));
         }
         let hidden_size: i64 = keys.required("hidden_size")?;
         let heads: i64 = keys.required("num_attention_heads")?;
-        let head_dim = match keys.nullable("head_dim", None)? {
+        let missing = (family == LlamaFamily::Qwen3).then_some(128);
+        let head_dim = match keys.nullable("head_dim", missing)? {
             Some(width) => width,
             None if heads > 0 && hidden_size % heads == 0 => hidden_size / heads,
             None => {
@@ -142,34 +178,47 @@ impl LlamaConfig {
                 return Err(refuse("head_dim", reason));
             }
         };
-        let positions = keys.or("max_position_embeddings", if mistral { 131_072 } else { 2048 })?;
+        let positions = match family {
+            LlamaFamily::Llama => 2048,
+            LlamaFamily::Mistral => 131_072,
+            LlamaFamily::Qwen2 | LlamaFamily::Qwen3 => 32_768,
+        };
+        let positions = keys.or("max_position_embeddings", positions)?;
+        let num_hidden_layers = keys.required("num_hidden_layers")?;
+        let (sliding_window, max_window_layers) = read_window(family, &mut keys, num_hidden_layers)?;
         let (rope_theta, rope_scaling) = RopeScaling::read(&mut keys, positions)?;
         let config = Self {
             family,
             vocab_size: keys.required("vocab_size")?,
             hidden_size,
             intermediate_size: keys.required("intermediate_size")?,
-            num_hidden_layers: keys.required("num_hidden_layers")?,
+            num_hidden_layers,
             num_attention_heads: heads,
-            // Mistral's defaults are those of its first model.
-            num_key_value_heads: keys.nullable("num_key_value_heads", mistral.then_some(8))?.unwrap_or(heads),
+            num_key_value_heads: match family {
+                LlamaFamily::Llama => keys.nullable("num_key_value_heads", None)?,
+                // Mistral's defaults are those of its first model.
+                LlamaFamily::Mistral => keys.nullable("num_key_value_heads", Some(8))?,
+                LlamaFamily::Qwen2 | LlamaFamily::Qwen3 => keys.nullable("num_key_value_heads", Some(32))?,
+            }
+            .unwrap_or(heads),
             head_dim,
             max_position_embeddings: positions,
             rms_norm_eps: keys.or("rms_norm_eps", 1e-6)?,
             rope_theta,
             rope_scaling,
-            sliding_window: if mistral { keys.nullable("sliding_window", Some(4096))? } else { None },
+            sliding_window,
+            max_window_layers,
             tie_word_embeddings: keys.or("tie_word_embeddings", false)?,
-            attention_dropout: match mistral {
+            attention_dropout: match mistral || qwen {
                 true => keys.or("attention_dropout", 0.0)?,
                 false => keys.nullable("attention_dropout", None)?.unwrap_or(0.0),
             },
             initializer_range: keys.or("initializer_range", 0.02)?,
             pad_token_id: keys.nullable("pad_token_id", None)?,
-            bos_token_id: keys.nullable("bos_token_id", Some(1))?,
-            eos_token_ids: keys.end_tokens(&[2])?,
+            bos_token_id: keys.nullable("bos_token_id", (!qwen).then_some(1))?,
+            eos_token_ids: keys.end_tokens(if qwen { &[] } else { &[2] })?,
         };
-        config.check()?;
+        config.check_sizes()?;
         keys.finish();
         Ok(config)
     }
@@ -207,13 +256,17 @@ impl LlamaConfig {
             "bos_token_id": self.bos_token_id,
             "eos_token_id": end_tokens_json(&self.eos_token_ids),
         });
-        if self.family == LlamaFamily::Mistral {
+        if self.family != LlamaFamily::Llama {
             json["sliding_window"] = json!(self.sliding_window);
+        }
+        if self.family.is_qwen() {
+            json["use_sliding_window"] = json!(self.sliding_window.is_some());
+            json["max_window_layers"] = json!(self.max_window_layers);
         }
         json
     }
 
-    /// Tokens that the model can read. `max_position_embeddings` counts a stretch already, except for a linear one.
+    /// Tokens that the model can read: `max_position_embeddings`, and what the scaling of rotary positions adds to it.
     ///
     /// ```
     /// use ruminate_models::{LlamaConfig, RopeScaling};
@@ -224,12 +277,41 @@ impl LlamaConfig {
     /// ```
     #[must_use]
     pub fn context_length(&self) -> usize {
-        let stretch = match self.rope_scaling {
-            RopeScaling::Linear { factor } => factor,
-            RopeScaling::None | RopeScaling::Llama3 { .. } => 1.0,
-        };
-        (self.max_position_embeddings as f64 * stretch) as usize
+        self.rope_scaling.context_length(self.max_position_embeddings)
     }
+}
+
+/// The sliding window, and the first layer that it limits.
+fn read_window(family: LlamaFamily, keys: &mut Keys, layers: i64) -> Result<(Option<i64>, i64)> {
+    match family {
+        LlamaFamily::Llama => return Ok((None, 0)),
+        LlamaFamily::Mistral => return Ok((keys.nullable("sliding_window", Some(4096))?, 0)),
+        LlamaFamily::Qwen2 | LlamaFamily::Qwen3 => {}
+    }
+    let on = keys.or("use_sliding_window", false)?;
+    let window = keys.nullable("sliding_window", Some(4096))?.filter(|_| on);
+    let mut first = keys.or("max_window_layers", 28)?;
+    // transformers 5 writes which layers have the window.
+    if let Some(types) = keys.nullable::<Vec<String>>("layer_types", None)? {
+        let sliding: Vec<bool> = types.iter().map(|kind| kind == "sliding_attention").collect();
+        let begins = sliding.iter().position(|&sliding| sliding).unwrap_or(sliding.len());
+        let other =
+            types.iter().find(|kind| !["sliding_attention", "full_attention"].contains(&kind.as_str()));
+        let reason = if types.len() as i64 != layers {
+            format!("names {} layers, but num_hidden_layers is {layers}", types.len())
+        } else if let Some(other) = other {
+            format!("holds `{other}`, which is not implemented")
+        } else if sliding[begins..].contains(&false) {
+            "has a layer without a window above one with a window, which is not implemented".into()
+        } else if window.is_none() && begins < sliding.len() {
+            "holds sliding_attention, but there is no sliding_window".into()
+        } else {
+            first = begins as i64;
+            return Ok((window, first));
+        };
+        return Err(refuse("layer_types", reason));
+    }
+    Ok((window, first))
 }
 
 impl LlamaFamily {
@@ -242,10 +324,12 @@ impl LlamaFamily {
         };
         // A file that names neither is a Llama.
         Self::ALL.into_iter().find(|&family| known(family)).ok_or_else(|| {
+            let known: Vec<String> =
+                Self::ALL.map(|f| format!("`{}` with `{}`", f.model_type(), f.architecture())).into();
             let reason = format!(
-                "model_type {:?} with architectures {architectures:?} is not implemented; known are `llama` with \
-                 `LlamaForCausalLM` and `mistral` with `MistralForCausalLM`",
-                model_type.as_deref().unwrap_or_default()
+                "model_type {:?} with architectures {architectures:?} is not implemented; known are {}",
+                model_type.as_deref().unwrap_or_default(),
+                known.join(", ")
             );
             refuse("model_type", reason)
         })
@@ -253,7 +337,7 @@ impl LlamaFamily {
 }
 
 impl LlamaConfig {
-    pub(super) fn check(&self) -> Result<()> {
+    pub(super) fn check_sizes(&self) -> Result<()> {
         let sizes = [
             ("vocab_size", self.vocab_size),
             ("hidden_size", self.hidden_size),
@@ -264,6 +348,8 @@ impl LlamaConfig {
             ("head_dim", self.head_dim),
             ("max_position_embeddings", self.max_position_embeddings),
             ("sliding_window", self.sliding_window.unwrap_or(1)),
+            // It may be 0.
+            ("max_window_layers", self.max_window_layers.saturating_add(1)),
         ];
         // So that products of two sizes are numbers, too.
         const LARGEST: i64 = i32::MAX as i64;
@@ -298,5 +384,57 @@ impl LlamaConfig {
             }
             None => Ok(()),
         }
+    }
+}
+
+impl NetworkConfig for LlamaConfig {
+    fn open(path: &Path) -> Result<Self> {
+        Self::open(path)
+    }
+
+    fn check(&self) -> Result<()> {
+        self.check_sizes()
+    }
+
+    fn to_json(&self) -> Value {
+        self.to_json()
+    }
+
+    fn pad_token_id(&self) -> TokenId {
+        self.pad_token_id.or(self.eos_token_ids.first().copied()).unwrap_or(0)
+    }
+
+    fn eos_token_ids(&self) -> &[TokenId] {
+        &self.eos_token_ids
+    }
+
+    fn dropout_rate(&self) -> f64 {
+        self.attention_dropout
+    }
+
+    fn set_vocab_size(&mut self, vocab_size: i64) {
+        self.vocab_size = vocab_size;
+    }
+}
+
+impl LlamaConfig {
+    /// Angles per position in radians, `head_dim / 2` of them, after scaling; in `f32` as transformers computes them.
+    ///
+    /// # Errors
+    /// When libtorch refuses.
+    pub fn rotary_frequencies(&self) -> Result<Vec<f32>> {
+        Ok(Vec::try_from(self.rope().frequencies()?)?)
+    }
+
+    /// Cosines and sines `[..., head_dim]` of `i64` positions `[...]` in a text that ends with the largest of them, `f32`, in the layout
+    /// where element `i` turns with element `i + head_dim / 2`: both halves are the same.
+    ///
+    /// # Errors
+    /// When libtorch refuses.
+    pub fn rotary(&self, positions: &Tensor) -> Result<(Tensor, Tensor)> {
+        if positions.numel() == 0 {
+            return self.rope().cos_sin(positions, positions);
+        }
+        self.rope().cos_sin(positions, &positions.f_max()?.f_add_scalar(1)?)
     }
 }

@@ -1,16 +1,18 @@
 //! What a Llama costs, told from its configuration alone.
 
-use super::config::{LlamaConfig, LlamaFamily};
-use super::rope::RopeScaling;
-use crate::BatchShape;
-use crate::sizes::LOGITS;
 use tch::Kind;
 
+use super::config::{LlamaConfig, LlamaFamily};
+use crate::layers::RopeScaling;
+use crate::sizes::LOGITS;
+use crate::{BatchShape, ModelShape};
+
 impl LlamaConfig {
-    /// The published shapes: `llama-2-7b`, `llama-3.1-8b`, `mistral-7b-v0.1` and `deepseek-math-7b`.
+    /// The published shapes: `llama-2-7b`, `llama-3.1-8b`, `mistral-7b-v0.1`, `deepseek-math-7b`, `smollm2-135m`, `qwen2.5-0.5b`,
+    /// `qwen2.5-7b` and `qwen3-0.6b`.
     ///
     /// ```
-    /// use ruminate_models::LlamaConfig;
+    /// use ruminate_models::{LlamaConfig, ModelShape};
     /// assert_eq!(LlamaConfig::published("llama-2-7b").map(|llama| llama.parameter_count()), Some(6_738_415_616));
     /// ```
     #[must_use]
@@ -29,6 +31,7 @@ impl LlamaConfig {
             rope_theta: 10_000.0,
             rope_scaling: RopeScaling::None,
             sliding_window: None,
+            max_window_layers: 0,
             tie_word_embeddings: false,
             attention_dropout: 0.0,
             initializer_range: 0.02,
@@ -70,35 +73,114 @@ impl LlamaConfig {
                 eos_token_ids: vec![100_001],
                 ..llama2
             },
+            "smollm2-135m" => Self {
+                vocab_size: 49_152,
+                hidden_size: 576,
+                intermediate_size: 1536,
+                num_hidden_layers: 30,
+                num_attention_heads: 9,
+                num_key_value_heads: 3,
+                head_dim: 64,
+                max_position_embeddings: 8192,
+                rope_theta: 100_000.0,
+                tie_word_embeddings: true,
+                initializer_range: 1.0 / 24.0,
+                pad_token_id: Some(2),
+                ..llama2
+            },
+            "qwen2.5-0.5b" | "qwen2.5-7b" | "qwen3-0.6b" => Self::published_qwen(name, llama2),
             _ => return None,
         })
     }
+}
+
+impl LlamaConfig {
+    fn published_qwen(name: &str, llama2: Self) -> Self {
+        let qwen2 = Self {
+            family: LlamaFamily::Qwen2,
+            vocab_size: 151_936,
+            hidden_size: 896,
+            intermediate_size: 4864,
+            num_hidden_layers: 24,
+            num_attention_heads: 14,
+            num_key_value_heads: 2,
+            head_dim: 64,
+            max_position_embeddings: 32_768,
+            max_window_layers: 24,
+            rms_norm_eps: 1e-6,
+            rope_theta: 1e6,
+            tie_word_embeddings: true,
+            bos_token_id: Some(151_643),
+            eos_token_ids: vec![151_643],
+            ..llama2
+        };
+        match name {
+            "qwen2.5-0.5b" => qwen2,
+            "qwen2.5-7b" => Self {
+                vocab_size: 152_064,
+                hidden_size: 3584,
+                intermediate_size: 18_944,
+                num_hidden_layers: 28,
+                num_attention_heads: 28,
+                num_key_value_heads: 4,
+                head_dim: 128,
+                max_position_embeddings: 131_072,
+                max_window_layers: 28,
+                tie_word_embeddings: false,
+                ..qwen2
+            },
+            _ => Self {
+                family: LlamaFamily::Qwen3,
+                hidden_size: 1024,
+                intermediate_size: 3072,
+                num_hidden_layers: 28,
+                num_attention_heads: 16,
+                num_key_value_heads: 8,
+                head_dim: 128,
+                max_position_embeddings: 40_960,
+                max_window_layers: 28,
+                eos_token_ids: vec![151_645],
+                ..qwen2
+            },
+        }
+    }
+}
+
+impl ModelShape for LlamaConfig {
+    fn width(&self) -> i64 {
+        self.hidden_size
+    }
+
+    fn vocab_size(&self) -> i64 {
+        self.vocab_size
+    }
+
+    fn blocks(&self) -> [i64; 2] {
+        [self.num_hidden_layers, self.num_hidden_layers]
+    }
 
     /// The shape of every parameter; tied ones come once.
-    #[must_use]
-    pub fn parameter_shapes(&self) -> Vec<Vec<i64>> {
+    fn parameter_shapes(&self) -> Vec<Vec<i64>> {
         let (d, ff, queries, shared) =
             (self.hidden_size, self.intermediate_size, self.queries(), self.shared());
         let mut shapes = vec![vec![self.vocab_size, d], vec![d]];
         for _ in 0..self.num_hidden_layers {
             shapes.extend([vec![queries, d], vec![shared, d], vec![shared, d], vec![d, queries]]);
             shapes.extend([vec![ff, d], vec![ff, d], vec![d, ff], vec![d], vec![d]]);
+            if self.family.has_qkv_bias() {
+                shapes.extend([vec![queries], vec![shared], vec![shared]]);
+            }
+            if self.family.has_qk_norm() {
+                shapes.extend([vec![self.head_dim], vec![self.head_dim]]);
+            }
         }
         shapes.extend((!self.tie_word_embeddings).then(|| vec![self.vocab_size, d]));
         shapes
     }
 
-    /// Number of scalar parameters; tied ones count once.
-    #[must_use]
-    pub fn parameter_count(&self) -> u64 {
-        let numbers = |shape: Vec<i64>| shape.iter().product::<i64>().unsigned_abs();
-        self.parameter_shapes().into_iter().map(numbers).sum()
-    }
-
     /// Floating-point operations of one forward pass over rows of `source` prompt and `target` target tokens: twice the
     /// multiplications in matrix products, which are nearly all there is. A training step takes three times as many.
-    #[must_use]
-    pub fn forward_flops(&self, shape: BatchShape) -> f64 {
+    fn forward_flops(&self, shape: BatchShape) -> f64 {
         let BatchShape { rows, source, target } = shape;
         let time = source + target;
         let (d, ff) = (self.hidden_size as f64, self.intermediate_size as f64);
@@ -119,8 +201,7 @@ impl LlamaConfig {
     ///
     /// What the kernels need while they run comes on top. On the CPU it is less: norms keep their input alone, and probabilities
     /// are made again.
-    #[must_use]
-    pub fn activation_bytes(&self, shape: BatchShape, bf16: bool) -> f64 {
+    fn activation_bytes(&self, shape: BatchShape, bf16: bool) -> f64 {
         let BatchShape { rows, source, target } = shape;
         let time = source + target;
         let (d, ff, heads) =
@@ -133,13 +214,14 @@ impl LlamaConfig {
 
     /// Bytes that are held while `rows` rows of `prompts` prompts are written, weights aside: keys and values of prompts of up to `longest`
     /// tokens and of `new` more in each row, in the weights' `kind`, and some copies of the logits in float32.
-    #[must_use]
-    pub fn decoding_bytes(&self, prompts: usize, longest: usize, rows: usize, new: usize, kind: Kind) -> u64 {
+    fn decoding_bytes(&self, prompts: usize, longest: usize, rows: usize, new: usize, kind: Kind) -> u64 {
         let token = 2 * self.num_hidden_layers * self.shared() * kind.elt_size_in_bytes() as i64;
         let tokens = (prompts * longest + rows * new) as u64;
         tokens * token.unsigned_abs() + rows as u64 * LOGITS * self.vocab_size.unsigned_abs()
     }
+}
 
+impl LlamaConfig {
     fn queries(&self) -> i64 {
         self.num_attention_heads * self.head_dim
     }
@@ -162,6 +244,10 @@ mod tests {
         assert_eq!(count("llama-3.1-8b"), 8_030_261_248);
         assert_eq!(count("mistral-7b-v0.1"), 7_241_732_096);
         assert_eq!(count("deepseek-math-7b"), 6_910_365_696);
+        assert_eq!(count("smollm2-135m"), 134_515_008);
+        assert_eq!(count("qwen2.5-0.5b"), 494_032_768);
+        assert_eq!(count("qwen2.5-7b"), 7_615_616_512);
+        assert_eq!(count("qwen3-0.6b"), 596_049_920);
         assert_eq!(LlamaConfig::published("llama-huge"), None);
     }
 
@@ -177,8 +263,9 @@ mod tests {
             head_dim: 6,
             ..LlamaConfig::published("mistral-7b-v0.1").unwrap()
         };
-        for tie_word_embeddings in [true, false] {
-            let config = LlamaConfig { tie_word_embeddings, ..small.clone() };
+        let families = [LlamaFamily::Mistral, LlamaFamily::Qwen2, LlamaFamily::Qwen3];
+        for (family, tie_word_embeddings) in families.into_iter().flat_map(|f| [(f, true), (f, false)]) {
+            let config = LlamaConfig { family, tie_word_embeddings, ..small.clone() };
             let model = Llama::new(config.clone(), Kind::Float, Device::Cpu, 1).unwrap();
             let mut shapes: Vec<_> = model.parameters().named().iter().map(|(_, t)| t.size()).collect();
             let mut planned = config.parameter_shapes();

@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use crate::checkpoint::{read_json, write_json};
 use crate::config::{Keys, UNIMPLEMENTED, Unimplemented, end_tokens_json, generation_end_tokens, refuse};
+use crate::network::NetworkConfig;
 use crate::{Result, TokenId};
 
 /// The feed-forward layer.
@@ -15,6 +16,8 @@ pub enum FeedForward {
     Relu,
     /// T5 1.1, Flan: `wo(gelu_tanh(wi_0(x)) * wi_1(x))`.
     GatedGelu,
+    /// UL2: `wo(silu(wi_0(x)) * wi_1(x))`.
+    GatedSilu,
 }
 
 /// What `config.json` says about a T5; the field names are Hugging Face's.
@@ -82,7 +85,7 @@ impl T5Config {
         let mut config = Self::from_json(read_json(&file)?, &file)?;
         if let Some(ids) = generation_end_tokens(path)? {
             config.eos_token_ids = ids;
-            config.check()?;
+            config.check_sizes()?;
         }
         Ok(config)
     }
@@ -161,7 +164,7 @@ impl T5Config {
             eos_token_ids: keys.end_tokens(&[1])?,
             decoder_start_token_id: keys.or("decoder_start_token_id", pad_token_id)?,
         };
-        config.check()?;
+        config.check_sizes()?;
         keys.finish();
         Ok(config)
     }
@@ -197,6 +200,7 @@ impl T5Config {
             "feed_forward_proj": match self.feed_forward {
                 FeedForward::Relu => "relu",
                 FeedForward::GatedGelu => "gated-gelu",
+                FeedForward::GatedSilu => "gated-silu",
             },
             "tie_word_embeddings": self.tie_word_embeddings,
             "scale_decoder_outputs": self.scale_decoder_outputs,
@@ -225,8 +229,10 @@ impl FeedForward {
         let (feed_forward, activation, gated) = match projection.as_str() {
             "relu" => (Self::Relu, "relu", false),
             "gated-gelu" => (Self::GatedGelu, "gelu_new", true),
+            "gated-silu" => (Self::GatedSilu, "silu", true),
             other => {
-                let reason = format!("`{other}` is not implemented; known are `relu` and `gated-gelu`");
+                let reason =
+                    format!("`{other}` is not implemented; known are `relu`, `gated-gelu` and `gated-silu`");
                 return Err(refuse("feed_forward_proj", reason));
             }
         };
@@ -243,7 +249,7 @@ impl FeedForward {
 }
 
 impl T5Config {
-    pub(super) fn check(&self) -> Result<()> {
+    pub(super) fn check_sizes(&self) -> Result<()> {
         let sizes = [
             ("vocab_size", self.vocab_size),
             ("d_model", self.d_model),
@@ -280,5 +286,35 @@ impl T5Config {
             }
             None => Ok(()),
         }
+    }
+}
+
+impl NetworkConfig for T5Config {
+    fn open(path: &Path) -> Result<Self> {
+        Self::open(path)
+    }
+
+    fn check(&self) -> Result<()> {
+        self.check_sizes()
+    }
+
+    fn to_json(&self) -> Value {
+        self.to_json()
+    }
+
+    fn pad_token_id(&self) -> TokenId {
+        self.pad_token_id
+    }
+
+    fn eos_token_ids(&self) -> &[TokenId] {
+        &self.eos_token_ids
+    }
+
+    fn dropout_rate(&self) -> f64 {
+        self.dropout_rate
+    }
+
+    fn set_vocab_size(&mut self, vocab_size: i64) {
+        self.vocab_size = vocab_size;
     }
 }

@@ -1,29 +1,29 @@
-//! T5 (arXiv 1910.10683): versions 1.0 and 1.1/Flan, with or without the decoder.
+//! T5 (arXiv 1910.10683): versions 1.0, 1.1, Flan, UL2 and mT5, with or without the decoder.
 
 mod config;
-mod decoding;
-mod layers;
-mod policy;
-mod resize;
 mod sizes;
 
-use std::path::Path;
+use tch::Tensor;
 
-use ruminate_torch::linear;
-use tch::{Device, Kind, Tensor};
+use ruminate_torch::Gate;
 
-use crate::batch::{check_id_tensor, check_ids, check_states};
-use crate::checkpoint::{Builder, SHARD_BYTES, Weights, write_model};
-use crate::parameters::{Init, Parameters, seeded};
-use crate::{Batch, Error, Result, Side, TokenId, Tokenizer};
+use crate::batch::{check_id_tensor, check_ids, check_rows};
+use crate::checkpoint::Weights;
+use crate::generation::{Started, Steps};
+use crate::layers::packing::{PackedRows, longest, padding_budget};
+use crate::layers::{
+    Attention, AttentionBias, AttentionBlock, AttentionShape, Block, CrossAttention, Decoding, Dropout,
+    Embeddings, KvCache, Linear, Mlp, Pass, Positions, RelativeBias, RmsNorm, Stack, Start, causal_bias,
+    padding_bias,
+};
+use crate::network::{Context, Network};
+use crate::parameters::Builder;
+use crate::policy::{check_targets, targets_per_prompt};
+use crate::{Batch, Error, IGNORED, Labels, LanguageModel, ModelShape, Result, Side, TokenId};
 
 pub use config::{FeedForward, T5Config};
-pub use decoding::Decoding;
 
-use layers::{Layout, Rectangle, Stack, causal_mask, padding_mask};
-
-/// A T5. Parameters carry their Hugging Face names, so that folders written here load in `transformers` and theirs
-/// load here.
+/// A T5.
 ///
 /// # Example
 /// ```no_run
@@ -34,19 +34,23 @@ use layers::{Layout, Rectangle, Stack, causal_mask, padding_mask};
 /// let encoded = t5.encode(&source)?;
 /// # Ok::<(), ruminate_models::Error>(())
 /// ```
+pub type T5 = LanguageModel<T5Network>;
+
+/// The network of a [`T5`].
 #[derive(Debug)]
-pub struct T5 {
+pub struct T5Network {
     config: T5Config,
-    kind: Kind,
-    device: Device,
-    parameters: Parameters,
-    shared: Tensor,
-    encoder: Stack,
-    decoder: Option<Stack>,
-    /// The output matrix, where it is not the embedding.
-    lm_head: Option<Tensor>,
-    training: bool,
-    tokenizer: Option<Tokenizer>,
+    embeddings: Embeddings,
+    encoder: T5Stack,
+    decoder: Option<T5Stack>,
+}
+
+/// The encoder or the decoder.
+#[derive(Debug)]
+struct T5Stack {
+    stack: Stack,
+    /// Added to the scores of every self-attention of the stack.
+    position_bias: RelativeBias,
 }
 
 /// What the encoder made of a batch.
@@ -54,40 +58,110 @@ pub struct T5 {
 pub struct Encoded {
     /// States after the final norm `[batch, source, d_model]`.
     pub states: Tensor,
-    /// Score offsets that hide the padding `[batch, 1, 1, source]`.
+    /// Masks the padding, `[batch, 1, 1, source]`.
     mask: Tensor,
 }
 
-impl T5 {
-    /// A new model whose parameters are drawn as Hugging Face draws them; the same seed gives the same model.
-    ///
-    /// # Errors
-    /// When memory is short.
-    pub fn new(config: T5Config, kind: Kind, device: Device, seed: i64) -> Result<Self> {
-        seeded(seed, || Self::build(config, Builder::new(None, kind, device)))
+/// Weights by their Hugging Face names. A new matrix is drawn with the standard deviations of Mesh TensorFlow.
+impl T5Stack {
+    fn build(builder: &mut Builder, name: &str, decoder: bool, config: &T5Config) -> Result<Self> {
+        let blocks = if decoder { config.num_decoder_layers } else { config.num_layers };
+        let bias = format!("{name}.block.0.layer.0.SelfAttention.relative_attention_bias");
+        let std = config.initializer_factor * (config.d_model as f64).powf(-0.5);
+        let buckets = [config.relative_attention_num_buckets, config.num_heads];
+        let max_distance = config.relative_attention_max_distance;
+        let position_bias = RelativeBias::new(builder, &bias, buckets, std, !decoder, max_distance)?;
+        let blocks = (0..blocks).map(|i| block(builder, &format!("{name}.block.{i}"), decoder, config));
+        let blocks = blocks.collect::<Result<_>>()?;
+        let final_norm = norm(builder, &format!("{name}.final_layer_norm"), config)?;
+        Ok(Self { stack: Stack { blocks, final_norm, gradient_checkpointing: false }, position_bias })
+    }
+}
+
+fn norm(builder: &mut Builder, name: &str, config: &T5Config) -> Result<RmsNorm> {
+    RmsNorm::new(builder, name, config.d_model, config.layer_norm_epsilon)
+}
+
+fn block(builder: &mut Builder, name: &str, decoder: bool, config: &T5Config) -> Result<Block> {
+    let self_attention = attention(builder, &format!("{name}.layer.0.SelfAttention"), config)?;
+    let self_attention_norm = norm(builder, &format!("{name}.layer.0.layer_norm"), config)?;
+    let cross_attention = match decoder {
+        true => Some(CrossAttention {
+            attention: attention(builder, &format!("{name}.layer.1.EncDecAttention"), config)?,
+            norm: norm(builder, &format!("{name}.layer.1.layer_norm"), config)?,
+        }),
+        false => None,
+    };
+    let last = if decoder { 2 } else { 1 };
+    let mlp = mlp(builder, &format!("{name}.layer.{last}.DenseReluDense"), config)?;
+    let mlp_norm = norm(builder, &format!("{name}.layer.{last}.layer_norm"), config)?;
+    Ok(Block { self_attention_norm, self_attention, sliding: false, cross_attention, mlp_norm, mlp })
+}
+
+fn attention(builder: &mut Builder, name: &str, config: &T5Config) -> Result<Attention> {
+    let T5Config { d_model, d_kv, num_heads, initializer_factor, .. } = *config;
+    let inner = num_heads * d_kv;
+    let mut linear = |part: &str, shape, fan: i64| {
+        let std = initializer_factor * (fan as f64).powf(-0.5);
+        Linear::new(builder, &format!("{name}.{part}"), shape, std)
+    };
+    Ok(Attention {
+        // T5 has no factor on the scores; the queries' matrix begins smaller instead.
+        shape: AttentionShape { heads: num_heads, kv_heads: num_heads, head_dim: d_kv, scale: 1.0 },
+        q: linear("q", [inner, d_model], d_model * d_kv)?,
+        k: linear("k", [inner, d_model], d_model)?,
+        v: linear("v", [inner, d_model], d_model)?,
+        o: linear("o", [d_model, inner], inner)?,
+        qk_norm: None,
+    })
+}
+
+fn mlp(builder: &mut Builder, name: &str, config: &T5Config) -> Result<Mlp> {
+    let T5Config { d_model, d_ff, initializer_factor, .. } = *config;
+    let mut linear = |part: &str, shape: [i64; 2]| {
+        let std = initializer_factor * (shape[1] as f64).powf(-0.5);
+        Linear::new(builder, &format!("{name}.{part}"), shape, std)
+    };
+    let (up, down) = ([d_ff, d_model], [d_model, d_ff]);
+    let activation = match config.feed_forward {
+        FeedForward::Relu => return Ok(Mlp::Relu { up: linear("wi", up)?, down: linear("wo", down)? }),
+        FeedForward::GatedGelu => Gate::GeluTanh,
+        FeedForward::GatedSilu => Gate::Silu,
+    };
+    let (gate, up) = (linear("wi_0", up)?, linear("wi_1", up)?);
+    Ok(Mlp::Gated { activation, gate, up, down: linear("wo", down)? })
+}
+
+#[allow(private_interfaces, reason = "as the trait's")]
+impl Network for T5Network {
+    type Config = T5Config;
+
+    fn config(&self) -> &T5Config {
+        &self.config
     }
 
-    /// Loads a Hugging Face folder: `config.json` and `model.safetensors` or its shards; see [`T5Config::open`]. Whether the
-    /// output matrix is the embedding is decided by the weights: a matrix of its own is used, whatever `tie_word_embeddings`
-    /// says.
-    ///
-    /// # Errors
-    /// When a file cannot be read, the configuration asks for something unknown, or tensors are missing, unexpected
-    /// or misshapen; the error names them all.
-    pub fn load(folder: &Path, kind: Kind, device: Device) -> Result<Self> {
-        if !folder.is_dir() {
-            let reason = "there is no such folder".into();
-            return Err(Error::NoWeights { path: folder.to_path_buf(), reason });
+    fn set_config(&mut self, config: T5Config) {
+        self.config = config;
+    }
+
+    fn build(config: T5Config, builder: &mut Builder) -> Result<Self> {
+        let (shape, std) = ([config.vocab_size, config.d_model], config.initializer_factor);
+        let mut embeddings = Embeddings::new(builder, "shared.weight", shape, std, None)?;
+        if config.scale_decoder_outputs {
+            embeddings.scale_output((config.d_model as f64).powf(-0.5));
         }
-        Self::load_with(T5Config::open(folder)?, folder, kind, device)
+        let encoder = T5Stack::build(builder, "encoder", false, &config)?;
+        let mut decoder = None;
+        if config.is_encoder_decoder {
+            decoder = Some(T5Stack::build(builder, "decoder", true, &config)?);
+            if !config.tie_word_embeddings {
+                embeddings.untie(builder, "lm_head.weight", std)?;
+            }
+        }
+        Ok(Self { config, embeddings, encoder, decoder })
     }
 
-    /// As [`load`](Self::load), with a configuration from elsewhere.
-    ///
-    /// # Errors
-    /// As [`load`](Self::load).
-    pub fn load_with(mut config: T5Config, folder: &Path, kind: Kind, device: Device) -> Result<Self> {
-        let mut weights = Weights::open(folder, Device::Cpu)?;
+    fn adapt(config: &mut T5Config, weights: &mut Weights) -> Result<()> {
         // The embedding under its other two names, and a bias that the first T5 code wrote but never used.
         let aliases = ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"];
         if weights.get("shared.weight").is_none()
@@ -101,93 +175,217 @@ impl T5 {
         weights.ignore("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight");
         if config.is_encoder_decoder {
             let tied = config.tie_word_embeddings;
-            config.tie_word_embeddings = weights.settle_tie("shared.weight", "lm_head.weight", tied)?;
+            config.tie_word_embeddings = weights.resolve_tie("shared.weight", "lm_head.weight", tied)?;
             // Files of transformers 5 say "tied" of every T5, and tell of an output matrix of its own by another key.
             if tied && !config.tie_word_embeddings && config.scale_decoder_outputs {
                 weights.say_untied("lm_head.weight");
             }
         }
-        Self::build(config, Builder::new(Some(weights), kind, device))
+        Ok(())
     }
 
-    fn build(config: T5Config, mut builder: Builder) -> Result<Self> {
-        config.check()?;
-        let (kind, device) = builder.options();
-        let embedding = [config.vocab_size, config.d_model];
-        let init = Init::Normal(config.initializer_factor);
-        let shared = builder.parameter("shared.weight", &embedding, init)?;
-        let encoder = Stack::new(&mut builder, "encoder", false, &config)?;
-        let (mut decoder, mut lm_head) = (None, None);
-        if config.is_encoder_decoder {
-            decoder = Some(Stack::new(&mut builder, "decoder", true, &config)?);
-            if !config.tie_word_embeddings {
-                lm_head = Some(builder.parameter("lm_head.weight", &embedding, init)?);
-            }
-        }
-        let parameters = builder.finish()?;
-        let (training, tokenizer) = (false, None);
-        Ok(Self { config, kind, device, parameters, shared, encoder, decoder, lm_head, training, tokenizer })
+    fn embeddings(&self) -> &Embeddings {
+        &self.embeddings
     }
 
-    /// Writes `config.json` and the weights into an existing folder.
-    ///
-    /// # Errors
-    /// When the folder is not writable or the disk is full.
-    pub fn save(&self, folder: &Path) -> Result<()> {
-        self.config.save(folder)?;
-        write_model(folder, &self.parameters, SHARD_BYTES)
+    fn embeddings_mut(&mut self) -> &mut Embeddings {
+        &mut self.embeddings
     }
 
-    /// The configuration.
-    #[must_use]
-    pub fn config(&self) -> &T5Config {
-        &self.config
-    }
-
-    /// The parameters; they are shared with the layers.
-    #[must_use]
-    pub fn parameters(&self) -> &Parameters {
-        &self.parameters
-    }
-
-    /// The device on which the parameters lie.
-    #[must_use]
-    pub fn device(&self) -> Device {
-        self.device
-    }
-
-    /// The kind of the parameters.
-    #[must_use]
-    pub fn kind(&self) -> Kind {
-        self.kind
-    }
-
-    /// Training mode switches dropout on. A new or loaded model is in evaluation mode.
-    pub fn set_training(&mut self, training: bool) {
-        self.training = training;
-    }
-
-    /// Hands over the tokenizer, which generation needs to find stop strings, and nothing else does.
-    pub fn set_tokenizer(&mut self, tokenizer: Tokenizer) {
-        self.tokenizer = Some(tokenizer);
-    }
-
-    /// With it, blocks keep only their inputs for the backward pass, which runs them again: memory for one block's
-    /// activations instead of all, for the price of a second forward pass. Values and gradients stay the same.
-    pub fn set_gradient_checkpointing(&mut self, on: bool) {
-        self.encoder.recompute = on;
+    fn set_gradient_checkpointing(&mut self, on: bool) {
+        self.encoder.stack.gradient_checkpointing = on;
         if let Some(decoder) = &mut self.decoder {
-            decoder.recompute = on;
+            decoder.stack.gradient_checkpointing = on;
         }
     }
 
+    /// The encoder reads the prompts, the decoder the targets behind the start token. Prompts and targets of different lengths are
+    /// hardly padded.
+    fn target_states(
+        &self,
+        context: Context,
+        prompts: &[&[TokenId]],
+        targets: &[&[TokenId]],
+    ) -> Result<(Tensor, Labels)> {
+        let per_prompt = targets_per_prompt(prompts.len(), targets.len())?;
+        let Context { kind, device, .. } = context;
+        let config = &self.config;
+        check_rows(prompts)?;
+        check_ids(config.vocab_size, prompts)?;
+        check_targets(config.vocab_size, targets)?;
+        let labels = Labels::new(targets, device)?;
+        let decoder = self.decoder()?;
+
+        // A target without tokens has its row all the same.
+        let sizes: Vec<[i64; 2]> = prompts
+            .iter()
+            .zip(targets.chunks(per_prompt))
+            .map(|(prompt, targets)| [prompt.len() as i64, per_prompt as i64 * longest(targets)])
+            .collect();
+        let encoder_bias = self.encoder.position_bias.full(longest(prompts))?;
+        let time = longest(targets);
+        let causal = causal_bias(time, time, None, (kind, device))?;
+        let decoder_bias = decoder.position_bias.full(time)?.f_add(&causal)?;
+        let corner = |bias: &Tensor, time: i64| bias.f_narrow(2, 0, time)?.f_narrow(3, 0, time);
+
+        let pad = config.pad_token_id;
+        let (mut source, mut inputs) = (PackedRows::new(prompts.len()), PackedRows::new(targets.len()));
+        let (mut encoder_pass, mut decoder_pass) = (self.pass(context), self.pass(context));
+        for group in crate::layers::packing::groups(&sizes, padding_budget(self.block_parameters(), device)) {
+            let batch = group.len() as i64;
+            let rows = batch * per_prompt as i64;
+            let members: Vec<&[TokenId]> = group.iter().map(|&i| prompts[i]).collect();
+            let keys = longest(&members);
+            let time = group.iter().map(|&i| sizes[i][1] / per_prompt as i64).max().unwrap_or(1);
+            for (&i, prompt) in group.iter().zip(&members) {
+                source.push(i, prompt.iter().copied(), keys, pad);
+            }
+            for row in group.iter().flat_map(|&i| i * per_prompt..(i + 1) * per_prompt) {
+                let read = targets[row].iter().take(targets[row].len().saturating_sub(1));
+                let read = read.map(|&id| if id == IGNORED { pad } else { id });
+                let start = std::iter::once(config.decoder_start_token_id);
+                inputs.push(row, start.chain(read), time, pad);
+            }
+            let mut own = corner(&encoder_bias, keys)?;
+            let mut mask = AttentionBias::None;
+            if members.iter().any(|prompt| prompt.len() as i64 != keys) {
+                let batch = Batch::new(&members, pad, Side::Right, device)?;
+                let padding = padding_bias(&batch.mask, kind)?;
+                own = own.f_add(&padding)?;
+                mask = AttentionBias::Scores(padding.into());
+            }
+            let own = AttentionBias::Scores(own.into());
+            encoder_pass.self_attention.push(AttentionBlock::to_itself(batch, keys, own));
+            let own = AttentionBias::Scores(corner(&decoder_bias, time)?.into());
+            decoder_pass.self_attention.push(AttentionBlock::to_itself(rows, time, own));
+            decoder_pass.cross_attention.push(AttentionBlock { rows, time, batch, keys, bias: mask });
+        }
+        // Embedded together: each look-up has a gradient of the embedding's size.
+        let sizes = [source.ids.len() as i64, inputs.ids.len() as i64];
+        let ids = [source.ids.as_slice(), inputs.ids.as_slice()].concat();
+        let ids = Tensor::f_from_slice(&ids)?.f_to_device(device)?;
+        let embedded = self.embeddings.embed(&ids)?.f_split_with_sizes(sizes, 0)?;
+        let encoded = self.encoder.stack.forward(&embedded[0], None, &encoder_pass, None)?;
+        let states = decoder.stack.forward(&embedded[1], Some(&encoded), &decoder_pass, None)?;
+        Ok((inputs.unpack(&states, labels.ids.size()[1])?, labels))
+    }
+
+    fn prefill(
+        &self,
+        context: Context,
+        prompts: &[Vec<TokenId>],
+        prefix: &[TokenId],
+        samples_per_prompt: usize,
+        max_new: usize,
+    ) -> Result<Started<Decoding<'_>>> {
+        let context = Context { training: false, ..context };
+        let beginning = [&[self.config.decoder_start_token_id], prefix].concat();
+        let (rows, width) = ((prompts.len() * samples_per_prompt) as i64, beginning.len() as i64);
+        let given = Tensor::f_from_slice(&beginning)?.f_to_device(context.device)?;
+        let given = given.f_unsqueeze(0)?.f_repeat([rows, 1])?;
+        let encoded = self.encode(context, &self.batch(context, prompts)?, None)?;
+        let mut steps = self.start_decoding(&encoded, rows, width + max_new as i64 - 1)?;
+        // All but the last of the given tokens only fill the cache.
+        for position in 0..width - 1 {
+            steps.fill(&given.f_narrow(1, position, 1)?)?;
+        }
+        let logits = Steps::step(&mut steps, &given.f_narrow(1, width - 1, 1)?)?;
+        Ok(Started { steps, logits, given, padding: None })
+    }
+}
+
+impl T5Network {
+    fn decoder(&self) -> Result<&T5Stack> {
+        self.decoder.as_ref().ok_or_else(|| Error::invalid("T5", "this model has only an encoder"))
+    }
+
+    fn stack(&self, encoder: bool) -> Result<&T5Stack> {
+        if encoder { Ok(&self.encoder) } else { self.decoder() }
+    }
+
+    /// A pass without any attention yet.
+    fn pass(&self, context: Context) -> Pass {
+        let rate = if context.training { self.config.dropout_rate } else { 0.0 };
+        Pass { dropout: Dropout { attention: rate, hidden: rate }, ..Pass::default() }
+    }
+
+    /// Parameters of a block, on average.
+    fn block_parameters(&self) -> i64 {
+        let T5Config { vocab_size, d_model, num_layers, num_decoder_layers, .. } = self.config;
+        let all = self.config.parameter_count() as i64 - vocab_size * d_model;
+        all / (num_layers + num_decoder_layers).max(1)
+    }
+
+    fn batch<R: AsRef<[TokenId]>>(&self, context: Context, rows: &[R]) -> Result<Batch> {
+        check_ids(self.config.vocab_size, rows)?;
+        Batch::new(rows, self.config.pad_token_id, Side::Right, context.device)
+    }
+
+    fn encode(&self, context: Context, source: &Batch, trace: Option<&mut Vec<Tensor>>) -> Result<Encoded> {
+        let (rows, time) = source.ids.size2()?;
+        let mask = padding_bias(&source.mask, context.kind)?;
+        let bias = self.encoder.position_bias.full(time)?.f_add(&mask)?;
+        let mut pass = self.pass(context);
+        let bias = AttentionBias::Scores(bias.into());
+        pass.self_attention = vec![AttentionBlock::to_itself(rows, time, bias)];
+        let states = self.run(&self.encoder, &source.ids, None, &pass, trace)?;
+        Ok(Encoded { states, mask })
+    }
+
+    /// One stack over rows of ids `[rows, time]`; its states and the traced ones are `[rows, time, d_model]`.
+    fn run(
+        &self,
+        stack: &T5Stack,
+        ids: &Tensor,
+        encoder: Option<&Tensor>,
+        pass: &Pass,
+        mut trace: Option<&mut Vec<Tensor>>,
+    ) -> Result<Tensor> {
+        let (rows, time) = ids.size2()?;
+        let embedded = self.embeddings.embed(&ids.f_view_([-1])?)?;
+        let states = stack.stack.forward(&embedded, encoder, pass, trace.as_deref_mut())?;
+        for traced in trace.into_iter().flatten() {
+            *traced = traced.f_view_([rows, time, -1])?;
+        }
+        Ok(states.f_view_([rows, time, -1])?)
+    }
+
+    fn start_decoding(&self, encoded: &Encoded, rows: i64, max_time: i64) -> Result<Decoding<'_>> {
+        let decoder = self.decoder()?;
+        check_shared_rows(rows, &encoded.states)?;
+        if max_time < 1 {
+            let reason = format!("room for {max_time} tokens; there must be 1 at least");
+            return Err(Error::invalid("decoding", reason));
+        }
+        let options = (encoded.states.kind(), encoded.states.device());
+        let caches = decoder.stack.blocks.iter().map(|block| {
+            let cache = KvCache::empty(rows, &block.self_attention.shape, max_time, options)?;
+            let cross = block.cross_attention.as_ref();
+            let encoder = cross.map(|cross| cross.attention.encoder_keys_values(&encoded.states));
+            Ok((cache, encoder.transpose()?))
+        });
+        Ok(Decoding::new(Start {
+            embeddings: &self.embeddings,
+            stack: &decoder.stack,
+            caches: caches.collect::<Result<_>>()?,
+            output: Some(self.embeddings.packed_output()?),
+            positions: Positions::Bias(decoder.position_bias.last_row(max_time)?),
+            padding: None,
+            encoder_bias: Some(encoded.mask.shallow_clone()),
+            rows,
+            prompt_len: 0,
+            capacity: max_time,
+        }))
+    }
+}
+
+impl T5 {
     /// A source batch: rows of ids padded on the right.
     ///
     /// # Errors
     /// When a row is empty or holds an id outside the vocabulary.
     pub fn batch<R: AsRef<[TokenId]>>(&self, rows: &[R]) -> Result<Batch> {
-        check_ids(self.config.vocab_size, rows)?;
-        Batch::new(rows, self.config.pad_token_id, Side::Right, self.device)
+        self.network.batch(self.context, rows)
     }
 
     /// Runs the encoder.
@@ -203,22 +401,8 @@ impl T5 {
     /// # Errors
     /// When libtorch refuses.
     pub fn encode_traced(&self, source: &Batch, trace: Option<&mut Vec<Tensor>>) -> Result<Encoded> {
-        check_id_tensor("source", &source.ids, self.config.vocab_size)?;
-        self.encode_with(source, self.dropout(), trace)
-    }
-
-    pub(crate) fn encode_with(
-        &self,
-        source: &Batch,
-        dropout: f64,
-        trace: Option<&mut Vec<Tensor>>,
-    ) -> Result<Encoded> {
-        let (rows, time) = source.ids.size2()?;
-        let mask = padding_mask(&source.mask, self.kind)?;
-        let bias = self.encoder.position_bias.full(time)?.f_add(&mask)?;
-        let layout = Layout { own: vec![Rectangle::own(rows, time, bias)], cross: vec![] };
-        let states = self.run(&self.encoder, &source.ids, None, &layout, dropout, trace)?;
-        Ok(Encoded { states, mask })
+        check_id_tensor("source", &source.ids, self.config().vocab_size)?;
+        self.network.encode(self.context, source, trace)
     }
 
     /// Runs the decoder over whole target inputs `[rows, time]` and returns its states after the final norm
@@ -241,68 +425,40 @@ impl T5 {
         inputs: &Tensor,
         trace: Option<&mut Vec<Tensor>>,
     ) -> Result<Tensor> {
-        let decoder = self.decoder()?;
+        let decoder = self.network.decoder()?;
         if let &[rows, _] = &inputs.size()[..] {
-            check_rows(rows, &encoded.states)?;
+            check_shared_rows(rows, &encoded.states)?;
         }
-        let (rows, time) = check_id_tensor("decoder input", inputs, self.config.vocab_size)?;
+        let (rows, time) = check_id_tensor("decoder input", inputs, self.config().vocab_size)?;
         let (batch, keys, _) = encoded.states.size3()?;
-        let bias = decoder.position_bias.full(time)?.f_add(&causal_mask(time, (self.kind, self.device))?)?;
-        let mask = Some(encoded.mask.shallow_clone());
-        let layout = Layout {
-            own: vec![Rectangle::own(rows, time, bias)],
-            cross: vec![Rectangle { rows, time, batch, keys, bias: mask }],
-        };
-        let source = encoded.states.f_flatten(0, 1)?;
-        self.run(decoder, inputs, Some(&source), &layout, self.dropout(), trace)
+        let causal = causal_bias(time, time, None, (self.kind(), self.device()))?;
+        let bias = AttentionBias::Scores(decoder.position_bias.full(time)?.f_add(&causal)?.into());
+        let mut pass = self.network.pass(self.context);
+        pass.self_attention = vec![AttentionBlock::to_itself(rows, time, bias)];
+        let mask = AttentionBias::Scores(encoded.mask.shallow_clone().into());
+        pass.cross_attention = vec![AttentionBlock { rows, time, batch, keys, bias: mask }];
+        let encoder = encoded.states.f_flatten(0, 1)?;
+        self.network.run(decoder, inputs, Some(&encoder), &pass, trace)
     }
 
-    /// One stack over rows of ids `[rows, time]`; its states and the traced ones are `[rows, time, d_model]`.
-    fn run(
-        &self,
-        stack: &Stack,
-        ids: &Tensor,
-        source: Option<&Tensor>,
-        layout: &Layout,
-        dropout: f64,
-        mut trace: Option<&mut Vec<Tensor>>,
-    ) -> Result<Tensor> {
-        let (rows, time) = ids.size2()?;
-        let embedded = self.embed(&ids.f_view_([-1])?)?;
-        let states = stack.forward(embedded, source, layout, dropout, trace.as_deref_mut())?;
-        for traced in trace.into_iter().flatten() {
-            *traced = traced.f_view_([rows, time, -1])?;
-        }
-        Ok(states.f_view_([rows, time, -1])?)
-    }
-
-    /// Vocabulary logits of decoder states `[..., d_model]`, in `f32`.
+    /// Starts decoding step by step, without dropout: `rows` sequences (a multiple of the encoded batch) of at most `max_time`
+    /// tokens. Memory for keys and values is taken here, once.
     ///
     /// # Errors
-    /// When libtorch refuses.
-    pub fn logits(&self, states: &Tensor) -> Result<Tensor> {
-        check_states(states, self.config.d_model)?;
-        let (weight, scale) = self.output_projection();
-        Ok(linear(&scaled(states, scale)?, weight)?.f_to_kind(Kind::Float)?)
+    /// When the model has no decoder, or libtorch refuses.
+    pub fn start_decoding(&self, encoded: &Encoded, rows: i64, max_time: i64) -> Result<Decoding<'_>> {
+        self.network.start_decoding(encoded, rows, max_time)
     }
 
-    /// Logits of a few tokens only: states `[batch, d_model]`, ids `[batch, n]`, result `[batch, n]`, `f32`.
-    ///
-    /// # Errors
-    /// When libtorch refuses.
-    pub fn logits_of(&self, states: &Tensor, ids: &Tensor) -> Result<Tensor> {
-        check_states(states, self.config.d_model)?;
-        let (batch, n) = check_id_tensor("ids", ids, self.config.vocab_size)?;
-        if states.size()[..states.dim() - 1] != [batch] {
-            let reason = format!("{:?} for ids of {batch} rows", states.size());
-            return Err(Error::invalid("states", reason));
-        }
-        let (weight, scale) = self.output_projection();
-        let rows = weight.f_index_select(0, &ids.f_reshape([-1])?)?.f_view_([batch, n, -1])?;
-        Ok(rows
-            .f_matmul(&scaled(states, scale)?.f_unsqueeze(2)?)?
-            .f_squeeze_dim(2)?
-            .f_to_kind(Kind::Float)?)
+    /// The encoder's states of the last token of each row, `[rows, d_model]`, without dropout.
+    pub(crate) fn last_states<R: AsRef<[TokenId]>>(&self, rows: &[R]) -> Result<Tensor> {
+        let context = Context { training: false, ..self.context };
+        let states = self.network.encode(context, &self.batch(rows)?, None)?.states;
+        let (_, time, _) = states.size3()?;
+        let last: Vec<i64> =
+            rows.iter().zip(0..).map(|(row, i)| i * time + row.as_ref().len() as i64 - 1).collect();
+        let last = Tensor::f_from_slice(&last)?.f_to_device(self.device())?;
+        Ok(states.f_flatten(0, 1)?.f_index_select(0, &last)?)
     }
 
     /// Buckets of key-minus-query distances in the encoder's (`bidirectional`) or decoder's self-attention.
@@ -310,7 +466,7 @@ impl T5 {
     /// # Errors
     /// When the model has no decoder, or libtorch refuses.
     pub fn position_buckets(&self, distance: &Tensor, bidirectional: bool) -> Result<Tensor> {
-        self.stack(bidirectional)?.position_bias.buckets(distance)
+        self.network.stack(bidirectional)?.position_bias.buckets(distance)
     }
 
     /// Position bias `[1, heads, time, time]` of the encoder (`bidirectional`) or the decoder, without any mask.
@@ -319,12 +475,10 @@ impl T5 {
     /// When the model has no decoder, or libtorch refuses.
     pub fn position_bias(&self, time: i64, bidirectional: bool) -> Result<Tensor> {
         if time < 1 {
-            return Err(Error::invalid(
-                "position bias",
-                format!("{time} positions; there must be 1 at least"),
-            ));
+            let reason = format!("{time} positions; there must be 1 at least");
+            return Err(Error::invalid("position bias", reason));
         }
-        self.stack(bidirectional)?.position_bias.full(time)
+        self.network.stack(bidirectional)?.position_bias.full(time)
     }
 
     /// Decoder inputs of labels `[batch, time]`: shifted right behind the start token, ignored positions as padding.
@@ -338,47 +492,15 @@ impl T5 {
         if time == 0 {
             return Ok(labels.shallow_clone());
         }
-        let inputs = labels.f_full_like(self.config.decoder_start_token_id)?;
+        let inputs = labels.f_full_like(self.config().decoder_start_token_id)?;
         inputs.f_narrow(1, 1, time - 1)?.f_copy_(&labels.f_narrow(1, 0, time - 1)?)?;
-        let ignored = inputs.f_eq(crate::IGNORED)?;
+        let ignored = inputs.f_eq(IGNORED)?;
         debug_assert_eq!(inputs.size(), [batch, time]);
-        Ok(inputs.f_masked_fill(&ignored, self.config.pad_token_id)?)
-    }
-
-    fn stack(&self, encoder: bool) -> Result<&Stack> {
-        if encoder { Ok(&self.encoder) } else { self.decoder() }
-    }
-
-    fn decoder(&self) -> Result<&Stack> {
-        self.decoder.as_ref().ok_or_else(|| Error::invalid("T5", "this model has only an encoder"))
-    }
-
-    /// The embedding `[d_model]` of one token.
-    pub(crate) fn embedding(&self, id: TokenId) -> Result<Tensor> {
-        Ok(self.shared.f_detach()?.f_get(id)?)
-    }
-
-    fn embed(&self, ids: &Tensor) -> Result<Tensor> {
-        Ok(Tensor::f_embedding(&self.shared, ids, -1, false, false)?)
-    }
-
-    /// The output matrix `[vocab, d_model]`, and the factor on its product with the decoder's states.
-    pub(crate) fn output_projection(&self) -> (&Tensor, f64) {
-        let scaled = self.config.scale_decoder_outputs;
-        let scale = if scaled { (self.config.d_model as f64).powf(-0.5) } else { 1.0 };
-        (self.lm_head.as_ref().unwrap_or(&self.shared), scale)
-    }
-
-    fn dropout(&self) -> f64 {
-        if self.training { self.config.dropout_rate } else { 0.0 }
+        Ok(inputs.f_masked_fill(&ignored, self.config().pad_token_id)?)
     }
 }
 
-fn scaled(states: &Tensor, scale: f64) -> Result<Tensor> {
-    Ok(if scale == 1.0 { states.shallow_clone() } else { states.f_mul_scalar(scale)? })
-}
-
-fn check_rows(rows: i64, states: &Tensor) -> Result<()> {
+fn check_shared_rows(rows: i64, states: &Tensor) -> Result<()> {
     let batch = states.size()[0];
     if rows > 0 && rows % batch == 0 {
         return Ok(());

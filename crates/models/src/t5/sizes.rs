@@ -1,15 +1,16 @@
 //! What a T5 costs, told from its configuration alone.
 
-use super::config::{FeedForward, T5Config};
-use crate::BatchShape;
-use crate::sizes::LOGITS;
 use tch::Kind;
+
+use super::config::{FeedForward, T5Config};
+use crate::sizes::LOGITS;
+use crate::{BatchShape, ModelShape};
 
 impl T5Config {
     /// The published shapes: `t5-small`, `t5-base`, `t5-large`, `t5-3b` and `t5-11b` (arXiv 1910.10683, version 1.0).
     ///
     /// ```
-    /// use ruminate_models::T5Config;
+    /// use ruminate_models::{ModelShape, T5Config};
     /// assert_eq!(T5Config::published("t5-large").map(|t5| t5.parameter_count()), Some(737_668_096));
     /// ```
     #[must_use]
@@ -44,10 +45,23 @@ impl T5Config {
             decoder_start_token_id: 0,
         })
     }
+}
+
+impl ModelShape for T5Config {
+    fn width(&self) -> i64 {
+        self.d_model
+    }
+
+    fn vocab_size(&self) -> i64 {
+        self.vocab_size
+    }
+
+    fn blocks(&self) -> [i64; 2] {
+        [self.num_layers, self.num_decoder_layers]
+    }
 
     /// The shape of every parameter; tied ones come once.
-    #[must_use]
-    pub fn parameter_shapes(&self) -> Vec<Vec<i64>> {
+    fn parameter_shapes(&self) -> Vec<Vec<i64>> {
         let (d, inner) = (self.d_model, self.inner());
         let embedding = vec![self.vocab_size, d];
         let attention = || [vec![inner, d], vec![inner, d], vec![inner, d], vec![d, inner], vec![d]];
@@ -72,17 +86,9 @@ impl T5Config {
         shapes
     }
 
-    /// Number of scalar parameters; tied ones count once.
-    #[must_use]
-    pub fn parameter_count(&self) -> u64 {
-        let numbers = |shape: Vec<i64>| shape.iter().product::<i64>().unsigned_abs();
-        self.parameter_shapes().into_iter().map(numbers).sum()
-    }
-
     /// Floating-point operations of one forward pass: twice the multiplications in matrix products, which are nearly all
     /// there is. A training step takes three times as many.
-    #[must_use]
-    pub fn forward_flops(&self, shape: BatchShape) -> f64 {
+    fn forward_flops(&self, shape: BatchShape) -> f64 {
         let BatchShape { rows, source, target } = shape;
         let (d, inner) = (self.d_model as f64, self.inner() as f64);
         let dense = (self.dense_matrices() * self.d_model * self.d_ff) as f64;
@@ -96,8 +102,7 @@ impl T5Config {
 
     /// Bytes that are held while `rows` rows of `prompts` prompts are written, weights aside: the encoder's states, keys and values of
     /// prompts of up to `longest` tokens and of `new` tokens in each row, in the weights' `kind`, and some copies of the logits in float32.
-    #[must_use]
-    pub fn decoding_bytes(&self, prompts: usize, longest: usize, rows: usize, new: usize, kind: Kind) -> u64 {
+    fn decoding_bytes(&self, prompts: usize, longest: usize, rows: usize, new: usize, kind: Kind) -> u64 {
         let element = kind.elt_size_in_bytes() as i64;
         let token = 2 * self.num_decoder_layers * self.inner() * element;
         let source = (token + self.d_model * element).unsigned_abs() * (prompts * longest) as u64;
@@ -117,12 +122,11 @@ impl T5Config {
     ///
     /// Dropout, and what the kernels need while they run, comes on top. On the CPU it is less: norms keep their input alone, and
     /// probabilities are made again.
-    #[must_use]
-    pub fn activation_bytes(&self, shape: BatchShape, bf16: bool) -> f64 {
+    fn activation_bytes(&self, shape: BatchShape, bf16: bool) -> f64 {
         let BatchShape { rows, source, target } = shape;
         let (d, inner, heads) = (self.d_model as f64, self.inner() as f64, self.num_heads as f64);
         let (element, norm, probability) = if bf16 { (2.0, 14.0 * d, 6.0) } else { (4.0, 12.0 * d, 4.0) };
-        let gated = self.feed_forward == FeedForward::GatedGelu;
+        let gated = self.feed_forward != FeedForward::Relu;
         let dense = element * if gated { 4.0 } else { 1.0 } * self.d_ff as f64;
         let attention = |queries: f64, keys: f64| {
             element * inner * 2.0 * (queries + keys) + probability * heads * queries * keys
@@ -131,7 +135,9 @@ impl T5Config {
         let decoder = target * (3.0 * norm + dense) + attention(target, target) + attention(target, source);
         rows * (self.num_layers as f64 * encoder + self.num_decoder_layers as f64 * decoder)
     }
+}
 
+impl T5Config {
     fn inner(&self) -> i64 {
         self.num_heads * self.d_kv
     }
@@ -140,7 +146,7 @@ impl T5Config {
     fn dense_matrices(&self) -> i64 {
         match self.feed_forward {
             FeedForward::Relu => 2,
-            FeedForward::GatedGelu => 3,
+            FeedForward::GatedGelu | FeedForward::GatedSilu => 3,
         }
     }
 }

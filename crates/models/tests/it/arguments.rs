@@ -4,7 +4,7 @@ use std::fmt::Debug;
 
 use ruminate_models::{
     Batch, Beam, EarlyStopping, Example, Generate, GenerationConfig, History, Llama, LlamaConfig, Policy,
-    Processor, Sampling, ScoreChoices, Side, Strategy, T5, T5Config, TokenId, VeraHead, Want,
+    Processor, Sampling, ScoreChoices, ScoreOptions, Side, Strategy, T5, T5Config, TokenId, VeraHead,
     embedding_statistics, filter_logits, forbid,
 };
 use serde_json::json;
@@ -164,15 +164,18 @@ fn a_model_without_end_tokens_writes_to_the_limit() {
 fn scoring_checks_rows_and_ids() {
     let (t5, llama) = (model(plain()), llama(json!({})));
     let score = |policy: &dyn Policy, prompt: &[TokenId], target: &[TokenId]| {
-        policy.score(&[Example { prompt: prompt.to_vec(), target: target.to_vec() }], Want::default())
+        policy.score(&[Example { prompt: prompt.to_vec(), target: target.to_vec() }], ScoreOptions::default())
     };
     for policy in [&t5 as &dyn Policy, &llama] {
-        says(policy.score(&[], Want::default()), &["no"]);
+        says(policy.score(&[], ScoreOptions::default()), &["no"]);
         says(score(policy, &[], &[1]), &["row 0"]);
         says(score(policy, &[5], &[VOCAB]), &["40"]);
         says(score(policy, &[5], &[-1]), &["-1"]);
         says(score(policy, &[-100], &[1]), &["-100"]);
-        says(policy.score_alternatives(&[&[5], &[6]], &[&[1], &[1], &[1]], Want::default()), &["evenly"]);
+        says(
+            policy.score_alternatives(&[&[5], &[6]], &[&[1], &[1], &[1]], ScoreOptions::default()),
+            &["evenly"],
+        );
     }
     for scorer in [&t5 as &dyn ScoreChoices, &llama] {
         says(scorer.choice_log_probs(&[vec![5]], &[vec![]]), &["question 0"]);

@@ -1,7 +1,8 @@
 //! Beam search, and the rules against repetition.
 
 use ruminate_models::{
-    Beam, EarlyStopping, Example, Finish, Generate, GenerationConfig, Policy, Strategy, T5, TokenId, Want,
+    Beam, EarlyStopping, Example, Finish, Generate, GenerationConfig, Policy, ScoreOptions, Strategy, T5,
+    TokenId,
 };
 use tch::Kind;
 
@@ -22,7 +23,7 @@ fn prompts() -> Vec<Vec<TokenId>> {
 fn totals(t5: &T5, prompt: &[TokenId], targets: &[Vec<TokenId>]) -> Vec<f64> {
     let example = |target: &Vec<TokenId>| Example { prompt: prompt.to_vec(), target: target.clone() };
     let examples: Vec<Example> = targets.iter().map(example).collect();
-    let scores = tch::no_grad(|| t5.score(&examples, Want::default())).unwrap();
+    let scores = tch::no_grad(|| t5.score(&examples, ScoreOptions::default())).unwrap();
     Vec::try_from(scores.log_probs.sum_dim_intlist(1, false, Kind::Double)).unwrap()
 }
 
@@ -111,9 +112,10 @@ fn a_prefix_is_continued_and_not_returned() {
             let written = &written[0];
             assert!(written.ids.len() <= 5, "{name}");
             let target = [prefix.clone(), written.ids.clone()].concat();
-            let scores =
-                tch::no_grad(|| t5.score(&[Example { prompt: prompt.clone(), target }], Want::default()))
-                    .unwrap();
+            let scores = tch::no_grad(|| {
+                t5.score(&[Example { prompt: prompt.clone(), target }], ScoreOptions::default())
+            })
+            .unwrap();
             let expected: Vec<f32> = Vec::try_from(scores.log_probs.view([-1])).unwrap();
             assert_close_rows(&written.log_probs, &expected[prefix.len()..], name);
         }

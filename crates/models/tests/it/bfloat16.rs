@@ -1,7 +1,9 @@
 //! Models whose weights are bfloat16: they score and write as float32 ones do, within the rounding of their weights and
 //! states (a relative 2^-9 each).
 
-use ruminate_models::{Example, Generate, GenerationConfig, Policy, Sampling, Strategy, T5, TokenId, Want};
+use ruminate_models::{
+    Example, Generate, GenerationConfig, Policy, Sampling, ScoreOptions, Strategy, T5, TokenId,
+};
 use tch::{Device, Kind, Tensor};
 
 use crate::support::{deep, gated, model, plain};
@@ -45,7 +47,7 @@ fn assert_near(a: &Tensor, b: &Tensor, nats: f64) {
 #[test]
 fn scores_are_those_of_float32() {
     for (exact, rounded, nats) in pairs() {
-        let want = Want { entropy: true, states: false };
+        let want = ScoreOptions { entropy: true, states: false };
         let (a, b) = (exact.score(&examples(), want).unwrap(), rounded.score(&examples(), want).unwrap());
         assert_near(&b.log_probs, &a.log_probs, nats);
         assert_near(&b.entropy.unwrap(), &a.entropy.unwrap(), nats);
@@ -62,9 +64,10 @@ fn scores_are_those_of_float32() {
 #[test]
 fn padding_is_as_invisible() {
     for (_, rounded, nats) in pairs() {
-        let together = rounded.score(&examples(), Want::default()).unwrap().log_probs;
+        let together = rounded.score(&examples(), ScoreOptions::default()).unwrap().log_probs;
         for (i, example) in examples().iter().enumerate() {
-            let alone = rounded.score(std::slice::from_ref(example), Want::default()).unwrap().log_probs;
+            let alone =
+                rounded.score(std::slice::from_ref(example), ScoreOptions::default()).unwrap().log_probs;
             assert_near(&together.get(i as i64).narrow(0, 0, alone.size()[1]).unsqueeze(0), &alone, nats);
         }
     }
@@ -87,7 +90,7 @@ fn what_is_written_has_the_log_probabilities_of_float32() {
             for (prompt, rows) in prompts.iter().zip(&written) {
                 for row in rows {
                     let example = Example { prompt: prompt.clone(), target: row.ids.clone() };
-                    let expected = exact.score(&[example], Want::default()).unwrap().log_probs;
+                    let expected = exact.score(&[example], ScoreOptions::default()).unwrap().log_probs;
                     assert_near(&Tensor::from_slice(&row.log_probs).unsqueeze(0), &expected.detach(), nats);
                 }
             }

@@ -7,7 +7,7 @@ use std::path::Path;
 use ruminate_models::checkpoint::{
     WEIGHTS, WEIGHTS_INDEX, read_json, read_tensors, write_json, write_model, write_tensors,
 };
-use ruminate_models::{Error, Example, Llama, Policy, T5, Tokenizer, Want};
+use ruminate_models::{Error, Example, Llama, Policy, ScoreOptions, T5, Tokenizer};
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 use tempfile::TempDir;
@@ -170,7 +170,7 @@ fn files_of_transformers_5_load() {
     assert_eq!(back.config(), t5.config());
     assert_same_parameters(&t5, &back);
     let examples = [Example { prompt: vec![5, 1], target: vec![9, 3, 1] }];
-    let scores = |t5: &T5| t5.score(&examples, Want::default()).unwrap().log_probs;
+    let scores = |t5: &T5| t5.score(&examples, ScoreOptions::default()).unwrap().log_probs;
     assert!(scores(&t5).equal(&scores(&back)));
 }
 
@@ -223,7 +223,7 @@ fn every_family_keeps_an_output_matrix_of_its_own() {
     let back = Llama::load(folder.path(), Kind::Float, Device::Cpu).unwrap();
     assert!(!back.config().tie_word_embeddings);
     assert!(back.parameters().get("lm_head.weight").unwrap().equal(&own));
-    assert!(back.output_weight().unwrap().equal(&own));
+    assert!(back.output_projection().unwrap().0.equal(&own));
     // The one matrix may have the other name.
     tensors.remove("model.embed_tokens.weight");
     write(folder.path(), &tensors);

@@ -4,7 +4,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use ruminate_models::{
     Beam, Example, Finish, Generate, Generated, GenerationConfig, Interrupt, Llama, Policy, Sampling,
-    ScoreChoices, Strategy, T5, TokenId, Want, derive_seed, filter_logits, forbid,
+    ScoreChoices, ScoreOptions, Strategy, T5, TokenId, derive_seed, filter_logits, forbid,
 };
 use ruminate_torch::kernels::{Kernel, turn_on};
 use serde_json::json;
@@ -198,7 +198,7 @@ fn log_probs_are_those_of_score() {
         let written = t5.generate(&prompts, &settings, &seeds(4)).unwrap();
         for (prompt, written) in prompts.iter().zip(&written) {
             for written in written {
-                let scores = t5.score(&[example(prompt, written)], Want::default()).unwrap();
+                let scores = t5.score(&[example(prompt, written)], ScoreOptions::default()).unwrap();
                 let expected: Vec<f32> = scores.log_probs.get(0).try_into().unwrap();
                 assert_close_rows(&written.log_probs, &expected, kind);
             }
@@ -226,8 +226,9 @@ fn sampling_log_probs_are_those_of_the_filtered_distribution() {
             };
             let prompt = vec![8, 30, 1];
             let written = &t5.generate(std::slice::from_ref(&prompt), &settings, &[6]).unwrap()[0][0];
-            let states =
-                t5.score(&[example(&prompt, written)], Want { entropy: false, states: true }).unwrap();
+            let states = t5
+                .score(&[example(&prompt, written)], ScoreOptions { entropy: false, states: true })
+                .unwrap();
             let mut logits = t5.logits(&states.states.unwrap().get(0)).unwrap();
             logits = forbid(&logits, &Tensor::from_slice(&forbidden)).unwrap();
             let early = (written.ids.len() as i64).min(3);

@@ -5,7 +5,7 @@ use proptest::test_runner::TestCaseError;
 use ruminate_models::checkpoint::{read_tensors, write_model, write_tensors};
 use ruminate_models::{
     ActorCritic, Example, Generate, GenerationConfig, IGNORED, Llama, LlamaConfig, Parameters, Policy,
-    ScoreChoices, Side, TokenId, Want,
+    ScoreChoices, ScoreOptions, Side, TokenId,
 };
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
@@ -76,7 +76,7 @@ proptest! {
         let targets: Vec<Vec<TokenId>> = halves.iter().map(cut).collect();
         let (prompts, targets) = (refs(&prompts), refs(&targets[..prompts.len() * 3]));
         let spread: Vec<&[TokenId]> = (0..targets.len()).map(|i| prompts[i / 3]).collect();
-        let want = Want { entropy: true, states: true };
+        let want = ScoreOptions { entropy: true, states: true };
         for (kind, llama) in llamas() {
             let run = |prompts: &[&[TokenId]]| {
                 let scores = llama.score_alternatives(prompts, &targets, want).unwrap();
@@ -117,7 +117,7 @@ fn example(prompt: &[i64], target: &[i64]) -> Example {
 fn scores_are_the_log_softmax_of_the_next_tokens() {
     for (kind, llama) in llamas() {
         let target = [9, IGNORED, 31, 2];
-        let want = Want { entropy: true, states: true };
+        let want = ScoreOptions { entropy: true, states: true };
         let scores = llama.score(&[example(&[4, 5, 1], &target)], want).unwrap();
         // Where there is no label the padding token is read.
         let pad = llama.pad_token_id();
@@ -151,13 +151,16 @@ fn first_token_logits_are_those_behind_the_prompt() {
 #[test]
 fn what_cannot_be_scored_is_an_error() {
     let llama = llama(json!({}));
-    let score = |examples: &[Example]| llama.score(examples, Want::default());
+    let score = |examples: &[Example]| llama.score(examples, ScoreOptions::default());
     refused(score(&[]), &["no token"]);
     refused(score(&[example(&[1], &[1]), example(&[], &[1])]), &["row 1", "no token"]);
     refused(score(&[example(&[1], &[])]), &["no token"]);
     refused(score(&[example(&[5, 40], &[1])]), &["row 0", "id 40", "vocabulary of 40"]);
     refused(score(&[example(&[1], &[1]), example(&[1], &[3, -1])]), &["row 1", "id -1"]);
-    refused(llama.score_alternatives(&[&[1], &[2]], &[&[1], &[2], &[3]], Want::default()), &["evenly"]);
+    refused(
+        llama.score_alternatives(&[&[1], &[2]], &[&[1], &[2], &[3]], ScoreOptions::default()),
+        &["evenly"],
+    );
     refused(llama.choice_log_probs(&[vec![1]], &[vec![vec![]]]), &["choice 0 of question 0"]);
 }
 
@@ -187,7 +190,7 @@ fn long_rows_through_the_fused_kernel_score_the_same() {
     ] {
         let llama = llama(changes);
         let run = |examples: &[Example]| {
-            let scores = llama.score(examples, Want::default()).unwrap();
+            let scores = llama.score(examples, ScoreOptions::default()).unwrap();
             scores.log_probs.sum(Kind::Float).backward();
             (scores.log_probs.detach(), take_gradients(llama.parameters()))
         };
@@ -208,7 +211,8 @@ fn long_rows_through_the_fused_kernel_score_the_same() {
 fn a_gradient_is_the_slope_of_the_loss() {
     for (kind, llama) in llamas() {
         let examples = [example(&[5, 9, 11, 3, 8, 21, 30], &[7, 4, 2]), example(&[9], &[8, 2])];
-        let loss = || llama.score(&examples, Want::default()).unwrap().log_probs.sum(Kind::Double).neg();
+        let loss =
+            || llama.score(&examples, ScoreOptions::default()).unwrap().log_probs.sum(Kind::Double).neg();
         loss().backward();
         for (name, parameter) in llama.parameters().iter() {
             let slope = parameter.grad().square().sum(Kind::Double).double_value(&[]);
@@ -242,7 +246,7 @@ fn gradient_checkpointing_changes_no_bit() {
                 llama.set_gradient_checkpointing(on);
                 tch::manual_seed(5);
                 let examples = [example(&[5, 9, 11, 3, 8, 21, 30], &[7, 4, 2]), example(&[9], &[8, 2])];
-                let scores = llama.score(&examples, Want::default()).unwrap();
+                let scores = llama.score(&examples, ScoreOptions::default()).unwrap();
                 scores.log_probs.sum(Kind::Float).backward();
                 let mut all = vec![scores.log_probs.detach()];
                 all.extend(take_gradients(llama.parameters()));
@@ -259,7 +263,7 @@ fn gradient_checkpointing_changes_no_bit() {
 fn dropout_acts_in_training_mode_only() {
     let mut llama = llama(json!({"attention_dropout": 0.4}));
     let score = |llama: &Llama| {
-        llama.score(&[example(&[5, 9, 11, 3], &[7, 4, 2])], Want::default()).unwrap().log_probs
+        llama.score(&[example(&[5, 9, 11, 3], &[7, 4, 2])], ScoreOptions::default()).unwrap().log_probs
     };
     let _generator = generator();
     let calm = score(&llama);
@@ -275,7 +279,7 @@ fn a_padding_token_that_the_configuration_names_is_not_learnt() {
     let row = [example(&[0, 5, 0, 9], &[0, 2])];
     for (named, learnt) in [(json!(null), true), (json!(0), false)] {
         let llama = llama(json!({"pad_token_id": named}));
-        llama.score(&row, Want::default()).unwrap().log_probs.sum(Kind::Float).backward();
+        llama.score(&row, ScoreOptions::default()).unwrap().log_probs.sum(Kind::Float).backward();
         let gradient = llama.parameters().get("model.embed_tokens.weight").unwrap().grad();
         assert_eq!(gradient.get(0).norm().double_value(&[]) > 0.0, learnt);
         assert!(gradient.get(5).norm().double_value(&[]) > 0.0);
@@ -286,7 +290,7 @@ fn a_padding_token_that_the_configuration_names_is_not_learnt() {
 fn a_value_head_learns_from_the_states() {
     let critic = ActorCritic::shared(llama(json!({})), 3).unwrap();
     let examples = [example(&[5, 9, 11], &[7, 4, 2]), example(&[9], &[8, 2])];
-    let (scores, values) = critic.score_with_values(&examples, Want::default()).unwrap();
+    let (scores, values) = critic.score_with_values(&examples, ScoreOptions::default()).unwrap();
     assert_eq!(values.size(), scores.log_probs.size());
     values.sum(Kind::Float).backward();
     assert!(critic.parameters().get("model.layers.0.mlp.up_proj.weight").unwrap().grad().defined());
@@ -304,7 +308,7 @@ fn weights_in_bfloat16_score_as_those_of_float32() {
         exact.save(folder.path()).unwrap();
         let rounded = Llama::load(folder.path(), Kind::BFloat16, Device::Cpu).unwrap();
         let examples = [example(&[5, 9, 11, 3, 8, 21, 30], &[7, 4, 2]), example(&[9], &[8, 2])];
-        let score = |llama: &Llama| llama.score(&examples, Want::default()).unwrap().log_probs;
+        let score = |llama: &Llama| llama.score(&examples, ScoreOptions::default()).unwrap().log_probs;
         let (a, b) = (score(&exact), score(&rounded));
         assert_eq!(b.kind(), Kind::Float);
         let off = (a - b).abs().max().double_value(&[]);
@@ -317,7 +321,7 @@ fn products_in_bfloat16_score_and_write_as_float32_does() {
     let examples = [example(&[5, 9, 11, 3, 8, 21, 30], &[7, 4, 2]), example(&[9], &[8, 2])];
     for (kind, llama) in llamas() {
         let run = || -> ruminate_models::Result<_> {
-            let scores = llama.score(&examples, Want::default())?.log_probs;
+            let scores = llama.score(&examples, ScoreOptions::default())?.log_probs;
             let prompts: Vec<_> = examples.iter().map(|e| e.prompt.clone()).collect();
             let settings =
                 GenerationConfig { max_new_tokens: 4, samples_per_prompt: 2, ..Default::default() };
@@ -334,7 +338,7 @@ fn products_in_bfloat16_score_and_write_as_float32_does() {
         // What is written has the probabilities that scoring gives it.
         for (i, row) in written.iter().enumerate() {
             let example = Example { prompt: examples[i / 2].prompt.clone(), target: row.ids.clone() };
-            let scores = llama.score(&[example], Want::default()).unwrap().log_probs.view([-1]);
+            let scores = llama.score(&[example], ScoreOptions::default()).unwrap().log_probs.view([-1]);
             let off = (scores - Tensor::from_slice(&row.log_probs)).abs().max().double_value(&[]);
             assert!(off < 0.15, "{kind}: {off} nats apart");
         }

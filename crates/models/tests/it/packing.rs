@@ -1,6 +1,6 @@
 //! Rows of different lengths that do not share a rectangle: the blocks of these models are so wide that padding costs more.
 
-use ruminate_models::{Example, IGNORED, Parameters, Policy, TokenId, Want};
+use ruminate_models::{Example, IGNORED, Parameters, Policy, ScoreOptions, TokenId};
 use serde_json::json;
 use tch::{Kind, Tensor};
 
@@ -29,7 +29,7 @@ fn examples() -> Vec<Example> {
 /// Weighted, so that each position's gradient is its own.
 fn gradients(policy: &impl Policy, examples: &[Example], weights: &[f64]) -> Vec<Tensor> {
     let parameters = policy.parameters();
-    let scores = policy.score(examples, Want { entropy: true, states: true }).unwrap();
+    let scores = policy.score(examples, ScoreOptions { entropy: true, states: true }).unwrap();
     let total = scores.log_probs + scores.entropy.unwrap() * 0.5;
     let weights = Tensor::from_slice(weights).to_kind(Kind::Float).unsqueeze(1);
     clear(parameters);
@@ -79,7 +79,7 @@ fn cross_entropy_is_the_sum_of_the_scores(policy: &impl Policy, examples: &[Exam
         let gradients = policy.parameters().iter().map(|(_, parameter)| parameter.grad().copy());
         gradients.collect::<Vec<_>>()
     };
-    let scores = policy.score(examples, Want::default()).unwrap();
+    let scores = policy.score(examples, ScoreOptions::default()).unwrap();
     let expected = scores.log_probs.sum(Kind::Float).neg();
     let loss = policy.cross_entropy(examples).unwrap();
     assert_eq!((loss.count, loss.tokens), (scores.labels.count, scores.tokens));

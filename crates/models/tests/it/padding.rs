@@ -2,12 +2,12 @@
 
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
-use ruminate_models::{Example, IGNORED, Policy, ScoreChoices, TokenId, Want};
+use ruminate_models::{Example, IGNORED, Policy, ScoreChoices, ScoreOptions, TokenId};
 use tch::Tensor;
 
 use crate::support::{CLOSE, VOCAB, cases, close, kinds};
 
-const ALL: Want = Want { entropy: true, states: true };
+const ALL: ScoreOptions = ScoreOptions { entropy: true, states: true };
 
 /// Any ids: padding and end tokens may stand inside a row like all others.
 pub(crate) fn row(length: std::ops::Range<usize>) -> impl Strategy<Value = Vec<TokenId>> {
@@ -54,7 +54,7 @@ pub(crate) fn choices_agree(
     for (i, (prompt, choices)) in prompts.iter().zip(choices).enumerate() {
         for (j, choice) in choices.iter().enumerate() {
             let example = Example { prompt: prompt.clone(), target: choice.clone() };
-            let alone = tch::no_grad(|| model.score(&[example], Want::default())).unwrap();
+            let alone = tch::no_grad(|| model.score(&[example], ScoreOptions::default())).unwrap();
             let mut place = expected.get(i as i64).get(j as i64).narrow(0, 0, choice.len() as i64);
             place.copy_(&alone.log_probs.get(0));
         }

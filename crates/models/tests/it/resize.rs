@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use ruminate_models::{
-    Example, Generate, GenerationConfig, Llama, Policy, Result, T5, TokenId, Tokenizer, Want,
+    Example, Generate, GenerationConfig, Llama, Policy, Result, ScoreOptions, T5, TokenId, Tokenizer,
     embedding_statistics,
 };
 use serde_json::{Value, json};
@@ -84,7 +84,9 @@ fn old_rows_stay<M: Grows>() {
             let mut model = M::new(tied);
             let before = model.matrices();
             assert_eq!(before.len(), if tied { 1 } else { 2 });
-            let old = model.score(&[example(&[9, 8, 1])], Want { states: true, ..Want::default() }).unwrap();
+            let old = model
+                .score(&[example(&[9, 8, 1])], ScoreOptions { states: true, ..ScoreOptions::default() })
+                .unwrap();
             model.grow(start..end, 3).unwrap();
             assert_eq!(model.vocab(), end);
             for (before, after) in before.iter().zip(model.matrices()) {
@@ -99,7 +101,9 @@ fn old_rows_stay<M: Grows>() {
                 assert!(far(&new_mean, &mean) < 0.08 && far(&new_std, &std) < 0.08, "{tied}");
             }
             // The network behind the embedding is the same.
-            let new = model.score(&[example(&[9, 8, 1])], Want { states: true, ..Want::default() }).unwrap();
+            let new = model
+                .score(&[example(&[9, 8, 1])], ScoreOptions { states: true, ..ScoreOptions::default() })
+                .unwrap();
             assert_eq!(old.states, new.states);
         }
     }
@@ -116,7 +120,8 @@ fn new_tokens_are_used<M: Grows>() {
         let mut model = M::new(tied);
         model.grow(VOCAB..VOCAB + 2, 3).unwrap();
         // Before a response they change it, and as a response they have a probability.
-        let score = |target: &[i64]| model.score(&[example(target)], Want::default()).unwrap().log_probs;
+        let score =
+            |target: &[i64]| model.score(&[example(target)], ScoreOptions::default()).unwrap().log_probs;
         let (plain, behind) = (score(&[9, 1]), score(&[VOCAB, 9, 1]));
         assert_ne!(plain.double_value(&[0, 0]), behind.double_value(&[0, 1]));
         score(&[VOCAB + 1]).sum(Kind::Float).neg().backward();

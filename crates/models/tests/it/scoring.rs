@@ -1,6 +1,6 @@
 //! What `score`, `choice_log_probs` and `first_token_logits` compute and refuse.
 
-use ruminate_models::{Example, IGNORED, Policy, ScoreChoices, Want};
+use ruminate_models::{Example, IGNORED, Policy, ScoreChoices, ScoreOptions};
 use tch::{Device, Kind, Tensor};
 
 use crate::support::{assert_close, encoder_only, generator, ids, kinds, matrix, model, plain, refused};
@@ -13,7 +13,8 @@ fn example(prompt: &[i64], target: &[i64]) -> Example {
 fn scores_are_the_log_softmax_of_the_shifted_targets() {
     for (kind, t5) in kinds() {
         let target = [9, IGNORED, 31, 1];
-        let scores = t5.score(&[example(&[4, 5, 1], &target)], Want { entropy: true, states: true }).unwrap();
+        let scores =
+            t5.score(&[example(&[4, 5, 1], &target)], ScoreOptions { entropy: true, states: true }).unwrap();
         let encoded = t5.encode(&t5.batch(&[[4, 5, 1]]).unwrap()).unwrap();
         // Behind the start token; where there is no label the padding token is fed.
         let states = t5.decode(&encoded, &ids(&[vec![0, 9, 0, 31]])).unwrap();
@@ -31,12 +32,14 @@ fn scores_are_the_log_softmax_of_the_shifted_targets() {
 #[test]
 fn a_target_without_labels_scores_zero() {
     let t5 = model(plain());
-    let scores =
-        t5.score(&[example(&[4, 1], &[IGNORED, IGNORED])], Want { entropy: true, states: false }).unwrap();
+    let scores = t5
+        .score(&[example(&[4, 1], &[IGNORED, IGNORED])], ScoreOptions { entropy: true, states: false })
+        .unwrap();
     assert_eq!(matrix(&scores.log_probs), [[0.0, 0.0]]);
     assert_eq!(matrix(&scores.entropy.unwrap()), [[0.0, 0.0]]);
     assert_eq!(scores.labels.count, 0);
-    let mixed = t5.score(&[example(&[4, 1], &[]), example(&[4, 1], &[7, 1])], Want::default()).unwrap();
+    let mixed =
+        t5.score(&[example(&[4, 1], &[]), example(&[4, 1], &[7, 1])], ScoreOptions::default()).unwrap();
     assert_eq!(matrix(&mixed.log_probs)[0], [0.0, 0.0]);
     assert!(matrix(&mixed.log_probs)[1].iter().all(|&p| p < 0.0));
 }
@@ -44,7 +47,7 @@ fn a_target_without_labels_scores_zero() {
 #[test]
 fn what_cannot_be_scored_is_an_error() {
     let t5 = model(plain());
-    let score = |examples: &[Example]| t5.score(examples, Want::default());
+    let score = |examples: &[Example]| t5.score(examples, ScoreOptions::default());
     refused(score(&[]), &["no token"]);
     refused(score(&[example(&[1], &[1]), example(&[], &[1])]), &["row 1", "no token"]);
     refused(score(&[example(&[1], &[])]), &["no token"]);
@@ -52,7 +55,10 @@ fn what_cannot_be_scored_is_an_error() {
     refused(score(&[example(&[IGNORED], &[1])]), &["id -100"]);
     refused(score(&[example(&[1], &[1]), example(&[1], &[3, -1])]), &["row 1", "id -1"]);
     refused(score(&[example(&[1], &[40])]), &["id 40"]);
-    refused(model(encoder_only()).score(&[example(&[1], &[1])], Want::default()), &["only an encoder"]);
+    refused(
+        model(encoder_only()).score(&[example(&[1], &[1])], ScoreOptions::default()),
+        &["only an encoder"],
+    );
 }
 
 #[test]
@@ -79,8 +85,8 @@ fn half_precision_models_score_in_float32() {
         ruminate_models::T5::new(plain(), Kind::BFloat16, Device::Cpu, 7).unwrap()
     };
     let examples = [example(&[4, 5, 6, 1], &[7, 8, 1]), example(&[9, 1], &[1])];
-    let half = t5.score(&examples, Want { entropy: true, states: false }).unwrap();
-    let full = model(plain()).score(&examples, Want::default()).unwrap();
+    let half = t5.score(&examples, ScoreOptions { entropy: true, states: false }).unwrap();
+    let full = model(plain()).score(&examples, ScoreOptions::default()).unwrap();
     assert_eq!((half.log_probs.kind(), half.entropy.unwrap().kind()), (Kind::Float, Kind::Float));
     let difference = (half.log_probs - full.log_probs).abs().max().double_value(&[]);
     assert!(difference < 0.2, "bfloat16 is off by {difference}");

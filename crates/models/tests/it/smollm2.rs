@@ -5,7 +5,9 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use ruminate_models::checkpoint::{read_json, read_tensors};
-use ruminate_models::{Example, Generate, GenerationConfig, Llama, Policy, Side, TokenId, Tokenizer, Want};
+use ruminate_models::{
+    Example, Generate, GenerationConfig, Llama, Policy, ScoreOptions, Side, TokenId, Tokenizer,
+};
 use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 
@@ -58,7 +60,7 @@ fn smollm2_gives_the_logits_and_texts_of_transformers() {
             };
             agree("logits", &llama.logits(&last).unwrap(), expected);
             let example = Example { prompt: case.ids[..1].to_vec(), target: case.ids[1..].to_vec() };
-            let scores = llama.score(&[example], Want::default()).unwrap();
+            let scores = llama.score(&[example], ScoreOptions::default()).unwrap();
             agree("log-probs", &scores.log_probs.squeeze_dim(0), &tensors[&format!("{i}.log_probs")]);
             let written = llama.generate(std::slice::from_ref(&case.ids), &settings, &[]).unwrap();
             assert_eq!(written[0][0].ids, case.greedy, "case {i}");

@@ -1,6 +1,6 @@
 //! Gradients, dropout, and new models.
 
-use ruminate_models::{Example, FeedForward, Policy, T5, T5Config, Want};
+use ruminate_models::{Example, FeedForward, Policy, ScoreOptions, T5, T5Config};
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
 
@@ -18,13 +18,13 @@ fn examples() -> Vec<Example> {
 }
 
 fn log_probs(t5: &T5) -> Tensor {
-    t5.score(&examples(), Want::default()).unwrap().log_probs
+    t5.score(&examples(), ScoreOptions::default()).unwrap().log_probs
 }
 
 #[test]
 fn gradients_reach_every_parameter() {
     for (kind, t5) in kinds() {
-        let scores = t5.score(&examples(), Want { entropy: true, states: false }).unwrap();
+        let scores = t5.score(&examples(), ScoreOptions { entropy: true, states: false }).unwrap();
         scores.log_probs.sum(Kind::Float).backward();
         for (name, parameter) in t5.parameters().iter() {
             let gradient = parameter.grad();

@@ -7,7 +7,7 @@ struct Seen {
   long long count, rows_each, heads_each, key_row, key_head, key_time, value_row, value_head, value_time;
 };
 
-struct LookUp {
+struct DecodeAttention {
   const void *queries, *bias;
   void *out;
   long long time, heads, n, query_row, query_time, query_head, bias_rows_each, bias_row, bias_head, bias_time;

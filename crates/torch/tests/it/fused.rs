@@ -1,8 +1,8 @@
 //! Parts of layers in one pass, against the operations of libtorch that they stand for.
 
 use ruminate_torch::{
-    Before, Gate, KeysValues, attention, autocast, dropout, gate, linear_after, look_up, remember,
-    remember_at, rms_norm, rotate,
+    Gate, KvRef, Prologue, append_kv, append_kv_at, attention, autocast, decode_attention, dropout,
+    fused_linear, gate, rms_norm, rope,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -100,13 +100,13 @@ fn products_behind_a_norm_are_those_of_what_is_normed() {
         ];
         agree(
             &inputs.each_ref(),
-            &|x| linear_after(Before::Norm { weight: &x[1], eps: 1e-6 }, &x[0], &[&x[2], &x[3]]).unwrap(),
+            &|x| fused_linear(Prologue::Norm { weight: &x[1], eps: 1e-6 }, &x[0], &[&x[2], &x[3]]).unwrap(),
             &|x| columns(&x[0].rms_norm([width], Some(&x[1]), 1e-6), &x[2..]),
             &format!("norm of {rows} rows of {width}"),
         );
         agree(
             &[&inputs[0], &inputs[2], &inputs[3]],
-            &|x| linear_after(Before::Nothing, &x[0], &[&x[1], &x[2]]).unwrap(),
+            &|x| fused_linear(Prologue::None, &x[0], &[&x[1], &x[2]]).unwrap(),
             &|x| columns(&x[0], &x[1..]),
             &format!("{rows} rows of {width}"),
         );
@@ -119,8 +119,8 @@ fn gradients_behind_a_norm_are_made_for_what_wants_them() {
     let all = |learn: [bool; 4]| {
         let x: Vec<Tensor> =
             inputs.iter().zip(learn).map(|(x, learn)| x.copy().set_requires_grad(learn)).collect();
-        let norm = Before::Norm { weight: &x[1], eps: 1e-6 };
-        linear_after(norm, &x[0], &[&x[2], &x[3]]).unwrap().square().sum(Kind::Float).backward();
+        let norm = Prologue::Norm { weight: &x[1], eps: 1e-6 };
+        fused_linear(norm, &x[0], &[&x[2], &x[3]]).unwrap().square().sum(Kind::Float).backward();
         x.iter().map(Tensor::grad).collect::<Vec<_>>()
     };
     let expected = all([true; 4]);
@@ -136,22 +136,22 @@ fn gradients_behind_a_norm_are_made_for_what_wants_them() {
 #[test]
 fn products_behind_a_norm_refuse_what_does_not_fit() {
     let (x, weight) = (random(&[2, 10], 1), random(&[3, 9], 2));
-    for before in [Before::Nothing, Before::Norm { weight: &random(&[10], 3), eps: 1e-6 }] {
-        let error = linear_after(before, &x, &[&weight]).unwrap_err();
+    for before in [Prologue::None, Prologue::Norm { weight: &random(&[10], 3), eps: 1e-6 }] {
+        let error = fused_linear(before, &x, &[&weight]).unwrap_err();
         assert!(error.to_string().contains("do not fit"), "{error}");
-        assert!(linear_after(before, &x, &[]).is_err());
+        assert!(fused_linear(before, &x, &[]).is_err());
     }
-    let norm = Before::Norm { weight: &random(&[9], 3), eps: 1e-6 };
-    assert!(linear_after(norm, &x, &[&random(&[3, 10], 2)]).is_err());
+    let norm = Prologue::Norm { weight: &random(&[9], 3), eps: 1e-6 };
+    assert!(fused_linear(norm, &x, &[&random(&[3, 10], 2)]).is_err());
     // With gradients and without them.
-    let norm = Before::Norm { weight: &random(&[10], 3), eps: 1e-6 };
+    let norm = Prologue::Norm { weight: &random(&[10], 3), eps: 1e-6 };
     for learns in [false, true] {
         let wide = random(&[3, 10], 2).set_requires_grad(learns);
         let narrow = random(&[3, 10], 2).to_kind(Kind::BFloat16).set_requires_grad(learns);
-        assert!(linear_after(norm, &x, &[&narrow]).is_err(), "another kind than x");
-        assert!(linear_after(norm, &x, &[&wide, &narrow]).is_err(), "two kinds");
+        assert!(fused_linear(norm, &x, &[&narrow]).is_err(), "another kind than x");
+        assert!(fused_linear(norm, &x, &[&wide, &narrow]).is_err(), "two kinds");
     }
-    let error = Before::Gate(Gate::Silu).of(&random(&[2, 1], 1)).unwrap_err();
+    let error = Prologue::Gate(Gate::Silu).apply(&random(&[2, 1], 1)).unwrap_err();
     assert!(error.to_string().contains("no two halves"), "{error}");
 }
 
@@ -161,8 +161,8 @@ fn autocast_rounds_products_behind_a_norm_as_it_does_others() {
     let inputs = inputs.each_ref();
     let cast = |body: &dyn Fn() -> Tensor| autocast(Device::Cpu, body).unwrap();
     let ours = |x: &[Tensor]| {
-        let norm = Before::Norm { weight: &x[1], eps: 1e-6 };
-        cast(&|| linear_after(norm, &x[0], &[&x[2], &x[3]]).unwrap())
+        let norm = Prologue::Norm { weight: &x[1], eps: 1e-6 };
+        cast(&|| fused_linear(norm, &x[0], &[&x[2], &x[3]]).unwrap())
     };
     let theirs = |x: &[Tensor]| {
         cast(&|| {
@@ -210,7 +210,7 @@ pub(crate) fn rotations() {
             let cos = Tensor::cat(&[angles.cos(), angles.cos()], -1);
             let sin = Tensor::cat(&[-angles.sin(), angles.sin()], -1);
             let theirs = |x: &[Tensor]| &x[0] * &cos + x[0].roll([width / 2], [-1]) * &sin;
-            agree(&[&x], &|x| rotate(&x[0], &cos, &sin).unwrap(), &theirs, &format!("{rows} {tables}"));
+            agree(&[&x], &|x| rope(&x[0], &cos, &sin).unwrap(), &theirs, &format!("{rows} {tables}"));
         }
     }
 }
@@ -276,14 +276,14 @@ pub(crate) fn a_few_queries_look_at_shared_and_own_keys() {
                 };
                 let (k, v) = (all(&keys), all(&values));
                 let seen = k.size()[2];
-                let pairs: Vec<KeysValues<'_>> =
-                    keys.iter().zip(&values).map(|(keys, values)| KeysValues { keys, values }).collect();
+                let pairs: Vec<KvRef<'_>> =
+                    keys.iter().zip(&values).map(|(keys, values)| KvRef { keys, values }).collect();
                 for sizes in [[1, heads, time, seen], [rows, 1, 1, seen], [1, 1, 1, seen]] {
                     let bias = random(&sizes, 4).to_kind(kind);
                     let scores = q.to_kind(Kind::Float).transpose(1, 2).matmul(&k.transpose(2, 3)) * 0.3;
                     let expected = (scores + &bias).softmax(-1, Kind::Float).matmul(&v).transpose(1, 2);
                     let expected = expected.reshape([rows, time, heads * width]).to_kind(kind);
-                    let out = look_up(&q, &pairs, Some(&bias), 0.3).unwrap().unwrap();
+                    let out = decode_attention(&q, &pairs, Some(&bias), 0.3).unwrap().unwrap();
                     assert_same(&out, &expected, &format!("{kind:?} {rows} {time} {parts:?} {sizes:?}"));
                 }
             }
@@ -294,7 +294,7 @@ pub(crate) fn a_few_queries_look_at_shared_and_own_keys() {
     let k = k.transpose(1, 2).narrow(0, 0, 2).repeat([1, 1, 3, 1]);
     let v = Tensor::cat(&[&v.transpose(1, 2), &k.repeat([2, 1, 1, 1])], 2).narrow(0, 0, 2).narrow(2, 0, 3);
     let hidden = Tensor::from_slice(&[0f32, -1e30, -1e30, -1e30, 0.0, -1e30]).view([2, 1, 1, 3]);
-    let out = look_up(&q, &[KeysValues { keys: &k, values: &v.contiguous() }], Some(&hidden), 1.0)
+    let out = decode_attention(&q, &[KvRef { keys: &k, values: &v.contiguous() }], Some(&hidden), 1.0)
         .unwrap()
         .unwrap();
     assert_same(
@@ -314,16 +314,16 @@ fn looking_up_is_for_few_queries_without_gradients() {
     let x = random(&[1, 9, 1, 4], 1);
     let few = x.narrow(1, 0, 2);
     let k = random(&[1, 1, 3, 4], 2);
-    let pair = KeysValues { keys: &k, values: &k };
-    assert!(look_up(&x, &[pair], None, 1.0).unwrap().is_none());
-    assert!(look_up(&few, &[pair], None, 1.0).unwrap().is_some());
-    assert!(look_up(&few.to_kind(Kind::Double), &[pair], None, 1.0).unwrap().is_none());
+    let pair = KvRef { keys: &k, values: &k };
+    assert!(decode_attention(&x, &[pair], None, 1.0).unwrap().is_none());
+    assert!(decode_attention(&few, &[pair], None, 1.0).unwrap().is_some());
+    assert!(decode_attention(&few.to_kind(Kind::Double), &[pair], None, 1.0).unwrap().is_none());
     let trained = few.detach().set_requires_grad(true);
-    assert!(look_up(&trained, &[pair], None, 1.0).unwrap().is_none());
-    assert!(tch::no_grad(|| look_up(&trained, &[pair], None, 1.0)).unwrap().is_some());
-    assert!(look_up(&few, &[], None, 1.0).is_err());
+    assert!(decode_attention(&trained, &[pair], None, 1.0).unwrap().is_none());
+    assert!(tch::no_grad(|| decode_attention(&trained, &[pair], None, 1.0)).unwrap().is_some());
+    assert!(decode_attention(&few, &[], None, 1.0).is_err());
     let narrow = k.narrow(3, 0, 3);
-    assert!(look_up(&few, &[KeysValues { keys: &narrow, values: &narrow }], None, 1.0).is_err());
+    assert!(decode_attention(&few, &[KvRef { keys: &narrow, values: &narrow }], None, 1.0).is_err());
 }
 
 #[test]
@@ -338,17 +338,17 @@ pub(crate) fn a_position_is_remembered_turned() {
             let cache = || Tensor::zeros([rows, shared, time, width], (kind, Device::Cpu));
             let (keys, values) = (cache(), cache());
             let turn = (tables > 0).then_some((&cos, &sin));
-            let place = KeysValues { keys: &keys, values: &values };
-            let queries = remember(states.copy(), turn, place, 3).unwrap();
+            let place = KvRef { keys: &keys, values: &values };
+            let queries = append_kv(states.copy(), turn, place, 3).unwrap();
             let turned = states.narrow(1, 0, heads + shared).unsqueeze(1);
-            let turned = if tables > 0 { rotate(&turned, &cos, &sin).unwrap() } else { turned };
+            let turned = if tables > 0 { rope(&turned, &cos, &sin).unwrap() } else { turned };
             let what = format!("{kind:?} {tables}");
             assert_same(&queries, &turned.narrow(2, 0, heads), &what);
             assert_same(&keys.select(2, 3), &turned.narrow(2, heads, shared).squeeze_dim(1), &what);
             assert_same(&values.select(2, 3), &states.narrow(1, heads + shared, shared), &what);
             let others = keys.index_select(2, &Tensor::from_slice(&[0i64, 1, 2, 4]));
             assert_eq!(others.abs().sum(Kind::Double).double_value(&[]), 0.0, "{what}");
-            assert!(remember(states.copy(), turn, place, time).is_err(), "behind the cache");
+            assert!(append_kv(states.copy(), turn, place, time).is_err(), "behind the cache");
         }
     }
 }
@@ -363,18 +363,16 @@ fn a_position_that_the_device_knows_is_remembered_alike() {
     let cache = || Tensor::zeros([rows, shared, time, width], (Kind::Float, Device::Cpu));
     for turn in [None, Some((&cos, &sin))] {
         let [(keys, values), (others, other_values)] = [(); 2].map(|()| (cache(), cache()));
-        let (known, told) = (
-            KeysValues { keys: &keys, values: &values },
-            KeysValues { keys: &others, values: &other_values },
-        );
+        let (known, told) =
+            (KvRef { keys: &keys, values: &values }, KvRef { keys: &others, values: &other_values });
         for position in [3, 0, time - 1] {
-            let queries = remember(states.copy(), turn, known, position).unwrap();
-            let found = remember_at(&states, turn, told, &Tensor::from_slice(&[position])).unwrap();
+            let queries = append_kv(states.copy(), turn, known, position).unwrap();
+            let found = append_kv_at(&states, turn, told, &Tensor::from_slice(&[position])).unwrap();
             assert_same(&found, &queries, "queries");
         }
         assert_same(&others, &keys, "keys");
         assert_same(&other_values, &values, "values");
-        assert!(remember_at(&states, turn, told, &Tensor::from_slice(&[time])).is_err(), "behind the cache");
+        assert!(append_kv_at(&states, turn, told, &Tensor::from_slice(&[time])).is_err(), "behind the cache");
     }
 }
 

@@ -4,7 +4,7 @@
 use std::ffi::c_int;
 
 use ruminate_torch::kernels::{Kernel, compile, turn_on};
-use ruminate_torch::{Gate, Graph, KeysValues, gate, log_probs, look_up, rotate, top_p};
+use ruminate_torch::{Gate, Graph, KvRef, decode_attention, gate, log_probs, rope, top_p};
 use tch::{Device, Kind, Tensor};
 
 use crate::{bits, fused, log_probs as whole, numbers};
@@ -145,7 +145,7 @@ fn results(device: Device, kind: Kind) -> Vec<(&'static str, Tensor)> {
     let angles = numbers(&[1, 5, 1, 32], 0.4);
     let cos = place(Tensor::cat(&[angles.cos(), angles.cos()], -1));
     let sin = place(Tensor::cat(&[-angles.sin(), angles.sin()], -1));
-    let out = rotate(&x, &cos, &sin).unwrap();
+    let out = rope(&x, &cos, &sin).unwrap();
     (&out * place(numbers(&[2, 5, 3, 64], 0.5))).sum(Kind::Float).backward();
     all.extend([("rotation", out.detach()), ("gradient of a rotation", x.grad())]);
 
@@ -169,10 +169,12 @@ fn results(device: Device, kind: Kind) -> Vec<(&'static str, Tensor)> {
 
     let [q, own, shared] =
         [[6, 1, 8, 64], [6, 4, 30, 64], [2, 4, 200, 64]].map(|shape| place(numbers(&shape, 0.8)));
-    let parts = [&shared, &own].map(|keys| KeysValues { keys, values: keys });
+    let parts = [&shared, &own].map(|keys| KvRef { keys, values: keys });
     let bias = numbers(&[1, 8, 1, 230], 0.9).to_device(device);
     // Without its kernel there is none on a GPU.
-    all.extend(look_up(&q, &parts, Some(&bias), 0.125).unwrap().map(|out| ("attention of a query", out)));
+    all.extend(
+        decode_attention(&q, &parts, Some(&bias), 0.125).unwrap().map(|out| ("attention of a query", out)),
+    );
     all
 }
 

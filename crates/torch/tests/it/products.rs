@@ -1,6 +1,6 @@
 //! Products on either library, against double precision.
 
-use ruminate_torch::{Before, Gate, Packed, gate, linear, log_probs, matmul, rms_norm};
+use ruminate_torch::{Gate, Packed, Prologue, gate, linear, log_probs, matmul, rms_norm};
 use tch::{Kind, Tensor};
 
 use crate::{largest_difference, numbers, parameter};
@@ -104,9 +104,9 @@ fn a_packed_weight_gives_the_products_of_its_parts() {
     }
     let narrow = Packed::new(&[&numbers(&[4, 8], 0.0)]).unwrap();
     assert!(narrow.linear(&numbers(&[2, 9], 0.0)).is_err());
-    let norm = Before::Norm { weight: &numbers(&[9], 0.0), eps: 0.1 };
-    assert!(narrow.linear_after(norm, &numbers(&[2, 8], 0.0), None).is_err());
-    assert!(narrow.linear_after(Before::Gate(Gate::Silu), &numbers(&[2, 8], 0.0), None).is_err());
+    let norm = Prologue::Norm { weight: &numbers(&[9], 0.0), eps: 0.1 };
+    assert!(narrow.fused_linear(norm, &numbers(&[2, 8], 0.0), None).is_err());
+    assert!(narrow.fused_linear(Prologue::Gate(Gate::Silu), &numbers(&[2, 8], 0.0), None).is_err());
     assert!(Packed::new(&[&numbers(&[4, 8], 0.0), &numbers(&[4, 9], 0.0)]).is_err());
     assert!(linear(&numbers(&[2, 9], 0.0), &numbers(&[4, 8], 0.0)).is_err());
 }
@@ -125,24 +125,24 @@ fn a_packed_product_takes_in_what_lies_before_and_beside_it() {
             let halves = wide.chunk(2, -1);
             let gated = |activation| gate(activation, &halves[0], &halves[1]).unwrap();
             for (before, x, made) in [
-                (Before::Nothing, &x, x.shallow_clone()),
-                (Before::Relu, &x, x.relu()),
-                (Before::Norm { weight: &scale, eps: 0.1 }, &x, rms_norm(&x, &scale, 0.1).unwrap()),
-                (Before::Gate(Gate::Silu), &wide, gated(Gate::Silu)),
-                (Before::Gate(Gate::GeluTanh), &wide, gated(Gate::GeluTanh)),
+                (Prologue::None, &x, x.shallow_clone()),
+                (Prologue::Relu, &x, x.relu()),
+                (Prologue::Norm { weight: &scale, eps: 0.1 }, &x, rms_norm(&x, &scale, 0.1).unwrap()),
+                (Prologue::Gate(Gate::Silu), &wide, gated(Gate::Silu)),
+                (Prologue::Gate(Gate::GeluTanh), &wide, gated(Gate::GeluTanh)),
             ] {
                 let product =
                     made.to_kind(Kind::Double).linear(&weight.to_kind(Kind::Double), None::<&Tensor>);
                 let size = product.abs().max().double_value(&[]).max(1.0);
                 for residual in [None, Some(&residual)] {
-                    let out = packed.linear_after(before, x, residual).unwrap();
+                    let out = packed.fused_linear(before, x, residual).unwrap();
                     let expected = residual.map_or_else(|| product.shallow_clone(), |r| &product + r);
                     let difference = largest_difference(&out, &expected) / size;
                     assert!(difference < tolerance, "{kind:?} {rows} {k} {outputs} {before:?}: {difference}");
                     assert_eq!((out.kind(), out.size()), (kind, vec![rows, 1, outputs]));
                 }
             }
-            assert!(packed.linear_after(Before::Nothing, &x, Some(&residual.narrow(2, 0, 1))).is_err());
+            assert!(packed.fused_linear(Prologue::None, &x, Some(&residual.narrow(2, 0, 1))).is_err());
         }
     }
 }
@@ -183,7 +183,7 @@ fn a_weight_packed_under_autocast_multiplies_in_bfloat16() {
     let (product, sum) = ruminate_torch::autocast(tch::Device::Cpu, || {
         let packed = Packed::new(&[&weight])?;
         let residual = x.ones_like().narrow(1, 0, 1).expand([3, 70], false).contiguous();
-        let sum = packed.linear_after(Before::Nothing, &x, Some(&residual))?;
+        let sum = packed.fused_linear(Prologue::None, &x, Some(&residual))?;
         Ok::<_, ruminate_torch::Error>((packed.linear(&x)?, sum))
     })
     .unwrap()

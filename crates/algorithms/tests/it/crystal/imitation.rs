@@ -6,7 +6,7 @@ use ruminate_algorithms::{
 };
 use ruminate_datasets::prompts::{ANSWER_SEPARATOR, KNOWLEDGE_SEPARATOR};
 use ruminate_datasets::{Annotated, Instances, Order, Question, Split};
-use ruminate_models::{Example, Policy, T5, Want};
+use ruminate_models::{Example, Policy, ScoreOptions, T5};
 use serde_json::json;
 
 use super::{TASKS, encoder, silver, with_choices};
@@ -218,7 +218,7 @@ fn half_taught() -> T5 {
 fn predicted(t5: &T5, prompt: &[i64], question: &Question) -> usize {
     let mean = |label: &String| {
         let example = Example { prompt: prompt.to_vec(), target: text(label) };
-        let scores = tch::no_grad(|| t5.score(&[example], Want::default())).unwrap();
+        let scores = tch::no_grad(|| t5.score(&[example], ScoreOptions::default())).unwrap();
         scores.log_probs.sum(tch::Kind::Double).double_value(&[]) / scores.labels.count as f64
     };
     let scores: Vec<f64> = question.choices.iter().map(mean).collect();

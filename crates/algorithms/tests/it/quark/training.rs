@@ -11,7 +11,7 @@ use ruminate_algorithms::quark::{
 use ruminate_algorithms::trainer::TrainerState;
 use ruminate_algorithms::{Algorithm, Ending, Fitted, Result, Schedule, Trainer, TrainerConfig};
 use ruminate_models::checkpoint::read_json;
-use ruminate_models::{Example, Interrupt, Policy, T5, Tokenizer, Want};
+use ruminate_models::{Example, Interrupt, Policy, ScoreOptions, T5, Tokenizer};
 use ruminate_rewards::{RewardError, Sample};
 use tch::{Kind, Tensor};
 
@@ -76,7 +76,7 @@ fn preference(quark: &TestQuark) -> f64 {
             Example { prompt: prompt.clone(), target: labels(&code, response) }
         };
         let examples: Vec<_> = quark.pool().samples().iter().take(100).map(example).collect();
-        let scores = quark.policy().score(&examples, Want::default()).unwrap();
+        let scores = quark.policy().score(&examples, ScoreOptions::default()).unwrap();
         // Behind the code.
         let labels = scores.labels.ids.narrow(1, 1, scores.labels.ids.size()[1] - 1);
         let good = labels.gt(GOOD).to_kind(Kind::Float);

@@ -24,7 +24,7 @@ __device__ float blend(const Seen &seen, i64 row, i64 head, const float *probs, 
   return sum;
 }
 
-template <typename T, typename B> __device__ void look_up(const LookUp &all) {
+template <typename T, typename B> __device__ void decode_attention(const DecodeAttention &all) {
   DYNAMIC_SHARED(float, scores);
   __shared__ float parts[1024];
   const i64 row = blockIdx.x / all.time / all.heads, t = blockIdx.x / all.heads % all.time, head = blockIdx.x % all.heads;
@@ -74,6 +74,6 @@ template <typename T, typename B> __device__ void look_up(const LookUp &all) {
   }
 }
 
-KERNEL look_up_f32(LookUp all) { look_up<float, float>(all); }
-KERNEL look_up_bf16(LookUp all) { look_up<bf16, float>(all); }
-KERNEL look_up_bf16_bf16(LookUp all) { look_up<bf16, bf16>(all); }
+KERNEL decode_attention_f32(DecodeAttention all) { decode_attention<float, float>(all); }
+KERNEL decode_attention_bf16(DecodeAttention all) { decode_attention<bf16, float>(all); }
+KERNEL decode_attention_bf16_bf16(DecodeAttention all) { decode_attention<bf16, bf16>(all); }

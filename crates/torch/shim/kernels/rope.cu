@@ -2,7 +2,7 @@
 // `back` turns the other way. A thread takes an element and its partner half a width away.
 
 template <typename T>
-__device__ void rotate(const T *x, const T *cos, const T *sin, T *out, i64 pairs, i64 time, i64 heads, i64 n, i64 row_stride,
+__device__ void rope(const T *x, const T *cos, const T *sin, T *out, i64 pairs, i64 time, i64 heads, i64 n, i64 row_stride,
                        i64 time_stride, i64 head_stride, i64 cos_row, i64 cos_time, i64 sin_row, i64 sin_time, int back) {
   const i64 half = n / 2;
   for (i64 i = blockIdx.x * static_cast<i64>(blockDim.x) + threadIdx.x; i < pairs; i += gridDim.x * static_cast<i64>(blockDim.x)) {
@@ -17,10 +17,10 @@ __device__ void rotate(const T *x, const T *cos, const T *sin, T *out, i64 pairs
 }
 
 #define ROTATE(T, NAME)                                                                                                        \
-  KERNEL rotate_##NAME(const T *x, const T *cos, const T *sin, T *out, i64 pairs, i64 time, i64 heads,                         \
+  KERNEL rope_##NAME(const T *x, const T *cos, const T *sin, T *out, i64 pairs, i64 time, i64 heads,                         \
                                            i64 n, i64 row_stride, i64 time_stride, i64 head_stride, i64 cos_row, i64 cos_time, \
                                            i64 sin_row, i64 sin_time, int back) {                                              \
-    rotate(x, cos, sin, out, pairs, time, heads, n, row_stride, time_stride, head_stride, cos_row, cos_time, sin_row,          \
+    rope(x, cos, sin, out, pairs, time, heads, n, row_stride, time_stride, head_stride, cos_row, cos_time, sin_row,          \
            sin_time, back);                                                                                                    \
   }
 ROTATE(float, f32)

@@ -21,8 +21,8 @@ struct Rotate : public Function<Rotate> {
     auto out = at::empty(x.sizes(), x.options());
     const auto cos_stride = cos.size(0) > 1 ? cos.stride(0) : 0, sin_stride = sin.size(0) > 1 ? sin.stride(0) : 0;
     // What is not on the CPU came here because its kernel was on, whatever has been turned off since.
-    if (!x.is_cpu() || by_kernel(Kernel::Rotate, x)) {
-      run_kernel(Kernel::Rotate, std::string("rotate") + kernel_suffix(x), x, blocks_for(x.numel() / 2), 0, x.const_data_ptr(),
+    if (!x.is_cpu() || by_kernel(Kernel::Rope, x)) {
+      run_kernel(Kernel::Rope, std::string("rope") + kernel_suffix(x), x, blocks_for(x.numel() / 2), 0, x.const_data_ptr(),
                  cos.const_data_ptr(), sin.const_data_ptr(), out.mutable_data_ptr(), x.numel() / 2, time, heads, n, x.stride(0),
                  x.stride(1), x.stride(2), cos_stride, cos.stride(1), sin_stride, sin.stride(1), static_cast<int>(back));
       return out;
@@ -57,17 +57,17 @@ struct Rotate : public Function<Rotate> {
 };
 
 bool fits(const at::Tensor &x, const at::Tensor &table) {
-  const bool good = by_kernel(Kernel::Rotate, x) ? table.scalar_type() == x.scalar_type() : has_rows(table);
+  const bool good = by_kernel(Kernel::Rope, x) ? table.scalar_type() == x.scalar_type() : has_rows(table);
   return good && table.device() == x.device() && table.dim() == 4 && table.stride(3) == 1 && table.size(2) == 1 && table.size(3) == x.size(3) &&
          table.size(1) == x.size(1) && (table.size(0) == 1 || table.size(0) == x.size(0));
 }
 
 } // namespace
 
-extern "C" int ruminate_rotate(at::Tensor *x, at::Tensor *cos, at::Tensor *sin, at::Tensor **out, char **error) {
+extern "C" int ruminate_rope(at::Tensor *x, at::Tensor *cos, at::Tensor *sin, at::Tensor **out, char **error) {
   return guarded(error, [&] {
     const auto half = x->size(-1) / 2;
-    if (!(has_rows(*x) || by_kernel(Kernel::Rotate, *x)) || x->dim() != 4 || x->stride(3) != 1 || x->size(3) % 2 != 0 || x->numel() == 0 ||
+    if (!(has_rows(*x) || by_kernel(Kernel::Rope, *x)) || x->dim() != 4 || x->stride(3) != 1 || x->size(3) % 2 != 0 || x->numel() == 0 ||
         !fits(*x, *cos) || !fits(*x, *sin)) {
       *out = new at::Tensor(x->mul(*cos).addcmul(x->roll({half}, {-1}), *sin).to(x->scalar_type()));
       return;
@@ -77,7 +77,7 @@ extern "C" int ruminate_rotate(at::Tensor *x, at::Tensor *cos, at::Tensor *sin, 
   });
 }
 
-extern "C" int ruminate_remember(at::Tensor *states, at::Tensor *cos, at::Tensor *sin, at::Tensor *keys, at::Tensor *values,
+extern "C" int ruminate_append_kv(at::Tensor *states, at::Tensor *cos, at::Tensor *sin, at::Tensor *keys, at::Tensor *values,
                                  int64_t at, char **error) {
   return guarded(error, [&] {
     at::NoGradGuard no_grad;

@@ -1,0 +1,37 @@
+//! What greedy choice, sampling and beam search have in common.
+
+use tch::{Kind, Tensor};
+
+use super::{Decoder, GenerationConfig, Processor};
+use crate::{Result, TokenId};
+
+/// The token ids that end a row.
+pub(super) fn stop_ids(model: &impl Decoder, config: &GenerationConfig) -> Vec<TokenId> {
+    if config.stop_ids.is_empty() { model.end_ids().to_vec() } else { config.stop_ids.clone() }
+}
+
+/// What changes the logits before temperature, top-k and top-p, in the order of transformers; `given` tokens stand before
+/// the first new one.
+pub(super) fn processors(config: &GenerationConfig, stop_ids: &[TokenId], given: i64) -> Vec<Processor> {
+    let mut processors = vec![];
+    if config.repetition_penalty != 1.0 {
+        processors.push(Processor::RepetitionPenalty(config.repetition_penalty));
+    }
+    if config.no_repeat_ngram_size > 0 {
+        processors.push(Processor::NoRepeatNgram(config.no_repeat_ngram_size));
+    }
+    if config.min_new_tokens > 0 {
+        let length = (given as usize).saturating_add(config.min_new_tokens);
+        processors.push(Processor::SuppressUntil { length, ids: stop_ids.to_vec() });
+    }
+    if !config.forbidden_ids.is_empty() {
+        processors.push(Processor::Suppress(config.forbidden_ids.clone()));
+    }
+    processors
+}
+
+/// The given tokens `[rows, given]` with room for `time` new ones.
+pub(super) fn token_table(given: &Tensor, time: i64) -> Result<Tensor> {
+    let room = Tensor::f_zeros([given.size()[0], time], (Kind::Int64, given.device()))?;
+    Ok(Tensor::f_cat(&[given, &room], 1)?)
+}

@@ -1,0 +1,118 @@
+//! What a family of models must provide. Everything else is written once, on [`LanguageModel`](crate::LanguageModel).
+
+use serde_json::Value;
+use tch::{Device, Kind, Tensor};
+
+use std::path::Path;
+
+use crate::checkpoint::Weights;
+use crate::generation::Started;
+use crate::layers::{Decoding, Embeddings};
+use crate::parameters::Builder;
+use crate::{Labels, ModelShape, Result, TokenId};
+
+/// How a network runs.
+#[derive(Debug, Clone, Copy)]
+pub struct Context {
+    /// Kind of the parameters.
+    pub kind: Kind,
+    /// Device of the parameters.
+    pub device: Device,
+    /// Whether dropout is on.
+    pub training: bool,
+}
+
+/// The configuration of a network: what `config.json` says.
+pub trait NetworkConfig: ModelShape + Clone {
+    /// Reads `config.json` of a model folder, or a configuration file of any name.
+    ///
+    /// # Errors
+    /// When a file cannot be read, or asks for something that this crate does not know.
+    fn open(path: &Path) -> Result<Self>;
+
+    /// Checks that sizes and token ids are possible.
+    ///
+    /// # Errors
+    /// Names the first key that is not.
+    fn check(&self) -> Result<()>;
+
+    /// The keys of `config.json`, so that transformers reads the same model.
+    fn to_json(&self) -> Value;
+
+    /// The token that rows are filled up with. Padding is masked, so any token will do.
+    fn pad_token_id(&self) -> TokenId;
+
+    /// The tokens that end a text.
+    fn eos_token_ids(&self) -> &[TokenId];
+
+    /// The largest dropout rate in training.
+    fn dropout_rate(&self) -> f64;
+
+    /// Changes the number of rows of the embedding.
+    fn set_vocab_size(&mut self, vocab_size: i64);
+}
+
+/// A family of networks that predict the next token.
+///
+/// [`T5Network`](crate::T5Network) has an encoder, [`LlamaNetwork`](crate::LlamaNetwork) has none, and
+/// [`AnyNetwork`](crate::AnyNetwork) is whichever a folder holds. The methods take and give types of this crate, so families live in
+/// it; a model of your own outside of it implements [`Policy`](crate::Policy).
+#[allow(private_interfaces, reason = "families live in this crate")]
+pub trait Network: std::fmt::Debug + Sized {
+    /// Its configuration.
+    type Config: NetworkConfig;
+
+    /// The configuration.
+    fn config(&self) -> &Self::Config;
+
+    /// Takes the configuration of changed embeddings.
+    fn set_config(&mut self, config: Self::Config);
+
+    /// Takes the network's parameters out of `builder`, by their Hugging Face names.
+    ///
+    /// # Errors
+    /// When libtorch refuses, e.g. for want of memory; what is missing is reported by the builder.
+    fn build(config: Self::Config, builder: &mut Builder) -> Result<Self>;
+
+    /// Makes a checkpoint's tensors what `build` expects: other names of the same tensor, tensors without meaning, and whether the
+    /// output matrix is the embedding.
+    ///
+    /// # Errors
+    /// When libtorch refuses.
+    fn adapt(config: &mut Self::Config, weights: &mut Weights) -> Result<()>;
+
+    /// Embedding and output matrix.
+    fn embeddings(&self) -> &Embeddings;
+
+    /// Embedding and output matrix.
+    fn embeddings_mut(&mut self) -> &mut Embeddings;
+
+    /// Whether blocks run again in the backward pass instead of keeping their activations.
+    fn set_gradient_checkpointing(&mut self, on: bool);
+
+    /// The states after the final norm from which each target token is predicted, `[rows, time, width]`, and the targets. Each prompt
+    /// has equally many consecutive targets.
+    ///
+    /// # Errors
+    /// When a prompt is empty, an id is outside the vocabulary, or libtorch refuses.
+    fn target_states(
+        &self,
+        context: Context,
+        prompts: &[&[TokenId]],
+        targets: &[&[TokenId]],
+    ) -> Result<(Tensor, Labels)>;
+
+    /// Reads the prompts, each once, and `prefix` behind each, without dropout. A prompt has `samples_per_prompt` consecutive rows
+    /// with room for `max_new` more tokens, of which the last is never read.
+    ///
+    /// # Errors
+    /// As [`target_states`](Self::target_states).
+    fn prefill(
+        &self,
+        context: Context,
+        prompts: &[Vec<TokenId>],
+        prefix: &[TokenId],
+        samples_per_prompt: usize,
+        max_new: usize,
+    ) -> Result<Started<Decoding<'_>>>;
+}
