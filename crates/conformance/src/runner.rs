@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 pub const ROOTS_VARIABLE: &str = "RUMINATE_GOLDEN";
 
 /// Where golden files are looked for when nobody says: the roots that [`ROOTS_VARIABLE`] names, else
-/// `fixtures/golden` of this workspace and `../shared/golden` beside it, as far as they exist.
+/// `fixtures/golden` of this workspace, and `../shared/golden` and `../shared/golden-next` beside it, as far as they exist.
 pub fn default_roots() -> Vec<PathBuf> {
     match std::env::var_os(ROOTS_VARIABLE) {
         Some(roots) if !roots.is_empty() => std::env::split_paths(&roots).collect(),
@@ -17,7 +17,10 @@ pub fn default_roots() -> Vec<PathBuf> {
             let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
             // Resolved, so that the report shows the folder and not the way to it.
             let existing = |folder: &str| workspace.join(folder).canonicalize().ok();
-            ["fixtures/golden", "../shared/golden"].into_iter().filter_map(existing).collect()
+            ["fixtures/golden", "../shared/golden", "../shared/golden-next"]
+                .into_iter()
+                .filter_map(existing)
+                .collect()
         }
     }
 }

@@ -10,7 +10,9 @@ use crate::generation::{Decoder, Generate, Generated, GenerationConfig, Interrup
 use crate::layers::Decoding;
 use crate::network::{Context, Network, NetworkConfig};
 use crate::parameters::{Builder, Parameters, seeded};
-use crate::policy::{Policy, ScoreOptions, TokenScores, label_cross_entropy, label_scores, tokens_of};
+use crate::policy::{
+    Policy, ScoreOptions, TokenScores, check_targets, label_cross_entropy, label_scores, tokens_of,
+};
 use crate::scoring::{ScoreChoices, check_choices, padded_targets, padded_tokens};
 use crate::{CrossEntropy, Error, Example, IGNORED, ModelShape, Result, TokenId, Tokenizer};
 
@@ -282,6 +284,7 @@ impl<N: Network> ScoreChoices for LanguageModel<N> {
     fn first_token_logits(&self, prompts: &[Vec<TokenId>], tokens: &[Vec<TokenId>]) -> Result<Vec<Vec<f32>>> {
         Interrupt::check()?;
         let capacity = check_choices(prompts, tokens)?;
+        check_targets(self.config().vocab_size(), &tokens.iter().map(Vec::as_slice).collect::<Vec<_>>())?;
         let ids = padded_tokens(tokens, capacity, self.context.device)?;
         let rows: Vec<&[TokenId]> = prompts.iter().map(Vec::as_slice).collect();
         let first: &[TokenId] = &[IGNORED];

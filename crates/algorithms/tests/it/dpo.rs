@@ -9,7 +9,7 @@ use ruminate_algorithms::dpo::{
 };
 use ruminate_algorithms::{Algorithm, Ending, Metrics, Peers, Silent, Trainer, TrainerConfig};
 use ruminate_datasets::PreferenceExample;
-use ruminate_models::{LogitStatistics, Example, Policy, ScoreOptions, T5, TokenId};
+use ruminate_models::{Example, LogitStatistics, Policy, ScoreOptions, T5, TokenId};
 use tch::{Kind, Tensor};
 
 use crate::support::{Recorder, alone, examples, model, short, tokenizer};

@@ -12,7 +12,7 @@ use std::process::ExitCode;
 #[derive(Debug, Parser)]
 struct Arguments {
     /// A folder of golden files; may be repeated [default: $RUMINATE_GOLDEN, else fixtures/golden and
-    /// ../shared/golden where they exist]
+    /// ../shared/golden and ../shared/golden-next where they exist]
     #[arg(long, value_name = "DIR")]
     root: Vec<PathBuf>,
     /// Run this topic only, and insist on it: it must have cases and no unknown kind; may be repeated

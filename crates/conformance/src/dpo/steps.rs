@@ -9,8 +9,10 @@ use ruminate_algorithms::dpo::{
     DpoState, LengthNorm, LossOutput, PairLogps, WeightedLoss, confidence, preference_loss,
     preference_metrics, shift_for_decoder, token_logps,
 };
-use ruminate_models::{LogitStatistics, Batch, Example, FeedForward, IGNORED, Labels, Llama, LlamaConfig, Policy, ScoreOptions, Side, T5,
-    T5Config,};
+use ruminate_models::{
+    Batch, Example, FeedForward, IGNORED, Labels, Llama, LlamaConfig, LogitStatistics, Policy, ScoreOptions,
+    Side, T5, T5Config,
+};
 use serde::Deserialize;
 use serde_json::Value;
 use std::collections::BTreeMap;

@@ -1,10 +1,10 @@
-//! Llama and Mistral checkpoints: forward passes, gradients, rotary positions, generation, training.
+//! Llama, Mistral and Qwen checkpoints: forward passes, gradients, rotary positions, generation, training.
 
 use std::path::Path;
 
 use ruminate_models::{
-    Batch, Example, Generate, GenerationConfig, IGNORED, Llama, LlamaConfig, Policy, Sampling, ScoreOptions,
-    TokenId, filter_logits,
+    Batch, Example, Generate, GenerationConfig, IGNORED, Llama, LlamaConfig, Policy, RopeScaling, Sampling,
+    ScoreOptions, TokenId, filter_logits,
 };
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
@@ -170,7 +170,11 @@ fn scored(
 
 fn rope(fixture: &Fixture<'_>, config: &LlamaConfig) -> Check {
     let case = &fixture.json["rope"];
-    number_close("attention_scaling", 1.0, number(&case["attention_scaling"])?, 0.0)?;
+    let factor = match config.rope_scaling {
+        RopeScaling::Yarn { attention_factor, .. } => attention_factor,
+        _ => 1.0,
+    };
+    number_close("attention_scaling", factor, number(&case["attention_scaling"])?, 1e-12)?;
     let frequencies = Tensor::f_from_slice(&config.rotary_frequencies()?)?;
     close("inv_freq", &frequencies, &fixture.tensor(&case["inv_freq"])?, 1e-6)?;
     let positions = Tensor::f_arange(parse::<i64>(&case["positions"])?, (Kind::Int64, Device::Cpu))?;

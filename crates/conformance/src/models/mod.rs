@@ -35,7 +35,7 @@ pub fn find(kind: &str, folder: &Path) -> Option<KindFn> {
         _ => {
             let cases = GoldenFile::read(&folder.join("cases.json")).ok()?;
             match cases.content()["kind"].as_str() {
-                Some("llama" | "mistral") => Some(|folder| usable(folder, llama::run)),
+                Some("llama" | "mistral" | "qwen2" | "qwen3") => Some(|folder| usable(folder, llama::run)),
                 Some("t5") => Some(|folder| usable(folder, t5::run)),
                 Some("vera") => Some(|folder| usable(folder, vera::run)),
                 _ => None,

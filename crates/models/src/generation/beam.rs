@@ -87,7 +87,7 @@ pub(super) fn search<D: Decoder>(
         tokens = tokens.f_index_select(0, &order)?;
         let next = Tensor::f_from_slice(&next)?.f_to_device(device)?.f_unsqueeze(1)?;
         tokens.f_narrow(1, written, 1)?.f_copy_(&next)?;
-        logits = steps.step(&next)?;
+        logits = steps.next_logits(&next)?;
     }
     Ok(searches.into_iter().map(|search| search.results(config.samples_per_prompt)).collect())
 }

@@ -165,7 +165,7 @@ impl<'a, S: Steps> Loop<'a, S> {
                 return Ok(self.results);
             }
             let last = self.tokens.f_narrow(1, self.given + step as i64, 1)?;
-            self.logits = self.steps.step(&last)?;
+            self.logits = self.steps.next_logits(&last)?;
         }
         let rest: Vec<usize> = (0..self.prompts.len()).collect();
         self.collect(&rest)?;

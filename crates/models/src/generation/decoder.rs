@@ -57,7 +57,7 @@ impl<S> Started<S> {
 /// Decoding in progress.
 pub(crate) trait Steps {
     /// Reads one token of every row, `[rows, 1]`, and returns the logits of the next one `[rows, vocab]`, `f32`.
-    fn step(&mut self, tokens: &Tensor) -> Result<Tensor>;
+    fn next_logits(&mut self, tokens: &Tensor) -> Result<Tensor>;
 
     /// Replaces every row by the row of that index, which must belong to the same prompt: a beam goes on from the one that
     /// it extends.

@@ -58,7 +58,7 @@ impl<'a> Replayed<'a> {
 }
 
 impl Steps for Replayed<'_> {
-    fn step(&mut self, tokens: &Tensor) -> Result<Tensor> {
+    fn next_logits(&mut self, tokens: &Tensor) -> Result<Tensor> {
         let at = self.steps.position();
         let length = ((at / LENGTHS + 1) * LENGTHS).min(self.steps.capacity());
         let logits = match &mut self.recorded {

@@ -227,8 +227,8 @@ impl DecodingBlock {
         weights.mlp.forward_add(block.mlp_norm.fused(&x), &x)
     }
 
-    pub(crate) fn zero_unwritten(&self, prompt_len: i64) -> Result<()> {
-        self.cache.zero_unwritten(prompt_len)
+    pub(crate) fn zero_unwritten(&self, position: i64) -> Result<()> {
+        self.cache.zero_unwritten(position)
     }
 
     pub(crate) fn select_rows(&mut self, rows: &Tensor) -> Result<()> {

@@ -175,7 +175,7 @@ impl<'a> Decoding<'a> {
 
     /// Zeroes what [`step_at`](Self::step_at) reads before it is written.
     pub(crate) fn zero_unwritten(&self) -> Result<()> {
-        self.blocks.iter().try_for_each(|block| block.zero_unwritten(self.prompt_len))
+        self.blocks.iter().try_for_each(|block| block.zero_unwritten(self.position))
     }
 
     /// The position of the next token.
@@ -193,7 +193,7 @@ impl<'a> Decoding<'a> {
         self.position += 1;
     }
 
-    /// [`Steps::step`] in a shape that does not depend on the position, which only the device knows, `[1]`: attention covers `length`
+    /// [`Steps::next_logits`] in a shape that does not depend on the position, which only the device knows, `[1]`: attention covers `length`
     /// slots and masks the future ones. The next token's position stays the same.
     pub(crate) fn step_at(&mut self, tokens: &Tensor, position: &Tensor, length: i64) -> Result<Tensor> {
         self.check(tokens)?;
@@ -263,7 +263,7 @@ impl View {
 }
 
 impl Steps for Decoding<'_> {
-    fn step(&mut self, tokens: &Tensor) -> Result<Tensor> {
+    fn next_logits(&mut self, tokens: &Tensor) -> Result<Tensor> {
         let x = self.read(tokens)?;
         self.logits_before_norm(&x)
     }

@@ -59,14 +59,19 @@ impl KvCache {
         Ok(Self { shared: None, rows })
     }
 
-    /// Zeroes the slots behind the first `prompt_len` tokens. Steps of a fixed shape read unwritten slots before they mask them, so these
-    /// must not hold NaN.
-    pub(crate) fn zero_unwritten(&self, prompt_len: i64) -> Result<()> {
-        let first = if self.shared.is_some() { 0 } else { prompt_len };
+    /// Zeroes the slots from `position` on. Steps of a fixed shape read unwritten slots before they mask them, so these must not hold
+    /// NaN.
+    pub(crate) fn zero_unwritten(&self, position: i64) -> Result<()> {
+        let first = position - self.prompt_len();
         for states in [&self.rows.keys, &self.rows.values] {
             let _ = states.f_narrow(2, first, states.size()[2] - first)?.f_zero_()?;
         }
         Ok(())
+    }
+
+    /// The position of a row's first slot: behind its prompt, where that is shared.
+    fn prompt_len(&self) -> i64 {
+        self.shared.as_ref().map_or(0, |shared| shared.keys.size()[2])
     }
 
     pub(crate) fn select_rows(&mut self, rows: &Tensor) -> Result<()> {
@@ -88,8 +93,7 @@ impl KvCache {
         bias: Option<&Tensor>,
         scale: f64,
     ) -> Result<Tensor> {
-        // The position of a row's first slot.
-        let prompt_len = self.shared.as_ref().map_or(0, |shared| shared.keys.size()[2]);
+        let prompt_len = self.prompt_len();
         let cache = KvRef { keys: &self.rows.keys, values: &self.rows.values };
         let tables = rope.map(Rope::tables);
         let queries = match position {

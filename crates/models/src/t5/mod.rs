@@ -289,7 +289,7 @@ impl Network for T5Network {
         for position in 0..width - 1 {
             steps.fill(&given.f_narrow(1, position, 1)?)?;
         }
-        let logits = Steps::step(&mut steps, &given.f_narrow(1, width - 1, 1)?)?;
+        let logits = steps.next_logits(&given.f_narrow(1, width - 1, 1)?)?;
         Ok(Started { steps, logits, given, padding: None })
     }
 }

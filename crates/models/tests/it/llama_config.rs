@@ -41,7 +41,21 @@ fn each_refusal_names_its_key() {
         ("is_causal", json!({"is_causal": null})),
         ("is_encoder_decoder", json!({"is_encoder_decoder": true})),
         ("model_type", json!({"model_type": "t5"})),
-        ("model_type", json!({"model_type": "qwen2"})),
+        ("model_type", json!({"model_type": "qwen2_moe"})),
+        ("model_type", json!({"model_type": "qwen3", "architectures": ["Qwen2ForCausalLM"]})),
+        // Defaults of 32 and 128.
+        ("num_key_value_heads", json!({"model_type": "qwen2"})),
+        ("attention_bias", json!({"model_type": "qwen3", "num_key_value_heads": 4, "attention_bias": true})),
+        ("layer_types", qwen(json!({"layer_types": ["full_attention"]}))),
+        ("layer_types", qwen(json!({"layer_types": ["full_attention", "linear_attention"]}))),
+        ("layer_types", qwen(json!({"layer_types": ["sliding_attention", "full_attention"]}))),
+        (
+            "layer_types",
+            qwen(
+                json!({"use_sliding_window": false, "layer_types": ["full_attention", "sliding_attention"]}),
+            ),
+        ),
+        ("max_window_layers", qwen(json!({"max_window_layers": -1}))),
         ("model_type", json!({"architectures": ["LlamaForSequenceClassification"]})),
         ("model_type", json!({"model_type": "llama", "architectures": ["MistralForCausalLM"]})),
         ("hidden_act", json!({"hidden_act": "gelu"})),
@@ -67,8 +81,15 @@ fn each_refusal_names_its_key() {
         ("rope_theta", json!({"rope_theta": 1e4, "rope_parameters": {"rope_theta": 5e5}})),
         ("rope_scaling", json!({"rope_scaling": llama3(), "rope_parameters": {"rope_type": "default"}})),
         ("rope_scaling", scaling(json!("linear"))),
-        ("rope_scaling", scaling(json!({"type": "dynamic", "factor": 2.0}))),
-        ("rope_scaling", scaling(json!({"rope_type": "yarn", "factor": 2.0}))),
+        ("rope_scaling", scaling(json!({"rope_type": "longrope", "factor": 2.0}))),
+        ("rope_scaling", scaling(json!({"type": "dynamic"}))),
+        ("rope_scaling", scaling(json!({"type": "dynamic", "factor": 0.5}))),
+        ("rope_scaling", scaling(json!({"rope_type": "yarn"}))),
+        ("rope_scaling", scaling(json!({"rope_type": "yarn", "factor": 2.0, "attention_factor": 0.0}))),
+        (
+            "rope_scaling",
+            scaling(json!({"rope_type": "yarn", "factor": 2.0, "beta_fast": 1, "beta_slow": 2})),
+        ),
         ("rope_scaling", scaling(json!({"type": "linear"}))),
         ("rope_scaling", scaling(json!({"type": "linear", "rope_type": "default", "factor": 2.0}))),
         ("rope_scaling", scaling(json!({"type": "linear", "factor": 0.5}))),
@@ -100,6 +121,47 @@ fn each_refusal_names_its_key() {
         keys.remove(key);
         refused(LlamaConfig::from_json(keys, Path::new("some/config.json")), &[key, "some/config.json"]);
     }
+}
+
+fn qwen(changes: Value) -> Value {
+    let mut keys = json!({"model_type": "qwen2", "num_key_value_heads": 4, "use_sliding_window": true});
+    keys.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+    keys
+}
+
+#[test]
+fn the_window_of_a_qwen_begins_at_a_layer() {
+    let window = |changes: Value| {
+        let config = read(qwen(changes)).unwrap();
+        (config.sliding_window, config.max_window_layers)
+    };
+    assert_eq!(window(json!({})), (Some(4096), 28));
+    assert_eq!(window(json!({"use_sliding_window": false, "sliding_window": 8})), (None, 28));
+    assert_eq!(window(json!({"sliding_window": 8, "max_window_layers": 1})), (Some(8), 1));
+    let types = |types: [&str; 2]| json!({"sliding_window": 8, "layer_types": types});
+    assert_eq!(window(types(["full_attention", "sliding_attention"])), (Some(8), 1));
+    assert_eq!(window(types(["sliding_attention", "sliding_attention"])), (Some(8), 0));
+    assert_eq!(window(types(["full_attention", "full_attention"])), (Some(8), 2));
+}
+
+#[test]
+fn the_factors_of_yarn_are_those_of_transformers() {
+    let factor = |changes: Value| {
+        let mut scaling = json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64});
+        scaling.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+        match read(json!({"rope_scaling": scaling})).unwrap().rope_scaling {
+            RopeScaling::Yarn { attention_factor, .. } => attention_factor,
+            other => panic!("{other:?}"),
+        }
+    };
+    let mscale = |m: f64| 0.1 * m * 4f64.ln() + 1.0;
+    assert_eq!(factor(json!({})), mscale(1.0));
+    assert_eq!(factor(json!({"attention_factor": null})), mscale(1.0));
+    assert_eq!(factor(json!({"attention_factor": 0.5, "mscale": 2.0})), 0.5);
+    assert_eq!(factor(json!({"mscale": 2.0, "mscale_all_dim": 0.5})), mscale(2.0) / mscale(0.5));
+    // One of the two alone does nothing.
+    assert_eq!(factor(json!({"mscale": 2.0})), mscale(1.0));
+    assert_eq!(factor(json!({"factor": 1.0})), 1.0);
 }
 
 #[test]

@@ -78,12 +78,19 @@ pub(crate) fn llama_config(changes: Value) -> LlamaConfig {
 
 pub(crate) fn llama(changes: Value) -> Llama {
     let _generator = generator();
-    Llama::new(llama_config(changes), Kind::Float, Device::Cpu, 7).unwrap()
+    let llama = Llama::new(llama_config(changes), Kind::Float, Device::Cpu, 7).unwrap();
+    // Biases begin at zero, where they could not be missed.
+    for (i, (_, bias)) in llama.parameters().iter().filter(|(name, _)| name.ends_with(".bias")).enumerate() {
+        let values = Tensor::arange(bias.numel() as i64, (Kind::Float, Device::Cpu));
+        tch::no_grad(|| bias.shallow_clone().copy_(&((values + i as i64).sin() * 0.3)));
+    }
+    llama
 }
 
 /// The kinds of network that must all behave alike: with and without shared keys, one or two matrices for tokens, rotary
-/// scaling, a window shorter than most rows, heads that do not add up to the width.
-pub(crate) fn llama_changes() -> [(&'static str, Value); 4] {
+/// scaling, a window shorter than most rows in all layers or in the last, heads that do not add up to the width, biases and norms of
+/// heads.
+pub(crate) fn llama_changes() -> [(&'static str, Value); 6] {
     let scaling = json!({
         "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
         "original_max_position_embeddings": 16,
@@ -96,10 +103,20 @@ pub(crate) fn llama_changes() -> [(&'static str, Value); 4] {
             "mistral",
             json!({"model_type": "mistral", "num_key_value_heads": 2, "head_dim": 6, "sliding_window": 5}),
         ),
+        (
+            "qwen2",
+            json!({"model_type": "qwen2", "num_key_value_heads": 2, "use_sliding_window": true,
+                   "sliding_window": 5, "max_window_layers": 1}),
+        ),
+        (
+            "qwen3",
+            json!({"model_type": "qwen3", "num_key_value_heads": 2, "head_dim": 6,
+                   "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8}}),
+        ),
     ]
 }
 
-pub(crate) fn llamas() -> [(&'static str, Llama); 4] {
+pub(crate) fn llamas() -> [(&'static str, Llama); 6] {
     llama_changes().map(|(kind, changes)| (kind, llama(changes)))
 }
 
