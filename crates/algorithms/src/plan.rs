@@ -1,6 +1,6 @@
 //! What a run will need, before anything is loaded.
 
-use ruminate_models::{BatchShape, ModelShape, T5Config};
+use ruminate_models::{BatchShape, ModelConfig, ModelShape};
 use ruminate_torch::dist::{Bucket, Sharding, owners};
 use serde::Serialize;
 use tch::Kind;
@@ -37,7 +37,7 @@ pub struct Pass {
 /// Networks on the device. Those that are trained have one shape.
 #[derive(Debug, Clone, Copy)]
 pub struct Networks<'a> {
-    /// Their shape: a [`T5Config`] or a [`LlamaConfig`](ruminate_models::LlamaConfig).
+    /// Their shape: a [`ModelConfig`], or that of one family.
     pub shape: &'a dyn ModelShape,
     /// How many are trained.
     pub trained: usize,
@@ -46,7 +46,7 @@ pub struct Networks<'a> {
     /// How many of this shape are frozen, such as a reference policy.
     pub frozen: usize,
     /// Frozen networks of shapes of their own, such as those behind rewards.
-    pub others: &'a [T5Config],
+    pub others: &'a [ModelConfig],
 }
 
 impl<'a> Networks<'a> {
@@ -67,7 +67,7 @@ impl<'a> Networks<'a> {
 
     /// Scalar parameters that are not trained.
     fn frozen_parameters(&self) -> u64 {
-        let others: u64 = self.others.iter().map(T5Config::parameter_count).sum();
+        let others: u64 = self.others.iter().map(ModelConfig::parameter_count).sum();
         self.frozen as u64 * self.shape.parameter_count() + others
     }
 }
@@ -348,8 +348,8 @@ mod tests {
         assert!((embedding..embedding + 4 * (Bucket::BYTES + (16 << 20))).contains(&both.buckets));
     }
 
-    fn published(name: &str) -> T5Config {
-        T5Config::published(name).unwrap_or_else(|| unreachable!())
+    fn published(name: &str) -> ModelConfig {
+        ModelConfig::published(name).unwrap_or_else(|| unreachable!())
     }
 
     #[test]

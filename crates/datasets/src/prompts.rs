@@ -65,6 +65,17 @@ impl Prompts {
         Ok(Self { knowledge_separator, answer_separator, eos, compat })
     }
 
+    /// For models without an encoder, which would take an eos for the end of the dialogue: separators without eos, so that prompts
+    /// end open. Questions and statements still end with eos, and lose it as under [`Compat::Corrected`].
+    #[must_use]
+    pub fn open_ended(
+        knowledge_separator: Vec<TokenId>,
+        answer_separator: Vec<TokenId>,
+        eos: TokenId,
+    ) -> Self {
+        Self { knowledge_separator, answer_separator, eos, compat: Compat::Corrected }
+    }
+
     /// The prompt to write a statement about a question.
     pub fn qk(&self, question: &[TokenId]) -> Vec<TokenId> {
         self.append(question, &self.knowledge_separator)
@@ -142,6 +153,18 @@ pub fn choice_slots(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn open_prompts_hold_no_eos() {
+        let prompts = Prompts::open_ended(vec![3, 7], vec![3, 8], 1);
+        let (question, statement) = ([5, 20, 21, 1], [30, 31, 1]);
+        assert_eq!(prompts.qk(&question), [5, 20, 21, 3, 7]);
+        assert_eq!(prompts.qa(&question), [5, 20, 21, 3, 8]);
+        assert_eq!(prompts.qka(&question, &statement), [5, 20, 21, 3, 7, 30, 31, 3, 8]);
+        // A statement at its limit has no eos, and loses nothing.
+        assert_eq!(prompts.qka(&question, &[30, 31]), [5, 20, 21, 3, 7, 30, 31, 3, 8]);
+        assert_eq!(prompts.qka(&question, &[1]), prompts.qa(&question));
+    }
 
     fn prompts(compat: Compat) -> Prompts {
         Prompts::new(vec![3, 7, 1], vec![3, 8, 1], 1, compat).unwrap()

@@ -83,6 +83,16 @@ impl ModelConfig {
         matches!(self, Self::T5(_))
     }
 
+    /// Tokens that the model can read, where there is a limit.
+    #[must_use]
+    pub fn context_length(&self) -> Option<usize> {
+        match self {
+            // Its positions are relative.
+            Self::T5(_) => None,
+            Self::Llama(config) => Some(config.context_length()),
+        }
+    }
+
     /// Sets every dropout rate of training.
     pub fn set_dropout(&mut self, rate: f64) {
         match self {
@@ -92,7 +102,19 @@ impl ModelConfig {
     }
 }
 
-/// Evaluates an expression with the configuration or network of the family.
+impl From<T5Config> for ModelConfig {
+    fn from(config: T5Config) -> Self {
+        Self::T5(config)
+    }
+}
+
+impl From<LlamaConfig> for ModelConfig {
+    fn from(config: LlamaConfig) -> Self {
+        Self::Llama(config)
+    }
+}
+
+/// Evaluates an expression with the configuration of the family.
 macro_rules! each {
     ($self:expr, $inner:ident => $body:expr) => {
         match $self {
@@ -109,6 +131,10 @@ impl ModelShape for ModelConfig {
 
     fn vocab_size(&self) -> i64 {
         each!(self, config => config.vocab_size())
+    }
+
+    fn dropout_rate(&self) -> f64 {
+        each!(self, config => config.dropout_rate())
     }
 
     fn parameter_shapes(&self) -> Vec<Vec<i64>> {
@@ -151,10 +177,6 @@ impl NetworkConfig for ModelConfig {
 
     fn eos_token_ids(&self) -> &[TokenId] {
         each!(self, config => &config.eos_token_ids)
-    }
-
-    fn dropout_rate(&self) -> f64 {
-        each!(self, config => config.dropout_rate())
     }
 
     fn set_vocab_size(&mut self, vocab_size: i64) {

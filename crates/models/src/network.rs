@@ -45,9 +45,6 @@ pub trait NetworkConfig: ModelShape + Clone {
     /// The tokens that end a text.
     fn eos_token_ids(&self) -> &[TokenId];
 
-    /// The largest dropout rate in training.
-    fn dropout_rate(&self) -> f64;
-
     /// Changes the number of rows of the embedding.
     fn set_vocab_size(&mut self, vocab_size: i64);
 }

@@ -24,6 +24,9 @@ pub trait ModelShape: std::fmt::Debug {
     /// Rows of the embedding.
     fn vocab_size(&self) -> i64;
 
+    /// The largest dropout rate in training.
+    fn dropout_rate(&self) -> f64;
+
     /// The shape of every parameter; tied ones come once.
     fn parameter_shapes(&self) -> Vec<Vec<i64>>;
 

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use ruminate_algorithms::trainer::verify;
-use ruminate_models::{Llama, LlamaConfig, T5, T5Config, Tokenizer};
+use ruminate_models::{LanguageModel, Model, ModelConfig, ModelShape, Network, T5, T5Config, Tokenizer};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind};
 
@@ -32,10 +32,10 @@ pub enum ModelError {
     },
 }
 
-/// Which T5.
+/// Which model: the section `[model]` of a configuration. Any family that [`Model`] knows.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct ModelConfig {
+pub struct ModelSection {
     /// A Hugging Face folder to start from.
     pub pretrained: Option<PathBuf>,
     /// Or the `config.json` of a new model.
@@ -46,7 +46,13 @@ pub struct ModelConfig {
     pub dropout: f64,
 }
 
-impl ModelConfig {
+impl ModelSection {
+    /// The model of a folder.
+    #[must_use]
+    pub fn of_folder(folder: &Path) -> Self {
+        Self { pretrained: Some(folder.into()), ..Self::default() }
+    }
+
     /// Checks what can be checked before any file is read; `section` is the name in the configuration.
     ///
     /// # Errors
@@ -63,187 +69,119 @@ impl ModelConfig {
     ///
     /// # Errors
     /// Whatever is wrong with section, model or tokenizer.
-    pub fn open(&self, seed: u64, device: Device) -> Result<(T5, Tokenizer), ModelError> {
-        self.build(self.shape()?, seed, device)
+    pub fn open(&self, seed: u64, kind: Kind, device: Device) -> Result<(Model, Tokenizer), ModelError> {
+        self.build(self.shape()?, seed, kind, device)
     }
 
     /// The encoder of the model alone.
     ///
     /// # Errors
-    /// Whatever is wrong with section, model or tokenizer.
+    /// Whatever is wrong with section, model or tokenizer; also when the model has no encoder.
     pub fn open_encoder(&self, seed: u64, device: Device) -> Result<(T5, Tokenizer), ModelError> {
-        self.build(T5Config { is_encoder_decoder: false, ..self.shape()? }, seed, device)
+        let ModelConfig::T5(shape) = self.shape()? else {
+            let reason = "this part reads whole texts in an encoder, which only the families t5 and mt5 have; \
+                          name a model of these";
+            return Err(ConfigError::invalid(reason).into());
+        };
+        self.build(T5Config { is_encoder_decoder: false, ..shape }, seed, Kind::Float, device)
     }
 
-    fn build(&self, shape: T5Config, seed: u64, device: Device) -> Result<(T5, Tokenizer), ModelError> {
+    fn build<N: Network>(
+        &self,
+        shape: N::Config,
+        seed: u64,
+        kind: Kind,
+        device: Device,
+    ) -> Result<(LanguageModel<N>, Tokenizer), ModelError> {
         let tokenizer = self.tokenizer(&shape)?;
-        let t5 = match &self.pretrained {
-            Some(folder) => T5::load_with(shape, folder, Kind::Float, device)?,
-            None => T5::new(shape, Kind::Float, device, seed as i64)?,
+        let mut model = match &self.pretrained {
+            Some(folder) => LanguageModel::load_with(shape, folder, kind, device)?,
+            None => LanguageModel::new(shape, kind, device, seed as i64)?,
         };
+        model.set_tokenizer(tokenizer.clone());
         tch::manual_seed(seed as i64);
-        Ok((t5, tokenizer))
+        Ok((model, tokenizer))
     }
 
     /// The tokenizer that belongs to the model.
     ///
     /// # Errors
     /// It cannot be read, or has more tokens than the model.
-    pub fn tokenizer(&self, shape: &T5Config) -> Result<Tokenizer, ModelError> {
-        open_tokenizer(&self.tokenizer, &self.pretrained, &self.config, shape.vocab_size)
+    pub fn tokenizer(&self, shape: &dyn ModelShape) -> Result<Tokenizer, ModelError> {
+        let path = self.tokenizer_path();
+        let open = || {
+            let tokenizer = Tokenizer::open(&path)?;
+            tokenizer.check_fits(shape.vocab_size())?;
+            Ok(tokenizer)
+        };
+        open().map_err(|source| ModelError::Tokenizer { path: path.clone(), source })
     }
 
-    /// The shape of the model to train.
-    ///
-    /// # Errors
-    /// The section does not name one model, its folder is not there or damaged, or its configuration is not supported.
-    pub fn shape(&self) -> Result<T5Config, ModelError> {
-        let path = location(&self.pretrained, &self.config)?;
-        Ok(T5Config { dropout_rate: self.dropout, ..T5Config::open(path)? })
-    }
-
-    /// The shape, and what is missing for a real run. A published model need not be there.
-    ///
-    /// # Errors
-    /// There is neither a model nor a published one of the folder's name.
-    pub fn planned(&self) -> Result<(T5Config, Option<ModelError>), ModelError> {
-        let published =
-            |name: &str| Some(T5Config { dropout_rate: self.dropout, ..T5Config::published(name)? });
-        planned(self.shape(), &self.pretrained, published)
-    }
-}
-
-/// Which Llama or Mistral.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct LlamaModelConfig {
-    /// A Hugging Face folder to start from.
-    pub pretrained: Option<PathBuf>,
-    /// Or the `config.json` of a new model.
-    pub config: Option<PathBuf>,
-    /// `tokenizer.json` or its folder; by default that of the model's folder.
-    pub tokenizer: Option<PathBuf>,
-}
-
-impl LlamaModelConfig {
-    /// The model of a folder.
+    /// `tokenizer.json` or its folder.
     #[must_use]
-    pub fn of_folder(folder: &Path) -> Self {
-        Self { pretrained: Some(folder.into()), ..Self::default() }
-    }
-
-    /// Loads the model to start from, or makes a new one, and its tokenizer.
-    ///
-    /// # Errors
-    /// Whatever is wrong with section, model or tokenizer.
-    pub fn open(&self, seed: u64, kind: Kind, device: Device) -> Result<(Llama, Tokenizer), ModelError> {
-        let shape = self.shape()?;
-        let tokenizer = self.tokenizer(&shape)?;
-        let mut llama = match &self.pretrained {
-            Some(folder) => Llama::load(folder, kind, device)?,
-            None => Llama::new(shape, kind, device, seed as i64)?,
-        };
-        llama.set_tokenizer(tokenizer.clone());
-        tch::manual_seed(seed as i64);
-        Ok((llama, tokenizer))
-    }
-
-    /// The tokenizer that belongs to the model.
-    ///
-    /// # Errors
-    /// It cannot be read, or has more tokens than the model.
-    pub fn tokenizer(&self, shape: &LlamaConfig) -> Result<Tokenizer, ModelError> {
-        open_tokenizer(&self.tokenizer, &self.pretrained, &self.config, shape.vocab_size)
+    pub fn tokenizer_path(&self) -> PathBuf {
+        let beside = self.config.as_ref().and_then(|path| path.parent().map(PathBuf::from));
+        self.tokenizer.clone().or_else(|| self.pretrained.clone()).or(beside).unwrap_or_default()
     }
 
     /// The folder that has the tokenizer, and the files that go with it.
     #[must_use]
     pub fn tokenizer_folder(&self) -> PathBuf {
-        let path = tokenizer_path(&self.tokenizer, &self.pretrained, &self.config);
+        let path = self.tokenizer_path();
         if path.is_file() { path.parent().map(PathBuf::from).unwrap_or_default() } else { path }
     }
 
-    /// The shape of the model to train.
+    /// The configuration of the model to train.
     ///
     /// # Errors
     /// The section does not name one model, its folder is not there or damaged, or its configuration is not supported.
-    pub fn shape(&self) -> Result<LlamaConfig, ModelError> {
-        Ok(LlamaConfig::open(location(&self.pretrained, &self.config)?)?)
+    pub fn shape(&self) -> Result<ModelConfig, ModelError> {
+        let mut shape = ModelConfig::open(self.location()?)?;
+        shape.set_dropout(self.dropout);
+        Ok(shape)
     }
 
-    /// The shape, and what is missing for a real run. A published model need not be there.
+    /// The configuration, and what is missing for a real run. A published model need not be there.
     ///
     /// # Errors
     /// There is neither a model nor a published one of the folder's name.
-    pub fn planned(&self) -> Result<(LlamaConfig, Option<ModelError>), ModelError> {
-        planned(self.shape(), &self.pretrained, LlamaConfig::published)
-    }
-}
-
-/// The one file or folder that describes the model.
-fn location<'a>(
-    pretrained: &'a Option<PathBuf>,
-    config: &'a Option<PathBuf>,
-) -> Result<&'a Path, ModelError> {
-    match (pretrained, config) {
-        (Some(folder), None) if !folder.is_dir() => {
-            let reason = format!(
-                "pretrained: there is no folder {}; name one with config.json, model.safetensors and tokenizer.json, \
-                 as Hugging Face's hub has them",
-                folder.display()
-            );
-            Err(ConfigError::invalid(reason).into())
-        }
-        (Some(folder), None) => {
-            verify(folder)?;
-            Ok(folder)
-        }
-        (None, Some(path)) => Ok(path),
-        _ => {
-            let reason = "name exactly one of model.pretrained (a Hugging Face folder to start from) and \
-                          model.config (the config.json of a new model), in the section of what is trained";
-            Err(ConfigError::invalid(reason).into())
-        }
-    }
-}
-
-fn tokenizer_path(
-    tokenizer: &Option<PathBuf>,
-    pretrained: &Option<PathBuf>,
-    config: &Option<PathBuf>,
-) -> PathBuf {
-    let beside = config.as_ref().and_then(|path| path.parent().map(PathBuf::from));
-    tokenizer.clone().or_else(|| pretrained.clone()).or(beside).unwrap_or_default()
-}
-
-fn open_tokenizer(
-    tokenizer: &Option<PathBuf>,
-    pretrained: &Option<PathBuf>,
-    config: &Option<PathBuf>,
-    vocab_size: i64,
-) -> Result<Tokenizer, ModelError> {
-    let path = tokenizer_path(tokenizer, pretrained, config);
-    let open = || {
-        let tokenizer = Tokenizer::open(&path)?;
-        tokenizer.check_fits(vocab_size)?;
-        Ok(tokenizer)
-    };
-    open().map_err(|source| ModelError::Tokenizer { path: path.clone(), source })
-}
-
-/// A shape, or that of the published model of the folder's name.
-fn planned<S>(
-    shape: Result<S, ModelError>,
-    pretrained: &Option<PathBuf>,
-    published: impl FnOnce(&str) -> Option<S>,
-) -> Result<(S, Option<ModelError>), ModelError> {
-    let name = pretrained.as_deref().and_then(Path::file_name).and_then(|name| name.to_str());
-    match shape {
-        Ok(shape) => Ok((shape, None)),
-        Err(error) => match name.and_then(published) {
-            Some(shape) => Ok((shape, Some(error))),
+    pub fn planned(&self) -> Result<(ModelConfig, Option<ModelError>), ModelError> {
+        let error = match self.shape() {
+            Ok(shape) => return Ok((shape, None)),
+            Err(error) => error,
+        };
+        let name = self.pretrained.as_deref().and_then(Path::file_name).and_then(|name| name.to_str());
+        match name.and_then(ModelConfig::published) {
+            Some(mut shape) => {
+                shape.set_dropout(self.dropout);
+                Ok((shape, Some(error)))
+            }
             None => Err(error),
-        },
+        }
+    }
+
+    /// The one file or folder that describes the model.
+    fn location(&self) -> Result<&Path, ModelError> {
+        match (&self.pretrained, &self.config) {
+            (Some(folder), None) if !folder.is_dir() => {
+                let reason = format!(
+                    "pretrained: there is no folder {}; name one with config.json, model.safetensors and tokenizer.json, \
+                     as Hugging Face's hub has them",
+                    folder.display()
+                );
+                Err(ConfigError::invalid(reason).into())
+            }
+            (Some(folder), None) => {
+                verify(folder)?;
+                Ok(folder)
+            }
+            (None, Some(path)) => Ok(path),
+            _ => {
+                let reason = "name exactly one of model.pretrained (a Hugging Face folder to start from) and \
+                              model.config (the config.json of a new model), in the section of what is trained";
+                Err(ConfigError::invalid(reason).into())
+            }
+        }
     }
 }
 

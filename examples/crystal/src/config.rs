@@ -1,6 +1,6 @@
 //! The configuration file.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Context;
 use ruminate::algorithms::TrainerConfig;
@@ -9,8 +9,8 @@ use ruminate::algorithms::crystal::{
 };
 use ruminate::algorithms::trainer::verify;
 use ruminate::datasets::Compat;
-use ruminate::models::{T5, T5Config, Tokenizer};
-use ruminate::run::{ConfigError, FlagKeys};
+use ruminate::models::{Model, ModelConfig, Tokenizer};
+use ruminate::run::{ConfigError, FlagKeys, ModelSection};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind};
 
@@ -28,7 +28,7 @@ pub(crate) struct CrystalConfig {
     pub(crate) seed: u64,
     /// Known defects of the published code: kept or mended.
     pub(crate) compat: Compat,
-    pub(crate) model: ModelConfig,
+    pub(crate) model: ModelSection,
     pub(crate) lengths: Lengths,
     pub(crate) data: CrystalData,
     pub(crate) imitation: ImitationConfig,
@@ -45,7 +45,7 @@ impl Default for CrystalConfig {
             // The reference has one seed for the order of the data and all else.
             seed: imitation.shuffle_seed,
             compat: Compat::default(),
-            model: ModelConfig::default(),
+            model: ModelSection::default(),
             lengths: Lengths::default(),
             data: CrystalData::default(),
             imitation,
@@ -54,20 +54,6 @@ impl Default for CrystalConfig {
             evaluation: EvaluationConfig::default(),
         }
     }
-}
-
-/// Which model.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(crate) struct ModelConfig {
-    /// A Hugging Face folder to start from.
-    pub(crate) pretrained: Option<PathBuf>,
-    /// Or the `config.json` of a new model.
-    pub(crate) config: Option<PathBuf>,
-    /// `tokenizer.json` or its folder; by default that of the model's folder.
-    pub(crate) tokenizer: Option<PathBuf>,
-    /// Dropout rate in training. The reference trains without.
-    pub(crate) dropout: f64,
 }
 
 impl CrystalConfig {
@@ -80,72 +66,42 @@ impl CrystalConfig {
             self.evaluation.validate()
         };
         check().map_err(ConfigError::invalid)?;
-        if !(0.0..1.0).contains(&self.model.dropout) {
-            let reason = format!("model.dropout is {}, but must be in [0, 1)", self.model.dropout);
-            return Err(ConfigError::invalid(reason));
-        }
-        Ok(())
+        self.model.validate("model")
     }
 
     /// Loads the model to start from, or makes a new one, and the encoder that belongs to it.
-    pub(crate) fn build(&self, device: Device) -> anyhow::Result<(T5, QuestionEncoder)> {
-        let shape = self.shape()?;
-        let t5 = match &self.model.pretrained {
-            Some(folder) => T5::load_with(shape, folder, Kind::Float, device)?,
-            None => T5::new(shape, Kind::Float, device, self.seed as i64)?,
-        };
-        tch::manual_seed(self.seed as i64);
-        let encoder = self.encoder(&self.tokenizer(), t5.config())?;
-        Ok((t5, encoder))
-    }
-
-    /// Where the tokenizer of the model to train lies.
-    pub(crate) fn tokenizer(&self) -> PathBuf {
-        let ModelConfig { pretrained, config, tokenizer, .. } = &self.model;
-        let beside = config.as_ref().and_then(|path| path.parent().map(PathBuf::from));
-        tokenizer.clone().or_else(|| pretrained.clone()).or(beside).unwrap_or_default()
-    }
-
-    /// The shape of the model to train.
-    pub(crate) fn shape(&self) -> anyhow::Result<T5Config> {
-        let path = match (&self.model.pretrained, &self.model.config) {
-            (Some(folder), None) => {
-                if !folder.is_dir() {
-                    let reason = format!(
-                        "model.pretrained: there is no folder {}; name one with config.json, model.safetensors and \
-                         tokenizer.json, as Hugging Face's hub has them",
-                        folder.display()
-                    );
-                    return Err(ConfigError::invalid(reason).into());
-                }
-                verify(folder)?;
-                folder
-            }
-            (None, Some(path)) => path,
-            _ => {
-                let reason = "name exactly one of model.pretrained (a Hugging Face folder to start from) and \
-                              model.config (the config.json of a new model)";
-                return Err(ConfigError::invalid(reason).into());
-            }
-        };
-        Ok(T5Config { dropout_rate: self.model.dropout, ..T5Config::open(path)? })
+    pub(crate) fn build(&self, device: Device) -> anyhow::Result<(Model, QuestionEncoder)> {
+        let (model, tokenizer) = self.model.open(self.seed, Kind::Float, device)?;
+        let encoder = self.encoder(tokenizer, model.config(), &self.model.tokenizer_path())?;
+        Ok((model, encoder))
     }
 
     /// Loads a trained checkpoint with the tokenizer that lies beside it, or else the one that is set.
-    pub(crate) fn open(&self, folder: &Path, device: Device) -> anyhow::Result<(T5, QuestionEncoder)> {
+    pub(crate) fn open(&self, folder: &Path, device: Device) -> anyhow::Result<(Model, QuestionEncoder)> {
         verify(folder)?;
-        let t5 = T5::load(folder, Kind::Float, device)?;
+        let model = Model::load(folder, Kind::Float, device)?;
         let own = folder.join("tokenizer.json").is_file();
-        let tokenizer = self.model.tokenizer.as_deref().filter(|_| !own).unwrap_or(folder);
-        let encoder = self.encoder(tokenizer, t5.config())?;
-        Ok((t5, encoder))
+        let path = self.model.tokenizer.as_deref().filter(|_| !own).unwrap_or(folder);
+        let tokenizer =
+            Tokenizer::open(path).with_context(|| format!("cannot use the tokenizer {}", path.display()))?;
+        let encoder = self.encoder(tokenizer, model.config(), path)?;
+        Ok((model, encoder))
     }
 
-    pub(crate) fn encoder(&self, path: &Path, config: &T5Config) -> anyhow::Result<QuestionEncoder> {
-        let encoder = || -> anyhow::Result<QuestionEncoder> {
-            Ok(QuestionEncoder::new(Tokenizer::open(path)?, config, self.lengths, self.compat)?)
-        };
-        encoder().with_context(|| format!("cannot use the tokenizer {}", path.display()))
+    /// The encoder of a model that need not be there yet.
+    pub(crate) fn planned_encoder(&self, model: &ModelConfig) -> anyhow::Result<QuestionEncoder> {
+        self.encoder(self.model.tokenizer(model)?, model, &self.model.tokenizer_path())
+    }
+
+    /// Joins a tokenizer, which came from `path`, with the model that it is for.
+    pub(crate) fn encoder(
+        &self,
+        tokenizer: Tokenizer,
+        config: &ModelConfig,
+        path: &Path,
+    ) -> anyhow::Result<QuestionEncoder> {
+        QuestionEncoder::new(tokenizer, config, self.lengths, self.compat)
+            .with_context(|| format!("cannot use the tokenizer {}", path.display()))
     }
 }
 

@@ -153,7 +153,7 @@ fn print_fitted(fitted: &Fitted, stage: &str, as_json: bool) -> std::io::Result<
     table.print()
 }
 
-type Imitating = Sft<ruminate::models::T5, Imitation>;
+type Imitating = Sft<ruminate::models::Model, Imitation>;
 
 /// Reads model and data, and joins them.
 fn prepare(config: &CrystalConfig, device: tch::Device) -> anyhow::Result<(Imitating, Vec<Notice>)> {

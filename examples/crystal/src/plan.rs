@@ -1,9 +1,6 @@
 //! `--dry-run`: what a stage would take.
 
-use std::path::Path;
-
 use ruminate::algorithms::{Networks, Pass, Plan};
-use ruminate::models::T5Config;
 use ruminate::run::{DryRun, Outcome, RunArgs};
 
 use crate::config::CrystalConfig;
@@ -14,10 +11,11 @@ type Rows = Vec<(String, String, usize, usize)>;
 
 /// Prints the plan of Stage I.
 pub(crate) fn imitation(config: &CrystalConfig, args: &RunArgs) -> anyhow::Result<Outcome> {
-    let (model, missing) = shape(config)?;
+    let (model, missing) = config.model.planned()?;
+    let missing = missing.map(anyhow::Error::from);
     let plan = |passes: &[Pass]| Plan::new(&config.trainer, Networks::single(&model), passes, 1.0);
     let measured = || -> anyhow::Result<(Plan, Rows)> {
-        let encoder = config.encoder(&config.tokenizer(), &model)?;
+        let encoder = config.planned_encoder(&model)?;
         let (imitation, _) = crate::imitation(config, encoder)?;
         let rows = imitation.counts().into_iter().map(|(t, q, i)| (t, "train".into(), q, i)).collect();
         Ok((plan(&imitation.passes(&config.trainer)?), rows))
@@ -29,10 +27,11 @@ pub(crate) fn imitation(config: &CrystalConfig, args: &RunArgs) -> anyhow::Resul
 /// Prints the plan of Stage II.
 pub(crate) fn reinforcement(config: &CrystalConfig, args: &RunArgs) -> anyhow::Result<Outcome> {
     stage_one(config)?;
-    let (model, missing) = shape(config)?;
+    let (model, missing) = config.model.planned()?;
+    let missing = missing.map(anyhow::Error::from);
     let plan = |question| config.reinforcement.plan(&model, &config.lengths, question);
     let measured = || -> anyhow::Result<(Plan, Rows)> {
-        let encoder = config.encoder(&config.tokenizer(), &model)?;
+        let encoder = config.planned_encoder(&model)?;
         let (data, _) = read_data(config)?;
         let rows = data.counts().into_iter().map(|(t, q)| (t, "train".into(), q, q)).collect();
         Ok((plan(data.question_lengths(&encoder)?), rows))
@@ -57,16 +56,4 @@ fn print(
     DryRun { plan: plan.across(args.processes()), data, problems, device, out: args.out.as_deref() }
         .print(args.json)?;
     problem.map_or(Ok(Outcome::Done), Err)
-}
-
-/// The model's shape, and what is missing for a real run. A published model need not be there.
-fn shape(config: &CrystalConfig) -> anyhow::Result<(T5Config, Option<anyhow::Error>)> {
-    let name = config.model.pretrained.as_deref().and_then(Path::file_name).and_then(|name| name.to_str());
-    match config.shape() {
-        Ok(model) => Ok((model, None)),
-        Err(error) => match name.and_then(T5Config::published) {
-            Some(model) => Ok((model, Some(error))),
-            None => Err(error),
-        },
-    }
 }

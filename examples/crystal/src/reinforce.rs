@@ -7,7 +7,7 @@ use ruminate::algorithms::crystal::{
 };
 use ruminate::algorithms::{Fitted, Observer, Peers, Trainer};
 use ruminate::datasets::{Part, Split};
-use ruminate::models::{Interrupt, T5, VALUE_WEIGHTS};
+use ruminate::models::{Interrupt, Model, VALUE_WEIGHTS};
 use ruminate::run::{ConfigError, Outcome, RunArgs, RunDir, RunDirError, settled};
 use tch::Device;
 
@@ -105,10 +105,10 @@ pub(crate) fn read_data(config: &CrystalConfig) -> anyhow::Result<(Reinforcement
 pub(crate) fn prepare(
     config: &CrystalConfig,
     device: Device,
-) -> anyhow::Result<(Reinforcement<T5>, Vec<Notice>)> {
+) -> anyhow::Result<(Reinforcement<Model>, Vec<Notice>)> {
     let folder = stage_one(config)?;
     let (policy, encoder) = config.build(device)?;
-    let copy = || T5::load(folder, policy.kind(), device);
+    let copy = || Model::load(folder, policy.kind(), device);
     let value = config.reinforcement.separate_value_model.then(copy).transpose()?;
     let reference = copy()?;
     let (data, notices) = read_data(config)?;
@@ -121,11 +121,11 @@ pub(crate) fn prepare(
 /// rewards was measured.
 pub(crate) fn reinforce(
     config: &CrystalConfig,
-    stage: Reinforcement<T5>,
+    stage: Reinforcement<Model>,
     peers: &Peers,
     dir: &RunDir,
     observer: &mut dyn Observer,
-) -> anyhow::Result<Option<(Fitted, Reinforcement<T5>)>> {
+) -> anyhow::Result<Option<(Fitted, Reinforcement<Model>)>> {
     let settings = &config.reinforcement;
     // Processes wait for each other, so none of them may leave by itself.
     let interrupt = if peers.size() == 1 { observer.interrupt() } else { Interrupt::default() };

@@ -9,7 +9,7 @@ use ruminate::algorithms::mario::{
 };
 use ruminate::algorithms::quark::{Lengths, QuarkConfig};
 use ruminate::datasets::mario::Target;
-use ruminate::run::{ConfigError, FlagKeys, ModelConfig};
+use ruminate::run::{ConfigError, FlagKeys, ModelSection};
 use serde::{Deserialize, Serialize};
 
 /// The keys that `--seed` and `--precision` stand for.
@@ -94,7 +94,7 @@ pub(crate) struct MarioConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Training<T> {
-    pub(crate) model: ModelConfig,
+    pub(crate) model: ModelSection,
     pub(crate) training: T,
     pub(crate) trainer: TrainerConfig,
 }
@@ -106,7 +106,7 @@ pub(crate) struct QuarkStage {
     /// The frozen model that is not to be left, and that writes the first samples: a checkpoint of the supervised stage.
     pub(crate) reference: Option<PathBuf>,
     /// Where the policy starts.
-    pub(crate) model: ModelConfig,
+    pub(crate) model: ModelSection,
     pub(crate) training: QuarkConfig,
     pub(crate) trainer: TrainerConfig,
 }
@@ -115,7 +115,7 @@ impl Default for QuarkStage {
     fn default() -> Self {
         Self {
             reference: None,
-            model: ModelConfig::default(),
+            model: ModelSection::default(),
             training: published_quark(),
             trainer: published_quark_trainer(),
         }
@@ -139,7 +139,7 @@ pub(crate) struct RewardModels {
 impl Default for MarioConfig {
     fn default() -> Self {
         let reward_model = |mode| Training {
-            model: ModelConfig::default(),
+            model: ModelSection::default(),
             training: OptionTrainingConfig::published(mode),
             trainer: OptionTrainingConfig::trainer(mode),
         };
@@ -148,14 +148,14 @@ impl Default for MarioConfig {
             seed: 1,
             data: MarioData::default(),
             sft: Training {
-                model: ModelConfig::default(),
+                model: ModelSection::default(),
                 training: RationalesConfig::default(),
                 trainer: RationalesConfig::trainer(),
             },
             i2o: reward_model(OptionMode::I2o),
             ir2o: reward_model(OptionMode::Ir2o),
             vera: Training {
-                model: ModelConfig::default(),
+                model: ModelSection::default(),
                 training: VerifierConfig::default(),
                 trainer: TrainerConfig::default(),
             },

@@ -9,7 +9,7 @@ use ruminate::algorithms::trainer::{TrainerState, verify};
 use ruminate::algorithms::{Error, KeptTexts, Observer};
 use ruminate::datasets::Split;
 use ruminate::datasets::mario::{MarioDataset, MarioRow, ResponseFormat, read_gold, read_responses};
-use ruminate::models::{T5, Tokenizer};
+use ruminate::models::{Model, Tokenizer};
 use ruminate::rewards::mario::Interval;
 use ruminate::run::{
     ConfigError, ConsoleObserver, FlagKeys, Outcome, RunArgs, RunDirError, StopFlag, Table, print_json,
@@ -159,7 +159,7 @@ pub(crate) fn own(
 ) -> anyhow::Result<Own> {
     let folder = settled(folder);
     verify(&folder)?;
-    let model = T5::load(&folder, Kind::Float, device)?;
+    let model = Model::load(&folder, Kind::Float, device)?;
     let tokenizer = Tokenizer::open(&folder)?;
     let dataset = config.data.dataset;
     let quark = for_dataset(config.writing(), dataset);

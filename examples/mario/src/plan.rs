@@ -3,8 +3,8 @@
 use ruminate::algorithms::mario::{OptionMode, for_dataset, quark_data};
 use ruminate::algorithms::{Networks, Pass, Plan, TrainerConfig, Work};
 use ruminate::datasets::Split;
-use ruminate::models::{T5Config, Tokenizer};
-use ruminate::run::{DryRun, ModelConfig, Outcome, RunArgs};
+use ruminate::models::{ModelConfig, Tokenizer};
+use ruminate::run::{DryRun, ModelSection, Outcome, RunArgs};
 
 use crate::config::{MarioConfig, Stage};
 use crate::rewards;
@@ -48,7 +48,7 @@ pub(crate) fn run(config: &mut MarioConfig, args: &RunArgs, stage: Stage) -> any
     problem.map_or(Ok(Outcome::Done), Err)
 }
 
-fn model(config: &MarioConfig, stage: Stage) -> &ModelConfig {
+fn model(config: &MarioConfig, stage: Stage) -> &ModelSection {
     match stage {
         Stage::Sft => &config.sft.model,
         Stage::I2o => &config.i2o.model,
@@ -69,7 +69,7 @@ fn trainer(config: &mut MarioConfig, stage: Stage) -> &mut TrainerConfig {
 }
 
 /// The shapes of the models behind the rewards, and why the run would not start with them. Their work is not counted.
-fn reward_models(config: &MarioConfig) -> (Vec<T5Config>, Option<anyhow::Error>) {
+fn reward_models(config: &MarioConfig) -> (Vec<ModelConfig>, Option<anyhow::Error>) {
     let quark = for_dataset(config.quark.training.clone(), config.data.dataset);
     let folders = match rewards::folders(config, &quark) {
         Ok(folders) => folders,
@@ -77,7 +77,7 @@ fn reward_models(config: &MarioConfig) -> (Vec<T5Config>, Option<anyhow::Error>)
     };
     let (mut shapes, mut problem) = (vec![], None);
     for (key, folder) in folders {
-        let model = ModelConfig { pretrained: Some(folder.into()), ..ModelConfig::default() };
+        let model = ModelSection { pretrained: Some(folder.into()), ..ModelSection::default() };
         let missing = match model.planned() {
             Ok((shape, missing)) => {
                 shapes.push(shape);

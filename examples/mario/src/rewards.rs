@@ -4,7 +4,7 @@ use std::path::Path;
 
 use ruminate::algorithms::quark::QuarkConfig;
 use ruminate::algorithms::trainer::verify;
-use ruminate::models::{T5, Tokenizer, Vera};
+use ruminate::models::{Model, Tokenizer, Vera};
 use ruminate::rewards::mario::{
     Accuracy, Consistency, ConsistencyMode, Diversity, LengthBetween, LengthMore, NumWords, OptionModel,
     Plausibility, RewardSet,
@@ -132,13 +132,13 @@ fn consistency(
     config: &MarioConfig,
     mode: ConsistencyMode,
     device: Device,
-) -> anyhow::Result<Consistency<T5>> {
+) -> anyhow::Result<Consistency<Model>> {
     let dataset = config.data.dataset;
     let (i2o, ir2o) = judges(config)?;
-    let load = |folder: &Path| -> anyhow::Result<OptionModel<T5>> {
+    let load = |folder: &Path| -> anyhow::Result<OptionModel<Model>> {
         verify(folder)?;
-        let t5 = T5::load(folder, Kind::Float, device)?;
-        Ok(OptionModel::new(t5, Tokenizer::open(folder)?, dataset)?)
+        let model = Model::load(folder, Kind::Float, device)?;
+        Ok(OptionModel::new(model, Tokenizer::open(folder)?, dataset)?)
     };
     Ok(Consistency::new(dataset, load(i2o)?, load(ir2o)?, mode))
 }

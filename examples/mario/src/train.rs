@@ -9,7 +9,7 @@ use ruminate::algorithms::mario::{
 use ruminate::algorithms::quark::{ControlTokens, Quark};
 use ruminate::algorithms::{Fitted, Observer, Sft, Trainer, TrainerConfig};
 use ruminate::datasets::Split;
-use ruminate::models::{T5, Tokenizer};
+use ruminate::models::{Model, Tokenizer};
 use ruminate::run::{ConfigError, Outcome, RunArgs, RunDir, RunDirError, Table, Worker, print_json, settled};
 use serde_json::json;
 use tch::{Device, Kind};
@@ -67,7 +67,7 @@ pub(crate) fn fit(
     };
     match stage {
         Stage::Sft => {
-            let (t5, tokenizer) = config.sft.model.open(seed, device)?;
+            let (t5, tokenizer) = config.sft.model.open(seed, Kind::Float, device)?;
             let rationales = rationales(config, tokenizer.clone())?;
             if !goes_on {
                 config.sft.trainer.steps = rationales.steps(&config.sft.trainer, processes);
@@ -77,7 +77,7 @@ pub(crate) fn fit(
         }
         Stage::I2o | Stage::Ir2o => {
             let mode = if stage == Stage::I2o { OptionMode::I2o } else { OptionMode::Ir2o };
-            let (t5, tokenizer) = config.option_training(mode).model.open(seed, device)?;
+            let (t5, tokenizer) = config.option_training(mode).model.open(seed, Kind::Float, device)?;
             let options = options(config, mode, &tokenizer)?;
             let trainer = &mut config.option_training_mut(mode).trainer;
             if !goes_on {
@@ -123,7 +123,7 @@ pub(crate) fn options(
 }
 
 /// Quark with several rewards.
-fn distillation(config: &mut MarioConfig, device: Device, out: &Path) -> anyhow::Result<Distillation<T5>> {
+fn distillation(config: &mut MarioConfig, device: Device, out: &Path) -> anyhow::Result<Distillation<Model>> {
     let Some(reference) = config.quark.reference.as_deref().map(settled) else {
         let reason = "name a checkpoint of `mario sft` with quark.reference: the policy is not to leave it";
         return Err(ConfigError::invalid(reason).into());
@@ -136,8 +136,8 @@ fn distillation(config: &mut MarioConfig, device: Device, out: &Path) -> anyhow:
     let quark = for_dataset(config.quark.training.clone(), config.data.dataset);
     let read = |split| config.data.read(split);
     let (train, dev, test) = (read(Split::Train)?, read(Split::Dev)?, read(Split::Test)?);
-    let (mut policy, mut tokenizer) = config.quark.model.open(config.seed, device)?;
-    let reference = T5::load(&reference, Kind::Float, device)?;
+    let (mut policy, mut tokenizer) = config.quark.model.open(config.seed, Kind::Float, device)?;
+    let reference = Model::load(&reference, Kind::Float, device)?;
     let rewards = rewards::trained_on(config, &quark, device)?;
     let data = quark_data(&train, &dev, &tokenizer)?;
     let test = test.iter().map(|row| prompt(row, &tokenizer)).collect::<Result<_, _>>()?;

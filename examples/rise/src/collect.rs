@@ -4,7 +4,7 @@ use ruminate::algorithms::rwr::{Divided, Kept, KeptAnswers};
 use ruminate::datasets::environments::Problem;
 use ruminate::datasets::rise::{Answerer, Log, MultiTurn, RolloutConfig};
 use ruminate::run::{
-    ConfigError, LlamaModelConfig, Outcome, RolloutConsole, RunArgs, RunDir, RunDirError, Table, Worker,
+    ConfigError, ModelSection, Outcome, RolloutConsole, RunArgs, RunDir, RunDirError, Table, Worker,
     print_json, settled,
 };
 use serde::Serialize;
@@ -87,10 +87,10 @@ pub(crate) fn collect(
 ) -> anyhow::Result<Option<Log>> {
     let section = &config.collection;
     let wanted = |player| section.models.contains(&player);
-    let open = |model: &LlamaModelConfig, template: &str| {
+    let open = |model: &ModelSection, template: &str| {
         Local::open(model, (&config.chat, template), &section.generation, config.seed, worker.device)
     };
-    let folder = |path| LlamaModelConfig::of_folder(path);
+    let folder = |path| ModelSection::of_folder(path);
     let student = section.student.as_deref().map_or_else(|| config.model.clone(), folder);
     let student = if wanted(Player::Student) { Some(open(&student, &config.chat.template)?) } else { None };
     let template = section.teacher_template.as_ref().unwrap_or(&config.chat.template);

@@ -10,7 +10,7 @@ use ruminate::datasets::environments::{Benchmark, Compat, Environment, Problem, 
 use ruminate::datasets::rise::{ConvertConfig, Layout, RolloutConfig};
 use ruminate::datasets::teacher::{Prices, TeacherConfig};
 use ruminate::rewards::rise::MetricOptions;
-use ruminate::run::{ConfigError, FlagKeys, LlamaModelConfig, RunArgs, RunDir, config};
+use ruminate::run::{ConfigError, FlagKeys, ModelSection, RunArgs, RunDir, config};
 use serde::{Deserialize, Serialize};
 
 /// The keys that `--seed` and `--precision` stand for.
@@ -64,7 +64,7 @@ pub(crate) struct RiseConfig {
     pub(crate) seed: u64,
     pub(crate) data: DataConfig,
     pub(crate) chat: ChatConfig,
-    pub(crate) model: LlamaModelConfig,
+    pub(crate) model: ModelSection,
     pub(crate) teacher: TeacherConfig,
     pub(crate) collection: CollectionSection,
     pub(crate) conversion: ConversionSection,
@@ -441,7 +441,7 @@ impl Default for RiseConfig {
             seed: 42,
             data: DataConfig::default(),
             chat: ChatConfig::default(),
-            model: LlamaModelConfig::default(),
+            model: ModelSection::default(),
             // The published client: 6 attempts with waits of 1 to 60 seconds, 20 seconds each.
             teacher: TeacherConfig {
                 model: "gpt-3.5-turbo".into(),

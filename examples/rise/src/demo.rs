@@ -10,9 +10,7 @@ use ruminate::algorithms::Ending;
 use ruminate::algorithms::rwr::Weighting;
 use ruminate::datasets::rise::Log;
 use ruminate::rewards::rise::Attempts;
-use ruminate::run::{
-    ConfigError, LlamaModelConfig, Outcome, StopFlag, Verbosity, Worker, config, print_json,
-};
+use ruminate::run::{ConfigError, ModelSection, Outcome, StopFlag, Verbosity, Worker, config, print_json};
 use serde_json::json;
 
 use crate::config::{Evaluating, Phase, RiseConfig};
@@ -101,7 +99,7 @@ fn train_and_compare(args: &DemoArgs, seed: u64, stop: &StopFlag) -> anyhow::Res
     boost.finetune.training.epochs = 0.0;
     (boost.finetune.trainer.steps, boost.finetune.trainer.lr) = BOOST;
     let Some(start) = finetune(args, "boost", &boost, stop)? else { return Ok(None) };
-    config.model = LlamaModelConfig::of_folder(&start);
+    config.model = ModelSection::of_folder(&start);
     let material = Material::read(&config)?;
     let out = args.out.join(run_name("iterate", seed));
     announce(args, "iterate", seed);

@@ -9,7 +9,7 @@ use ruminate::datasets::json;
 use ruminate::datasets::rise::Log;
 use ruminate::rewards::rise::{Attempts, TurnMetric, turn_metrics};
 use ruminate::run::{
-    ConfigError, LlamaModelConfig, Outcome, RunArgs, RunDir, RunDirError, Table, Worker, print_json, settled,
+    ConfigError, ModelSection, Outcome, RunArgs, RunDir, RunDirError, Table, Worker, print_json, settled,
 };
 use serde_json::{Map, Value, json};
 
@@ -185,7 +185,7 @@ pub(crate) fn evaluate(
     worker: &Worker,
 ) -> anyhow::Result<Option<Vec<TurnMetric>>> {
     let section = &config.evaluation;
-    let model = LlamaModelConfig::of_folder(section.model.as_deref().unwrap_or(Path::new("")));
+    let model = ModelSection::of_folder(section.model.as_deref().unwrap_or(Path::new("")));
     let local = Local::open(
         &model,
         (&config.chat, config.chat.template.as_str()),

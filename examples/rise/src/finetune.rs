@@ -7,7 +7,7 @@ use ruminate::algorithms::{Fitted, Networks, Pass, Plan, Trainer, Work};
 use ruminate::datasets::chat::{OtherTemplate, TrainedOn};
 use ruminate::datasets::json;
 use ruminate::datasets::rise::{TrainingExample, solutions, training_text};
-use ruminate::models::{LlamaConfig, Tokenizer};
+use ruminate::models::{ModelConfig, Tokenizer};
 use ruminate::run::{
     ConfigError, DryRun, Outcome, RunArgs, RunDir, RunDirError, Table, Worker, print_json, settled,
 };
@@ -71,14 +71,13 @@ pub(crate) fn fit(
 }
 
 /// The examples in token ids.
-fn data(config: &RiseConfig, shape: &LlamaConfig, tokenizer: &Tokenizer) -> anyhow::Result<RwrData> {
+fn data(config: &RiseConfig, shape: &ModelConfig, tokenizer: &Tokenizer) -> anyhow::Result<RwrData> {
     let training = &config.finetune.training;
-    if training.max_length > shape.context_length() {
+    if let Some(context_length) = shape.context_length().filter(|&most| training.max_length > most) {
         let reason = format!(
-            "finetune.training.max_length is {}, but the model was made for {} tokens; lower it, or stretch the model's positions \
+            "finetune.training.max_length is {}, but the model was made for {context_length} tokens; lower it, or stretch the model's positions \
              in its config.json (rope_scaling)",
-            training.max_length,
-            shape.context_length()
+            training.max_length
         );
         return Err(ConfigError::invalid(reason).into());
     }

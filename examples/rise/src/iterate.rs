@@ -8,8 +8,7 @@ use ruminate::datasets::environments::Problem;
 use ruminate::datasets::json;
 use ruminate::datasets::rise::Log;
 use ruminate::run::{
-    ConfigError, LlamaModelConfig, Outcome, ReportPage, RunArgs, RunDirError, Table, Worker, print_json,
-    settled,
+    ConfigError, ModelSection, Outcome, ReportPage, RunArgs, RunDirError, Table, Worker, print_json, settled,
 };
 use serde::{Deserialize, Serialize};
 
@@ -210,7 +209,7 @@ fn iteration(
         Start::Base => config.model.pretrained.clone().unwrap_or_default(),
     };
     let mut training = RiseConfig { phase: Some(Phase::Finetune), ..config.clone() };
-    training.model = LlamaModelConfig::of_folder(&start);
+    training.model = ModelSection::of_folder(&start);
     let first = if section.merge { 1 } else { number };
     training.finetune.examples = (first..=number).map(|i| folder(i).join("convert").join(EXAMPLES)).collect();
     training.finetune.source = Source::Examples;

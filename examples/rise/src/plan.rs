@@ -5,14 +5,14 @@ use std::path::Path;
 use ruminate::algorithms::{Networks, Pass, Plan, Precision, Work, WritingPlan};
 use ruminate::datasets::chat::{ChatTemplate, Message};
 use ruminate::datasets::environments::Problem;
-use ruminate::models::{BatchShape, GenerationConfig, LlamaConfig, ModelShape, Tokenizer};
-use ruminate::run::{DryRun, LlamaModelConfig, Outcome, RunArgs, Table, print_json, print_tables, writing};
+use ruminate::models::{BatchShape, GenerationConfig, ModelConfig, ModelShape, Tokenizer};
+use ruminate::run::{DryRun, ModelSection, Outcome, RunArgs, Table, print_json, print_tables, writing};
 use serde_json::{Value, json};
 use tch::{Device, Kind};
 
 use crate::config::{Evaluating, GenerationSection, Player, RiseConfig};
 use crate::iterate::first_student;
-use crate::players::generation;
+use crate::players::{UNLIMITED, generation};
 
 /// Problems whose prompts are measured, evenly spread over the data.
 const MEASURED: usize = 4096;
@@ -20,7 +20,7 @@ const MEASURED: usize = 4096;
 /// A model that writes.
 struct Writer<'a> {
     name: String,
-    model: LlamaModelConfig,
+    model: ModelSection,
     template: &'a str,
     section: &'a GenerationSection,
     /// Answers in each turn of an episode that it is asked in.
@@ -49,7 +49,7 @@ pub(crate) fn collect(config: &RiseConfig, args: &RunArgs) -> anyhow::Result<Out
 /// The plan of `rise evaluate`.
 pub(crate) fn evaluate(config: &RiseConfig, args: &RunArgs) -> anyhow::Result<Outcome> {
     let device = args.setup()?;
-    let model = LlamaModelConfig::of_folder(config.evaluation.model.as_deref().unwrap_or(Path::new("")));
+    let model = ModelSection::of_folder(config.evaluation.model.as_deref().unwrap_or(Path::new("")));
     let part = evaluating(config, &model, config.evaluation.setting, device)?;
     print(vec![("evaluate", part)], args.json)
 }
@@ -64,7 +64,7 @@ pub(crate) fn iterate(config: &RiseConfig, args: &RunArgs) -> anyhow::Result<Out
     let student = first_student(config)?;
     let mut parts = vec![("collect", collecting(config, (&models, &samples), Some(&student), device)?)];
     parts.push(("finetune", training(config, turns + 1, args, device)?));
-    let model = LlamaModelConfig::of_folder(&student);
+    let model = ModelSection::of_folder(&student);
     for &setting in &section.evaluate {
         parts.push((setting.name(), evaluating(config, &model, setting, device)?));
     }
@@ -91,7 +91,7 @@ fn collecting(
         turns,
         batch: section.batch,
     };
-    let folder = LlamaModelConfig::of_folder;
+    let folder = ModelSection::of_folder;
     let student = student.map_or_else(|| config.model.clone(), folder);
     let mut writers = vec![writer("student", student, &*config.chat.template, Player::Student)];
     if let Some(teacher) = &section.teacher_model {
@@ -104,7 +104,7 @@ fn collecting(
 
 fn evaluating(
     config: &RiseConfig,
-    model: &LlamaModelConfig,
+    model: &ModelSection,
     setting: Evaluating,
     device: Device,
 ) -> anyhow::Result<Part> {
@@ -198,7 +198,7 @@ fn prompt_tokens(
 impl Writer<'_> {
     fn plan(
         &self,
-        shape: &LlamaConfig,
+        shape: &ModelConfig,
         problems: usize,
         measured: Option<usize>,
         device: Device,
@@ -211,7 +211,7 @@ impl Writer<'_> {
         let new = self.section.max_new_tokens;
         let config = GenerationConfig { samples_per_prompt: most, ..generation(self.section, device) };
         let context = match self.section.context_length {
-            0 => shape.context_length(),
+            0 => shape.context_length().unwrap_or(UNLIMITED),
             tokens => tokens,
         };
         // Each turn adds an answer, and the question again.

@@ -7,8 +7,8 @@ use ruminate::algorithms::rwr::LocalModel;
 use ruminate::datasets::chat::{ChatTemplate, OtherTemplate, TrainedOn};
 use ruminate::datasets::rise::TeacherAnswerer;
 use ruminate::datasets::teacher::{Sampling as TeacherSampling, Teacher};
-use ruminate::models::{GenerationConfig, Llama, Sampling, Strategy, Tokenizer};
-use ruminate::run::{LlamaModelConfig, TeacherConsole, Worker, decoding_memory};
+use ruminate::models::{GenerationConfig, Model, Sampling, Strategy, Tokenizer};
+use ruminate::run::{ModelSection, TeacherConsole, Worker, decoding_memory};
 use tch::{Device, Kind};
 
 use crate::config::{ChatConfig, GenerationSection, Phase, Player, RiseConfig};
@@ -57,15 +57,18 @@ pub(crate) fn warn(config: &RiseConfig, worker: &Worker) -> anyhow::Result<Vec<O
 
 /// A model with all that it takes to answer.
 pub(crate) struct Local {
-    llama: Llama,
+    model: Model,
     tokenizer: Tokenizer,
     template: ChatTemplate,
     generation: GenerationSection,
 }
 
+/// Tokens of a dialogue that a model without a limit reads, where `context_length` says nothing.
+pub(crate) const UNLIMITED: usize = 8192;
+
 impl Local {
     pub(crate) fn open(
-        model: &LlamaModelConfig,
+        model: &ModelSection,
         (chat, template): (&ChatConfig, &str),
         generation: &GenerationSection,
         seed: u64,
@@ -76,18 +79,18 @@ impl Local {
             Precision::Bf16 => Kind::BFloat16,
         };
         let template = chat.open(template, &model.tokenizer_folder())?;
-        let (llama, tokenizer) = model.open(seed, kind, device)?;
-        Ok(Self { llama, tokenizer, template, generation: generation.clone() })
+        let (model, tokenizer) = model.open(seed, kind, device)?;
+        Ok(Self { model, tokenizer, template, generation: generation.clone() })
     }
 
-    pub(crate) fn answerer(&self) -> LocalModel<'_, Llama> {
+    pub(crate) fn answerer(&self) -> LocalModel<'_, Model> {
         let GenerationSection { context_length, clean_up, .. } = self.generation;
         let context = match context_length {
-            0 => self.llama.config().context_length(),
+            0 => self.model.config().context_length().unwrap_or(UNLIMITED),
             tokens => tokens,
         };
-        LocalModel::new(&self.llama, &self.tokenizer, &self.template, context)
-            .generation(generation(&self.generation, self.llama.device()))
+        LocalModel::new(&self.model, &self.tokenizer, &self.template, context)
+            .generation(generation(&self.generation, self.model.device()))
             .clean_up(clean_up)
     }
 }

@@ -44,7 +44,7 @@ pub(crate) fn fit(
     worker: &Worker,
     open: impl FnOnce(&TinyThinkerConfig) -> Result<RunDir, RunDirError>,
 ) -> anyhow::Result<Fitted> {
-    let (t5, tokenizer) = config.model.open(config.seed, worker.device)?;
+    let (t5, tokenizer) = config.model.open(config.seed, tch::Kind::Float, worker.device)?;
     let acquisition = acquisition(&config, tokenizer.clone())?;
     if !goes_on {
         config.acquisition.trainer = acquisition.trainer(&config.acquisition.trainer, worker.peers.size());

@@ -6,7 +6,7 @@ use ruminate::algorithms::TrainerConfig;
 use ruminate::algorithms::tinythinker::{AcquisitionConfig, Decoding, GenerationSettings, ReflectionConfig};
 use ruminate::datasets::teacher::{Prices, TeacherConfig};
 use ruminate::datasets::tinythinker::{AnalysisOrder, Source, StageRecords, TeachingConfig, Variant};
-use ruminate::run::{ConfigError, FlagKeys, ModelConfig};
+use ruminate::run::{ConfigError, FlagKeys, ModelSection};
 use serde::{Deserialize, Serialize};
 
 /// The keys that `--seed` and `--precision` stand for.
@@ -58,7 +58,7 @@ pub(crate) struct TinyThinkerConfig {
     pub(crate) data: DataConfig,
     pub(crate) teacher: TeacherConfig,
     pub(crate) teaching: TeachingSection,
-    pub(crate) model: ModelConfig,
+    pub(crate) model: ModelSection,
     pub(crate) acquisition: AcquisitionSection,
     pub(crate) reflection: ReflectionSection,
     pub(crate) inference: InferenceSection,
@@ -211,7 +211,7 @@ impl Default for TinyThinkerConfig {
             teacher: TeacherConfig::default(),
             teaching: TeachingSection::default(),
             // That of the published models' configurations.
-            model: ModelConfig { dropout: 0.1, ..ModelConfig::default() },
+            model: ModelSection { dropout: 0.1, ..ModelSection::default() },
             acquisition: AcquisitionSection::default(),
             reflection: ReflectionSection::default(),
             inference: InferenceSection::default(),

@@ -10,7 +10,7 @@ use ruminate::algorithms::tinythinker::{Asked, Decoding, Response, Student};
 use ruminate::algorithms::{Ending, Observer};
 use ruminate::datasets::BadRows;
 use ruminate::datasets::tinythinker::{Question, Splits, StageRecords, Variant, read_items};
-use ruminate::models::{T5, Tokenizer};
+use ruminate::models::{self, Tokenizer};
 use ruminate::run::{ConfigError, ConsoleObserver, Outcome, StopFlag, Verbosity, Worker, config, print_json};
 use serde_json::json;
 use tch::{Device, Kind};
@@ -147,7 +147,7 @@ fn first(responses: Vec<Vec<Response>>) -> Vec<Response> {
 
 /// The share of right answers among runs sampled as a further round would.
 fn right_samples(config: &TinyThinkerConfig, model: &Path) -> anyhow::Result<f64> {
-    let policy = T5::load(model, Kind::Float, Device::Cpu)?;
+    let policy = models::Model::load(model, Kind::Float, Device::Cpu)?;
     let tokenizer = Tokenizer::open(model)?;
     let student = Student { policy: &policy, tokenizer: &tokenizer, variant: config.variant() };
     let path = config.reflection.questions.clone().unwrap_or_default();

@@ -8,7 +8,7 @@ use ruminate::algorithms::trainer::verify;
 use ruminate::algorithms::{Error, KeptTexts, Observer};
 use ruminate::datasets::BadRows;
 use ruminate::datasets::tinythinker::{Question, questions_of};
-use ruminate::models::{T5, Tokenizer};
+use ruminate::models::{Model, Tokenizer};
 use ruminate::run::{
     ConfigError, ConsoleObserver, FlagKeys, Outcome, RunArgs, RunDirError, StopFlag, Table, print_json,
     print_tables, settled,
@@ -102,7 +102,7 @@ pub(crate) fn respond(
     observer: &mut dyn Observer,
 ) -> anyhow::Result<Vec<Vec<Response>>> {
     verify(model)?;
-    let policy = T5::load(model, Kind::Float, device)?;
+    let policy = Model::load(model, Kind::Float, device)?;
     let tokenizer = Tokenizer::open(model)?;
     let asked: Vec<Asked> = questions.iter().map(Asked::from).collect();
     let InferenceSection { decoding, runs, generation } = &config.inference;

@@ -7,7 +7,7 @@ use ruminate::algorithms::trainer::{Checkpoints, MANIFEST, verify};
 use ruminate::algorithms::{Ending, Fitted, Trainer};
 use ruminate::datasets::tinythinker::{Question, Run, questions_of, teacher_runs};
 use ruminate::datasets::{BadRows, json};
-use ruminate::models::{T5, Tokenizer};
+use ruminate::models::{Model, Tokenizer};
 use ruminate::run::{
     ConfigError, Outcome, ReportPage, RunArgs, RunDirError, Table, Worker, print_json, settled,
 };
@@ -146,7 +146,7 @@ fn round(
     let section = &config.reflection;
     let start = section.start.clone().unwrap_or_default();
     verify(&start)?;
-    let policy = T5::load(&start, Kind::Float, worker.device)?;
+    let policy = Model::load(&start, Kind::Float, worker.device)?;
     let tokenizer = Tokenizer::open(&start)?;
     tch::manual_seed(config.seed as i64);
     let dir = worker.open(folder, config)?;

@@ -3,7 +3,7 @@
 use ruminate_datasets::prompts::{ANSWER_SEPARATOR, KNOWLEDGE_SEPARATOR};
 use ruminate_datasets::question::letters;
 use ruminate_datasets::{Compat, Prompts};
-use ruminate_models::{T5Config, TokenId, Tokenizer, Truncate};
+use ruminate_models::{ModelConfig, ModelShape, NetworkConfig, TokenId, Tokenizer, Truncate};
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
@@ -37,15 +37,19 @@ pub struct QuestionEncoder {
     pub pad: TokenId,
     /// Ends every encoded text.
     pub eos: TokenId,
+    /// Whether the model reads prompts in an encoder, as the published one does.
+    has_encoder: bool,
 }
 
 impl QuestionEncoder {
-    /// Joins a tokenizer with the model that it is for.
+    /// Joins a tokenizer with the model that it is for. Prompts of a model without an encoder are not ended, and follow
+    /// [`Compat::Corrected`].
     ///
     /// # Errors
-    /// When the tokenizer gives ids that the model has no embedding for, or a length leaves no room for a token.
-    pub fn new(tokenizer: Tokenizer, config: &T5Config, lengths: Lengths, compat: Compat) -> Result<Self> {
-        tokenizer.check_fits(config.vocab_size)?;
+    /// When the tokenizer gives ids that the model has no embedding for or does not end texts with an end token of the model, or a
+    /// length leaves no room for a token.
+    pub fn new(tokenizer: Tokenizer, config: &ModelConfig, lengths: Lengths, compat: Compat) -> Result<Self> {
+        tokenizer.check_fits(config.vocab_size())?;
         for (key, value) in [
             ("max_question_len", lengths.max_question_len),
             ("max_knowledge_len", lengths.max_knowledge_len),
@@ -55,19 +59,26 @@ impl QuestionEncoder {
                 return Err(Error::config(key, format!("is {value}, but a token and the end token need 2")));
             }
         }
-        let separator = |text| tokenizer.encode(text);
-        let (knowledge, answer) = (separator(KNOWLEDGE_SEPARATOR)?, separator(ANSWER_SEPARATOR)?);
-        // Of several end tokens, texts end with the one that the tokenizer puts behind them.
-        let ends = &config.eos_token_ids;
-        let Some(eos) = knowledge.last().copied().filter(|last| ends.contains(last)) else {
+        let (ends, has_encoder) = (config.eos_token_ids(), config.has_encoder());
+        // Of several end tokens, texts end with the one that the tokenizer puts behind them, or names.
+        let ended =
+            if has_encoder { tokenizer.encode(KNOWLEDGE_SEPARATOR)? } else { tokenizer.encode_target("")? };
+        let Some(eos) = ended.last().copied().filter(|last| ends.contains(last)) else {
             let reason = format!(
-                "the tokenizer ends {KNOWLEDGE_SEPARATOR:?} as {knowledge:?}, which ends with none of the model's end tokens \
-                 {ends:?} (eos_token_id); use the tokenizer that belongs to the model"
+                "the tokenizer ends a text as {ended:?}, which ends with none of the model's end tokens {ends:?} (eos_token_id); \
+                 use the tokenizer that belongs to the model"
             );
             return Err(Error::config("tokenizer", reason));
         };
-        let prompts = Prompts::new(knowledge, answer, eos, compat)?;
-        Ok(Self { lengths, prompts, pad: config.pad_token_id, eos, tokenizer })
+        let prompts = match has_encoder {
+            true => Prompts::new(ended, tokenizer.encode(ANSWER_SEPARATOR)?, eos, compat)?,
+            false => Prompts::open_ended(
+                tokenizer.encode_plain(KNOWLEDGE_SEPARATOR)?,
+                tokenizer.encode_plain(ANSWER_SEPARATOR)?,
+                eos,
+            ),
+        };
+        Ok(Self { lengths, prompts, pad: config.pad_token_id(), eos, has_encoder, tokenizer })
     }
 
     /// Refuses a tokenizer that does not tell the letters of `choices` choices apart by their first token: they would
@@ -105,7 +116,14 @@ impl QuestionEncoder {
     /// # Errors
     /// When the tokenizer fails.
     pub fn question(&self, text: &str) -> Result<Vec<TokenId>> {
-        Ok(self.tokenizer.encode_truncated(text, self.lengths.max_question_len, Truncate::End)?)
+        let most = self.lengths.max_question_len;
+        if self.has_encoder {
+            return Ok(self.tokenizer.encode_truncated(text, most, Truncate::End)?);
+        }
+        let mut ids = self.tokenizer.encode_truncated(text, most - 1, Truncate::End)?;
+        ids.retain(|id| *id != self.eos);
+        ids.push(self.eos);
+        Ok(ids)
     }
 
     /// A statement.
@@ -113,7 +131,7 @@ impl QuestionEncoder {
     /// # Errors
     /// When the tokenizer fails.
     pub fn statement(&self, text: &str) -> Result<Vec<TokenId>> {
-        Ok(self.tokenizer.encode_truncated(text, self.lengths.max_knowledge_len, Truncate::End)?)
+        self.target(text, self.lengths.max_knowledge_len)
     }
 
     /// An answer label.
@@ -121,7 +139,18 @@ impl QuestionEncoder {
     /// # Errors
     /// When the tokenizer fails.
     pub fn label(&self, text: &str) -> Result<Vec<TokenId>> {
-        Ok(self.tokenizer.encode_truncated(text, self.lengths.max_answer_len, Truncate::End)?)
+        self.target(text, self.lengths.max_answer_len)
+    }
+
+    /// A text that the model is to write, in at most so many tokens, the end token included.
+    fn target(&self, text: &str, most: usize) -> Result<Vec<TokenId>> {
+        if self.has_encoder {
+            return Ok(self.tokenizer.encode_truncated(text, most, Truncate::End)?);
+        }
+        let mut ids = self.tokenizer.encode_plain(text)?;
+        ids.truncate(most - 1);
+        ids.push(self.eos);
+        Ok(ids)
     }
 
     /// All labels of a question.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use ruminate_datasets::{Instances, Question};
-use ruminate_models::T5Config;
+use ruminate_models::ModelShape;
 
 use super::imitation::{Imitation, ImitationConfig, Phase};
 use super::{Lengths, QuestionEncoder, ReinforcementConfig, ReinforcementData};
@@ -86,13 +86,13 @@ impl ReinforcementConfig {
     /// What a run takes. `question` has the tokens of a question, on average and of the longest one; statements, which are
     /// not written yet, are taken to be as long as they may be.
     #[must_use]
-    pub fn plan(&self, shape: &T5Config, lengths: &Lengths, question: [f64; 2]) -> Plan {
+    pub fn plan(&self, shape: &dyn ModelShape, lengths: &Lengths, question: [f64; 2]) -> Plan {
         let trained = 1 + usize::from(self.separate_value_model);
         let networks = Networks { trained, value_head: true, frozen: 1, ..Networks::single(shape) };
         let reinforced = self.ppo.rl_steps as f64 / self.ppo.cycle_steps.max(1) as f64;
         let updates = reinforced * self.updates() as f64 + (1.0 - reinforced);
         let one_pass = self.ppo.in_one_piece(self.ppo.batch_size, self.trainer.accumulate);
-        let scoring = if one_pass && shape.dropout_rate == 0.0 { 1 } else { trained + 1 };
+        let scoring = if one_pass && shape.dropout_rate() == 0.0 { 1 } else { trained + 1 };
         let passes = self.passes(lengths, question, trained, scoring);
         Plan::new(&self.trainer, networks, &passes, updates)
     }
@@ -215,8 +215,8 @@ mod tests {
     /// The published run on t5-large: 64 statements a step, four passes over them in half of the steps.
     #[test]
     fn stage_two_is_reckoned_by_hand() {
-        let published = T5Config::published("t5-large").unwrap();
-        let large = T5Config { dropout_rate: 0.0, ..published.clone() };
+        let published = ruminate_models::T5Config::published("t5-large").unwrap();
+        let large = ruminate_models::T5Config { dropout_rate: 0.0, ..published.clone() };
         let flops =
             |source, target| large.forward_flops(ruminate_models::BatchShape { rows: 64.0, source, target });
         let near = |a: f64, b: f64| assert!((a / b - 1.0).abs() < 1e-12, "{a} {b}");

@@ -35,7 +35,8 @@ impl Run {
         let (t5, tokenizer) = (tiny(), Tokenizer::open(&world("t5")).unwrap());
         let lengths = Lengths { max_question_len: 32, max_knowledge_len: 16, max_answer_len: 2 };
         let encoder =
-            QuestionEncoder::new(tokenizer.clone(), t5.config(), lengths, Compat::Reference).unwrap();
+            QuestionEncoder::new(tokenizer.clone(), &t5.config().clone().into(), lengths, Compat::Reference)
+                .unwrap();
         let config = ImitationConfig { batch_size: 2, ..ImitationConfig::default() };
         let dev = silver(Split::Dev).into_iter().take(2).collect();
         let imitation = Imitation::new(config, encoder, silver(Split::Train), dev, data.train_tasks).unwrap();

@@ -408,10 +408,6 @@ impl NetworkConfig for LlamaConfig {
         &self.eos_token_ids
     }
 
-    fn dropout_rate(&self) -> f64 {
-        self.attention_dropout
-    }
-
     fn set_vocab_size(&mut self, vocab_size: i64) {
         self.vocab_size = vocab_size;
     }

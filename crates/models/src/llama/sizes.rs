@@ -155,6 +155,10 @@ impl ModelShape for LlamaConfig {
         self.vocab_size
     }
 
+    fn dropout_rate(&self) -> f64 {
+        self.attention_dropout
+    }
+
     fn blocks(&self) -> [i64; 2] {
         [self.num_hidden_layers, self.num_hidden_layers]
     }

@@ -310,10 +310,6 @@ impl NetworkConfig for T5Config {
         &self.eos_token_ids
     }
 
-    fn dropout_rate(&self) -> f64 {
-        self.dropout_rate
-    }
-
     fn set_vocab_size(&mut self, vocab_size: i64) {
         self.vocab_size = vocab_size;
     }

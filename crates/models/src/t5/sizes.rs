@@ -56,6 +56,10 @@ impl ModelShape for T5Config {
         self.vocab_size
     }
 
+    fn dropout_rate(&self) -> f64 {
+        self.dropout_rate
+    }
+
     fn blocks(&self) -> [i64; 2] {
         [self.num_layers, self.num_decoder_layers]
     }

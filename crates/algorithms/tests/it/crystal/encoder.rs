@@ -11,7 +11,7 @@ use crate::support::{tiny, tokenizer, world};
 const LENGTHS: Lengths = Lengths { max_question_len: 8, max_knowledge_len: 4, max_answer_len: 2 };
 
 fn refusal(tokenizer: Tokenizer, config: &T5Config, lengths: Lengths) -> Error {
-    QuestionEncoder::new(tokenizer, config, lengths, Compat::Reference).unwrap_err()
+    QuestionEncoder::new(tokenizer, &config.clone().into(), lengths, Compat::Reference).unwrap_err()
 }
 
 /// The world's tokenizer, which does not know some words.
@@ -27,7 +27,7 @@ fn without(words: &[&str]) -> Tokenizer {
 
 #[test]
 fn texts_are_cut_to_their_length_and_keep_their_end() {
-    let encoder = QuestionEncoder::new(tokenizer(), &tiny(0.0), LENGTHS, Compat::Reference).unwrap();
+    let encoder = QuestionEncoder::new(tokenizer(), &tiny(0.0).into(), LENGTHS, Compat::Reference).unwrap();
     let question = &questions()[0].question.question;
     let full = tokenizer().encode(question).unwrap();
     assert!(full.len() > 8);
@@ -56,7 +56,7 @@ fn statements_become_text_without_special_tokens() {
 #[test]
 fn letters_must_be_told_apart() {
     let encoder = |words: &[&str]| {
-        QuestionEncoder::new(without(words), &tiny(0.0), LENGTHS, Compat::Reference).unwrap()
+        QuestionEncoder::new(without(words), &tiny(0.0).into(), LENGTHS, Compat::Reference).unwrap()
     };
     // Two letters are both unknown; the choices' markers are words of their own.
     let same = encoder(&["C", "H"]);
@@ -79,7 +79,7 @@ fn lengths_need_room_for_a_token() {
     for (expected, change) in changes {
         let mut lengths = LENGTHS;
         change(&mut lengths);
-        let error = refusal(tokenizer(), &tiny(0.0), lengths);
+        let error = refusal(tokenizer(), &tiny(0.0).into(), lengths);
         assert!(matches!(&error, Error::Config { key, .. } if key == expected), "{expected}: {error}");
     }
 }
@@ -93,5 +93,5 @@ fn the_vocabulary_must_fit_the_model() {
         error.contains(&format!("ids up to {largest}, but the model has {largest} embeddings")),
         "{error}"
     );
-    QuestionEncoder::new(tokenizer(), &config(largest + 1), LENGTHS, Compat::Reference).unwrap();
+    QuestionEncoder::new(tokenizer(), &config(largest + 1).into(), LENGTHS, Compat::Reference).unwrap();
 }

@@ -32,7 +32,7 @@ fn data(engine: &str) -> CrystalData {
 
 fn encoder() -> QuestionEncoder {
     let lengths = Lengths { max_question_len: 32, max_knowledge_len: 16, max_answer_len: 2 };
-    QuestionEncoder::new(tokenizer(), &tiny(0.0), lengths, Compat::Reference).unwrap()
+    QuestionEncoder::new(tokenizer(), &tiny(0.0).into(), lengths, Compat::Reference).unwrap()
 }
 
 fn silver(engine: &str, split: Split) -> Vec<Annotated> {
