@@ -28,7 +28,7 @@ pub(crate) fn greedy<M: Model>(setting: &Setting, rows: usize) -> Result<Workloa
 
 /// Temperature 0.7, then top-p 0.9 over the full vocabulary.
 pub(crate) fn top_p<M: Model>(setting: &Setting, rows: usize) -> Result<Workload> {
-    let sampling = Sampling { temperature: 0.7, top_k: None, top_p: Some(0.9) };
+    let sampling = Sampling { temperature: 0.7, top_k: None, top_p: Some(0.9), ..Sampling::default() };
     generate::<M>(setting, prompts(setting, rows), config(setting.new, Strategy::Sample(sampling)))
 }
 

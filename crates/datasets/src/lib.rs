@@ -14,6 +14,7 @@ pub mod prompts;
 mod python;
 pub mod question;
 pub mod rise;
+pub mod supervised;
 pub mod tasks;
 pub mod teacher;
 pub mod text;
@@ -27,6 +28,7 @@ pub use order::{Cursor, Order, Shard, TrainBatches};
 pub use preference::{DialoguePreference, PreferenceExample, Preferences};
 pub use prompts::{Compat, Prompts};
 pub use question::{Origin, Question, SkipReason, Split};
+pub use supervised::SupervisedExample;
 pub use tasks::{TaskEntry, TaskRegistry};
 pub use unifiedqa::{BadRows, Loaded, Part, ReadOptions, Skipped};
 

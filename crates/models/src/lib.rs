@@ -25,7 +25,7 @@ pub use batch::{Batch, IGNORED, Labels, Side, TokenId, by_length};
 pub use error::{Error, Result};
 pub use generation::{
     Beam, EarlyStopping, Finish, Generate, Generated, GenerationConfig, History, Interrupt, Processor,
-    Sampling, Strategy, derive_seed, filter_logits, forbid,
+    Sampling, SequenceBias, Strategy, derive_seed, filter_logits, forbid,
 };
 pub use layers::{Decoding, RopeScaling};
 pub use llama::{Llama, LlamaConfig, LlamaFamily, LlamaNetwork};

@@ -470,6 +470,7 @@ impl RiseConfig {
         let named = |section: &'static str| {
             move |(field, reason): (&str, String)| ConfigError::invalid(format!("{section}.{field} {reason}"))
         };
+        self.model.validate("model")?;
         self.rollout().validate().map_err(named("collection"))?;
         self.evaluation.rollout(self.data.compat).validate().map_err(named("evaluation"))?;
         self.conversion.settings.validate().map_err(named("conversion.settings"))?;

@@ -100,7 +100,7 @@ pub(crate) fn generation(section: &GenerationSection, device: Device) -> Generat
     let GenerationSection { temperature, top_p, max_new_tokens, .. } = *section;
     // Without a limit, nothing has to be sorted.
     let top_p = Some(top_p).filter(|&share| share < 1.0);
-    let strategy = Strategy::Sample(Sampling { temperature, top_p, top_k: None });
+    let strategy = Strategy::Sample(Sampling { temperature, top_p, ..Sampling::default() });
     let max_memory = decoding_memory(device);
     GenerationConfig { strategy, max_new_tokens, max_memory, ..GenerationConfig::default() }
 }

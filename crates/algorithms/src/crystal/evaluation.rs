@@ -59,7 +59,7 @@ impl Default for EvaluationConfig {
         Self {
             knowledge: KnowledgeSource::Sampled,
             num_samples: 10,
-            sampling: Sampling { temperature: 1.0, top_k: Some(50), top_p: Some(0.5) },
+            sampling: Sampling { temperature: 1.0, top_k: Some(50), top_p: Some(0.5), ..Sampling::default() },
             min_new_tokens: 2,
             forbid_pad: true,
             pad_given: false,

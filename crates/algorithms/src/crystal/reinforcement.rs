@@ -47,7 +47,7 @@ pub struct ReinforcementConfig {
 
 impl Default for ReinforcementConfig {
     fn default() -> Self {
-        let sampling = Sampling { temperature: 0.7, top_k: Some(50), top_p: None };
+        let sampling = Sampling { temperature: 0.7, top_k: Some(50), top_p: None, ..Sampling::default() };
         Self {
             reward_shape: Shape::default(),
             gain: None,

@@ -29,7 +29,7 @@ pub struct RolloutConfig {
 impl Default for RolloutConfig {
     fn default() -> Self {
         Self {
-            sampling: Sampling { temperature: 0.7, top_k: Some(50), top_p: None },
+            sampling: Sampling { temperature: 0.7, top_k: Some(50), top_p: None, ..Sampling::default() },
             max_new_tokens: 32,
             min_new_tokens: 2,
             forbid_pad: true,

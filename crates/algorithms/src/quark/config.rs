@@ -59,7 +59,7 @@ pub struct SamplingConfig {
 impl Default for SamplingConfig {
     fn default() -> Self {
         Self {
-            sampling: Sampling { temperature: 1.0, top_k: Some(50), top_p: Some(0.7) },
+            sampling: Sampling { temperature: 1.0, top_k: Some(50), top_p: Some(0.7), ..Sampling::default() },
             lengths: Lengths::default(),
             passes: 1,
             batch_size: 150,

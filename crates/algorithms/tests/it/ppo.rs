@@ -65,7 +65,7 @@ fn prompts(count: i64) -> Vec<Prompt<()>> {
 fn config() -> PpoConfig {
     PpoConfig {
         rollout: RolloutConfig {
-            sampling: Sampling { temperature: 1.0, top_k: None, top_p: None },
+            sampling: Sampling { temperature: 1.0, top_k: None, top_p: None, ..Sampling::default() },
             max_new_tokens: 5,
             min_new_tokens: 1,
             batch_size: 16,

@@ -147,7 +147,7 @@ fn exercise<M: Policy + Generate>(model: &M) -> Result<Value, Box<dyn Error>> {
 /// Greedy and drawn tokens.
 fn write<M: Generate>(model: &M) -> Result<Value, Box<dyn Error>> {
     let prompts = [row(1, 6), row(2, 11)];
-    let sampling = Sampling { temperature: 0.8, top_k: Some(20), top_p: Some(0.9) };
+    let sampling = Sampling { temperature: 0.8, top_k: Some(20), top_p: Some(0.9), ..Sampling::default() };
     let mut written = vec![];
     for strategy in [Strategy::Greedy, Strategy::Sample(sampling)] {
         let config = GenerationConfig {

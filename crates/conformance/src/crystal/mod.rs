@@ -453,6 +453,7 @@ fn sampling_filter(path: &Path) -> Result<Outcome, GoldenError> {
             // What the reference's generation library falls back to.
             top_k: Some(case.top_k_argument.unwrap_or(50)),
             top_p: case.top_p_argument,
+            ..Sampling::default()
         };
         let probs = filter_logits(&logits, &sampling)?.f_softmax(-1, None::<Kind>)?;
         let probs: Rows<f64> = Vec::try_from(probs)?;

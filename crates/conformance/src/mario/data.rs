@@ -185,6 +185,7 @@ pub(super) fn pipeline(path: &Path) -> Result<Outcome, GoldenError> {
             temperature: case.temperature,
             top_k: (case.top_k > 0).then_some(case.top_k),
             top_p: Some(case.top_p),
+            ..Sampling::default()
         };
         let probs = filter_logits(&logits, &sampling)?.f_softmax(-1, None::<Kind>)?.f_flatten(0, 1)?;
         let probs: Vec<f64> = Vec::try_from(probs)?;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use ruminate_models::{History, Processor, TokenId};
+use ruminate_models::{History, Processor, SequenceBias, TokenId};
 use serde_json::Value;
 use tch::Tensor;
 
@@ -50,9 +50,15 @@ fn processor(step: &Value) -> Option<Step> {
         }
         "bad_words" => {
             let words: Vec<Vec<TokenId>> = serde_json::from_value(value.clone()).ok()?;
-            Processor::SequenceBias(words.into_iter().map(|word| (word, f64::NEG_INFINITY)).collect())
+            let never = |ids| SequenceBias { ids, bias: f64::NEG_INFINITY };
+            Processor::SequenceBias(words.into_iter().map(never).collect())
         }
-        "sequence_bias" => Processor::SequenceBias(serde_json::from_value(value.clone()).ok()?),
+        "sequence_bias" => {
+            let biases: Vec<(Vec<TokenId>, f64)> = serde_json::from_value(value.clone()).ok()?;
+            Processor::SequenceBias(
+                biases.into_iter().map(|(ids, bias)| SequenceBias { ids, bias }).collect(),
+            )
+        }
         "suppress_tokens" => Processor::Suppress(ids("value")?),
         "forced_eos" => Processor::ForceAt { length: count("max_length")? - 1, id: step["eos"].as_i64()? },
         _ => return None,

@@ -70,7 +70,12 @@ fn write<D: Decoder>(
 /// Refuses settings under which no token is left to choose.
 fn check_choice(model: &impl Decoder, config: &GenerationConfig) -> Result<()> {
     let early = if config.min_new_tokens > 0 { stop_ids(model, config) } else { vec![] };
-    let barred: BTreeSet<&TokenId> = config.forbidden_ids.iter().chain(&early).collect();
+    let biased = config.sequence_bias.iter().filter(|sequence| sequence.bias == f64::NEG_INFINITY);
+    let single = biased.filter_map(|sequence| match &sequence.ids[..] {
+        [id] => Some(id),
+        _ => None,
+    });
+    let barred: BTreeSet<&TokenId> = config.forbidden_ids.iter().chain(&early).chain(single).collect();
     if (barred.len() as i64) < model.vocab_size() {
         return Ok(());
     }

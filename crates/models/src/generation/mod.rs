@@ -70,7 +70,7 @@ pub enum EarlyStopping {
     Never,
 }
 
-/// What happens to a distribution before a token is drawn, in this order: temperature, top-k, top-p.
+/// What happens to a distribution before a token is drawn, in this order: temperature, top-k, top-p, min-p, typical-p.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Sampling {
@@ -80,6 +80,10 @@ pub struct Sampling {
     pub top_k: Option<usize>,
     /// Keep the most probable tokens until their probabilities pass `p`; the one that crosses is kept.
     pub top_p: Option<f64>,
+    /// Keep tokens with at least this share of the largest probability.
+    pub min_p: Option<f64>,
+    /// Keep the tokens whose information is nearest to the entropy, until their probabilities pass this mass (arXiv 2202.00666).
+    pub typical_p: Option<f64>,
 }
 
 impl Sampling {
@@ -88,7 +92,7 @@ impl Sampling {
     /// # Errors
     /// Names the first setting that is out of its range.
     pub fn validate(&self) -> Result<()> {
-        let Self { temperature, top_p, .. } = *self;
+        let Self { temperature, top_p, min_p, typical_p, .. } = *self;
         let refuse = |reason: String| Err(Error::invalid("generation", reason));
         // Below the limit, divided logits overflow float32.
         if !(temperature >= MIN_TEMPERATURE && temperature.is_finite()) {
@@ -96,8 +100,13 @@ impl Sampling {
                 "temperature is {temperature}, but must be at least {MIN_TEMPERATURE}; for no noise ask for greedy"
             ));
         }
-        if top_p.is_some_and(|p| !(p > 0.0 && p <= 1.0)) {
-            return refuse(format!("top_p is {top_p:?}, but must be in (0, 1]"));
+        for (name, p) in [("top_p", top_p), ("typical_p", typical_p)] {
+            if p.is_some_and(|p| !(p > 0.0 && p <= 1.0)) {
+                return refuse(format!("{name} is {p:?}, but must be in (0, 1]"));
+            }
+        }
+        if min_p.is_some_and(|p| !(0.0..=1.0).contains(&p)) {
+            return refuse(format!("min_p is {min_p:?}, but must be in [0, 1]"));
         }
         Ok(())
     }
@@ -105,8 +114,18 @@ impl Sampling {
 
 impl Default for Sampling {
     fn default() -> Self {
-        Self { temperature: 1.0, top_k: None, top_p: None }
+        Self { temperature: 1.0, top_k: None, top_p: None, min_p: None, typical_p: None }
     }
+}
+
+/// A bias on the logit of a token behind certain others.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SequenceBias {
+    /// The sequence; its last token gets the bias where the others were just written.
+    pub ids: Vec<TokenId>,
+    /// Added to the logit; `-inf` forbids the token.
+    pub bias: f64,
 }
 
 /// Settings of one call of [`Generate::generate`].
@@ -133,6 +152,10 @@ pub struct GenerationConfig {
     pub stop_strings: Vec<String>,
     /// Tokens that are never chosen, e.g. the padding token.
     pub forbidden_ids: Vec<TokenId>,
+    /// Biases on the last token of sequences whose other tokens were just written.
+    pub sequence_bias: Vec<SequenceBias>,
+    /// The token that is written at the limit of `max_new_tokens`, usually an end token.
+    pub forced_eos_token_id: Option<TokenId>,
     /// Sequences per prompt. The prompt is read once for all of them.
     pub samples_per_prompt: usize,
     /// Most bytes of keys, values and logits at a time; prompts, or samples of one, that do not fit wait for others to end. `None` takes a
@@ -152,6 +175,8 @@ impl Default for GenerationConfig {
             stop_ids: vec![],
             stop_strings: vec![],
             forbidden_ids: vec![],
+            sequence_bias: vec![],
+            forced_eos_token_id: None,
             samples_per_prompt: 1,
             max_memory: None,
         }
@@ -201,7 +226,18 @@ impl GenerationConfig {
         if !self.stop_strings.is_empty() && matches!(self.strategy, Strategy::Beam(_)) {
             return refuse("stop_strings do not go with beam search; use stop_ids".into());
         }
+        if self.sequence_bias.iter().any(|sequence| sequence.bias.is_nan() || sequence.bias == f64::INFINITY)
+        {
+            return refuse(
+                "a bias of sequence_bias is NaN or infinite; -inf forbids, any finite number is a bias"
+                    .into(),
+            );
+        }
+        if let Some(id) = self.forced_eos_token_id.filter(|id| self.forbidden_ids.contains(id)) {
+            return refuse(format!("forced_eos_token_id {id} is one of forbidden_ids"));
+        }
         let ids = self.stop_ids.iter().chain(&self.forbidden_ids).chain(&self.prefix);
+        let ids = ids.chain(&self.forced_eos_token_id).chain(self.sequence_bias.iter().flat_map(|s| &s.ids));
         if let Some(id) = ids.copied().find(|&id| id < 0 || id >= vocab_size) {
             return refuse(format!("token {id} is outside the vocabulary of {vocab_size}"));
         }

@@ -4,7 +4,7 @@ use ruminate_torch::kernels::Kernel;
 use ruminate_torch::{Choice, Sampler};
 use tch::{Device, Kind, Tensor};
 
-use super::Sampling;
+use super::{Sampling, SequenceBias};
 use crate::batch::check_range;
 use crate::{Error, Result, TokenId};
 
@@ -42,7 +42,7 @@ pub enum Processor {
     /// Forbids what would repeat a sequence of this many tokens; 0 allows all.
     NoRepeatNgram(usize),
     /// Adds a bias to the last token of each sequence whose other tokens were just written; `-inf` forbids it.
-    SequenceBias(Vec<(Vec<TokenId>, f64)>),
+    SequenceBias(Vec<SequenceBias>),
     /// Forbids tokens.
     Suppress(Vec<TokenId>),
     /// Forbids tokens while the history is shorter than this.
@@ -94,12 +94,14 @@ impl Processor {
             Self::MinP(p) => share("min_p", *p),
             Self::TypicalP(p) => share("typical_p", *p),
             Self::RepetitionPenalty(penalty) => positive("repetition_penalty", *penalty),
-            Self::SequenceBias(sequences) => sequences.iter().try_for_each(|(sequence, bias)| {
-                if bias.is_nan() {
-                    return refuse("a bias of sequences is not a number".into());
-                }
-                ids(sequence)
-            }),
+            Self::SequenceBias(sequences) => {
+                sequences.iter().try_for_each(|SequenceBias { ids: sequence, bias }| {
+                    if bias.is_nan() {
+                        return refuse("a bias of sequences is not a number".into());
+                    }
+                    ids(sequence)
+                })
+            }
             Self::Suppress(all) | Self::SuppressUntil { ids: all, .. } => ids(all),
             Self::ForceAt { id, .. } => ids(&[*id]),
             Self::TopK(_) | Self::NoRepeatNgram(_) => Ok(()),
@@ -113,16 +115,12 @@ impl Processor {
             Self::Temperature(temperature) => Ok(logits.f_div_scalar(*temperature)?),
             Self::TopK(k) => top_k(logits, *k),
             Self::TopP { p, min_keep } => top_p(logits, *p, *min_keep),
-            Self::MinP(share) => {
-                let probs = logits.f_softmax(-1, None::<Kind>)?;
-                let limit = probs.f_amax([-1i64].as_slice(), true)?.f_mul_scalar(*share)?;
-                drop_where(logits, &probs.f_lt_tensor(&limit)?)
-            }
+            Self::MinP(share) => min_p(logits, *share),
             Self::TypicalP(mass) => typical_p(logits, *mass),
             Self::RepetitionPenalty(penalty) => repetition_penalty(logits, *penalty, history),
             Self::NoRepeatNgram(n) => no_repeat_ngram(logits, *n, history),
             Self::SequenceBias(sequences) => {
-                sequences.iter().try_fold(logits.shallow_clone(), |logits, (ids, bias)| {
+                sequences.iter().try_fold(logits.shallow_clone(), |logits, SequenceBias { ids, bias }| {
                     sequence_bias(&logits, ids, *bias, history.tokens)
                 })
             }
@@ -139,7 +137,7 @@ impl Processor {
     }
 }
 
-/// Applies temperature, top-k and top-p to logits `[rows, vocab]`; what may not be drawn becomes `-inf`.
+/// Applies temperature, top-k, top-p, min-p and typical-p to logits `[rows, vocab]`; what may not be drawn becomes `-inf`.
 ///
 /// # Errors
 /// When a setting is out of its range, or the logits have another shape.
@@ -169,9 +167,15 @@ pub(super) fn filtered(logits: &Tensor, sampling: &Sampling) -> Result<Tensor> {
     if let Some(k) = sampling.top_k {
         logits = top_k(&logits, k)?;
     }
-    match sampling.top_p {
-        Some(p) if p < 1.0 => top_p(&logits, p, 1),
-        _ => Ok(logits),
+    if let Some(p) = sampling.top_p.filter(|&p| p < 1.0) {
+        logits = top_p(&logits, p, 1)?;
+    }
+    if let Some(share) = sampling.min_p {
+        logits = min_p(&logits, share)?;
+    }
+    match sampling.typical_p.filter(|&mass| mass < 1.0) {
+        Some(mass) => typical_p(&logits, mass),
+        None => Ok(logits),
     }
 }
 
@@ -264,6 +268,12 @@ fn top_p_by_sorting(logits: &Tensor, p: f64, min_keep: usize) -> Result<Tensor> 
     drop_where(logits, &dropped.f_scatter(1, &order, &dropped)?)
 }
 
+fn min_p(logits: &Tensor, share: f64) -> Result<Tensor> {
+    let probs = logits.f_softmax(-1, None::<Kind>)?;
+    let limit = probs.f_amax([-1i64].as_slice(), true)?.f_mul_scalar(share)?;
+    drop_where(logits, &probs.f_lt_tensor(&limit)?)
+}
+
 fn typical_p(logits: &Tensor, mass: f64) -> Result<Tensor> {
     let log_probs = logits.f_log_softmax(-1, None::<Kind>)?;
     let entropy =
@@ -339,9 +349,10 @@ pub(super) fn choose(
     allowed: &Tensor,
     draws: Option<(&Sampling, &Tensor)>,
 ) -> Result<Choice> {
-    if logits.device() == Device::Cpu && logits.kind() == Kind::Float {
+    let fused = draws.is_none_or(|(sampling, _)| sampling.min_p.is_none() && sampling.typical_p.is_none());
+    if fused && logits.device() == Device::Cpu && logits.kind() == Kind::Float {
         let sampler = draws.map(|(sampling, uniform)| {
-            let Sampling { temperature, top_k, top_p } = *sampling;
+            let Sampling { temperature, top_k, top_p, .. } = *sampling;
             (Sampler { temperature, top_k: top_k.unwrap_or(0), top_p: top_p.unwrap_or(1.0) }, uniform)
         });
         return Ok(ruminate_torch::choose(logits, allowed, sampler)?);
@@ -413,10 +424,10 @@ mod tests {
     fn filters_are_applied_in_order() {
         let logits: Vec<f32> = [0.4f32, 0.3, 0.2, 0.1].iter().map(|p| p.ln()).collect();
         // Of the two that top-k leaves, the first has 4/7 of the probability.
-        let both = Sampling { temperature: 1.0, top_k: Some(2), top_p: Some(0.5) };
+        let both = Sampling { top_k: Some(2), top_p: Some(0.5), ..Sampling::default() };
         assert_eq!(filtered(&logits, both)[1], NO);
         // A high temperature evens them out before top-p looks at them.
-        let hot = Sampling { temperature: 100.0, top_k: None, top_p: Some(0.6) };
+        let hot = Sampling { temperature: 100.0, top_p: Some(0.6), ..Sampling::default() };
         assert!(filtered(&logits, hot)[2].is_finite());
         assert_eq!(filtered(&logits, Sampling { temperature: 1.0, ..hot })[2], NO);
     }
@@ -459,7 +470,7 @@ mod tests {
 
     #[test]
     fn a_row_is_filtered_by_itself() {
-        let sampling = Sampling { temperature: 0.5, top_k: Some(2), top_p: Some(0.9) };
+        let sampling = Sampling { temperature: 0.5, top_k: Some(2), top_p: Some(0.9), ..Sampling::default() };
         let rows = [[0.0f32, 1.0, 2.0], [5.0, 0.0, 4.9]];
         let together = filter_logits(&Tensor::from_slice2(&rows), &sampling).unwrap();
         let together: Vec<Vec<f32>> = together.try_into().unwrap();

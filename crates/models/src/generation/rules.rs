@@ -14,6 +14,9 @@ pub(super) fn stop_ids(model: &impl Decoder, config: &GenerationConfig) -> Vec<T
 /// the first new one.
 pub(super) fn processors(config: &GenerationConfig, stop_ids: &[TokenId], given: i64) -> Vec<Processor> {
     let mut processors = vec![];
+    if !config.sequence_bias.is_empty() {
+        processors.push(Processor::SequenceBias(config.sequence_bias.clone()));
+    }
     if config.repetition_penalty != 1.0 {
         processors.push(Processor::RepetitionPenalty(config.repetition_penalty));
     }
@@ -23,6 +26,10 @@ pub(super) fn processors(config: &GenerationConfig, stop_ids: &[TokenId], given:
     if config.min_new_tokens > 0 {
         let length = (given as usize).saturating_add(config.min_new_tokens);
         processors.push(Processor::SuppressUntil { length, ids: stop_ids.to_vec() });
+    }
+    if let Some(id) = config.forced_eos_token_id {
+        let length = (given as usize).saturating_add(config.max_new_tokens - 1);
+        processors.push(Processor::ForceAt { length, id });
     }
     if !config.forbidden_ids.is_empty() {
         processors.push(Processor::Suppress(config.forbidden_ids.clone()));

@@ -4,8 +4,8 @@ use std::fmt::Debug;
 
 use ruminate_models::{
     Batch, Beam, EarlyStopping, Example, Generate, GenerationConfig, History, Llama, LlamaConfig, Policy,
-    Processor, Sampling, ScoreChoices, ScoreOptions, Side, Strategy, T5, T5Config, TokenId, VeraHead,
-    embedding_statistics, filter_logits, forbid,
+    Processor, Sampling, ScoreChoices, ScoreOptions, SequenceBias, Side, Strategy, T5, T5Config, TokenId,
+    VeraHead, embedding_statistics, filter_logits, forbid,
 };
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
@@ -67,7 +67,7 @@ fn processors_check_their_settings_and_the_history() {
         Processor::NoRepeatNgram(usize::MAX),
         Processor::Suppress(vec![]),
         Processor::SequenceBias(vec![]),
-        Processor::SequenceBias(vec![(vec![], 1.0)]),
+        Processor::SequenceBias(vec![SequenceBias { ids: vec![], bias: 1.0 }]),
         Processor::ForceAt { length: usize::MAX, id: 1 },
         Processor::TopP { p: 1.0, min_keep: usize::MAX },
     ];
@@ -88,12 +88,12 @@ fn processors_check_their_settings_and_the_history() {
             Processor::Suppress(vec![id]),
             Processor::SuppressUntil { length: 9, ids: vec![id] },
             Processor::ForceAt { length: 3, id },
-            Processor::SequenceBias(vec![(vec![1, id], 1.0)]),
+            Processor::SequenceBias(vec![SequenceBias { ids: vec![1, id], bias: 1.0 }]),
         ] {
             says(apply(processor), &[&id.to_string(), "vocabulary of 4"]);
         }
     }
-    says(apply(Processor::SequenceBias(vec![(vec![1], f64::NAN)])), &["bias"]);
+    says(apply(Processor::SequenceBias(vec![SequenceBias { ids: vec![1], bias: f64::NAN }])), &["bias"]);
     let penalty = Processor::RepetitionPenalty(1.2);
     let with =
         |tokens: &Tensor, padding: Option<&Tensor>| penalty.apply(&logits(), History { tokens, padding });

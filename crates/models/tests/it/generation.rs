@@ -4,7 +4,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use ruminate_models::{
     Beam, Example, Finish, Generate, Generated, GenerationConfig, Interrupt, Llama, Policy, Sampling,
-    ScoreChoices, ScoreOptions, Strategy, T5, TokenId, derive_seed, filter_logits, forbid,
+    ScoreChoices, ScoreOptions, SequenceBias, Strategy, T5, TokenId, derive_seed, filter_logits, forbid,
 };
 use ruminate_torch::kernels::{Kernel, turn_on};
 use serde_json::json;
@@ -15,7 +15,8 @@ use crate::support::{
     refused,
 };
 
-const SAMPLING: Sampling = Sampling { temperature: 0.8, top_k: Some(20), top_p: Some(0.9) };
+const SAMPLING: Sampling =
+    Sampling { temperature: 0.8, top_k: Some(20), top_p: Some(0.9), min_p: None, typical_p: None };
 
 fn sampled(sampling: Sampling) -> GenerationConfig {
     GenerationConfig { strategy: Strategy::Sample(sampling), max_new_tokens: 8, ..Default::default() }
@@ -461,13 +462,78 @@ fn settings_read_from_files_have_defaults_and_no_unknown_keys() {
     assert_eq!(read("{}").unwrap(), GenerationConfig::default());
     let text = r#"{"strategy": {"sample": {"top_p": 0.5}}, "max_new_tokens": 4}"#;
     let expected = GenerationConfig {
-        strategy: Strategy::Sample(Sampling { temperature: 1.0, top_k: None, top_p: Some(0.5) }),
+        strategy: Strategy::Sample(Sampling { top_p: Some(0.5), ..Sampling::default() }),
         max_new_tokens: 4,
         ..Default::default()
     };
     assert_eq!(read(text).unwrap(), expected);
     assert!(read(r#"{"max_tokens": 4}"#).unwrap_err().to_string().contains("max_tokens"));
     assert!(read(r#"{"strategy": {"sample": {"topp": 0.5}}}"#).unwrap_err().to_string().contains("topp"));
+}
+
+#[test]
+fn every_filter_of_a_draw_can_be_asked_for() {
+    for (kind, t5) in kinds() {
+        let (prompts, seeds) = (prompts(4), seeds(4));
+        let best = t5.generate(&prompts, &greedy(), &[]).unwrap();
+        let sample = |sampling| t5.generate(&prompts, &sampled(sampling), &seeds).unwrap();
+        // Nothing but the most probable token has the whole of its probability.
+        let one = sample(Sampling { min_p: Some(1.0), ..Sampling::default() });
+        for (one, best) in one.iter().zip(&best) {
+            assert_eq!(one[0].ids, best[0].ids, "{kind}");
+            assert!(one[0].sampling_log_probs.iter().all(|&p| p == 0.0), "{kind}");
+        }
+        let all = sample(Sampling::default());
+        let off = sample(Sampling { min_p: Some(0.0), typical_p: Some(1.0), ..Sampling::default() });
+        for (all, off) in all.iter().zip(&off) {
+            assert_same(all, off, kind);
+        }
+        let typical = sample(Sampling { typical_p: Some(0.2), ..Sampling::default() });
+        assert!(
+            typical.iter().flatten().flat_map(|row| &row.sampling_log_probs).any(|&p| p > -1.0),
+            "{kind}"
+        );
+        says(t5.generate(&prompts, &sampled(Sampling { min_p: Some(1.5), ..SAMPLING }), &seeds), "min_p");
+        says(
+            t5.generate(&prompts, &sampled(Sampling { typical_p: Some(0.0), ..SAMPLING }), &seeds),
+            "typical_p",
+        );
+    }
+}
+
+fn says(result: ruminate_models::Result<Vec<Vec<Generated>>>, what: &str) {
+    let error = result.unwrap_err().to_string();
+    assert!(error.contains(what), "{error}");
+}
+
+#[test]
+fn biases_and_forced_ends_are_kept() {
+    for (kind, t5) in kinds() {
+        let prompts = prompts(4);
+        let plain = t5.generate(&prompts, &greedy(), &[]).unwrap();
+        let first = plain[0][0].ids[0];
+        let bias = |ids: Vec<TokenId>, bias| GenerationConfig {
+            sequence_bias: vec![SequenceBias { ids, bias }],
+            ..greedy()
+        };
+        let without = t5.generate(&prompts, &bias(vec![first], f64::NEG_INFINITY), &[]).unwrap();
+        assert!(without.iter().flatten().all(|row| !row.ids.contains(&first)), "{kind}");
+        let only = t5.generate(&prompts, &bias(vec![17], 1e4), &[]).unwrap();
+        assert!(only.iter().flatten().all(|row| row.ids.iter().all(|&id| id == 17)), "{kind}");
+        // Never twice in a row.
+        let pair = t5.generate(&prompts, &bias(vec![first, first], f64::NEG_INFINITY), &[]).unwrap();
+        let twice = |ids: &[TokenId]| ids.windows(2).any(|pair| pair == [first, first]);
+        assert!(pair.iter().flatten().all(|row| !twice(&row.ids)), "{kind}");
+
+        let forced = GenerationConfig { forced_eos_token_id: Some(1), max_new_tokens: 5, ..greedy() };
+        for row in t5.generate(&prompts, &forced, &[]).unwrap().iter().flatten() {
+            assert_eq!((row.ids.last(), row.finish), (Some(&1), Finish::Stop), "{kind}");
+        }
+        let contradiction = GenerationConfig { forbidden_ids: vec![1], ..forced };
+        says(t5.generate(&prompts, &contradiction, &[]), "forced_eos_token_id");
+        says(t5.generate(&prompts, &bias(vec![99], 1.0), &[]), "99");
+        says(t5.generate(&prompts, &bias(vec![9], f64::NAN), &[]), "sequence_bias");
+    }
 }
 
 #[test]

@@ -19,7 +19,7 @@ fn greedy() -> GenerationConfig {
 }
 
 fn sampled() -> GenerationConfig {
-    let sampling = Sampling { temperature: 0.9, top_k: Some(20), top_p: Some(0.95) };
+    let sampling = Sampling { temperature: 0.9, top_k: Some(20), top_p: Some(0.95), ..Sampling::default() };
     GenerationConfig { strategy: Choice::Sample(sampling), ..greedy() }
 }
 

@@ -1,4 +1,4 @@
-//! Rows of different lengths that do not share a rectangle: the blocks of these models are so wide that padding costs more.
+//! Rows of different lengths that do not share an attention block: the blocks of these models are so wide that padding costs more.
 
 use ruminate_models::{Example, IGNORED, Parameters, Policy, ScoreOptions, TokenId};
 use serde_json::json;
