@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod collective;
 pub mod crystal;
 pub mod dpo;
 mod error;
@@ -7,7 +8,6 @@ mod kept;
 mod loss;
 pub mod mario;
 mod observer;
-mod peers;
 pub mod plan;
 pub mod ppo;
 pub mod quark;
@@ -18,11 +18,11 @@ mod shuffled;
 pub mod tinythinker;
 pub mod trainer;
 
+pub use collective::Collective;
 pub use error::{Error, Result};
 pub use kept::KeptTexts;
 pub use loss::SumCount;
 pub use observer::{Metrics, Observer, ObserverError, Silent, StepReport};
-pub use peers::Peers;
 pub use plan::{MemoryPlan, Networks, Pass, Plan, Work, WritingPlan};
 pub use schedule::Schedule;
 pub use sft::{Curriculum, Objective, Sft, mean_loss};

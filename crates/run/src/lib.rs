@@ -33,7 +33,7 @@ pub use config::ConfigError;
 pub use console::Verbosity;
 pub use exit::{Outcome, exit_code};
 pub use launch::LaunchError;
-pub use model::{LlamaModelConfig, ModelConfig, ModelError, settled};
+pub use model::{LlamaModelConfig, ModelConfig, ModelError, resolve_link};
 pub use observer::{ConsoleObserver, RunObserver};
 pub use output::{Table, print_json, print_tables};
 pub use plan::{DryRun, decoding_memory, writing};

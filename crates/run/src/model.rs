@@ -247,9 +247,9 @@ fn planned<S>(
     }
 }
 
-/// The checkpoint itself where `best` or `last` was named: those move on, but a run keeps the models it began with.
+/// Resolves `best` and `last` to the checkpoint that they name now. The links move on, but a run keeps the models it began with.
 #[must_use]
-pub fn settled(model: &Path) -> PathBuf {
+pub fn resolve_link(model: &Path) -> PathBuf {
     let model: PathBuf = model.components().collect();
     match (model.read_link(), model.parent()) {
         (Ok(target), Some(folder)) => folder.join(target),

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use ruminate::algorithms::crystal::{EvaluationReport, KnowledgeSource, evaluate, read_eval};
-use ruminate::algorithms::{Ending, Fitted, Peers};
+use ruminate::algorithms::{Collective, Ending, Fitted};
 use ruminate::datasets::Split;
 use ruminate::run::{ConfigError, Outcome, RunDir, RunObserver, StopFlag, Verbosity, config, print_json};
 use serde_json::json;
@@ -175,13 +175,13 @@ fn train_and_evaluate(
     let mut observer = RunObserver::new(&dir, verbosity, stop.clone())?;
     let (fitted, notices) = if model == Model::Stage2 {
         let (stage, notices) = reinforce::prepare(&config, Device::Cpu)?;
-        match reinforce::reinforce(&config, stage, &Peers::default(), &dir, &mut observer)? {
+        match reinforce::reinforce(&config, stage, &Collective::default(), &dir, &mut observer)? {
             Some((fitted, _)) => (fitted, notices),
             None => return Ok(None),
         }
     } else {
         let (sft, notices) = crate::prepare(&config, Device::Cpu)?;
-        (crate::imitate(&config, sft, &Peers::default(), &dir, &mut observer)?.0, notices)
+        (crate::imitate(&config, sft, &Collective::default(), &dir, &mut observer)?.0, notices)
     };
     show(&notices, args.quiet);
     if fitted.ending == Ending::Stopped {

@@ -15,12 +15,12 @@ use ruminate::algorithms::crystal::{
     EvaluationConfig, Imitation, KnowledgeSource, Notice, QuestionEncoder, evaluate, evaluation_folder,
     read_eval, read_silver, write_evaluation,
 };
-use ruminate::algorithms::{Fitted, KeptTexts, Observer, Peers, Sft, Trainer};
+use ruminate::algorithms::{Collective, Fitted, KeptTexts, Observer, Sft, Trainer};
 use ruminate::datasets::Split;
 use ruminate::datasets::knowledge::DataForm;
 use ruminate::run::{
     ConfigError, ConsoleObserver, FlagKeys, Outcome, RunArgs, RunDir, RunDirError, SharedCommand, StopFlag,
-    Table, exit_code, print_json, settled,
+    Table, exit_code, print_json, resolve_link,
 };
 use serde_json::json;
 
@@ -129,11 +129,11 @@ fn run_imitate(args: &ImitateArgs) -> anyhow::Result<Outcome> {
     // Everything that can be wrong with the data or the model shows before the run folder is touched.
     let (imitation, notices) = prepare(&config, worker.device)?;
     let dir = args.open(&config)?;
-    show(&notices, args.quiet || !args.leads());
+    show(&notices, args.quiet || !worker.collective.is_main_process());
     let mut observer = worker.observer(&dir)?;
-    let (fitted, _) = imitate(&config, imitation, &worker.peers, &dir, observer.as_mut())?;
+    let (fitted, _) = imitate(&config, imitation, &worker.collective, &dir, observer.as_mut())?;
     drop(observer);
-    if args.leads() {
+    if worker.collective.is_main_process() {
         print_fitted(&fitted, "imitation", args.json)?;
     }
     Ok(fitted.ending.into())
@@ -177,11 +177,11 @@ fn imitation(config: &CrystalConfig, encoder: QuestionEncoder) -> anyhow::Result
 fn imitate(
     config: &CrystalConfig,
     mut sft: Imitating,
-    peers: &Peers,
+    collective: &Collective,
     dir: &RunDir,
     observer: &mut dyn Observer,
 ) -> anyhow::Result<(Fitted, Imitating)> {
-    let trainer = Trainer::across(config.trainer.clone(), &dir.checkpoints(), peers.group().cloned())?;
+    let trainer = Trainer::across(config.trainer.clone(), &dir.checkpoints(), collective)?;
     Ok((trainer.fit(&mut sft, observer)?, sft))
 }
 
@@ -218,7 +218,7 @@ fn run_evaluate(args: &EvaluateArgs) -> anyhow::Result<Outcome> {
         .with_context(|| format!("cannot create {}; choose another --out", out.display()))?;
     let given = (form != DataForm::Questions).then(|| file_name(&config.data.data_path));
     // What has been written when somebody asks to stop need not be written again.
-    let kept = KeptTexts::open(&t5, &settled(&args.model), &out.join(TEXTS))?;
+    let kept = KeptTexts::open(&t5, &resolve_link(&args.model), &out.join(TEXTS))?;
     let mut observer = ConsoleObserver::new(run.verbosity());
     let evaluated = StopFlag::on_ctrl_c()?.interrupt().during(|| -> ruminate::algorithms::Result<_> {
         let report = evaluate(&kept, &encoder, &questions, &config.evaluation, &mut observer)?;

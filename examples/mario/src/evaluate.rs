@@ -13,7 +13,7 @@ use ruminate::models::{T5, Tokenizer};
 use ruminate::rewards::mario::Interval;
 use ruminate::run::{
     ConfigError, ConsoleObserver, FlagKeys, Outcome, RunArgs, RunDirError, StopFlag, Table, print_json,
-    print_tables, settled,
+    print_tables, resolve_link,
 };
 use serde_json::json;
 
@@ -80,7 +80,7 @@ pub(crate) fn run(args: &EvaluateArgs) -> anyhow::Result<Outcome> {
             return Err(ConfigError::UselessFlag { flag }.into());
         }
     }
-    let model = args.model.as_deref().map(settled);
+    let model = args.model.as_deref().map(resolve_link);
     if let Some(model) = model.as_deref().filter(|model| !model.is_dir()) {
         let reason = format!("--model: there is no checkpoint folder {}", model.display());
         return Err(ConfigError::invalid(reason).into());
@@ -157,7 +157,7 @@ pub(crate) fn own(
     device: Device,
     observer: &mut dyn Observer,
 ) -> anyhow::Result<Own> {
-    let folder = settled(folder);
+    let folder = resolve_link(folder);
     verify(&folder)?;
     let model = T5::load(&folder, Kind::Float, device)?;
     let tokenizer = Tokenizer::open(&folder)?;

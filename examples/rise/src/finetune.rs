@@ -9,7 +9,7 @@ use ruminate::datasets::json;
 use ruminate::datasets::rise::{TrainingExample, solutions, training_text};
 use ruminate::models::{LlamaConfig, Tokenizer};
 use ruminate::run::{
-    ConfigError, DryRun, Outcome, RunArgs, RunDir, RunDirError, Table, Worker, print_json, settled,
+    ConfigError, DryRun, Outcome, RunArgs, RunDir, RunDirError, Table, Worker, print_json, resolve_link,
 };
 use serde_json::json;
 use tch::Kind;
@@ -23,7 +23,7 @@ const COMPANIONS: [&str; 3] = ["tokenizer_config.json", "special_tokens_map.json
 
 pub(crate) fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
     let mut config = load(args, Phase::Finetune)?;
-    config.model.pretrained = config.model.pretrained.as_deref().map(settled);
+    config.model.pretrained = config.model.pretrained.as_deref().map(resolve_link);
     if args.dry_run {
         return plan(config, args);
     }
@@ -31,10 +31,10 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
         return Ok(outcome);
     }
     let worker = args.worker()?;
-    config.chat.date = worker.peers.first(|| anyhow::Ok(config.chat.date))?;
+    config.chat.date = worker.collective.first(|| anyhow::Ok(config.chat.date))?;
     let warnings = warn(&config, &worker)?;
-    let (fitted, counts) = fit(config, args.goes_on(), &worker, |config| args.open(config))?;
-    if worker.peers.leads() {
+    let (fitted, counts) = fit(config, args.reuses_stored_config(), &worker, |config| args.open(config))?;
+    if worker.collective.is_main_process() {
         print_fitted(&fitted, &counts, &warnings, args.json)?;
     }
     Ok(fitted.ending.into())
@@ -44,7 +44,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
 /// number of its steps, which may have been another with as many processes as now.
 pub(crate) fn fit(
     mut config: RiseConfig,
-    goes_on: bool,
+    reuses_stored_config: bool,
     worker: &Worker,
     open: impl FnOnce(&RiseConfig) -> Result<RunDir, RunDirError>,
 ) -> anyhow::Result<(Fitted, RwrCounts)> {
@@ -55,18 +55,17 @@ pub(crate) fn fit(
     let mut files = companions(&config.model.tokenizer_folder())?;
     files.push(TrainedOn { template: config.chat.template.clone() }.file());
     let training = &config.finetune.training;
-    if !goes_on {
-        config.finetune.trainer = data.trainer(training, &config.finetune.trainer, worker.peers.size());
+    if !reuses_stored_config {
+        config.finetune.trainer = data.trainer(training, &config.finetune.trainer, worker.collective.size());
     }
     let mut rwr = Rwr::new(llama, examples, held_out, training.batch_size, training.shuffle_seed, tokenizer)?
         .with_files(files);
     let dir = open(&config)?;
     let mut observer = worker.observer(&dir)?;
-    if worker.peers.leads() {
+    if worker.collective.is_main_process() {
         json::write(&dir.path().join("data.json"), &counts)?;
     }
-    let group = worker.peers.group().cloned();
-    let trainer = Trainer::across(config.finetune.trainer, &dir.checkpoints(), group)?;
+    let trainer = Trainer::across(config.finetune.trainer, &dir.checkpoints(), &worker.collective)?;
     Ok((trainer.fit(&mut rwr, observer.as_mut())?, counts))
 }
 

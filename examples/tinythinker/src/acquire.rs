@@ -18,8 +18,8 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
         return Ok(outcome);
     }
     let worker = args.worker()?;
-    let fitted = fit(config, args.goes_on(), &worker, |config| args.open(config))?;
-    if worker.peers.leads() {
+    let fitted = fit(config, args.reuses_stored_config(), &worker, |config| args.open(config))?;
+    if worker.collective.is_main_process() {
         print_fitted(&fitted, args.json)?;
     }
     Ok(fitted.ending.into())
@@ -40,20 +40,20 @@ pub(crate) fn load(args: &RunArgs, phase: Phase) -> anyhow::Result<TinyThinkerCo
 /// the number of its steps.
 pub(crate) fn fit(
     mut config: TinyThinkerConfig,
-    goes_on: bool,
+    reuses_stored_config: bool,
     worker: &Worker,
     open: impl FnOnce(&TinyThinkerConfig) -> Result<RunDir, RunDirError>,
 ) -> anyhow::Result<Fitted> {
     let (t5, tokenizer) = config.model.open(config.seed, worker.device)?;
     let acquisition = acquisition(&config, tokenizer.clone())?;
-    if !goes_on {
-        config.acquisition.trainer = acquisition.trainer(&config.acquisition.trainer, worker.peers.size());
+    if !reuses_stored_config {
+        config.acquisition.trainer =
+            acquisition.trainer(&config.acquisition.trainer, worker.collective.size());
     }
     let mut sft = Sft::new(t5, acquisition, tokenizer);
     let dir = open(&config)?;
     let mut observer = worker.observer(&dir)?;
-    let group = worker.peers.group().cloned();
-    let trainer = Trainer::across(config.acquisition.trainer, &dir.checkpoints(), group)?;
+    let trainer = Trainer::across(config.acquisition.trainer, &dir.checkpoints(), &worker.collective)?;
     Ok(trainer.fit(&mut sft, observer.as_mut())?)
 }
 

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::QuestionEncoder;
 use crate::ppo::{Ppo, PpoConfig, PpoData, Prompt, RolloutConfig, Supervision};
-use crate::{Error, Objective, Observer, Peers, Result, TrainerConfig};
+use crate::{Collective, Error, Objective, Observer, Result, TrainerConfig};
 
 /// Answer slots of a question in training and in validation.
 const TRAIN_CAPACITY: usize = 8;
@@ -200,7 +200,7 @@ pub fn reward_normalization<P>(
     config: &ReinforcementConfig,
     stage: &Reinforcement<P>,
     folder: &Path,
-    peers: &Peers,
+    collective: &Collective,
     observer: &mut dyn Observer,
 ) -> Result<Normalization>
 where
@@ -215,18 +215,18 @@ where
         // Nothing is rewarded.
         _ if config.ppo.rl_steps == 0 => Normalization::default(),
         _ => {
-            if let Some(map) = peers.first(stored)? {
+            if let Some(map) = collective.first(stored)? {
                 return Ok(map);
             }
             let batches = (config.normalization_batches > 0).then_some(config.normalization_batches);
-            let (map, by_task) = stage.measure_rewards(batches, peers, observer)?;
-            if peers.leads() {
+            let (map, by_task) = stage.measure_rewards(batches, collective, observer)?;
+            if collective.is_main_process() {
                 json::write(&folder.join("reward_statistics.json"), &by_task)?;
             }
             map
         }
     };
-    if peers.leads() {
+    if collective.is_main_process() {
         map.save(&path)?;
     }
     Ok(map)

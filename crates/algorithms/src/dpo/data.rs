@@ -3,12 +3,12 @@
 use std::path::Path;
 
 use ruminate_datasets::chat::{ChatTemplate, Message};
-use ruminate_datasets::{DialoguePreference, PreferenceExample, Shard};
+use ruminate_datasets::{DialoguePreference, PreferenceExample};
 use ruminate_models::{Policy, TokenId, Tokenizer, Truncate, by_length};
 use serde::{Deserialize, Serialize};
 
 use super::train::score_pairs;
-use crate::{Error, Peers, Result, Shuffled};
+use crate::{Collective, Error, Result, Shuffled};
 
 /// A preference in token ids. Trajectories of a model go in as they are; texts through [`encode_pairs`], and dialogues through
 /// [`encode_dialogues`].
@@ -333,10 +333,10 @@ pub fn precompute_cached<P: Policy>(
     ld_alpha: f64,
     batch_size: usize,
     file: &Path,
-    peers: &Peers,
+    collective: &Collective,
 ) -> Result<bool> {
     let key = cache_key(reference, pairs, ld_alpha)?;
-    let stored = peers.first(|| -> Result<_> {
+    let stored = collective.first(|| -> Result<_> {
         let cache = ruminate_datasets::json::read::<Cache>(file).ok().filter(|cache| {
             let finite = cache.logps.iter().flatten().all(|value| value.is_finite());
             finite && cache.key == key && cache.logps.len() == pairs.len()
@@ -347,7 +347,7 @@ pub fn precompute_cached<P: Policy>(
     let logps = match stored {
         Some(logps) => logps,
         None => {
-            let bits = peers.map(pairs.len(), |mine| {
+            let bits = collective.map(pairs.len(), |mine| {
                 let mut part: Vec<Pair> = mine.iter().map(|&i| pairs[i].clone()).collect();
                 precompute(reference, &mut part, ld_alpha, batch_size)?;
                 // No number survives JSON that is none.
@@ -359,7 +359,7 @@ pub fn precompute_cached<P: Policy>(
     for (pair, &value) in pairs.iter_mut().zip(&logps) {
         pair.reference = Some(value);
     }
-    if !read && peers.leads() {
+    if !read && collective.is_main_process() {
         ruminate_datasets::json::write(file, &Cache { key, logps })?;
     }
     Ok(read)
@@ -390,12 +390,12 @@ fn cache_key<P: Policy>(reference: &P, pairs: &[Pair], ld_alpha: f64) -> Result<
 
 /// Where pairs come from, in which order.
 pub trait PairSource {
-    /// Takes one of several equal parts of the data, as [`Curriculum::deal`](crate::Curriculum::deal) does.
+    /// Takes this process's part of the data, as [`Curriculum::distribute`](crate::Curriculum::distribute) does.
     ///
     /// # Errors
     /// When the data cannot be divided, or has too few pairs.
-    fn deal(&mut self, shard: Shard) -> Result<()> {
-        Error::alone(shard.world())
+    fn distribute(&mut self, collective: &Collective) -> Result<()> {
+        Error::alone(collective.size())
     }
 
     /// The pairs of the next micro-batch of step `step`.
@@ -418,8 +418,8 @@ pub trait PairSource {
 pub type ShuffledPairs = Shuffled<Pair>;
 
 impl PairSource for ShuffledPairs {
-    fn deal(&mut self, shard: Shard) -> Result<()> {
-        Shuffled::deal(self, shard)
+    fn distribute(&mut self, collective: &Collective) -> Result<()> {
+        self.shard(collective.shard()?)
     }
 
     fn next(&mut self, _: u64) -> Result<Vec<Pair>> {

@@ -7,7 +7,7 @@ use tch::{Kind, Tensor};
 
 use super::logps::PairLogps;
 use super::loss::LossOutput;
-use crate::{Metrics, Peers, Result};
+use crate::{Collective, Metrics, Result};
 
 /// Sums over the tokens of each completion, `[pairs]` for chosen and rejected, where [`DpoConfig::logit_metrics`] asks for
 /// them.
@@ -103,8 +103,8 @@ impl Records {
     }
 
     /// Means since the last call, over the pairs of all ranks.
-    pub(super) fn take(&mut self, peers: &Peers) -> Result<Metrics> {
-        Ok(Told::metrics(peers.exchange(self.told()?)?))
+    pub(super) fn take(&mut self, collective: &Collective) -> Result<Metrics> {
+        Ok(Told::metrics(collective.gather(self.told()?)?))
     }
 }
 

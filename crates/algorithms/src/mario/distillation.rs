@@ -1,7 +1,6 @@
 //! The training that gives MaRio its name: Quark with a control token for each of several rewards of rationales.
 
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 
 use ruminate_datasets::Split;
 use ruminate_datasets::mario::{
@@ -10,7 +9,6 @@ use ruminate_datasets::mario::{
 };
 use ruminate_models::{Generate, Policy, Tokenizer};
 use ruminate_rewards::mario::{MarioItem, Summary};
-use ruminate_torch::dist::ProcessGroup;
 
 use super::TextScorer;
 use super::rows::replace_line;
@@ -20,7 +18,7 @@ use crate::quark::{
     RewardSpec, respond, shown_sample, summarize,
 };
 use crate::trainer::{Algorithm, Evaluation, Sums, Term};
-use crate::{Error, Metrics, Observer, Phases, Result, Schedule, TrainerConfig};
+use crate::{Collective, Error, Metrics, Observer, Phases, Result, Schedule, TrainerConfig};
 
 /// Responses shown as samples of each validation.
 const SAMPLES: usize = 6;
@@ -185,7 +183,7 @@ impl<P: Policy + Generate> Distillation<P> {
         self.quark.scorer().begin(format!("step{step}_eval_{name}greedy"));
         let judged = self.quark.judge(&prompts, &responses)?;
         self.quark.scorer().finish()?;
-        if self.quark.peers().leads() {
+        if self.quark.collective().is_main_process() {
             self.write(name, step, &prompts, &responses, &judged)?;
         }
         Ok((responses, judged))
@@ -235,8 +233,8 @@ impl<P: Policy + Generate> Algorithm for Distillation<P> {
         self.quark.policy_mut()
     }
 
-    fn join(&mut self, group: &Rc<ProcessGroup>) -> Result<()> {
-        self.quark.join(group)
+    fn distribute(&mut self, collective: &Collective) -> Result<()> {
+        self.quark.distribute(collective)
     }
 
     fn loss_name(&self) -> &'static str {

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::records::mean;
 use super::{Ppo, Prompt, Response};
 use crate::trainer::Evaluation;
-use crate::{Error, Metrics, Observer, Peers, Result};
+use crate::{Collective, Error, Metrics, Observer, Result};
 
 /// A response, its reward (under the name `reward`) and the parts of it.
 #[derive(Debug, Serialize, Deserialize)]
@@ -52,7 +52,7 @@ where
     pub fn measure_rewards(
         &self,
         max_batches: Option<usize>,
-        peers: &Peers,
+        collective: &Collective,
         observer: &mut dyn Observer,
     ) -> Result<(Normalization, BTreeMap<String, Statistics>)> {
         let train = &self.data.train;
@@ -65,7 +65,7 @@ where
             None => train.iter().collect(),
         };
         // A step that never comes, so that no rollout has these seeds.
-        let assessed = self.assess(&prompts, false, u64::MAX, peers, (observer, "measuring rewards"))?;
+        let assessed = self.assess(&prompts, false, u64::MAX, collective, (observer, "measuring rewards"))?;
         let values: Vec<f64> = assessed.iter().filter_map(|of| of.parts.get("reward")).collect();
         let by_task =
             Statistics::by_task(prompts.iter().map(|p| p.task.as_str()).zip(values.iter().copied()));
@@ -78,10 +78,10 @@ where
         prompts: &[&Prompt<Q>],
         greedy: bool,
         step: u64,
-        peers: &Peers,
+        collective: &Collective,
         (observer, phase): (&mut dyn Observer, &str),
     ) -> Result<Vec<Assessed>> {
-        peers.map(prompts.len(), |mine| {
+        collective.map(prompts.len(), |mine| {
             let prompts: Vec<&Prompt<Q>> = mine.iter().map(|&i| prompts[i]).collect();
             let total = prompts.len() as u64;
             let progress = |done| observer.progress(phase, done, total).map_err(Error::Observer);
@@ -94,7 +94,7 @@ where
 
     pub(super) fn validate(&self, step: u64, observer: &mut dyn Observer) -> Result<Evaluation> {
         let prompts: Vec<&Prompt<Q>> = self.data.held_out.iter().collect();
-        let assessed = self.assess(&prompts, true, step, &self.peers, (observer, "validation"))?;
+        let assessed = self.assess(&prompts, true, step, &self.collective, (observer, "validation"))?;
         let tasks: Vec<&str> = prompts.iter().map(|prompt| prompt.task.as_str()).collect();
         let parts: Vec<&Parts> = assessed.iter().map(|of| &of.parts).collect();
         let evaluation = summary(&self.config.best_by, &tasks, &parts)?;

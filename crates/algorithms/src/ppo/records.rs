@@ -3,13 +3,11 @@
 use std::collections::BTreeMap;
 
 use ruminate_rewards::{Rewarded, Statistics};
-use ruminate_torch::dist::ProcessGroup;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use super::{Drift, Grid, Mask, Moments};
-use crate::trainer::exchange;
-use crate::{Metrics, Result};
+use crate::{Collective, Metrics, Result};
 
 /// A rollout as it is recorded: one entry for each response.
 #[derive(Debug, Serialize, Deserialize)]
@@ -26,8 +24,7 @@ pub(super) struct Rolled {
 
 impl Rolled {
     /// The responses of all ranks.
-    pub(super) fn of_all(self, group: Option<&ProcessGroup>) -> Result<Self> {
-        let Some(group) = group else { return Ok(self) };
+    pub(super) fn of_all(self, collective: &Collective) -> Result<Self> {
         let none = Self {
             raw: vec![],
             normalized: vec![],
@@ -38,7 +35,7 @@ impl Rolled {
             returns: vec![],
             mask: vec![],
         };
-        Ok(exchange(group, &self)?.into_iter().fold(none, |mut all, rank: Self| {
+        Ok(collective.gather(self)?.into_iter().fold(none, |mut all, rank: Self| {
             all.raw.extend(rank.raw);
             all.normalized.extend(rank.normalized);
             all.kl.extend(rank.kl);
@@ -69,12 +66,10 @@ impl Records {
     }
 
     /// Means of the parts of a batch's rewards, over all ranks.
-    pub(super) fn rewarded(&mut self, rewards: &[Rewarded], group: Option<&ProcessGroup>) -> Result<()> {
+    pub(super) fn rewarded(&mut self, rewards: &[Rewarded], collective: &Collective) -> Result<()> {
         let named = |r: &Rewarded| r.parts.iter().map(|&(name, value)| (name.to_string(), value)).collect();
-        let mut parts: Vec<Vec<(String, f32)>> = rewards.iter().map(named).collect();
-        if let Some(group) = group {
-            parts = exchange(group, &parts)?.concat();
-        }
+        let own: Vec<Vec<(String, f32)>> = rewards.iter().map(named).collect();
+        let parts = collective.gather(own)?.concat();
         for (i, (name, _)) in parts.iter().take(1).flat_map(|parts| parts.iter().enumerate()) {
             let values = parts.iter().filter_map(|parts| parts.get(i)).map(|(_, value)| f64::from(*value));
             self.add(name.as_str(), mean(values));
@@ -121,12 +116,12 @@ impl Records {
     }
 
     /// Means since the last call, over all ranks.
-    pub(super) fn take(&mut self, group: Option<&ProcessGroup>) -> Result<Metrics> {
+    pub(super) fn take(&mut self, collective: &Collective) -> Result<Metrics> {
         let Self { means, drift, drift_tokens } = std::mem::take(self);
         // These are those of all ranks already.
         let mut metrics: Metrics =
             means.into_iter().map(|(name, (sum, n))| (format!("train/{name}"), sum / n)).collect();
-        if let Some([clipped, kl, tokens]) = total_drift(drift.as_slice(), drift_tokens, group)? {
+        if let Some([clipped, kl, tokens]) = total_drift(drift.as_slice(), drift_tokens, collective)? {
             metrics.push(("train/clip_fraction".into(), clipped / tokens.max(1.0)));
             metrics.push(("train/approx_kl".into(), kl / tokens.max(1.0)));
         }
@@ -135,22 +130,14 @@ impl Records {
 }
 
 /// Sums of clipped tokens and of divergence, and the tokens, over all ranks; `None` when nothing has drifted on any.
-pub(super) fn total_drift(
-    drift: &[Drift],
-    tokens: u64,
-    group: Option<&ProcessGroup>,
-) -> Result<Option<[f64; 3]>> {
+pub(super) fn total_drift(drift: &[Drift], tokens: u64, collective: &Collective) -> Result<Option<[f64; 3]>> {
     let mut sums = [0.0, 0.0, tokens as f64];
     for drift in drift {
         sums[0] += drift.clipped.f_double_value(&[])?;
         sums[1] += drift.kl.f_double_value(&[])?;
     }
-    let Some(group) = group else { return Ok((!drift.is_empty()).then_some(sums)) };
-    let none = [0.0; 3];
-    let all = exchange(group, &(!drift.is_empty()).then_some(sums))?;
-    let add = |a: [f64; 3], b: [f64; 3]| std::array::from_fn(|i| a[i] + b[i]);
-    let some = all.iter().any(Option::is_some);
-    Ok(some.then(|| all.into_iter().flatten().fold(none, add)))
+    let all = collective.gather((!drift.is_empty()).then_some(sums))?;
+    Ok(all.into_iter().flatten().reduce(|a, b| std::array::from_fn(|i| a[i] + b[i])))
 }
 
 pub(super) fn mean(values: impl Iterator<Item = f64>) -> f64 {

@@ -14,8 +14,8 @@ use ruminate_torch::rng;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
-use super::{Algorithm, Mover, Ranks};
-use crate::{Error, Result};
+use super::{Algorithm, Mover};
+use crate::{Collective, Error, Result};
 
 pub use manifest::{Damage, MANIFEST, seal, verify};
 
@@ -92,13 +92,13 @@ pub(super) struct States<'a> {
     pub(super) mover: &'a Mover,
     /// Of rank 0: those of all ranks.
     pub(super) generators: Vec<(String, Tensor)>,
-    pub(super) ranks: &'a Ranks,
+    pub(super) collective: &'a Collective,
 }
 
 impl States<'_> {
     /// Writes this rank's file.
     fn write(&self, folder: &Path) -> Result<()> {
-        let (rank, size) = (self.ranks.rank(), self.ranks.size());
+        let (rank, size) = (self.collective.rank(), self.collective.size());
         let file = if self.mover.is_sharded() { shard(rank, size) } else { TRAINER.into() };
         let state = self.mover.optimizer().state();
         let generators = if rank == 0 { &self.generators[..] } else { &[] };
@@ -291,10 +291,10 @@ impl Checkpoints {
         if self.rank > 0 {
             if sharded {
                 // Rank 0 makes the folder.
-                states.ranks.barrier()?;
+                states.collective.barrier()?;
                 let written = states.write(&temporary);
                 written.map_err(|error| no_room(error, &folder, || needed(algorithm, &states)))?;
-                states.ranks.barrier()?;
+                states.collective.barrier()?;
             }
             return Ok(folder);
         }
@@ -344,7 +344,7 @@ impl Checkpoints {
     ) -> Result<()> {
         let sharded = states.mover.is_sharded();
         if sharded {
-            states.ranks.barrier()?;
+            states.collective.barrier()?;
         }
         algorithm.policy().save(folder)?;
         algorithm.save_extras(folder)?;
@@ -352,7 +352,7 @@ impl Checkpoints {
         write_json(&folder.join(STATE), state)?;
         if sharded {
             // The files of all ranks are there.
-            states.ranks.barrier()?;
+            states.collective.barrier()?;
         }
         seal(folder)
     }
@@ -433,7 +433,7 @@ fn needed<A: Algorithm>(algorithm: &A, states: &States<'_>) -> u64 {
     let weights: u64 = algorithm.policy().parameters().iter().map(|(_, tensor)| bytes(tensor)).sum();
     let own: u64 = states.mover.optimizer().state().iter().map(|(_, tensor)| bytes(tensor)).sum();
     // Ranks have about equal parts.
-    weights + if states.mover.is_sharded() { own * states.ranks.size() as u64 } else { own }
+    weights + if states.mover.is_sharded() { own * states.collective.size() as u64 } else { own }
 }
 
 /// Says how much room a save would have needed, if that is why it failed.

@@ -1,28 +1,26 @@
 //! The one training loop: accumulation, clipping, schedule, precision, validation, checkpoints, resume.
 
 mod checkpoint;
+mod distributed;
 mod log;
 mod mover;
 mod optimizer;
 mod phases;
-mod ranks;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 use std::time::Instant;
 
 use ruminate_models::{Interrupt, Policy};
-use ruminate_torch::dist::{ProcessGroup, Sharding};
+use ruminate_torch::dist::Sharding;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
-use crate::{Error, Metrics, Observer, Result, Schedule, StepReport};
+use crate::{Collective, Error, Metrics, Observer, Result, Schedule, StepReport};
 
+use distributed::{align, all_counts, all_generators, distribute, expect, share};
 use log::Log;
 use mover::Mover;
-use ranks::Ranks;
-pub(crate) use ranks::exchange;
 
 use checkpoint::States;
 pub use checkpoint::{Checkpoints, Damage, MANIFEST, TrainerState, seal, verify};
@@ -191,13 +189,13 @@ pub trait Algorithm {
     /// The model that is trained.
     fn policy(&self) -> &dyn Policy;
 
-    /// Takes its part of the data as one of several processes, which are called ranks: whatever is drawn from now on is that
-    /// of this rank, and statistics are those of all. Called once, before the run starts.
+    /// Takes this process's part of the data ([`Collective::shard`]): from now on, batches are those of this rank and statistics those
+    /// of all. Called once, before the run starts, when several processes train together.
     ///
     /// # Errors
     /// When the algorithm works in one process only, or there is too little data for so many.
-    fn join(&mut self, group: &Rc<ProcessGroup>) -> Result<()> {
-        Error::alone(group.size())
+    fn distribute(&mut self, collective: &Collective) -> Result<()> {
+        Error::alone(collective.size())
     }
 
     /// The model, to switch its mode.
@@ -313,7 +311,7 @@ pub struct Fitted {
 pub struct Trainer {
     config: TrainerConfig,
     checkpoints: Checkpoints,
-    ranks: Ranks,
+    collective: Collective,
 }
 
 impl Trainer {
@@ -326,27 +324,27 @@ impl Trainer {
         Ok(Self {
             checkpoints: Checkpoints::open(folder)?.keep(config.keep),
             config,
-            ranks: Ranks::default(),
+            collective: Collective::default(),
         })
     }
 
-    /// The trainer of one of several processes that train the same model together, each on its part of every batch; without
-    /// a group, that of the only process. All together take the same steps as one process with the whole batches. All ranks
-    /// see the same `folder`, and rank 0 writes it.
+    /// The trainer of one of several processes that train the same model together, each on its part of every batch. All together
+    /// take the same steps as one process with the whole batches. All ranks see the same `folder`, and rank 0 writes it.
     ///
     /// # Errors
     /// Those of [`new`](Self::new), and when another rank fails.
-    pub fn across(config: TrainerConfig, folder: &Path, group: Option<Rc<ProcessGroup>>) -> Result<Self> {
-        let ranks = Ranks::new(group);
-        if ranks.rank() == 0 {
+    pub fn across(config: TrainerConfig, folder: &Path, collective: &Collective) -> Result<Self> {
+        let collective = collective.clone();
+        if collective.is_main_process() {
             let trainer = Self::new(config, folder)?;
             // The others look at the folder when it is tidy.
-            ranks.barrier()?;
-            return Ok(Self { ranks, ..trainer });
+            collective.barrier()?;
+            return Ok(Self { collective, ..trainer });
         }
         config.validate()?;
-        ranks.barrier()?;
-        Ok(Self { checkpoints: Checkpoints::follow(folder, ranks.rank()).keep(config.keep), config, ranks })
+        collective.barrier()?;
+        let checkpoints = Checkpoints::follow(folder, collective.rank()).keep(config.keep);
+        Ok(Self { checkpoints, config, collective })
     }
 
     /// The step at which [`fit`](Self::fit) would go on: that of the last checkpoint, 0 without one.
@@ -363,32 +361,32 @@ impl Trainer {
     /// # Errors
     /// When the data, the model, the observer or the disk fail, or a loss is not finite any more.
     pub fn fit<A: Algorithm>(&self, algorithm: &mut A, observer: &mut dyn Observer) -> Result<Fitted> {
-        let (config, ranks) = (&self.config, &self.ranks);
-        ranks.join(algorithm)?;
+        let (config, collective) = (&self.config, &self.collective);
+        distribute(collective, algorithm)?;
         algorithm.policy_mut().set_gradient_checkpointing(config.gradient_checkpointing)?;
-        let mover = &mut Mover::new(config, algorithm.policy(), ranks)?;
+        let mover = &mut Mover::new(config, algorithm.policy(), collective)?;
         let mut state = self.checkpoints.restore(algorithm, mover.optimizer_mut())?.unwrap_or_default();
-        ranks.align(algorithm.policy(), state.step)?;
+        align(collective, algorithm.policy(), state.step)?;
         observer.started(state.step, config.steps).map_err(Error::Observer)?;
         let mut log = Log::default();
         // Ranks wait for each other, so none of them may leave by itself.
-        let interrupt = if ranks.size() == 1 { observer.interrupt() } else { Interrupt::default() };
+        let interrupt = if collective.size() == 1 { observer.interrupt() } else { Interrupt::default() };
         while state.step < config.steps {
             let step = state.step;
             if config.validates_at(step) || (config.eval_every == 0 && algorithm.phase_begins(step)) {
-                log.check(step, ranks)?;
+                log.check(step, collective)?;
                 if !self.validate(algorithm, &mut state, mover, &mut log.phases, (observer, &interrupt))? {
                     return self.fitted(&state, Ending::Stopped, log, observer);
                 }
             } else if due(config.save_every, step) && step > 0 {
-                log.check(step, ranks)?;
+                log.check(step, collective)?;
                 self.save(algorithm, &mut state, mover, &mut log.phases, observer)?;
             }
             let started = Instant::now();
             let lr = config.schedule.lr(config.lr, step, config.warmup_steps, config.steps);
             let lr = mover.optimizer().rate(lr);
             let Some(tokens) = self.update(algorithm, mover, lr, step, &mut log, &interrupt)? else {
-                log.check(step, ranks)?;
+                log.check(step, collective)?;
                 self.save(algorithm, &mut state, mover, &mut log.phases, observer)?;
                 return self.fitted(&state, Ending::Stopped, log, observer);
             };
@@ -397,7 +395,7 @@ impl Trainer {
             let last = state.step == config.steps;
             let mut metrics = vec![];
             if last || step % config.log_every == 0 {
-                metrics = log.take(step, lr, algorithm.loss_name(), ranks)?;
+                metrics = log.take(step, lr, algorithm.loss_name(), collective)?;
                 metrics.extend(algorithm.metrics()?);
             }
             observer
@@ -409,8 +407,8 @@ impl Trainer {
                     secs: started.elapsed().as_secs_f64(),
                 })
                 .map_err(Error::Observer)?;
-            if !last && ranks.any(observer.stop_requested())? {
-                log.check(step, ranks)?;
+            if !last && collective.any(observer.stop_requested())? {
+                log.check(step, collective)?;
                 self.save(algorithm, &mut state, mover, &mut log.phases, observer)?;
                 return self.fitted(&state, Ending::Stopped, log, observer);
             }
@@ -457,14 +455,14 @@ impl Trainer {
             log.phases.add("data", (started.elapsed().as_secs_f64() - own.total()).max(0.0));
             log.phases.merge(own);
             let own = batches.as_deref().map(|batches| (counts(algorithm, batches), batches.len()));
-            let Some((counts, rounds)) = self.ranks.counts(own)? else { break };
+            let Some((counts, rounds)) = all_counts(&self.collective, own)? else { break };
             let batches = batches.unwrap_or_default();
             algorithm.policy_mut().set_training(true);
             if update > 0 {
                 mover.zero_grad()?;
             }
             log.begin_update();
-            self.ranks.expect(&counts, algorithm.loss_name(), log)?;
+            expect(&self.collective, &counts, algorithm.loss_name(), log)?;
             for round in 0..rounds {
                 mover.begin(round, rounds);
                 if let Some(batch) = batches.get(round) {
@@ -473,12 +471,12 @@ impl Trainer {
                 mover.finish(round, rounds, &mut log.phases)?;
             }
             let norm = mover.step(max_norm, lr, &mut log.phases)?;
-            log.add("grad_norm", &self.ranks.share(norm)?)?;
+            log.add("grad_norm", &share(&self.collective, norm)?)?;
             algorithm.policy_mut().set_training(false);
             update += 1;
         }
         log.end_step()?;
-        self.ranks.total(tokens).map(Some)
+        self.collective.total(tokens).map(Some)
     }
 
     /// Adds the gradients of a micro-batch; returns the tokens that went through the model.
@@ -539,7 +537,7 @@ impl Trainer {
             }
             evaluation => evaluation?,
         };
-        evaluation.score = self.ranks.of_first(evaluation.score)?;
+        evaluation.score = self.collective.broadcast(evaluation.score)?;
         if !evaluation.score.is_finite() {
             let name = "validation score".into();
             return Err(Error::NotFinite { name, value: evaluation.score, step: state.step });
@@ -563,10 +561,10 @@ impl Trainer {
         observer: &mut dyn Observer,
     ) -> Result<()> {
         let path = phases.time("checkpoint", || {
-            let generators = self.ranks.generators(algorithm.policy().device())?;
-            let states = States { mover, generators, ranks: &self.ranks };
+            let generators = all_generators(&self.collective, algorithm.policy().device())?;
+            let states = States { mover, generators, collective: &self.collective };
             let path = self.checkpoints.save(algorithm, state, states)?;
-            self.ranks.barrier().map(|()| path)
+            self.collective.barrier().map(|()| path)
         })?;
         observer.checkpoint(state.step, &path).map_err(Error::Observer)
     }

@@ -1,12 +1,14 @@
 //! What moves the parameters of a run.
 
+use std::rc::Rc;
+
 use ruminate_models::Policy;
 use ruminate_torch::dist::{Reducer, Sharding};
 use ruminate_torch::optim::{Optimizer, clip_grad_norm, zero_grad};
 use tch::Tensor;
 
-use super::{Phases, Ranks, TrainerConfig};
-use crate::Result;
+use super::{Phases, TrainerConfig};
+use crate::{Collective, Result};
 
 /// The optimizer, and with several ranks what brings their gradients together. With [`Sharding`], the optimizer is that of this
 /// rank's own parameters.
@@ -18,10 +20,13 @@ pub(super) struct Mover {
 }
 
 impl Mover {
-    pub(super) fn new(config: &TrainerConfig, policy: &dyn Policy, ranks: &Ranks) -> Result<Self> {
+    pub(super) fn new(config: &TrainerConfig, policy: &dyn Policy, collective: &Collective) -> Result<Self> {
         let named = policy.parameters().named();
         let parameters: Vec<Tensor> = named.iter().map(|(_, tensor)| tensor.shallow_clone()).collect();
-        let reducer = ranks.reducer(&parameters, config.sharding)?;
+        let reducer = collective
+            .group()
+            .map(|group| Reducer::new(Rc::clone(group), &parameters, config.sharding))
+            .transpose()?;
         let owns = |index: usize| reducer.as_ref().is_none_or(|reducer| reducer.owns(index));
         let own = named.into_iter().enumerate().filter(|(i, _)| owns(*i)).map(|(_, named)| named).collect();
         Ok(Self { parameters, optimizer: config.optimizer().build(own)?, reducer })

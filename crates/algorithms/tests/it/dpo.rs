@@ -7,7 +7,7 @@ use ruminate_algorithms::dpo::{
     Dpo, DpoConfig, Pair, PairLengths, PreferenceLoss, PromptCut, Reference, ReferenceSync, ShuffledPairs,
     WeightedLoss, encode_pairs, precompute, precompute_cached,
 };
-use ruminate_algorithms::{Algorithm, Ending, Metrics, Peers, Silent, Trainer, TrainerConfig};
+use ruminate_algorithms::{Algorithm, Collective, Ending, Metrics, Silent, Trainer, TrainerConfig};
 use ruminate_datasets::PreferenceExample;
 use ruminate_models::{Example, Policy, T5, TokenId, Want};
 use tch::{Kind, Tensor};
@@ -170,7 +170,8 @@ fn precomputed_is_live_and_padding_is_invisible() {
     let file = folder.path().join("reference.json");
     let cached = |reference: &T5, ld_alpha| {
         let mut pairs = batch.clone();
-        let read = precompute_cached(reference, &mut pairs, ld_alpha, 4, &file, &Peers::default()).unwrap();
+        let read =
+            precompute_cached(reference, &mut pairs, ld_alpha, 4, &file, &Collective::default()).unwrap();
         (read, pairs)
     };
     assert_eq!(cached(&reference, 0.5), (false, precomputed.clone()));

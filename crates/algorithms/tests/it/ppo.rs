@@ -8,7 +8,7 @@ use ruminate_algorithms::ppo::{
     Batch, KlPenalty, Ppo, PpoConfig, PpoData, Prompt, RolloutConfig, Supervision,
 };
 use ruminate_algorithms::{
-    Algorithm, Ending, Fitted, Objective, Peers, Precision, Result, Silent, Trainer, TrainerConfig,
+    Algorithm, Collective, Ending, Fitted, Objective, Precision, Result, Silent, Trainer, TrainerConfig,
 };
 use ruminate_datasets::Compat;
 use ruminate_models::{
@@ -336,12 +336,12 @@ fn a_separate_value_network_is_saved_and_leaves_the_policy_alone() {
 fn measured_rewards_give_the_scale_and_the_tasks() {
     let _alone = alone();
     let ppo = ppo(config(), 1.0, 1).unwrap();
-    let (map, tasks) = ppo.measure_rewards(None, &Peers::default(), &mut Silent).unwrap();
+    let (map, tasks) = ppo.measure_rewards(None, &Collective::default(), &mut Silent).unwrap();
     assert_eq!(tasks.values().map(|task| task.count).sum::<usize>(), 40);
     assert_eq!(tasks.keys().collect::<Vec<_>>(), ["task 0", "task 1"]);
     assert!(map.gain > 0.0);
     // Two batches of 16.
-    let (_, some) = ppo.measure_rewards(Some(2), &Peers::default(), &mut Silent).unwrap();
+    let (_, some) = ppo.measure_rewards(Some(2), &Collective::default(), &mut Silent).unwrap();
     assert_eq!(some.values().map(|task| task.count).sum::<usize>(), 32);
     // A part of the data is one of all tasks, though these come one after another.
     let ordered = |i: usize, prompt: Prompt<()>| Prompt { task: format!("task {}", i / 20), ..prompt };
@@ -349,11 +349,11 @@ fn measured_rewards_give_the_scale_and_the_tasks() {
     let actor = ActorCritic::shared(model(0.0, 1), 3).unwrap();
     let data = PpoData { train, supervised: None, held_out: prompts(12) };
     let ppo = Ppo::new(config(), actor, model(0.0, 1), tokenizer(), Share { scale: 1.0 }, data).unwrap();
-    let (_, part) = ppo.measure_rewards(Some(1), &Peers::default(), &mut Silent).unwrap();
+    let (_, part) = ppo.measure_rewards(Some(1), &Collective::default(), &mut Silent).unwrap();
     let counts: Vec<usize> = part.values().map(|task| task.count).collect();
     assert_eq!((counts.len(), counts.iter().sum::<usize>()), (2, 16), "{counts:?}");
     let flat = self::ppo(config(), 0.0, 1).unwrap();
-    let error = flat.measure_rewards(None, &Peers::default(), &mut Silent).unwrap_err();
+    let error = flat.measure_rewards(None, &Collective::default(), &mut Silent).unwrap_err();
     assert!(error.to_string().contains("standard deviation is 0"), "{error}");
 }
 

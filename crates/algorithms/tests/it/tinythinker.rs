@@ -9,7 +9,7 @@ use ruminate_algorithms::tinythinker::{
     ReflectionConfig, Round, StagePairs, Student,
 };
 use ruminate_algorithms::trainer::Algorithm;
-use ruminate_algorithms::{Observer, Peers, Result, Sft, Silent, Trainer, TrainerConfig};
+use ruminate_algorithms::{Collective, Observer, Result, Sft, Silent, Trainer, TrainerConfig};
 use ruminate_datasets::PreferenceExample;
 use ruminate_datasets::tinythinker::{
     AnalysisOrder, Question, Reasoned, StageRecords, Variant, questions_of, teacher_runs,
@@ -208,7 +208,7 @@ pub(crate) fn acquisition_of_ranks(batch_size: usize, accumulate: usize) -> Resu
 pub(crate) fn reflection_of_ranks(
     folder: &Path,
     (batch_size, accumulate): (usize, usize),
-    peers: &Peers,
+    collective: &Collective,
     observer: &mut dyn Observer,
 ) -> Result<Dpo<T5, StagePairs>> {
     let config = ReflectionConfig {
@@ -223,10 +223,10 @@ pub(crate) fn reflection_of_ranks(
     let questions = questions_of(&records.recall_single, path)?;
     let teacher = teacher_runs(&records.summarize, &questions, path)?;
     let student = Student { policy: &policy, tokenizer: &tokenizer, variant };
-    let round = Round { number: 1, model: "a", folder, peers };
+    let round = Round { number: 1, model: "a", folder, collective };
     let pairs = student.make_pairs(&questions, &teacher, &config, &round, observer)?.unwrap();
     let reflection = Reflection::new(config, &tokenizer, &pairs.recall, &pairs.analyze, accumulate)?;
-    reflection.start(policy, tokenizer, variant, &questions, &folder.join("logps.json"), peers)
+    reflection.start(policy, tokenizer, variant, &questions, &folder.join("logps.json"), collective)
 }
 
 /// The stage that each step trained.
@@ -284,7 +284,8 @@ fn pairs_are_sampled_once_and_belong_to_their_student() {
     let make = |config: &ReflectionConfig, model_name: &str, number: u64, observer: &mut dyn Observer| {
         let (policy, tokenizer) = (model(1), tokenizer());
         let student = Student { policy: &policy, tokenizer: &tokenizer, variant: Variant::default() };
-        let round = Round { number, model: model_name, folder: folder.path(), peers: &Peers::default() };
+        let round =
+            Round { number, model: model_name, folder: folder.path(), collective: &Collective::default() };
         student.make_pairs(&questions, &teacher, config, &round, observer)
     };
     let stopped = make(&config, "a", 1, &mut Stop).unwrap();
@@ -347,7 +348,7 @@ fn a_round_trains_the_stages_that_have_pairs() {
     let folder = tempfile::tempdir().unwrap();
     let cache = folder.path().join("reference_logps.json");
     let mut dpo = both
-        .start(model(1), tokenizer(), Variant::default(), &questions[..2], &cache, &Peers::default())
+        .start(model(1), tokenizer(), Variant::default(), &questions[..2], &cache, &Collective::default())
         .unwrap();
     let margin = |dpo: &mut dyn Algorithm<Batch = Vec<ruminate_algorithms::dpo::Pair>>| {
         let metrics = dpo.evaluate(1, &mut Silent).unwrap().metrics;

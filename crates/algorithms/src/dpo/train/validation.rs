@@ -5,7 +5,7 @@ use ruminate_models::Policy;
 use super::super::config::PreferenceLoss;
 use super::super::metrics::{Records, Told};
 use super::{Dpo, Pair, PairSource};
-use crate::{Error, Observer, Peers, Result};
+use crate::{Collective, Error, Observer, Result};
 
 /// Held-out pairs in a batch.
 const EVAL_BATCH: usize = 32;
@@ -28,9 +28,9 @@ impl<P: Policy, S: PairSource> Dpo<P, S> {
     pub(super) fn validate(&self, observer: &mut dyn Observer) -> Result<(HeldOut, Vec<Told>)> {
         let batches: Vec<Vec<&Pair>> =
             self.held_out.chunks(EVAL_BATCH).map(|batch| batch.iter().collect()).collect();
-        let alone = Peers::default();
-        let peers = if self.running_means() > 0 { &alone } else { &self.peers };
-        let parts = peers.map(batches.len(), |mine| {
+        let alone = Collective::default();
+        let collective = if self.running_means() > 0 { &alone } else { &self.collective };
+        let parts = collective.map(batches.len(), |mine| {
             let total: usize = mine.iter().map(|&i| batches[i].len()).sum();
             // The running mean belongs to training.
             let (mut state, mut done) = (self.state, 0);
