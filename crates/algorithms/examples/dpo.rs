@@ -1,7 +1,7 @@
 //! DPO on six pairs: a T5 with random parameters learns to prefer one answer to another.
 
 use ruminate_algorithms::dpo::{Dpo, DpoConfig, PairLengths, Reference, ShuffledPairs, encode_pairs};
-use ruminate_algorithms::{Algorithm, Silent, Trainer, TrainerConfig};
+use ruminate_algorithms::{Algorithm, NullObserver, Trainer, TrainerConfig};
 use ruminate_datasets::PreferenceExample;
 use ruminate_models::{T5, T5Config, Tokenizer};
 use tch::{Device, Kind};
@@ -24,8 +24,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let reference = Reference::Model(model()?);
     let mut dpo = Dpo::new(DpoConfig::default(), model()?, reference, source, held_out, tokenizer.clone())?;
     let steps = TrainerConfig { steps: 30, lr: 1e-3, eval_every: 10, ..TrainerConfig::default() };
-    let fitted = Trainer::new(steps, "runs/dpo".as_ref())?.fit(&mut dpo, &mut Silent)?;
-    for (name, value) in dpo.evaluate(30, &mut Silent)?.metrics {
+    let fitted = Trainer::new(steps, "runs/dpo".as_ref())?.fit(&mut dpo, &mut NullObserver)?;
+    for (name, value) in dpo.evaluate(30, &mut NullObserver)?.metrics {
         println!("{name}: {value:.3}");
     }
     println!("the best model is in {}", fitted.best.2.display());

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use ruminate_models::{Example, IGNORED, Policy, Tokenizer};
 
-use crate::trainer::{Algorithm, Evaluation, Sums, Term};
+use crate::trainer::{Algorithm, Evaluation, Losses, Term};
 use crate::{Collective, Error, Observer, Result};
 
 /// Examples of one kind, and the weight of their loss.
@@ -111,8 +111,8 @@ impl<P: Policy, C: Curriculum<P>> Algorithm for Sft<P, C> {
         objective_terms(batch)
     }
 
-    fn sums(&mut self, batch: &Self::Batch) -> Result<Sums> {
-        objective_sums(&self.policy, batch)
+    fn losses(&mut self, batch: &Self::Batch) -> Result<Losses> {
+        objective_losses(&self.policy, batch)
     }
 
     fn evaluate(&mut self, step: u64, observer: &mut dyn Observer) -> Result<Evaluation> {
@@ -146,8 +146,8 @@ pub(crate) fn objective_terms(objectives: &[Objective]) -> Vec<Term> {
 }
 
 /// Cross-entropies of the objectives.
-pub(crate) fn objective_sums<P: Policy>(policy: &P, objectives: &[Objective]) -> Result<Sums> {
-    let mut result = Sums { sums: vec![], tokens: 0 };
+pub(crate) fn objective_losses<P: Policy>(policy: &P, objectives: &[Objective]) -> Result<Losses> {
+    let mut result = Losses { sums: vec![], tokens: 0 };
     for objective in objectives {
         let loss = policy.cross_entropy(&objective.examples)?;
         result.sums.push(loss.sum);

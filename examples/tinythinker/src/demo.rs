@@ -155,8 +155,8 @@ fn right_samples(config: &TinyThinkerConfig, model: &Path) -> anyhow::Result<f64
     let asked: Vec<Asked> = questions.iter().map(Asked::from).collect();
     let training = &config.reflection.training;
     let runs = training.generation_times;
-    let mut silent = ruminate::algorithms::Silent;
-    let responses = student.respond(&asked, Decoding::RecallPass, runs, &training.generation, &mut silent)?;
+    let responses =
+        student.respond(&asked, Decoding::RecallPass, runs, &training.generation, &mut NullObserver)?;
     let right = responses.iter().flatten().filter(|response| response.right()).count();
     Ok(right as f64 / (asked.len() * runs).max(1) as f64)
 }

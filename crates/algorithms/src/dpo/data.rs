@@ -350,7 +350,7 @@ pub fn precompute_cached<P: Policy>(
             let bits = collective.map(pairs.len(), |mine| {
                 let mut part: Vec<Pair> = mine.iter().map(|&i| pairs[i].clone()).collect();
                 precompute(reference, &mut part, ld_alpha, batch_size)?;
-                // No number survives JSON that is none.
+                // As bits, because JSON cannot encode NaN.
                 Ok(part.iter().filter_map(|pair| pair.reference).map(|of| of.map(f32::to_bits)).collect())
             })?;
             bits.into_iter().map(|of| of.map(f32::from_bits)).collect()

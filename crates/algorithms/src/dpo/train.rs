@@ -13,8 +13,8 @@ use super::config::{DpoConfig, NllNorm, ReferenceSync};
 use super::data::{Pair, PairSource};
 use super::logps::{PairLogps, confidence};
 use super::loss::{DpoState, OfAll, chosen_nll, preference_loss_among};
-use super::metrics::{LogitSums, Records, Told};
-use crate::trainer::{Algorithm, Evaluation, Sums, Term};
+use super::metrics::{LogitSums, MetricsMessage, Records};
+use crate::trainer::{Algorithm, Evaluation, Losses, Term};
 use crate::{Collective, Error, Metrics, Observer, Result};
 use validation::HeldOut;
 
@@ -371,7 +371,7 @@ impl<P: Policy, S: PairSource> Algorithm for Dpo<P, S> {
         terms
     }
 
-    fn sums(&mut self, batch: &Self::Batch) -> Result<Sums> {
+    fn losses(&mut self, batch: &Self::Batch) -> Result<Losses> {
         // The trainer has switched training mode on.
         self.policy.set_training(self.config.dropout);
         let pairs: Vec<&Pair> = batch.iter().collect();
@@ -385,14 +385,14 @@ impl<P: Policy, S: PairSource> Algorithm for Dpo<P, S> {
             for _ in 0..self.running_means() {
                 self.state.add(of_all([0.0; 3])?);
             }
-            return Ok(Sums { sums: vec![], tokens: 0 });
+            return Ok(Losses { sums: vec![], tokens: 0 });
         }
         let forward = self.forward(&pairs, &mut state, &mut records, &of_all);
         self.records = records;
         let forward = forward?;
         self.state = state;
         let sums = std::iter::once(forward.preference).chain(forward.nll).collect();
-        Ok(Sums { sums, tokens: forward.tokens })
+        Ok(Losses { sums, tokens: forward.tokens })
     }
 
     fn metrics(&mut self) -> Result<Metrics> {
@@ -402,7 +402,7 @@ impl<P: Policy, S: PairSource> Algorithm for Dpo<P, S> {
     fn evaluate(&mut self, step: u64, observer: &mut dyn Observer) -> Result<Evaluation> {
         self.check_validation()?;
         let total = self.held_out.len();
-        let (HeldOut { preference, mut nll, tokens }, told) = self.validate(observer)?;
+        let (HeldOut { preference, mut nll, tokens }, messages) = self.validate(observer)?;
         let mut metrics: Metrics = vec![];
         let mut loss = preference / total.max(1) as f64;
         if tokens > 0 {
@@ -413,8 +413,8 @@ impl<P: Policy, S: PairSource> Algorithm for Dpo<P, S> {
         if total > 0 {
             metrics.insert(0, ("eval/loss".into(), loss));
         }
-        let told = Told::metrics(told).into_iter();
-        metrics.extend(told.map(|(name, value)| (format!("eval/{name}"), value)));
+        let pairwise = MetricsMessage::metrics(messages).into_iter();
+        metrics.extend(pairwise.map(|(name, value)| (format!("eval/{name}"), value)));
         let mut score = -loss;
         if let Some(evaluation) = &mut self.evaluation {
             let found = evaluation.evaluate(&self.policy, step, observer)?;

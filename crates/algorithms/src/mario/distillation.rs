@@ -17,7 +17,7 @@ use crate::quark::{
     Batch, Buckets, Condition, ControlConfig, ControlTokens, Expert, Judged, Quark, QuarkConfig, QuarkData,
     RewardSpec, respond, shown_sample, summarize,
 };
-use crate::trainer::{Algorithm, Evaluation, Sums, Term};
+use crate::trainer::{Algorithm, Evaluation, Losses, Term};
 use crate::{Collective, Error, Metrics, Observer, Phases, Result, Schedule, TrainerConfig};
 
 /// Responses shown as samples of each validation.
@@ -260,8 +260,8 @@ impl<P: Policy + Generate> Algorithm for Distillation<P> {
         self.quark.terms(batch)
     }
 
-    fn sums(&mut self, batch: &Batch) -> Result<Sums> {
-        self.quark.sums(batch)
+    fn losses(&mut self, batch: &Batch) -> Result<Losses> {
+        self.quark.losses(batch)
     }
 
     fn metrics(&mut self) -> Result<Metrics> {

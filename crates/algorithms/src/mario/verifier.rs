@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Reduction, Tensor};
 
 use super::rows::at_least_one;
-use crate::trainer::{Algorithm, Evaluation, Sums, Term};
+use crate::trainer::{Algorithm, Evaluation, Losses, Term};
 use crate::{Collective, Error, Observer, Result};
 
 /// Settings of [`VerifierTraining`].
@@ -164,7 +164,7 @@ impl Algorithm for VerifierTraining {
         vec![Term { name: "bce_loss", weight: 1.0, count: batch.len() as u64 }]
     }
 
-    fn sums(&mut self, batch: &Self::Batch) -> Result<Sums> {
+    fn losses(&mut self, batch: &Self::Batch) -> Result<Losses> {
         let rows: Vec<&[TokenId]> = batch.iter().map(|&i| self.train.0[i].0.as_slice()).collect();
         let truth: Vec<f32> = batch.iter().map(|&i| f32::from(u8::from(self.train.0[i].1))).collect();
         let truth = Tensor::f_from_slice(&truth)?.f_to_device(self.encoder.device())?;
@@ -175,7 +175,7 @@ impl Algorithm for VerifierTraining {
             none.as_ref(),
             Reduction::Sum,
         )?;
-        Ok(Sums { sums: vec![sum], tokens: rows.iter().map(|row| row.len() as u64).sum() })
+        Ok(Losses { sums: vec![sum], tokens: rows.iter().map(|row| row.len() as u64).sum() })
     }
 
     fn evaluate(&mut self, _: u64, observer: &mut dyn Observer) -> Result<Evaluation> {

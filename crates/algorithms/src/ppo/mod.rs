@@ -21,8 +21,8 @@ use ruminate_rewards::{Normalization, Reward, Rewarded, Sample, check_rewards};
 use serde::{Deserialize, Serialize};
 use tch::Kind;
 
-use crate::sft::{objective_sums, objective_terms};
-use crate::trainer::{Algorithm, Evaluation, Sums, Term};
+use crate::sft::{objective_losses, objective_terms};
+use crate::trainer::{Algorithm, Evaluation, Losses, Term};
 use crate::{Collective, Error, Metrics, Objective, Observer, Phases, Result};
 
 pub use config::{Phase, PpoConfig, RolloutConfig};
@@ -32,7 +32,7 @@ pub use estimate::{
 pub use evaluation::summarize;
 pub use kl::KlPenalty;
 pub use loss::{Drift, clamp, drift, policy_loss, value_loss};
-use records::{Records, Rolled, mean, row_sums, total_drift};
+use records::{Records, RolloutStats, mean, row_sums, total_drift};
 use rollout::{Pass, Rollout, Scored, example, mask};
 pub use rollout::{Prompt, Response};
 pub(crate) use rollout::{respond, text};
@@ -281,12 +281,12 @@ where
         }
         let Scored { values, entropy, .. } = scored;
         let Estimates { returns, .. } = estimates;
-        let rolled =
-            Rolled { raw, normalized, kl, penalized, entropy, values, returns, mask }.of_all(&collective)?;
-        if !rolled.raw.is_empty() {
-            self.records.rolled_out(&rolled, self.kl_coef);
-            let kl = mean(row_sums(&rolled.kl));
-            self.kl_coef = self.config.kl.next(self.kl_coef, kl, rolled.raw.len());
+        let stats = RolloutStats { raw, normalized, kl, penalized, entropy, values, returns, mask }
+            .gathered(&collective)?;
+        if !stats.raw.is_empty() {
+            self.records.add_rollout(&stats, self.kl_coef);
+            let kl = mean(row_sums(&stats.kl));
+            self.kl_coef = self.config.kl.next(self.kl_coef, kl, stats.raw.len());
         }
         self.phases.merge(phases);
         Ok(())
@@ -433,9 +433,9 @@ where
         }
     }
 
-    fn sums(&mut self, batch: &Batch) -> Result<Sums> {
+    fn losses(&mut self, batch: &Batch) -> Result<Losses> {
         let (rows, policy) = match batch {
-            Batch::Supervised(objectives) => return objective_sums(self.model.actor(), objectives),
+            Batch::Supervised(objectives) => return objective_losses(self.model.actor(), objectives),
             Batch::Reinforced { rows, policy, .. } => (rows, *policy),
         };
         let rollout = self.rollout.as_mut().ok_or_else(|| Error::config("rollout", "there is none"))?;
@@ -465,7 +465,7 @@ where
         self.records.drifted(&moved, scores.labels.count)?;
         self.drift.push(moved);
         self.drift_tokens += scores.labels.count;
-        Ok(Sums { sums, tokens: scores.tokens })
+        Ok(Losses { sums, tokens: scores.tokens })
     }
 
     fn metrics(&mut self) -> Result<Metrics> {

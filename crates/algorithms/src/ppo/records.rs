@@ -11,7 +11,7 @@ use crate::{Collective, Metrics, Result};
 
 /// A rollout as it is recorded: one entry for each response.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Rolled {
+pub(super) struct RolloutStats {
     pub(super) raw: Vec<f64>,
     pub(super) normalized: Vec<f64>,
     pub(super) kl: Grid,
@@ -22,9 +22,9 @@ pub(super) struct Rolled {
     pub(super) mask: Mask,
 }
 
-impl Rolled {
-    /// The responses of all ranks.
-    pub(super) fn of_all(self, collective: &Collective) -> Result<Self> {
+impl RolloutStats {
+    /// Adds the responses of all other ranks.
+    pub(super) fn gathered(self, collective: &Collective) -> Result<Self> {
         let none = Self {
             raw: vec![],
             normalized: vec![],
@@ -77,29 +77,29 @@ impl Records {
         Ok(())
     }
 
-    pub(super) fn rolled_out(&mut self, rolled: &Rolled, kl_coef: f64) {
-        let raw = Statistics::of(rolled.raw.iter().copied());
+    pub(super) fn add_rollout(&mut self, stats: &RolloutStats, kl_coef: f64) {
+        let raw = Statistics::of(stats.raw.iter().copied());
         self.add("reward/raw", raw.mean);
         self.add("reward/spread", raw.std);
-        self.add("reward/normalized", mean(rolled.normalized.iter().copied()));
-        self.add("reward/penalized", mean(row_sums(&rolled.penalized)));
-        self.add("reward/KL", mean(row_sums(&rolled.kl)));
+        self.add("reward/normalized", mean(stats.normalized.iter().copied()));
+        self.add("reward/penalized", mean(row_sums(&stats.penalized)));
+        self.add("reward/KL", mean(row_sums(&stats.kl)));
         self.add("kl_coef", kl_coef);
-        self.add("entropy", Moments::of(&rolled.entropy, &rolled.mask).mean());
-        let lengths = rolled.mask.iter().map(|row| row.iter().filter(|&&real| real).count() as f64);
+        self.add("entropy", Moments::of(&stats.entropy, &stats.mask).mean());
+        let lengths = stats.mask.iter().map(|row| row.iter().filter(|&&real| real).count() as f64);
         self.add("response_tokens", mean(lengths));
-        let unexplained: Grid = rolled
+        let unexplained: Grid = stats
             .returns
             .iter()
-            .zip(&rolled.values)
+            .zip(&stats.values)
             .map(|(returns, values)| returns.iter().zip(values).map(|(r, v)| r - v).collect())
             .collect();
-        let variance = Moments::of(&rolled.returns, &rolled.mask).variance();
+        let variance = Moments::of(&stats.returns, &stats.mask).variance();
         // Without variance there is nothing to explain.
         if variance > 0.0 {
             self.add(
                 "explained_variance",
-                1.0 - Moments::of(&unexplained, &rolled.mask).variance() / variance,
+                1.0 - Moments::of(&unexplained, &stats.mask).variance() / variance,
             );
         }
     }

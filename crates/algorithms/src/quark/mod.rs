@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use crate::ppo::{KlPenalty, Prompt};
-use crate::trainer::{Algorithm, Evaluation, Sums, Term};
+use crate::trainer::{Algorithm, Evaluation, Losses, Term};
 use crate::{Collective, Error, Metrics, Observer, Phases, Result};
 pub(crate) use evaluation::{shown_sample, summarize};
 
@@ -412,7 +412,7 @@ where
         terms
     }
 
-    fn sums(&mut self, batch: &Batch) -> Result<Sums> {
+    fn losses(&mut self, batch: &Batch) -> Result<Losses> {
         self.policy.set_training(self.config.dropout);
         let mut with_code = vec![];
         let mut without = vec![];
@@ -447,7 +447,7 @@ where
         self.since.add(&tally, batch.rows.len())?;
         self.update.add(&tally, batch.rows.len())?;
         let tokens = with_code.iter().map(|e| (e.prompt.len() + e.target.len()) as u64).sum();
-        Ok(Sums { sums, tokens })
+        Ok(Losses { sums, tokens })
     }
 
     fn metrics(&mut self) -> Result<Metrics> {

@@ -8,7 +8,7 @@ use tch::{Kind, Tensor};
 
 use super::{RwrLoss, WeightedExample, rwr_loss};
 use crate::dpo::PolicyEvaluation;
-use crate::trainer::{Algorithm, Evaluation, Precision, Sums, Term, TrainerConfig};
+use crate::trainer::{Algorithm, Evaluation, Losses, Precision, Term, TrainerConfig};
 use crate::{Collective, Error, Metrics, Observer, Result, Schedule, Shuffled};
 
 /// Steps in which the rate rises: a share of all, rounded up. RISE's share is 0.04.
@@ -174,7 +174,7 @@ impl<P: Policy> Algorithm for Rwr<P> {
         vec![Term { name: "rwr_loss", weight: 1.0, count: batch.len() as u64 }]
     }
 
-    fn sums(&mut self, batch: &Self::Batch) -> Result<Sums> {
+    fn losses(&mut self, batch: &Self::Batch) -> Result<Losses> {
         let (loss, tokens) = self.loss(batch)?;
         let nll = loss.nll.f_detach()?.f_sum(Kind::Float)?;
         let weight: f64 = batch.iter().map(|weighted| f64::from(weighted.weight)).sum();
@@ -182,7 +182,7 @@ impl<P: Policy> Algorithm for Rwr<P> {
             None => (nll, weight, batch.len()),
             Some((sum, weights, count)) => (sum.f_add(&nll)?, weights + weight, count + batch.len()),
         });
-        Ok(Sums { sums: vec![loss.loss.sum], tokens })
+        Ok(Losses { sums: vec![loss.loss.sum], tokens })
     }
 
     fn metrics(&mut self) -> Result<Metrics> {

@@ -14,7 +14,7 @@ use ruminate_torch::rng;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
-use super::{Algorithm, Mover};
+use super::{Algorithm, OptimizerStep};
 use crate::{Collective, Error, Result};
 
 pub use manifest::{Damage, MANIFEST, seal, verify};
@@ -89,7 +89,7 @@ impl TrainerState {
 
 /// What a checkpoint holds besides model and algorithm.
 pub(super) struct States<'a> {
-    pub(super) mover: &'a Mover,
+    pub(super) optimizer_step: &'a OptimizerStep,
     /// Of rank 0: those of all ranks.
     pub(super) generators: Vec<(String, Tensor)>,
     pub(super) collective: &'a Collective,
@@ -99,8 +99,8 @@ impl States<'_> {
     /// Writes this rank's file.
     fn write(&self, folder: &Path) -> Result<()> {
         let (rank, size) = (self.collective.rank(), self.collective.size());
-        let file = if self.mover.is_sharded() { shard(rank, size) } else { TRAINER.into() };
-        let state = self.mover.optimizer().state();
+        let file = if self.optimizer_step.is_sharded() { shard(rank, size) } else { TRAINER.into() };
+        let state = self.optimizer_step.optimizer().state();
         let generators = if rank == 0 { &self.generators[..] } else { &[] };
         let tensors = state.iter().chain(generators).map(|(name, tensor)| (name.as_str(), tensor));
         Ok(write_tensors(&folder.join(file), tensors)?)
@@ -287,7 +287,7 @@ impl Checkpoints {
     ) -> Result<PathBuf> {
         let folder = self.folder(state.step);
         let temporary = self.root.join(format!("{TEMPORARY}step-{}", state.step));
-        let sharded = states.mover.is_sharded();
+        let sharded = states.optimizer_step.is_sharded();
         if self.rank > 0 {
             if sharded {
                 // Rank 0 makes the folder.
@@ -342,7 +342,7 @@ impl Checkpoints {
         state: &TrainerState,
         states: &States<'_>,
     ) -> Result<()> {
-        let sharded = states.mover.is_sharded();
+        let sharded = states.optimizer_step.is_sharded();
         if sharded {
             states.collective.barrier()?;
         }
@@ -431,9 +431,9 @@ fn sync(folder: &Path) -> Result<()> {
 fn needed<A: Algorithm>(algorithm: &A, states: &States<'_>) -> u64 {
     let bytes = |tensor: &Tensor| (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64;
     let weights: u64 = algorithm.policy().parameters().iter().map(|(_, tensor)| bytes(tensor)).sum();
-    let own: u64 = states.mover.optimizer().state().iter().map(|(_, tensor)| bytes(tensor)).sum();
+    let own: u64 = states.optimizer_step.optimizer().state().iter().map(|(_, tensor)| bytes(tensor)).sum();
     // Ranks have about equal parts.
-    weights + if states.mover.is_sharded() { own * states.collective.size() as u64 } else { own }
+    weights + if states.optimizer_step.is_sharded() { own * states.collective.size() as u64 } else { own }
 }
 
 /// Says how much room a save would have needed, if that is why it failed.

@@ -3,8 +3,8 @@
 mod checkpoint;
 mod distributed;
 mod log;
-mod mover;
 mod optimizer;
+mod optimizer_step;
 mod phases;
 
 use std::collections::BTreeMap;
@@ -20,7 +20,7 @@ use crate::{Collective, Error, Metrics, Observer, Result, Schedule, StepReport};
 
 use distributed::{align, all_counts, all_generators, distribute, expect, share};
 use log::Log;
-use mover::Mover;
+use optimizer_step::OptimizerStep;
 
 use checkpoint::States;
 pub use checkpoint::{Checkpoints, Damage, MANIFEST, TrainerState, seal, verify};
@@ -163,9 +163,9 @@ pub struct Term {
     pub count: u64,
 }
 
-/// The forward pass of a micro-batch.
+/// Losses of a micro-batch.
 #[derive(Debug)]
-pub struct Sums {
+pub struct Losses {
     /// One sum per [`Term`], in their order.
     pub sums: Vec<Tensor>,
     /// Real tokens that went through the model.
@@ -218,11 +218,11 @@ pub trait Algorithm {
     /// The parts of a micro-batch's loss.
     fn terms(&self, batch: &Self::Batch) -> Vec<Term>;
 
-    /// The forward pass: one sum per term.
+    /// Computes the losses of a micro-batch: the forward pass.
     ///
     /// # Errors
     /// When the model fails.
-    fn sums(&mut self, batch: &Self::Batch) -> Result<Sums>;
+    fn losses(&mut self, batch: &Self::Batch) -> Result<Losses>;
 
     /// Name of the whole loss in the records.
     fn loss_name(&self) -> &'static str {
@@ -364,8 +364,9 @@ impl Trainer {
         let (config, collective) = (&self.config, &self.collective);
         distribute(collective, algorithm)?;
         algorithm.policy_mut().set_gradient_checkpointing(config.gradient_checkpointing)?;
-        let mover = &mut Mover::new(config, algorithm.policy(), collective)?;
-        let mut state = self.checkpoints.restore(algorithm, mover.optimizer_mut())?.unwrap_or_default();
+        let optimizer_step = &mut OptimizerStep::new(config, algorithm.policy(), collective)?;
+        let mut state =
+            self.checkpoints.restore(algorithm, optimizer_step.optimizer_mut())?.unwrap_or_default();
         align(collective, algorithm.policy(), state.step)?;
         observer.started(state.step, config.steps).map_err(Error::Observer)?;
         let mut log = Log::default();
@@ -375,19 +376,25 @@ impl Trainer {
             let step = state.step;
             if config.validates_at(step) || (config.eval_every == 0 && algorithm.phase_begins(step)) {
                 log.check(step, collective)?;
-                if !self.validate(algorithm, &mut state, mover, &mut log.phases, (observer, &interrupt))? {
+                if !self.validate(
+                    algorithm,
+                    &mut state,
+                    optimizer_step,
+                    &mut log.phases,
+                    (observer, &interrupt),
+                )? {
                     return self.fitted(&state, Ending::Stopped, log, observer);
                 }
             } else if due(config.save_every, step) && step > 0 {
                 log.check(step, collective)?;
-                self.save(algorithm, &mut state, mover, &mut log.phases, observer)?;
+                self.save(algorithm, &mut state, optimizer_step, &mut log.phases, observer)?;
             }
             let started = Instant::now();
             let lr = config.schedule.lr(config.lr, step, config.warmup_steps, config.steps);
-            let lr = mover.optimizer().rate(lr);
-            let Some(tokens) = self.update(algorithm, mover, lr, step, &mut log, &interrupt)? else {
+            let lr = optimizer_step.optimizer().rate(lr);
+            let Some(tokens) = self.update(algorithm, optimizer_step, lr, step, &mut log, &interrupt)? else {
                 log.check(step, collective)?;
-                self.save(algorithm, &mut state, mover, &mut log.phases, observer)?;
+                self.save(algorithm, &mut state, optimizer_step, &mut log.phases, observer)?;
                 return self.fitted(&state, Ending::Stopped, log, observer);
             };
             log.tokens = tokens;
@@ -409,13 +416,13 @@ impl Trainer {
                 .map_err(Error::Observer)?;
             if !last && collective.any(observer.stop_requested())? {
                 log.check(step, collective)?;
-                self.save(algorithm, &mut state, mover, &mut log.phases, observer)?;
+                self.save(algorithm, &mut state, optimizer_step, &mut log.phases, observer)?;
                 return self.fitted(&state, Ending::Stopped, log, observer);
             }
         }
         // The reference leaves its last steps unsaved and unvalidated.
         let validated =
-            self.validate(algorithm, &mut state, mover, &mut log.phases, (observer, &interrupt))?;
+            self.validate(algorithm, &mut state, optimizer_step, &mut log.phases, (observer, &interrupt))?;
         self.fitted(&state, if validated { Ending::Finished } else { Ending::Stopped }, log, observer)
     }
 
@@ -424,7 +431,7 @@ impl Trainer {
     fn update<A: Algorithm>(
         &self,
         algorithm: &mut A,
-        mover: &mut Mover,
+        optimizer_step: &mut OptimizerStep,
         lr: f64,
         step: u64,
         log: &mut Log,
@@ -436,7 +443,7 @@ impl Trainer {
             if self.config.max_grad_norm > 0.0 { self.config.max_grad_norm } else { f64::INFINITY };
         let (mut tokens, mut update) = (0, 0);
         // Before anything is prepared: a rollout has the memory of gradients.
-        mover.zero_grad()?;
+        optimizer_step.zero_grad()?;
         loop {
             let started = Instant::now();
             let mut prepare = || algorithm.batches(step, update, self.config.accumulate);
@@ -459,18 +466,18 @@ impl Trainer {
             let batches = batches.unwrap_or_default();
             algorithm.policy_mut().set_training(true);
             if update > 0 {
-                mover.zero_grad()?;
+                optimizer_step.zero_grad()?;
             }
             log.begin_update();
             expect(&self.collective, &counts, algorithm.loss_name(), log)?;
             for round in 0..rounds {
-                mover.begin(round, rounds);
+                optimizer_step.begin(round, rounds);
                 if let Some(batch) = batches.get(round) {
                     tokens += self.backward(algorithm, batch, &counts, log)?;
                 }
-                mover.finish(round, rounds, &mut log.phases)?;
+                optimizer_step.finish(round, rounds, &mut log.phases)?;
             }
-            let norm = mover.step(max_norm, lr, &mut log.phases)?;
+            let norm = optimizer_step.apply(max_norm, lr, &mut log.phases)?;
             log.add("grad_norm", &share(&self.collective, norm)?)?;
             algorithm.policy_mut().set_training(false);
             update += 1;
@@ -489,10 +496,10 @@ impl Trainer {
     ) -> Result<u64> {
         let (device, name) = (algorithm.policy().device(), algorithm.loss_name());
         let terms = algorithm.terms(batch);
-        let mut forward = || algorithm.sums(batch);
-        let sums = log.phases.time("forward", || self.precisely(device, &mut forward))?;
+        let mut forward = || algorithm.losses(batch);
+        let losses = log.phases.time("forward", || self.precisely(device, &mut forward))?;
         let mut loss: Option<Tensor> = None;
-        for (term, sum) in terms.iter().zip(&sums.sums) {
+        for (term, sum) in terms.iter().zip(&losses.sums) {
             let mean = sum.f_div_scalar(counts[term.name].max(1) as f64)?;
             log.add(term.name, &mean.f_detach()?)?;
             let share = mean.f_mul_scalar(term.weight)?;
@@ -505,7 +512,7 @@ impl Trainer {
             log.phases.time("backward", || loss.f_backward())?;
             log.add(name, &loss.f_detach()?)?;
         }
-        Ok(sums.tokens)
+        Ok(losses.tokens)
     }
 
     /// Runs the model in the precision of the configuration.
@@ -522,7 +529,7 @@ impl Trainer {
         &self,
         algorithm: &mut A,
         state: &mut TrainerState,
-        mover: &Mover,
+        optimizer_step: &OptimizerStep,
         phases: &mut Phases,
         (observer, interrupt): (&mut dyn Observer, &Interrupt),
     ) -> Result<bool> {
@@ -532,7 +539,7 @@ impl Trainer {
         let evaluate = || interrupt.during(|| algorithm.evaluate(state.step, observer));
         let mut evaluation = match phases.time("evaluation", evaluate) {
             Err(error) if error.is_interruption() => {
-                self.save(algorithm, state, mover, phases, observer)?;
+                self.save(algorithm, state, optimizer_step, phases, observer)?;
                 return Ok(false);
             }
             evaluation => evaluation?,
@@ -548,7 +555,7 @@ impl Trainer {
         } else {
             state.unranked.insert(state.step);
         }
-        self.save(algorithm, state, mover, phases, observer)?;
+        self.save(algorithm, state, optimizer_step, phases, observer)?;
         Ok(true)
     }
 
@@ -556,13 +563,13 @@ impl Trainer {
         &self,
         algorithm: &A,
         state: &mut TrainerState,
-        mover: &Mover,
+        optimizer_step: &OptimizerStep,
         phases: &mut Phases,
         observer: &mut dyn Observer,
     ) -> Result<()> {
         let path = phases.time("checkpoint", || {
             let generators = all_generators(&self.collective, algorithm.policy().device())?;
-            let states = States { mover, generators, collective: &self.collective };
+            let states = States { optimizer_step, generators, collective: &self.collective };
             let path = self.checkpoints.save(algorithm, state, states)?;
             self.collective.barrier().map(|()| path)
         })?;

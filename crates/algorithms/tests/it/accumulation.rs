@@ -1,7 +1,7 @@
 //! Micro-batches add up to the batch that they were cut from.
 
 use ruminate_algorithms::{
-    Curriculum, Evaluation, Objective, Observer, Result, Sft, Silent, Trainer, TrainerConfig,
+    Curriculum, Evaluation, NullObserver, Objective, Observer, Result, Sft, Trainer, TrainerConfig,
 };
 use ruminate_models::{Example, IGNORED, Policy, T5, Want};
 use tch::{Kind, Tensor};
@@ -86,7 +86,7 @@ fn four_pairs_are_one_batch_of_eight() {
 fn a_mean_of_means_would_be_another_gradient() {
     // What the test above would not notice if the rows were all alike.
     let _alone = alone();
-    let trained = one_step(8, &mut Silent);
+    let trained = one_step(8, &mut NullObserver);
     let t5 = model(0.0, 1);
     for rows in rows().chunks(2) {
         let odd: Vec<Example> = rows.iter().filter(|e| e.prompt.len() % 2 == 1).cloned().collect();

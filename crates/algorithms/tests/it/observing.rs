@@ -1,6 +1,6 @@
 //! What an observer is told, and what it can do.
 
-use ruminate_algorithms::{Ending, Error, Silent, TrainerConfig};
+use ruminate_algorithms::{Ending, Error, NullObserver, TrainerConfig};
 
 use crate::support::{Drill, Recorder, alone, chain, examples, fit, names, short, target};
 
@@ -87,7 +87,7 @@ fn its_errors_end_the_run() {
         assert_eq!(observer.events.last().map(String::as_str), Some(event));
         lengths.push(observer.events.len());
         // And it can go on with one that works.
-        fit(folder.path(), &config(), drill(), &mut Silent).unwrap();
+        fit(folder.path(), &config(), drill(), &mut NullObserver).unwrap();
     }
     assert_eq!(lengths, [1, 6, 8, 13]);
 }

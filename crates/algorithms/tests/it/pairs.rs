@@ -6,7 +6,7 @@ use ruminate_algorithms::dpo::{
     Dpo, DpoConfig, EncodedCounts, PairLengths, PromptCut, Reference as Given, ShuffledPairs,
     encode_dialogues, encode_pairs,
 };
-use ruminate_algorithms::{Algorithm, Silent, Trainer, TrainerConfig};
+use ruminate_algorithms::{Algorithm, NullObserver, Trainer, TrainerConfig};
 use ruminate_datasets::chat::{ChatTemplate, Message};
 use ruminate_datasets::{DialoguePreference, PreferenceExample};
 use ruminate_models::checkpoint::read_json;
@@ -138,9 +138,9 @@ fn the_guide_s_program_trains_a_llama() {
     let mut dpo = Dpo::new(DpoConfig::default(), model(), given, source, train, tokenizer).unwrap();
     let run = tempfile::tempdir().unwrap();
     let steps = TrainerConfig { steps: 20, lr: 1e-2, eval_every: 10, ..TrainerConfig::default() };
-    Trainer::new(steps, run.path()).unwrap().fit(&mut dpo, &mut Silent).unwrap();
+    Trainer::new(steps, run.path()).unwrap().fit(&mut dpo, &mut NullObserver).unwrap();
     let margin = dpo
-        .evaluate(20, &mut Silent)
+        .evaluate(20, &mut NullObserver)
         .unwrap()
         .metrics
         .into_iter()

@@ -37,8 +37,8 @@ impl Algorithm for Rollouts {
     fn terms(&self, batch: &Self::Batch) -> Vec<trainer::Term> {
         self.0.terms(batch)
     }
-    fn sums(&mut self, batch: &Self::Batch) -> Result<trainer::Sums> {
-        self.0.sums(batch)
+    fn losses(&mut self, batch: &Self::Batch) -> Result<trainer::Losses> {
+        self.0.losses(batch)
     }
     fn evaluate(&mut self, step: u64, observer: &mut dyn Observer) -> Result<Evaluation> {
         self.0.evaluate(step, observer)

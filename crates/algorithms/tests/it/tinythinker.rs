@@ -9,7 +9,7 @@ use ruminate_algorithms::tinythinker::{
     ReflectionConfig, Round, StagePairs, Student,
 };
 use ruminate_algorithms::trainer::Algorithm;
-use ruminate_algorithms::{Collective, Observer, Result, Sft, Silent, Trainer, TrainerConfig};
+use ruminate_algorithms::{Collective, NullObserver, Observer, Result, Sft, Trainer, TrainerConfig};
 use ruminate_datasets::PreferenceExample;
 use ruminate_datasets::tinythinker::{
     AnalysisOrder, Question, Reasoned, StageRecords, Variant, questions_of, teacher_runs,
@@ -77,7 +77,7 @@ fn respond(
 ) -> Vec<Vec<ruminate_algorithms::tinythinker::Response>> {
     let (policy, tokenizer) = (model(1), tokenizer());
     let student = Student { policy: &policy, tokenizer: &tokenizer, variant };
-    student.respond(asked, decoding, runs, &settings(batch_size), &mut Silent).unwrap()
+    student.respond(asked, decoding, runs, &settings(batch_size), &mut NullObserver).unwrap()
 }
 
 #[test]
@@ -290,7 +290,7 @@ fn pairs_are_sampled_once_and_belong_to_their_student() {
     };
     let stopped = make(&config, "a", 1, &mut Stop).unwrap();
     assert!(stopped.is_none());
-    let pairs = make(&config, "a", 1, &mut Silent).unwrap().unwrap();
+    let pairs = make(&config, "a", 1, &mut NullObserver).unwrap().unwrap();
     assert_eq!((pairs.summary.questions, pairs.summary.runs), (6, 18));
     assert!(!pairs.recall.is_empty());
     assert!(pairs.recall.iter().all(|pair| pair.chosen == "Every city has a weather."));
@@ -300,10 +300,10 @@ fn pairs_are_sampled_once_and_belong_to_their_student() {
     assert_eq!(text.lines().count(), 7);
     let end = text.trim_end().rfind('\n').unwrap() + 10;
     std::fs::write(&file, &text[..end]).unwrap();
-    assert_eq!(make(&config, "a", 1, &mut Silent).unwrap().unwrap(), pairs);
+    assert_eq!(make(&config, "a", 1, &mut NullObserver).unwrap().unwrap(), pairs);
     assert_eq!(std::fs::read_to_string(&file).unwrap(), text);
     for (model, round) in [("b", 1), ("a", 2)] {
-        let error = make(&config, model, round, &mut Silent).unwrap_err().to_string();
+        let error = make(&config, model, round, &mut NullObserver).unwrap_err().to_string();
         assert!(error.contains("recall_runs.jsonl") && error.contains("another"), "{error}");
     }
 }
@@ -351,14 +351,17 @@ fn a_round_trains_the_stages_that_have_pairs() {
         .start(model(1), tokenizer(), Variant::default(), &questions[..2], &cache, &Collective::default())
         .unwrap();
     let margin = |dpo: &mut dyn Algorithm<Batch = Vec<ruminate_algorithms::dpo::Pair>>| {
-        let metrics = dpo.evaluate(1, &mut Silent).unwrap().metrics;
+        let metrics = dpo.evaluate(1, &mut NullObserver).unwrap().metrics;
         let find = |wanted: &str| metrics.iter().find(|(name, _)| name == wanted).map(|(_, value)| *value);
         assert!(find("eval/accuracy").is_some());
         find("eval/rewards/margins").unwrap()
     };
     assert!(margin(&mut dpo).abs() < 1e-5);
     let trainer = TrainerConfig { lr: 1e-3, ..trainer };
-    Trainer::new(trainer, &folder.path().join("checkpoints")).unwrap().fit(&mut dpo, &mut Silent).unwrap();
+    Trainer::new(trainer, &folder.path().join("checkpoints"))
+        .unwrap()
+        .fit(&mut dpo, &mut NullObserver)
+        .unwrap();
     assert!(margin(&mut dpo) > 0.1);
     assert!(cache.is_file());
 }

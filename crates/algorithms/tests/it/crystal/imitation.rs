@@ -2,7 +2,7 @@
 
 use ruminate_algorithms::crystal::{BestBy, Imitation, ImitationConfig};
 use ruminate_algorithms::{
-    Curriculum, Ending, Error, Evaluation, Objective, Sft, Silent, Trainer, TrainerConfig, mean_loss,
+    Curriculum, Ending, Error, Evaluation, NullObserver, Objective, Sft, Trainer, TrainerConfig, mean_loss,
 };
 use ruminate_datasets::prompts::{ANSWER_SEPARATOR, KNOWLEDGE_SEPARATOR};
 use ruminate_datasets::{Annotated, Instances, Order, Question, Split};
@@ -48,7 +48,7 @@ fn next(imitation: &mut Imitation, step: u64) -> Vec<Objective> {
 }
 
 fn evaluate(imitation: &mut Imitation, t5: &T5, step: u64) -> Evaluation {
-    imitation.evaluate(t5, step, &mut Silent).unwrap()
+    imitation.evaluate(t5, step, &mut NullObserver).unwrap()
 }
 
 /// What a prompt should be: the whole text in one piece. The world's words do not run into each other, so that this
@@ -210,7 +210,7 @@ fn data_that_cannot_be_trained_on_is_refused() {
 fn half_taught() -> T5 {
     let folder = tempfile::tempdir().unwrap();
     let mut sft = Sft::new(model(0.0, 1), imitation(config(ALL), "clean"), tokenizer());
-    Trainer::new(short(25), folder.path()).unwrap().fit(&mut sft, &mut Silent).unwrap();
+    Trainer::new(short(25), folder.path()).unwrap().fit(&mut sft, &mut NullObserver).unwrap();
     sft.into_policy()
 }
 

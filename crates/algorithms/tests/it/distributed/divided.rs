@@ -5,7 +5,7 @@ use std::time::Duration;
 use ruminate_algorithms::crystal::ImitationConfig;
 use ruminate_algorithms::dpo::precompute_cached;
 use ruminate_algorithms::rwr::Divided;
-use ruminate_algorithms::{Algorithm, Collective, Curriculum, Evaluation, Result, Silent};
+use ruminate_algorithms::{Algorithm, Collective, Curriculum, Evaluation, NullObserver, Result};
 use ruminate_datasets::rise::{Answerer, Ask, Failed, Reply, Stopped};
 use ruminate_models::T5;
 use tch::Device;
@@ -18,7 +18,7 @@ fn same<C: Curriculum<T5>>(collective: &Collective, policy: &T5, new: impl Fn() 
     let validated = |collective: Collective| -> Evaluation {
         let mut curriculum = new();
         curriculum.distribute(&collective).unwrap();
-        curriculum.evaluate(policy, 3, &mut Silent).unwrap()
+        curriculum.evaluate(policy, 3, &mut NullObserver).unwrap()
     };
     assert_eq!(validated(collective.clone()), validated(Collective::default()));
 }
@@ -58,12 +58,13 @@ fn rank() {
     same(&collective, &student, || crate::tinythinker::acquisition(1));
 
     let mut verifier = crate::mario::verifier();
-    let whole = verifier.evaluate(0, &mut Silent).unwrap();
+    let whole = verifier.evaluate(0, &mut NullObserver).unwrap();
     verifier.distribute(&collective).unwrap();
-    assert_eq!(verifier.evaluate(0, &mut Silent).unwrap(), whole);
+    assert_eq!(verifier.evaluate(0, &mut NullObserver).unwrap(), whole);
 
     let ppo = crate::ppo::of_ranks(model(0.0, 1), 8).unwrap();
-    let measured = |collective: &Collective| ppo.measure_rewards(Some(2), collective, &mut Silent).unwrap();
+    let measured =
+        |collective: &Collective| ppo.measure_rewards(Some(2), collective, &mut NullObserver).unwrap();
     assert_eq!(measured(&collective), measured(&Collective::default()));
 
     let asks: Vec<Ask> = (0..5).map(ask).collect();

@@ -5,7 +5,7 @@ use ruminate_algorithms::quark::{
     AddTo, Buckets, Condition, ControlConfig, ControlTokens, ExpertConfig, Lengths, Quark, QuarkConfig,
     QuarkData, RewardSpec, SamplingConfig, Single, Source, StageSchedule, Ties, TrainOption,
 };
-use ruminate_algorithms::{Algorithm, Error, Silent};
+use ruminate_algorithms::{Algorithm, Error, NullObserver};
 
 use super::{Share, config, data, experts, parts, prompts, quark_of};
 use crate::support::{alone, chain, model, tokenizer};
@@ -224,7 +224,7 @@ fn validation_without_a_score_is_an_error() {
     let (tokenizer, policy) = parts(&config().control, 1);
     let data = QuarkData { train: prompts(4), expert: vec![], held_out: prompts(2) };
     let mut quark = Quark::new(config(), policy, model(0.0, 1), tokenizer, Never, data).unwrap();
-    let error = quark.evaluate(0, &mut Silent).unwrap_err().to_string();
+    let error = quark.evaluate(0, &mut NullObserver).unwrap_err().to_string();
     assert!(error.contains("no held-out response has a score"), "{error}");
 }
 
