@@ -18,8 +18,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         };
         encode_pairs(&tokenizer, &names.iter().map(pair).collect::<Vec<_>>(), PairLengths::default())
     };
-    let (train, _) = pairs(&["Ada", "Ben", "Cora", "Dora", "Emil", "Flora"])?;
-    let (held_out, _) = pairs(&["Ida", "Jack"])?;
+    let train = pairs(&["Ada", "Ben", "Cora", "Dora", "Emil", "Flora"])?.pairs;
+    let held_out = pairs(&["Ida", "Jack"])?.pairs;
     let source = ShuffledPairs::new(train, 6, 1)?;
     let reference = Reference::Model(model()?);
     let mut dpo = Dpo::new(DpoConfig::default(), model()?, reference, source, held_out, tokenizer.clone())?;
@@ -28,6 +28,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for (name, value) in dpo.evaluate(30, &mut NullObserver)?.metrics {
         println!("{name}: {value:.3}");
     }
-    println!("the best model is in {}", fitted.best.2.display());
+    println!("the best model is in {}", fitted.best.path.display());
     Ok(())
 }

@@ -29,5 +29,6 @@ pub use schedule::Schedule;
 pub use sft::{Curriculum, Objective, Sft, mean_loss};
 pub use shuffled::Shuffled;
 pub use trainer::{
-    Algorithm, Ending, Evaluation, Fitted, OptimizerChoice, Phases, Precision, Trainer, TrainerConfig,
+    Algorithm, BestCheckpoint, Ending, Evaluation, Fitted, OptimizerChoice, Phases, Precision, Trainer,
+    TrainerConfig,
 };

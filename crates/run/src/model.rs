@@ -32,6 +32,15 @@ pub enum ModelError {
     },
 }
 
+/// The shape of a model that may be missing, for `--dry-run`.
+#[derive(Debug)]
+pub struct PlannedShape<S> {
+    /// The shape.
+    pub shape: S,
+    /// What is missing for a real run.
+    pub missing: Option<ModelError>,
+}
+
 /// Which T5.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -106,7 +115,7 @@ impl ModelConfig {
     ///
     /// # Errors
     /// There is neither a model nor a published one of the folder's name.
-    pub fn planned(&self) -> Result<(T5Config, Option<ModelError>), ModelError> {
+    pub fn planned(&self) -> Result<PlannedShape<T5Config>, ModelError> {
         let published =
             |name: &str| Some(T5Config { dropout_rate: self.dropout, ..T5Config::published(name)? });
         planned(self.shape(), &self.pretrained, published)
@@ -175,7 +184,7 @@ impl LlamaModelConfig {
     ///
     /// # Errors
     /// There is neither a model nor a published one of the folder's name.
-    pub fn planned(&self) -> Result<(LlamaConfig, Option<ModelError>), ModelError> {
+    pub fn planned(&self) -> Result<PlannedShape<LlamaConfig>, ModelError> {
         planned(self.shape(), &self.pretrained, LlamaConfig::published)
     }
 }
@@ -236,12 +245,12 @@ fn planned<S>(
     shape: Result<S, ModelError>,
     pretrained: &Option<PathBuf>,
     published: impl FnOnce(&str) -> Option<S>,
-) -> Result<(S, Option<ModelError>), ModelError> {
+) -> Result<PlannedShape<S>, ModelError> {
     let name = pretrained.as_deref().and_then(Path::file_name).and_then(|name| name.to_str());
     match shape {
-        Ok(shape) => Ok((shape, None)),
+        Ok(shape) => Ok(PlannedShape { shape, missing: None }),
         Err(error) => match name.and_then(published) {
-            Some(shape) => Ok((shape, Some(error))),
+            Some(shape) => Ok(PlannedShape { shape, missing: Some(error) }),
             None => Err(error),
         },
     }

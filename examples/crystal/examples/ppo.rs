@@ -50,6 +50,6 @@ fn main() -> anyhow::Result<()> {
     let trainer = TrainerConfig { steps: 60, lr: 3e-3, eval_every: 20, ..TrainerConfig::default() };
     let fitted = Trainer::new(trainer, "runs/rainy".as_ref())?.fit(&mut ppo, &mut NullObserver)?;
     let after = ppo.evaluate(0, &mut NullObserver)?.score;
-    println!("share of \"rainy\": {before:.2} before, {after:.2} after; {}", fitted.best.2.display());
+    println!("share of \"rainy\": {before:.2} before, {after:.2} after; {}", fitted.best.path.display());
     Ok(())
 }

@@ -77,7 +77,7 @@ impl Model {
     /// The checkpoint that is evaluated. The accuracy of imitation says little about its recall where most statements are
     /// of no use, so it goes to its end; reinforcement is stopped where the dev questions say so.
     fn checkpoint(self, fitted: Fitted) -> PathBuf {
-        if self == Self::Stage2 { fitted.best.2 } else { fitted.last }
+        if self == Self::Stage2 { fitted.best.path } else { fitted.last }
     }
 }
 
@@ -189,7 +189,7 @@ fn train_and_evaluate(
     }
     let checkpoint = model.checkpoint(fitted);
     let (t5, encoder) = config.open(&checkpoint, Device::Cpu)?;
-    let (questions, _) = read_eval(&config.data, Split::Test)?;
+    let questions = read_eval(&config.data, Split::Test)?.items;
     let report = evaluate(&t5, &encoder, &questions, &config.evaluation, &mut observer)?;
     Ok(Some((checkpoint, report)))
 }

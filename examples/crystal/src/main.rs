@@ -12,8 +12,8 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use ruminate::algorithms::crystal::{
-    EvaluationConfig, Imitation, KnowledgeSource, Notice, QuestionEncoder, evaluate, evaluation_folder,
-    read_eval, read_silver, write_evaluation,
+    EvaluationConfig, Imitation, KnowledgeSource, Notice, QuestionEncoder, ReadItems, evaluate,
+    evaluation_folder, read_eval, read_silver, write_evaluation,
 };
 use ruminate::algorithms::{Collective, Fitted, KeptTexts, Observer, Sft, Trainer};
 use ruminate::datasets::Split;
@@ -144,12 +144,12 @@ fn print_fitted(fitted: &Fitted, stage: &str, as_json: bool) -> std::io::Result<
     if as_json {
         return print_json(&json!({
             "system": "crystal", "stage": stage, "steps": fitted.steps, "last": fitted.last,
-            "best": { "step": fitted.best.0, "score": fitted.best.1, "path": fitted.best.2 },
+            "best": fitted.best,
         }));
     }
     let mut table = Table::new(["checkpoint", "step", "folder"]);
     table.row(["last", &fitted.steps.to_string(), &fitted.last.display().to_string()]);
-    table.row(["best", &fitted.best.0.to_string(), &fitted.best.2.display().to_string()]);
+    table.row(["best", &fitted.best.step.to_string(), &fitted.best.path.display().to_string()]);
     table.print()
 }
 
@@ -165,8 +165,8 @@ fn prepare(config: &CrystalConfig, device: tch::Device) -> anyhow::Result<(Imita
 
 /// Reads the data of Stage I.
 fn imitation(config: &CrystalConfig, encoder: QuestionEncoder) -> anyhow::Result<(Imitation, Vec<Notice>)> {
-    let (train, mut notices) = read_silver(&config.data, Split::Train)?;
-    let (dev, more) = read_silver(&config.data, Split::Dev)?;
+    let ReadItems { items: train, mut notices } = read_silver(&config.data, Split::Train)?;
+    let ReadItems { items: dev, notices: more } = read_silver(&config.data, Split::Dev)?;
     notices.extend(more);
     let tasks = config.data.train_tasks.clone();
     let imitation = Imitation::new(config.imitation.clone(), encoder, train, dev, tasks)?;
@@ -211,7 +211,7 @@ fn run_evaluate(args: &EvaluateArgs) -> anyhow::Result<Outcome> {
         || ConfigError::invalid("cannot tell the run from --model; name a folder for the results with --out");
     let out = run.out.clone().or_else(|| evaluation_folder(&args.model)).ok_or_else(unknown)?;
     let (t5, encoder) = config.open(&args.model, device)?;
-    let (questions, notices) = read_eval(&config.data, args.split)?;
+    let ReadItems { items: questions, notices } = read_eval(&config.data, args.split)?;
     show(&notices, run.quiet);
     // Now, and not after hours of work.
     std::fs::create_dir_all(&out)

@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use ruminate::algorithms::crystal::{
-    Notice, Reinforcement, ReinforcementData, read_questions, reinforcement, reward_normalization,
+    Notice, Reinforcement, ReinforcementData, ReinforcementModels, read_questions, reinforcement,
+    reward_normalization,
 };
 use ruminate::algorithms::{Collective, Fitted, Observer, Trainer};
 use ruminate::datasets::{Part, Split};
@@ -87,9 +88,9 @@ pub(crate) fn stage_one(config: &CrystalConfig) -> Result<&Path, ConfigError> {
 pub(crate) fn read_data(config: &CrystalConfig) -> anyhow::Result<(ReinforcementData, Vec<Notice>)> {
     let (mut data, mut notices) = (ReinforcementData::default(), vec![]);
     let mut read = |split, part| -> anyhow::Result<_> {
-        let (questions, more) = read_questions(&config.data, split, part)?;
-        notices.extend(more);
-        Ok(questions)
+        let read = read_questions(&config.data, split, part)?;
+        notices.extend(read.notices);
+        Ok(read.items)
     };
     if config.data.half_half {
         data.train = read(Split::Train, Part::SecondHalf)?;
@@ -112,7 +113,7 @@ pub(crate) fn prepare(
     let value = config.reinforcement.separate_value_model.then(copy).transpose()?;
     let reference = copy()?;
     let (data, notices) = read_data(config)?;
-    let models = (policy, reference, value);
+    let models = ReinforcementModels { policy, reference, value };
     let stage = reinforcement(&config.reinforcement, config.compat, &encoder, models, &data)?;
     Ok((stage, notices))
 }

@@ -154,15 +154,14 @@ fn distillation(config: &mut MarioConfig, device: Device, out: &Path) -> anyhow:
 
 /// Says where the checkpoints of a run are.
 fn print_fitted(fitted: &Fitted, stage: Option<Stage>, as_json: bool) -> std::io::Result<()> {
-    let (step, score, path) = &fitted.best;
     if as_json {
         return print_json(&json!({
             "system": "mario", "stage": stage, "steps": fitted.steps, "last": fitted.last,
-            "best": { "step": step, "score": score, "path": path },
+            "best": fitted.best,
         }));
     }
     let mut table = Table::new(["checkpoint", "step", "folder"]);
     table.row(["last", &fitted.steps.to_string(), &fitted.last.display().to_string()]);
-    table.row(["best", &step.to_string(), &path.display().to_string()]);
+    table.row(["best", &fitted.best.step.to_string(), &fitted.best.path.display().to_string()]);
     table.print()
 }

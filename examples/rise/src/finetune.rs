@@ -5,11 +5,12 @@ use std::path::Path;
 use ruminate::algorithms::rwr::{Rwr, RwrCounts, RwrData};
 use ruminate::algorithms::{Fitted, Networks, Pass, Plan, Trainer, Work};
 use ruminate::datasets::chat::{OtherTemplate, TrainedOn};
-use ruminate::datasets::json;
 use ruminate::datasets::rise::{TrainingExample, solutions, training_text};
+use ruminate::datasets::{Split, json};
 use ruminate::models::{LlamaConfig, Tokenizer};
 use ruminate::run::{
-    ConfigError, DryRun, Outcome, RunArgs, RunDir, RunDirError, Table, Worker, print_json, resolve_link,
+    ConfigError, DataRow, DryRun, Outcome, PlannedShape, RunArgs, RunDir, RunDirError, Table, Worker,
+    print_json, resolve_link,
 };
 use serde_json::json;
 use tch::Kind;
@@ -111,7 +112,7 @@ fn companions(folder: &Path) -> std::io::Result<Vec<(String, Vec<u8>)>> {
 
 /// `--dry-run`: prints what a run would take, without loading weights or writing anything.
 fn plan(config: RiseConfig, args: &RunArgs) -> anyhow::Result<Outcome> {
-    let (shape, missing) = config.model.planned()?;
+    let PlannedShape { shape, missing } = config.model.planned()?;
     let missing = missing.map(anyhow::Error::from);
     let tokenizer = config.model.tokenizer(&shape);
     let measured = tokenizer.map_err(Into::into).and_then(|tokenizer| data(&config, &shape, &tokenizer));
@@ -122,8 +123,9 @@ fn plan(config: RiseConfig, args: &RunArgs) -> anyhow::Result<Outcome> {
         Ok(data) => {
             trainer = data.trainer(training, &trainer, args.processes());
             let name = config.data.benchmark.to_string();
-            let rows = vec![(name, "train".into(), data.counts.texts, data.counts.examples)];
-            (data.passes(training, &trainer), rows, missing)
+            let (questions, instances) = (data.counts.texts, data.counts.examples);
+            let row = DataRow { task: name, split: Split::Train, questions, instances };
+            (data.passes(training, &trainer), vec![row], missing)
         }
         // Examples as long as they may be, half of each a dialogue and half an answer.
         Err(error) => {
@@ -147,15 +149,14 @@ fn print_fitted(
     warnings: &[OtherTemplate],
     as_json: bool,
 ) -> std::io::Result<()> {
-    let (step, score, path) = &fitted.best;
     if as_json {
         return print_json(&json!({
             "system": "rise", "phase": "finetune", "steps": fitted.steps, "last": fitted.last, "data": counts,
-            "best": { "step": step, "score": score, "path": path }, "warnings": warnings,
+            "best": fitted.best, "warnings": warnings,
         }));
     }
     let mut table = Table::new(["checkpoint", "step", "folder"]);
     table.row(["last", &fitted.steps.to_string(), &fitted.last.display().to_string()]);
-    table.row(["best", &step.to_string(), &path.display().to_string()]);
+    table.row(["best", &fitted.best.step.to_string(), &fitted.best.path.display().to_string()]);
     table.print()
 }

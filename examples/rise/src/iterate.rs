@@ -220,7 +220,7 @@ fn iteration(
         return Ok(None);
     }
 
-    let best = fitted.best.2;
+    let best = fitted.best.path;
     let Some(metrics) = assess(config, &best, turns_before + 1, material, &here.join("evaluate"), worker)?
     else {
         return Ok(None);

@@ -2,8 +2,11 @@
 
 use ruminate::algorithms::tinythinker::Acquisition;
 use ruminate::algorithms::{Fitted, Networks, Plan, Sft, Trainer};
+use ruminate::datasets::Split;
 use ruminate::models::Tokenizer;
-use ruminate::run::{DryRun, Outcome, RunArgs, RunDir, RunDirError, Table, Worker, print_json};
+use ruminate::run::{
+    DataRow, DryRun, Outcome, PlannedShape, RunArgs, RunDir, RunDirError, Table, Worker, print_json,
+};
 use serde_json::json;
 
 use crate::config::{FLAGS, Phase, TinyThinkerConfig};
@@ -65,7 +68,7 @@ fn acquisition(config: &TinyThinkerConfig, tokenizer: Tokenizer) -> anyhow::Resu
 
 /// `--dry-run`: prints what a run would take, without loading weights or writing anything.
 fn plan(config: TinyThinkerConfig, args: &RunArgs) -> anyhow::Result<Outcome> {
-    let (shape, missing) = config.model.planned()?;
+    let PlannedShape { shape, missing } = config.model.planned()?;
     let missing = missing.map(anyhow::Error::from);
     let tokenizer = config.model.tokenizer(&shape);
     let measured = tokenizer.map_err(Into::into).and_then(|tokenizer| acquisition(&config, tokenizer));
@@ -76,7 +79,8 @@ fn plan(config: TinyThinkerConfig, args: &RunArgs) -> anyhow::Result<Outcome> {
             trainer = acquisition.trainer(&trainer, args.processes());
             let name = format!("{:?}", config.data.dataset).to_lowercase();
             let rows = acquisition.rows();
-            (acquisition.passes(&trainer), vec![(name, "train".into(), rows, rows)], missing)
+            let data = DataRow { task: name, split: Split::Train, questions: rows, instances: rows };
+            (acquisition.passes(&trainer), vec![data], missing)
         }
         Err(error) => (vec![], vec![], Some(missing.unwrap_or(error))),
     };
@@ -89,15 +93,14 @@ fn plan(config: TinyThinkerConfig, args: &RunArgs) -> anyhow::Result<Outcome> {
 
 /// Says where the checkpoints of a run are.
 fn print_fitted(fitted: &Fitted, as_json: bool) -> std::io::Result<()> {
-    let (step, score, path) = &fitted.best;
     if as_json {
         return print_json(&json!({
             "system": "tinythinker", "phase": "acquire", "steps": fitted.steps, "last": fitted.last,
-            "best": { "step": step, "score": score, "path": path },
+            "best": fitted.best,
         }));
     }
     let mut table = Table::new(["checkpoint", "step", "folder"]);
     table.row(["last", &fitted.steps.to_string(), &fitted.last.display().to_string()]);
-    table.row(["best", &step.to_string(), &path.display().to_string()]);
+    table.row(["best", &fitted.best.step.to_string(), &fitted.best.path.display().to_string()]);
     table.print()
 }

@@ -174,7 +174,7 @@ fn acquire(
     let mut config = config.clone();
     config.phase = Some(Phase::Acquire);
     let fitted = fit(config, false, &worker, |config| worker.open(&out, config))?;
-    Ok((fitted.ending == Ending::Finished).then_some(fitted.best.2))
+    Ok((fitted.ending == Ending::Finished).then_some(fitted.best.path))
 }
 
 fn announce(args: &DemoArgs, model: Model, seed: u64) {

@@ -128,8 +128,18 @@ pub struct ReinforcementData {
 /// Stage II of a policy.
 pub type Reinforcement<P> = Ppo<P, EncodedQuestion, SelfFeedback>;
 
-/// Sets Stage II up. `policy` and `reference` are the model of Stage I, `value_model` too where
-/// [`separate_value_model`](ReinforcementConfig::separate_value_model) asks for one.
+/// Copies of the model of Stage I, from which Stage II starts.
+#[derive(Debug)]
+pub struct ReinforcementModels<P> {
+    /// The model that is trained.
+    pub policy: P,
+    /// The model that the policy is held at.
+    pub reference: P,
+    /// The model behind the value head, where [`separate_value_model`](ReinforcementConfig::separate_value_model) asks for one.
+    pub value: Option<P>,
+}
+
+/// Sets Stage II up.
 ///
 /// # Errors
 /// When a setting is wrong, there is no complete batch, or a question has too many choices.
@@ -137,7 +147,7 @@ pub fn reinforcement<P>(
     config: &ReinforcementConfig,
     compat: Compat,
     encoder: &QuestionEncoder,
-    (policy, reference, value_model): (P, P, Option<P>),
+    models: ReinforcementModels<P>,
     data: &ReinforcementData,
 ) -> Result<Reinforcement<P>>
 where
@@ -149,15 +159,15 @@ where
     check_capacity(&data.dev, EVAL_CAPACITY)?;
     let all = data.train.iter().chain(answers).chain(&data.dev);
     encoder.check_letters(all.map(|question| question.choices.len()).max().unwrap_or(0))?;
-    let model = match (config.separate_value_model, value_model) {
-        (true, Some(network)) => ActorCritic::separate(policy, network, config.ppo.seed)?,
+    let model = match (config.separate_value_model, models.value) {
+        (true, Some(network)) => ActorCritic::separate(models.policy, network, config.ppo.seed)?,
         (true, None) => {
             return Err(Error::config(
                 "separate_value_model",
                 "is set, but no model was given for the values",
             ));
         }
-        (false, _) => ActorCritic::shared(policy, config.ppo.seed)?,
+        (false, _) => ActorCritic::shared(models.policy, config.ppo.seed)?,
     };
     let prompts =
         |questions: &[Question]| questions.iter().map(|q| prompt(encoder, q)).collect::<Result<_>>();
@@ -171,7 +181,7 @@ where
     let reward = SelfFeedback::new(encoder.prompts.clone(), config.reward_shape, ppo.rollout.batch_size);
     let answering =
         Answering { prompts: encoder.prompts.clone(), qa_coef: config.qa_coef, qka_coef: config.qka_coef };
-    let ppo = Ppo::new(ppo, model, reference, encoder.tokenizer().clone(), reward, data)?;
+    let ppo = Ppo::new(ppo, model, models.reference, encoder.tokenizer().clone(), reward, data)?;
     Ok(ppo.compat(compat).supervised_by(answering))
 }
 
@@ -219,11 +229,11 @@ where
                 return Ok(map);
             }
             let batches = (config.normalization_batches > 0).then_some(config.normalization_batches);
-            let (map, by_task) = stage.measure_rewards(batches, collective, observer)?;
+            let measured = stage.measure_rewards(batches, collective, observer)?;
             if collective.is_main_process() {
-                json::write(&folder.join("reward_statistics.json"), &by_task)?;
+                json::write(&folder.join("reward_statistics.json"), &measured.by_task)?;
             }
-            map
+            measured.normalization
         }
     };
     if collective.is_main_process() {

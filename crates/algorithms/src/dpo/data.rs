@@ -132,9 +132,9 @@ pub fn encode_pairs(
     tokenizer: &Tokenizer,
     examples: &[PreferenceExample],
     lengths: PairLengths,
-) -> Result<(Vec<Pair>, EncodedCounts)> {
+) -> Result<EncodedPairs> {
     lengths.check()?;
-    let mut encoded = Encoded::default();
+    let mut encoded = EncodedPairs::default();
     if matches!(tokenizer.added_tokens()?, (0, 1..)) {
         for example in examples {
             let (prompt, cut) = alone(tokenizer, &example.prompt, lengths)?;
@@ -148,7 +148,7 @@ pub fn encode_pairs(
             let completions = [complete(&example.chosen)?, complete(&example.rejected)?];
             encoded.push((prompt, cut), completions, example.weight, &example.source);
         }
-        return Ok((encoded.pairs, encoded.counts));
+        return Ok(encoded);
     }
     let Some((end, _)) = tokenizer.end_token() else {
         return Err(Error::config(
@@ -166,7 +166,7 @@ pub fn encode_pairs(
         let wholes = [whole(&example.chosen)?, whole(&example.rejected)?];
         encoded.push_joined(tokenizer, prompt, wholes, (example.weight, &example.source), lengths)?;
     }
-    Ok((encoded.pairs, encoded.counts))
+    Ok(encoded)
 }
 
 /// Token ids of preferences between dialogues, rendered by a chat template: the prompt as it asks for an answer, and the
@@ -183,9 +183,9 @@ pub fn encode_dialogues(
     template: &ChatTemplate,
     examples: &[DialoguePreference],
     lengths: PairLengths,
-) -> Result<(Vec<Pair>, EncodedCounts)> {
+) -> Result<EncodedPairs> {
     lengths.check()?;
-    let mut encoded = Encoded::default();
+    let mut encoded = EncodedPairs::default();
     let encode = |messages: &[Message], ask: bool| -> Result<Vec<TokenId>> {
         let text = template.render(messages, ask)?;
         Ok(match template {
@@ -199,7 +199,7 @@ pub fn encode_dialogues(
         let wholes = [whole(&example.chosen)?, whole(&example.rejected)?];
         encoded.push_joined(tokenizer, prompt, wholes, (example.weight, &example.source), lengths)?;
     }
-    Ok((encoded.pairs, encoded.counts))
+    Ok(encoded)
 }
 
 /// A prompt that is encoded by itself, and whether it was cut.
@@ -221,14 +221,16 @@ fn both_ends(prompt: &[TokenId], max: usize, tail: usize) -> Vec<TokenId> {
     [&prompt[..max - tail], &prompt[prompt.len() - tail..]].concat()
 }
 
-/// Pairs that have been encoded so far.
-#[derive(Default)]
-struct Encoded {
-    pairs: Vec<Pair>,
-    counts: EncodedCounts,
+/// What [`encode_pairs`] and [`encode_dialogues`] return.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct EncodedPairs {
+    /// The pairs that can be trained on.
+    pub pairs: Vec<Pair>,
+    /// What was cut and left out.
+    pub counts: EncodedCounts,
 }
 
-impl Encoded {
+impl EncodedPairs {
     /// Adds a pair of which each part says whether it was cut.
     fn push(
         &mut self,

@@ -91,8 +91,18 @@ pub fn quark_data(
     })
 }
 
-/// Greedy responses of a trained model to questions: behind control tokens that ask for `condition`, or without any, as a model
-/// of the supervised stage writes. `step` tells which tokens are in use, where they come one after another.
+/// How [`answers`] asks a model.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Asking {
+    /// What the control tokens ask for; without any, the model writes as one of the supervised stage.
+    pub condition: Option<Condition>,
+    /// The model's step, which tells which control tokens are in use, where they come one after another.
+    pub step: u64,
+    /// The data set of the questions.
+    pub dataset: MarioDataset,
+}
+
+/// Greedy responses of a trained model to questions.
 ///
 /// # Errors
 /// When the tokenizer lacks the control tokens, or the model or the observer fails.
@@ -100,8 +110,8 @@ pub fn answers<P: Policy + Generate>(
     config: &QuarkConfig,
     model: &P,
     tokenizer: &Tokenizer,
-    (condition, step): (Option<Condition>, u64),
-    (rows, dataset): (&[MarioRow], MarioDataset),
+    Asking { condition, step, dataset }: Asking,
+    rows: &[MarioRow],
     observer: &mut dyn Observer,
 ) -> Result<Vec<GivenResponse>> {
     let tokens = match condition {

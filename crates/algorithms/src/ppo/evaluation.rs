@@ -39,6 +39,15 @@ impl Parts {
     }
 }
 
+/// Rewards before training.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MeasuredRewards {
+    /// The scale that gives them mean 0 and spread 1.
+    pub normalization: Normalization,
+    /// Their statistics by task.
+    pub by_task: BTreeMap<String, Statistics>,
+}
+
 impl<P, Q, R> Ppo<P, Q, R>
 where
     P: Policy + Generate,
@@ -54,7 +63,7 @@ where
         max_batches: Option<usize>,
         collective: &Collective,
         observer: &mut dyn Observer,
-    ) -> Result<(Normalization, BTreeMap<String, Statistics>)> {
+    ) -> Result<MeasuredRewards> {
         let train = &self.data.train;
         let prompts: Vec<&Prompt<Q>> = match max_batches {
             // Files and tasks come one after another, so their head is no sample of them.
@@ -69,7 +78,7 @@ where
         let values: Vec<f64> = assessed.iter().filter_map(|of| of.parts.get("reward")).collect();
         let by_task =
             Statistics::by_task(prompts.iter().map(|p| p.task.as_str()).zip(values.iter().copied()));
-        Ok((Normalization::fit(&values)?, by_task))
+        Ok(MeasuredRewards { normalization: Normalization::fit(&values)?, by_task })
     }
 
     /// Writes a response to every prompt, and judges it.

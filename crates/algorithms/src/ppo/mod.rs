@@ -29,7 +29,7 @@ pub use config::{Phase, PpoConfig, RolloutConfig};
 pub use estimate::{
     Estimates, Estimation, Grid, Mask, Moments, advantages, fill_padding, token_rewards, whiten,
 };
-pub use evaluation::summarize;
+pub use evaluation::{MeasuredRewards, summarize};
 pub use kl::KlPenalty;
 pub use loss::{Drift, clamp, drift, policy_loss, value_loss};
 use records::{Records, RolloutStats, mean, row_sums, total_drift};

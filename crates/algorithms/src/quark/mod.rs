@@ -34,7 +34,7 @@ use crate::trainer::{Algorithm, Evaluation, Losses, Term};
 use crate::{Collective, Error, Metrics, Observer, Phases, Result};
 pub(crate) use evaluation::{shown_sample, summarize};
 
-pub use config::{ExpertConfig, Lengths, QuarkConfig, SamplingConfig, Source};
+pub use config::{ExpertConfig, Lengths, NewTokens, QuarkConfig, SamplingConfig, Source};
 pub use control::{
     Buckets, CORRECT, Condition, ControlConfig, ControlTokens, RewardSpec, Ties, TrainOption, WRONG,
 };

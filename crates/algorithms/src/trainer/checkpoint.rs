@@ -69,21 +69,16 @@ impl TrainerState {
         read_json(&folder.join(STATE)).ok()
     }
 
-    /// Step and score of the best validation; the earliest one among equals.
+    /// Step of the best validation; the earliest one among equals.
     #[must_use]
-    pub fn best(&self) -> Option<(u64, f64)> {
+    pub fn best(&self) -> Option<u64> {
         self.best_until(u64::MAX)
     }
 
     /// The best validation up to `step`.
-    fn best_until(&self, step: u64) -> Option<(u64, f64)> {
-        let mut best = None;
-        for (&step, &score) in self.scores.range(..=step) {
-            if best.is_none_or(|(_, other)| score > other) {
-                best = Some((step, score));
-            }
-        }
-        best
+    fn best_until(&self, step: u64) -> Option<u64> {
+        let better = |best: (u64, f64), other: (u64, f64)| if other.1 > best.1 { other } else { best };
+        self.scores.range(..=step).map(|(&step, &score)| (step, score)).reduce(better).map(|(step, _)| step)
     }
 }
 
@@ -329,7 +324,7 @@ impl Checkpoints {
 
     /// What follows from a new `last`: `best`, and that others go.
     fn settle(&self, state: &TrainerState) -> Result<()> {
-        if let Some((best, _)) = state.best() {
+        if let Some(best) = state.best() {
             self.link("best", best)?;
         }
         self.prune(state)
@@ -375,7 +370,7 @@ impl Checkpoints {
         let newest = steps.iter().copied().filter(|&step| step <= state.step).rev().take(self.keep);
         let kept: BTreeSet<u64> = newest
             // Whoever goes back to one of them finds its best, too.
-            .flat_map(|step| [Some(step), state.best_until(step).map(|(best, _)| best)])
+            .flat_map(|step| [Some(step), state.best_until(step)])
             .flatten()
             .collect();
         steps.difference(&kept).try_for_each(|&step| remove(&self.folder(step)))
@@ -460,7 +455,7 @@ mod tests {
             TrainerState { scores: scores.iter().copied().collect(), ..TrainerState::default() }.best()
         };
         assert_eq!(best(&[]), None);
-        assert_eq!(best(&[(9, -7.0)]), Some((9, -7.0)));
-        assert_eq!(best(&[(20, 1.0), (3, 1.0), (100, 1.0), (2, 0.5)]), Some((3, 1.0)));
+        assert_eq!(best(&[(9, -7.0)]), Some(9));
+        assert_eq!(best(&[(20, 1.0), (3, 1.0), (100, 1.0), (2, 0.5)]), Some(3));
     }
 }

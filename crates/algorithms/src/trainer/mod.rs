@@ -301,9 +301,19 @@ pub struct Fitted {
     pub steps: u64,
     /// The folder of the last checkpoint.
     pub last: PathBuf,
-    /// Step, score and folder of the best checkpoint. Where none has competed yet ([`Algorithm::competes_at`]), the last one with
-    /// NaN for a score.
-    pub best: (u64, f64, PathBuf),
+    /// The best checkpoint. Where none has competed yet ([`Algorithm::competes_at`]), the last one with NaN for a score.
+    pub best: BestCheckpoint,
+}
+
+/// The checkpoint with the highest score, the earliest among equals.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct BestCheckpoint {
+    /// Steps that were taken before it was written.
+    pub step: u64,
+    /// Score of its validation.
+    pub score: f64,
+    /// Its folder.
+    pub path: PathBuf,
 }
 
 /// Runs an [`Algorithm`].
@@ -584,12 +594,13 @@ impl Trainer {
         observer: &mut dyn Observer,
     ) -> Result<Fitted> {
         observer.ended(state.step, ending, &log.phases.take()).map_err(Error::Observer)?;
-        let (best, score) = state.best().unwrap_or((state.step, f64::NAN));
+        let step = state.best().unwrap_or(state.step);
+        let score = state.scores.get(&step).copied().unwrap_or(f64::NAN);
         Ok(Fitted {
             ending,
             steps: state.step,
             last: self.checkpoints.folder(state.step),
-            best: (best, score, self.checkpoints.folder(best)),
+            best: BestCheckpoint { step, score, path: self.checkpoints.folder(step) },
         })
     }
 }

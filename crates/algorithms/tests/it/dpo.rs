@@ -4,8 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use ruminate_algorithms::dpo::{
-    Dpo, DpoConfig, Pair, PairLengths, PreferenceLoss, PromptCut, Reference, ReferenceSync, ShuffledPairs,
-    WeightedLoss, encode_pairs, precompute, precompute_cached,
+    Dpo, DpoConfig, EncodedPairs, Pair, PairLengths, PreferenceLoss, PromptCut, Reference, ReferenceSync,
+    ShuffledPairs, WeightedLoss, encode_pairs, precompute, precompute_cached,
 };
 use ruminate_algorithms::{Algorithm, Collective, Ending, Metrics, NullObserver, Trainer, TrainerConfig};
 use ruminate_datasets::PreferenceExample;
@@ -277,7 +277,7 @@ fn texts_are_encoded_cut_and_counted() {
     let long = "What is the weather where Ada lives?";
     let examples =
         [example(long, "It is rainy.", "It is sunny."), example("Ada", "It is rainy.", "It is  rainy.")];
-    let (pairs, counts) = encode_pairs(&tokenizer, &examples, PairLengths::default()).unwrap();
+    let EncodedPairs { pairs, counts } = encode_pairs(&tokenizer, &examples, PairLengths::default()).unwrap();
     assert_eq!((pairs.len(), counts.equal, counts.prompts_cut), (1, 1, 0));
     assert_eq!((pairs[0].weight, pairs[0].source.as_str()), (0.5, "s"));
     assert_eq!(pairs[0].prompt, tokenizer.encode(long).unwrap());
@@ -288,7 +288,7 @@ fn texts_are_encoded_cut_and_counted() {
         (PromptCut::KeepBoth { tail: 3 }, [&full[..1], &full[full.len() - 3..]].concat()),
     ] {
         let lengths = PairLengths { max_prompt: 4, max_target: 3, cut };
-        let (pairs, counts) = encode_pairs(&tokenizer, &examples[..1], lengths).unwrap();
+        let EncodedPairs { pairs, counts } = encode_pairs(&tokenizer, &examples[..1], lengths).unwrap();
         assert_eq!(counts.prompts_cut, 1);
         match pairs.first() {
             Some(pair) => assert_eq!(pair.prompt, want, "{cut:?}"),

@@ -46,7 +46,7 @@ fn a_loss_that_is_no_number_ends_the_run() {
     assert_eq!(target(folder.path(), "last"), "step-3");
     // A remedy can go on from there.
     let (fitted, _) = fit(folder.path(), &config, drill(), &mut NullObserver).unwrap();
-    assert!(fitted.best.1.is_finite());
+    assert!(fitted.best.score.is_finite());
 }
 
 #[test]

@@ -186,7 +186,7 @@ fn judgements_are_made_by_question() {
         ]
     );
     // Accuracy counts once; what has no bounds does not count.
-    assert_eq!(judged.normalised.unwrap().0, 75.0);
+    assert_eq!(judged.normalised.unwrap().mean, 75.0);
     let interval = judged.accuracy_interval.unwrap();
     assert_eq!((interval.low, interval.high), (0.0, 100.0));
     assert_eq!(judged, judge(&responses, &rewards, &JudgingConfig::default()).unwrap());
@@ -262,7 +262,7 @@ fn a_verifier_learns_what_is_true_and_is_a_vera_then() {
     let folder = tempfile::tempdir().unwrap();
     let trainer = TrainerConfig { steps: 60, lr: 1e-2, eval_every: 0, ..TrainerConfig::default() };
     let fitted = Trainer::new(trainer, folder.path()).unwrap().fit(&mut verifier, &mut NullObserver).unwrap();
-    assert_eq!(fitted.best.1, 100.0);
+    assert_eq!(fitted.best.score, 100.0);
 
     let vera = Vera::load(&fitted.last, Kind::Float, Device::Cpu).unwrap();
     let texts: Vec<&str> = statements.iter().map(|s| s.statement.as_str()).collect();

@@ -46,7 +46,7 @@ fn a_resumed_run_starts_where_it_stopped() {
     assert_eq!(observer.events[4..], ["step 0 of 3", "step 1 of 3", "checkpoint 2"]);
     assert_eq!(target(folder.path(), "last"), "step-2");
     assert_eq!(fitted.last, folder.path().join("step-2"));
-    assert_eq!(fitted.best.2, folder.path().join("step-0"), "the stop has not been validated");
+    assert_eq!(fitted.best.path, folder.path().join("step-0"), "the stop has not been validated");
     let mut observer = Recorder::default();
     let (fitted, _) = fit(folder.path(), &config(), drill(), &mut observer).unwrap();
     assert_eq!(fitted.ending, Ending::Finished);
@@ -63,7 +63,7 @@ fn a_stop_without_any_validation_has_a_checkpoint_all_the_same() {
     let (fitted, _) = fit(folder.path(), &short(3), drill(), &mut Recorder::stopping_after(0)).unwrap();
     assert_eq!((fitted.ending, fitted.steps), (Ending::Stopped, 1));
     assert_eq!(names(folder.path()), ["last", "step-1"]);
-    assert!(fitted.best.2.is_dir(), "{:?}", fitted.best);
+    assert!(fitted.best.path.is_dir(), "{:?}", fitted.best);
 }
 
 #[test]
@@ -71,7 +71,7 @@ fn a_request_after_the_last_step_comes_too_late() {
     let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
     let (fitted, _) = fit(folder.path(), &config(), drill(), &mut Recorder::stopping_after(2)).unwrap();
-    assert_eq!((fitted.ending, fitted.steps, fitted.best.2.is_dir()), (Ending::Finished, 3, true));
+    assert_eq!((fitted.ending, fitted.steps, fitted.best.path.is_dir()), (Ending::Finished, 3, true));
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use ruminate_algorithms::ppo::{
-    Batch, KlPenalty, Ppo, PpoConfig, PpoData, Prompt, RolloutConfig, Supervision,
+    Batch, KlPenalty, MeasuredRewards, Ppo, PpoConfig, PpoData, Prompt, RolloutConfig, Supervision,
 };
 use ruminate_algorithms::{
     Algorithm, Collective, Ending, Fitted, NullObserver, Objective, Precision, Result, Trainer, TrainerConfig,
@@ -336,12 +336,13 @@ fn a_separate_value_network_is_saved_and_leaves_the_policy_alone() {
 fn measured_rewards_give_the_scale_and_the_tasks() {
     let _alone = alone();
     let ppo = ppo(config(), 1.0, 1).unwrap();
-    let (map, tasks) = ppo.measure_rewards(None, &Collective::default(), &mut NullObserver).unwrap();
+    let MeasuredRewards { normalization: map, by_task: tasks } =
+        ppo.measure_rewards(None, &Collective::default(), &mut NullObserver).unwrap();
     assert_eq!(tasks.values().map(|task| task.count).sum::<usize>(), 40);
     assert_eq!(tasks.keys().collect::<Vec<_>>(), ["task 0", "task 1"]);
     assert!(map.gain > 0.0);
     // Two batches of 16.
-    let (_, some) = ppo.measure_rewards(Some(2), &Collective::default(), &mut NullObserver).unwrap();
+    let some = ppo.measure_rewards(Some(2), &Collective::default(), &mut NullObserver).unwrap().by_task;
     assert_eq!(some.values().map(|task| task.count).sum::<usize>(), 32);
     // A part of the data is one of all tasks, though these come one after another.
     let ordered = |i: usize, prompt: Prompt<()>| Prompt { task: format!("task {}", i / 20), ..prompt };
@@ -349,7 +350,7 @@ fn measured_rewards_give_the_scale_and_the_tasks() {
     let actor = ActorCritic::shared(model(0.0, 1), 3).unwrap();
     let data = PpoData { train, supervised: None, held_out: prompts(12) };
     let ppo = Ppo::new(config(), actor, model(0.0, 1), tokenizer(), Share { scale: 1.0 }, data).unwrap();
-    let (_, part) = ppo.measure_rewards(Some(1), &Collective::default(), &mut NullObserver).unwrap();
+    let part = ppo.measure_rewards(Some(1), &Collective::default(), &mut NullObserver).unwrap().by_task;
     let counts: Vec<usize> = part.values().map(|task| task.count).collect();
     assert_eq!((counts.len(), counts.iter().sum::<usize>()), (2, 16), "{counts:?}");
     let flat = self::ppo(config(), 0.0, 1).unwrap();

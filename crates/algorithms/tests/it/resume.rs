@@ -198,7 +198,7 @@ fn a_crash_before_the_best_link_was_replaced_is_mended() {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path();
     let fitted = process(root, 1, &mut Recorder::default()).unwrap();
-    assert_eq!(fitted.best.0, 12, "this drill learns until the end");
+    assert_eq!(fitted.best.step, 12, "this drill learns until the end");
     // As if the process had died after `last` was replaced, before `best` was.
     fs::remove_file(root.join("best")).unwrap();
     std::os::unix::fs::symlink("step-10", root.join("best")).unwrap();

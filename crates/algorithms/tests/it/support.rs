@@ -7,8 +7,8 @@ use std::rc::Rc;
 use std::sync::{Mutex, MutexGuard};
 
 use ruminate_algorithms::{
-    Curriculum, Error, Evaluation, Fitted, Metrics, Objective, Observer, ObserverError, Result, Sft,
-    StepReport, Trainer, TrainerConfig, mean_loss,
+    BestCheckpoint, Curriculum, Error, Evaluation, Fitted, Metrics, Objective, Observer, ObserverError,
+    Result, Sft, StepReport, Trainer, TrainerConfig, mean_loss,
 };
 use ruminate_models::{Example, Interrupt, Policy, T5, T5Config, TokenId, Tokenizer};
 use tch::{Device, Kind};
@@ -100,6 +100,11 @@ impl<P: Policy> Curriculum<P> for Drill {
         self.at = state["at"].as_u64().unwrap() as usize;
         Ok(())
     }
+}
+
+/// The best checkpoint of a run in `folder`.
+pub(crate) fn best_checkpoint(folder: &Path, step: u64, score: f64) -> BestCheckpoint {
+    BestCheckpoint { step, score, path: folder.join(format!("step-{step}")) }
 }
 
 /// A short run with a rate at which something happens.

@@ -31,7 +31,7 @@ impl Run {
             tasks: [("weather".to_string(), TaskEntry::new("uqa/weather".to_string()))].into(),
             ..CrystalData::default()
         };
-        let silver = |split| read_silver(&data, split).unwrap().0;
+        let silver = |split| read_silver(&data, split).unwrap().items;
         let (t5, tokenizer) = (tiny(), Tokenizer::open(&world("t5")).unwrap());
         let lengths = Lengths { max_question_len: 32, max_knowledge_len: 16, max_answer_len: 2 };
         let encoder =

@@ -3,7 +3,9 @@
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 
-use ruminate_algorithms::crystal::{EvaluationConfig, EvaluationReport, KnowledgeSource, evaluate};
+use ruminate_algorithms::crystal::{
+    EnsembleAccuracy, EvaluationConfig, EvaluationReport, KnowledgeSource, evaluate,
+};
 use ruminate_algorithms::{Error, NullObserver};
 use ruminate_datasets::{Annotated, Split};
 use ruminate_models::{
@@ -105,7 +107,7 @@ fn without_knowledge_the_bare_question_answers() {
         assert_eq!((item.pred, item.ok, item.rectified), (item.pred_knowless, item.ok_knowless, 0));
     }
     assert_eq!(report.acc_weighted(), report.acc_weighted_knowless());
-    assert!(report.ensembles.iter().all(|(_, accuracy)| *accuracy == report.acc_weighted()));
+    assert!(report.ensembles.iter().all(|of| of.accuracy == report.acc_weighted()));
 }
 
 #[test]
@@ -299,9 +301,9 @@ fn accuracies_are_shares_of_the_items() {
     assert!((report.acc_unweighted() - unweighted.0).abs() < 1e-12);
     assert!((report.acc_unweighted_knowless() - unweighted.1).abs() < 1e-12);
     // What each way of combining would have given is what it gives.
-    let modes: Vec<Ensemble> = report.ensembles.iter().map(|(mode, _)| *mode).collect();
+    let modes: Vec<Ensemble> = report.ensembles.iter().map(|of| of.ensemble).collect();
     assert_eq!(modes, Ensemble::ALL);
-    for (mode, accuracy) in &report.ensembles {
+    for EnsembleAccuracy { ensemble: mode, accuracy } in &report.ensembles {
         assert_eq!(of(*mode).acc_weighted(), *accuracy, "{mode}");
     }
 }

@@ -2,8 +2,8 @@
 
 use ruminate_algorithms::ppo::KlPenalty;
 use ruminate_algorithms::quark::{
-    AddTo, Buckets, Condition, ControlConfig, ControlTokens, ExpertConfig, Lengths, Quark, QuarkConfig,
-    QuarkData, RewardSpec, SamplingConfig, Single, Source, StageSchedule, Ties, TrainOption,
+    AddTo, Buckets, Condition, ControlConfig, ControlTokens, ExpertConfig, Lengths, NewTokens, Quark,
+    QuarkConfig, QuarkData, RewardSpec, SamplingConfig, Single, Source, StageSchedule, Ties, TrainOption,
 };
 use ruminate_algorithms::{Algorithm, Error, NullObserver};
 
@@ -159,9 +159,9 @@ fn expert_rows_come_in_as_they_are_asked_for() {
 #[test]
 fn lengths_count_the_code() {
     let lengths = Lengths { max_length: 256, min_length: 10 };
-    assert_eq!(lengths.new_tokens(0).unwrap(), (255, 9));
-    assert_eq!(lengths.new_tokens(4).unwrap(), (251, 5));
-    assert_eq!(Lengths { max_length: 6, min_length: 3 }.new_tokens(4).unwrap(), (1, 0));
+    assert_eq!(lengths.new_tokens(0).unwrap(), NewTokens { max: 255, min: 9 });
+    assert_eq!(lengths.new_tokens(4).unwrap(), NewTokens { max: 251, min: 5 });
+    assert_eq!(Lengths { max_length: 6, min_length: 3 }.new_tokens(4).unwrap(), NewTokens { max: 1, min: 0 });
     assert!(lengths.new_tokens(255).is_err());
 }
 
