@@ -10,7 +10,9 @@ use tch::Tensor;
 
 use super::{QuestionEncoder, most_choices};
 use crate::trainer::Evaluation;
-use crate::{Collective, Curriculum, Error, Metrics, Objective, Observer, Result, mean_loss};
+use crate::{
+    Collective, Curriculum, Error, Metrics, Objective, Observer, Result, Schedule, TrainerConfig, mean_loss,
+};
 
 /// Answer slots of a question in Stage I.
 const CHOICE_CAPACITY: usize = 8;
@@ -82,6 +84,20 @@ pub(super) enum Phase {
 }
 
 impl ImitationConfig {
+    /// The published optimizer: Adam at a constant 1e-5, without clipping. The code counts from 0 to 50 000 and takes both.
+    #[must_use]
+    pub fn trainer() -> TrainerConfig {
+        TrainerConfig {
+            steps: 50_001,
+            lr: 1e-5,
+            schedule: Schedule::Constant,
+            max_grad_norm: 0.0,
+            log_every: 50,
+            eval_every: 1000,
+            ..TrainerConfig::default()
+        }
+    }
+
     /// Checks the settings.
     ///
     /// # Errors

@@ -9,8 +9,8 @@ use ruminate_models::{ActorCritic, Example, Generate, Policy, Sampling, ScoreCho
 use ruminate_rewards::{EncodedQuestion, Normalization, Sample, SelfFeedback, Shape};
 use serde::{Deserialize, Serialize};
 
-use super::QuestionEncoder;
-use crate::ppo::{Ppo, PpoConfig, PpoData, Prompt, RolloutConfig, Supervision};
+use super::{ImitationConfig, QuestionEncoder};
+use crate::ppo::{KlPenalty, Ppo, PpoConfig, PpoData, Prompt, RolloutConfig, Supervision};
 use crate::{Collective, Error, Objective, Observer, Result, TrainerConfig};
 
 /// Answer slots of a question in training and in validation.
@@ -47,7 +47,6 @@ pub struct ReinforcementConfig {
 
 impl Default for ReinforcementConfig {
     fn default() -> Self {
-        let sampling = Sampling { temperature: 0.7, top_k: Some(50), top_p: None };
         Self {
             reward_shape: Shape::default(),
             gain: None,
@@ -57,7 +56,16 @@ impl Default for ReinforcementConfig {
             qka_coef: 1.0,
             separate_value_model: false,
             ppo: PpoConfig {
-                rollout: RolloutConfig { sampling, ..RolloutConfig::default() },
+                rollout: RolloutConfig {
+                    sampling: Sampling { temperature: 0.7, top_k: Some(50), top_p: None },
+                    max_new_tokens: 32,
+                    min_new_tokens: 2,
+                    clean_up: true,
+                    ..RolloutConfig::default()
+                },
+                kl: KlPenalty::Fixed { coef: 0.2 },
+                whiten_rewards: true,
+                value_coef: 1.0,
                 rl_steps: 500,
                 cycle_steps: 1000,
                 best_by: "acc".into(),
@@ -69,7 +77,7 @@ impl Default for ReinforcementConfig {
                 lr: 2e-5,
                 log_every: 1,
                 eval_every: 0,
-                ..TrainerConfig::default()
+                ..ImitationConfig::trainer()
             },
         }
     }

@@ -50,6 +50,8 @@ pub fn published_quark_trainer() -> TrainerConfig {
         warmup_steps: 1000,
         betas: [0.9, 0.99],
         max_grad_norm: 1.0,
+        log_every: 50,
+        eval_every: 1000,
         ..TrainerConfig::default()
     }
 }

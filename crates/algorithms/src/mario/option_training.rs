@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::rows::{TrainingRows, at_least_one, replace_line};
 use crate::plan::Pass;
 use crate::trainer::Evaluation;
-use crate::{Collective, Curriculum, Error, Observer, Result, TrainerConfig};
+use crate::{Collective, Curriculum, Error, Observer, Result, Schedule, TrainerConfig};
 
 /// What such a model reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,9 +60,13 @@ impl OptionTrainingConfig {
     #[must_use]
     pub fn trainer(mode: OptionMode) -> TrainerConfig {
         TrainerConfig {
+            // Where `epochs` is 0.
+            steps: 50_001,
             lr: 3e-5,
+            schedule: Schedule::Constant,
             betas: [0.9, 0.99],
             max_grad_norm: 0.5,
+            log_every: 50,
             eval_every: if mode == OptionMode::I2o { 1000 } else { 7000 },
             save_every: 1000,
             ..TrainerConfig::default()

@@ -60,11 +60,15 @@ impl RationalesConfig {
     #[must_use]
     pub fn trainer() -> TrainerConfig {
         TrainerConfig {
+            // Where `epochs` is 0.
+            steps: 50_001,
             lr: 3e-5,
             schedule: Schedule::Linear,
             warmup_steps: 1000,
             betas: [0.9, 0.99],
             max_grad_norm: 0.5,
+            log_every: 50,
+            eval_every: 1000,
             ..TrainerConfig::default()
         }
     }

@@ -10,7 +10,7 @@ use tch::{Kind, Reduction, Tensor};
 
 use super::rows::at_least_one;
 use crate::trainer::{Algorithm, Evaluation, Losses, Term};
-use crate::{Collective, Error, Observer, Result};
+use crate::{Collective, Error, Observer, Result, Schedule, TrainerConfig};
 
 /// Settings of [`VerifierTraining`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -38,6 +38,20 @@ impl Default for VerifierConfig {
 }
 
 impl VerifierConfig {
+    /// Our settings of the optimizer: Adam at a constant 1e-5, without clipping.
+    #[must_use]
+    pub fn trainer() -> TrainerConfig {
+        TrainerConfig {
+            steps: 50_001,
+            lr: 1e-5,
+            schedule: Schedule::Constant,
+            max_grad_norm: 0.0,
+            log_every: 50,
+            eval_every: 1000,
+            ..TrainerConfig::default()
+        }
+    }
+
     /// Reads a split.
     ///
     /// # Errors

@@ -31,6 +31,8 @@ pub fn trainer_config(steps: u64) -> TrainerConfig {
         accumulate: 16,
         save_every: 100,
         keep: 8,
+        log_every: 50,
+        eval_every: 1000,
         precision: Precision::Bf16,
         gradient_checkpointing: true,
         sharding: Sharding::Gradients,

@@ -81,6 +81,8 @@ impl AcquisitionConfig {
 /// What both phases have in common.
 pub(super) fn published_trainer() -> TrainerConfig {
     TrainerConfig {
+        // Where `epochs` is 0.
+        steps: 50_001,
         schedule: Schedule::Cosine { cycles: 0.5 },
         max_grad_norm: 1.0,
         eval_every: 0,

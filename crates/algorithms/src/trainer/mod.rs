@@ -38,16 +38,16 @@ pub enum Precision {
     Bf16,
 }
 
-/// Settings of the [`Trainer`]. The defaults are those of Crystal's Stage I (arXiv 2310.04921): Adam, constant rate,
-/// no weight decay, no warm-up, no clipping.
+/// Settings of the [`Trainer`]. Where transformers has the setting, the default is that of its `TrainingArguments`. The numbers of a paper are
+/// those of its own configuration, e.g. [`ImitationConfig::trainer`](crate::crystal::ImitationConfig::trainer).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TrainerConfig {
-    /// Optimizer steps.
+    /// Optimizer steps. Default: 1000; transformers counts epochs.
     pub steps: u64,
-    /// Base learning rate.
+    /// Base learning rate. Default: 5e-5.
     pub lr: f64,
-    /// How the rate changes after the warm-up.
+    /// How the rate changes after the warm-up. Default: linearly to 0.
     pub schedule: Schedule,
     /// Steps in which the rate rises from 0.
     pub warmup_steps: u64,
@@ -59,13 +59,13 @@ pub struct TrainerConfig {
     pub eps: f64,
     /// Adam's decoupled weight decay (AdamW), on every parameter.
     pub weight_decay: f64,
-    /// Largest global gradient norm; 0 switches clipping off.
+    /// Largest global gradient norm; 0 switches clipping off. Default: 1.
     pub max_grad_norm: f64,
     /// Micro-batches per optimizer step.
     pub accumulate: usize,
-    /// Steps between two records of the training losses.
+    /// Steps between two records of the training losses. Default: 10, as in TRL.
     pub log_every: u64,
-    /// Steps between two validations, which also save; 0 validates where the algorithm begins a phase, and at the end.
+    /// Steps between two validations, which also save; 0 validates where the algorithm begins a phase, and at the end. Default: 500.
     pub eval_every: u64,
     /// Steps between two checkpoints; 0 saves with each validation and at the end.
     pub save_every: u64,
@@ -83,18 +83,18 @@ pub struct TrainerConfig {
 impl Default for TrainerConfig {
     fn default() -> Self {
         Self {
-            steps: 50_001,
-            lr: 1e-5,
-            schedule: Schedule::Constant,
+            steps: 1000,
+            lr: 5e-5,
+            schedule: Schedule::Linear,
             warmup_steps: 0,
             optimizer: OptimizerChoice::Adam,
             betas: [0.9, 0.999],
             eps: 1e-8,
             weight_decay: 0.0,
-            max_grad_norm: 0.0,
+            max_grad_norm: 1.0,
             accumulate: 1,
-            log_every: 50,
-            eval_every: 1000,
+            log_every: 10,
+            eval_every: 500,
             save_every: 0,
             keep: Checkpoints::KEEP,
             precision: Precision::F32,

@@ -369,7 +369,7 @@ fn settings_out_of_range_are_named() {
     TrainerConfig::default().validate().unwrap();
     let folder = tempfile::tempdir().unwrap();
     for (expected, change) in changes {
-        let mut config = TrainerConfig::default();
+        let mut config = short(1);
         change(&mut config);
         let error = Trainer::new(config, &folder.path().join("run")).unwrap_err();
         assert!(matches!(&error, Error::Config { key, .. } if key == expected), "{expected}: {error}");

@@ -14,7 +14,7 @@ use ruminate_rewards::mario::{Accuracy, Diversity, MarioItem, NumWords, Response
 use ruminate_rewards::{RewardError, Sample};
 use tch::{Device, Kind};
 
-use crate::support::{alone, model, tiny, tokenizer, world};
+use crate::support::{alone, model, short, tiny, tokenizer, world};
 
 const SET: MarioDataset = MarioDataset::QuaRel;
 
@@ -260,7 +260,7 @@ fn a_verifier_learns_what_is_true_and_is_a_vera_then() {
     };
     let mut verifier = new(&statements).unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let trainer = TrainerConfig { steps: 60, lr: 1e-2, eval_every: 0, ..TrainerConfig::default() };
+    let trainer = short(60);
     let fitted = Trainer::new(trainer, folder.path()).unwrap().fit(&mut verifier, &mut NullObserver).unwrap();
     assert_eq!(fitted.best.score, 100.0);
 

@@ -138,7 +138,7 @@ fn the_guide_s_program_trains_a_llama() {
     let given = Given::Model(model());
     let mut dpo = Dpo::new(DpoConfig::default(), model(), given, source, train, tokenizer).unwrap();
     let run = tempfile::tempdir().unwrap();
-    let steps = TrainerConfig { steps: 20, lr: 1e-2, eval_every: 10, ..TrainerConfig::default() };
+    let steps = TrainerConfig { eval_every: 10, ..crate::support::short(20) };
     Trainer::new(steps, run.path()).unwrap().fit(&mut dpo, &mut NullObserver).unwrap();
     let margin = dpo
         .evaluate(20, &mut NullObserver)

@@ -68,11 +68,14 @@ fn config() -> PpoConfig {
             sampling: Sampling { temperature: 1.0, top_k: None, top_p: None },
             max_new_tokens: 5,
             min_new_tokens: 1,
+            clean_up: true,
             batch_size: 16,
             ..RolloutConfig::default()
         },
         batch_size: 16,
         kl: KlPenalty::Fixed { coef: 0.0 },
+        whiten_rewards: true,
+        value_coef: 1.0,
         best_by: "share".into(),
         ..PpoConfig::default()
     }

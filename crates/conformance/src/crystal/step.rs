@@ -5,6 +5,7 @@ use crate::Outcome;
 use crate::compare::{Check, Mismatch, Tolerance, equal};
 use crate::file::{GoldenError, GoldenFile};
 use crate::references::f64s;
+use ruminate_algorithms::crystal::ReinforcementConfig;
 use ruminate_algorithms::ppo::{Grid, Ppo, PpoConfig, PpoData, Prompt};
 use ruminate_algorithms::{
     Metrics, Observer, ObserverError, Precision, StepReport, Trainer, TrainerConfig, mean_loss,
@@ -450,7 +451,9 @@ fn trained(parts: &Parts<'_>, epochs: usize, tolerance: Tolerance) -> Check {
         batch_size: rows,
         kl: ruminate_algorithms::ppo::KlPenalty::Fixed { coef: case.kl_coef },
         epochs,
-        ..PpoConfig::default()
+        rl_steps: 1000,
+        best_by: String::new(),
+        ..ReinforcementConfig::default().ppo
     };
     let reference = Scripted { t5: model(case, parts.folder, false)?, script: parts.script.clone() };
     let data = PpoData { train: parts.train.clone(), supervised: None, held_out: parts.train.clone() };
@@ -470,7 +473,7 @@ fn trained(parts: &Parts<'_>, epochs: usize, tolerance: Tolerance) -> Check {
         log_every: 1,
         eval_every: 1000,
         precision: Precision::F32,
-        ..TrainerConfig::default()
+        ..ReinforcementConfig::default().trainer
     };
     let run = tempfile::tempdir()?;
     let mut seen = Recorder::default();

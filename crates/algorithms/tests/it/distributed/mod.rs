@@ -20,7 +20,7 @@ use ruminate_torch::dist::Sharding;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
-use crate::support::{Recorder, alone, chain, examples, model, tokenizer};
+use crate::support::{Recorder, alone, chain, examples, model, short, tokenizer};
 
 /// The test that is one of several processes.
 const RANK: &str = "distributed::rank";
@@ -150,7 +150,7 @@ fn config(setup: &Setup) -> TrainerConfig {
         max_grad_norm: 1.0,
         eval_every: 8,
         log_every: 2,
-        ..TrainerConfig::default()
+        ..short(steps)
     }
 }
 
