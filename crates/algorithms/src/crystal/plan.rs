@@ -205,6 +205,8 @@ fn count(instances: &Instances) -> Vec<TaskCount> {
 
 #[cfg(test)]
 mod tests {
+    use approx::assert_abs_diff_eq;
+
     use super::*;
 
     #[test]
@@ -237,7 +239,7 @@ mod tests {
         let large = T5Config { dropout_rate: 0.0, ..published.clone() };
         let flops =
             |source, target| large.forward_flops(ruminate_models::BatchShape { rows: 64.0, source, target });
-        let near = |a: f64, b: f64| assert!((a / b - 1.0).abs() < 1e-12, "{a} {b}");
+        let near = |a: f64, b: f64| assert_abs_diff_eq!(a / b, 1.0, epsilon = 1e-12);
         let config = ReinforcementConfig::default();
         let plan = |config: &ReinforcementConfig| config.plan(&large, &Lengths::default(), [100.0, 256.0]);
         let whole = plan(&config);

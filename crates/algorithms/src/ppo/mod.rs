@@ -263,14 +263,7 @@ where
         let learns = !self.model.has_dropout() && self.config.in_one_piece(examples.len(), accumulate);
         let mut scored = phases.time("scoring", || Scored::of_actor(&self.model, &examples, size, learns))?;
         let mask = mask(&examples);
-        let kl: Grid = scored
-            .log_probs
-            .iter()
-            .zip(&reference)
-            .map(|(old, reference)| {
-                old.iter().zip(reference).map(|(old, reference)| old - reference).collect()
-            })
-            .collect();
+        let kl = &scored.log_probs - &reference;
         let penalized = token_rewards(self.compat, &kl, &normalized, &mask, self.kl_coef)?;
         let of_all = |own| Ok(collective.gather(own)?.into_iter().fold(Moments::default(), |a, b| a + b));
         let how = self.config.estimation(self.compat);

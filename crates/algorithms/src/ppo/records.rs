@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use ndarray::Array2;
 use ruminate_rewards::{Rewarded, Statistics};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
@@ -25,28 +26,29 @@ pub(super) struct RolloutStats {
 impl RolloutStats {
     /// Adds the responses of all other ranks.
     pub(super) fn gathered(self, collective: &Collective) -> Result<Self> {
-        let none = Self {
-            raw: vec![],
-            normalized: vec![],
-            kl: vec![],
-            penalized: vec![],
-            entropy: vec![],
-            values: vec![],
-            returns: vec![],
-            mask: vec![],
-        };
-        Ok(collective.gather(self)?.into_iter().fold(none, |mut all, rank: Self| {
-            all.raw.extend(rank.raw);
-            all.normalized.extend(rank.normalized);
-            all.kl.extend(rank.kl);
-            all.penalized.extend(rank.penalized);
-            all.entropy.extend(rank.entropy);
-            all.values.extend(rank.values);
-            all.returns.extend(rank.returns);
-            all.mask.extend(rank.mask);
-            all
-        }))
+        let all = collective.gather(self)?;
+        Ok(Self {
+            raw: all.iter().flat_map(|of| of.raw.iter().copied()).collect(),
+            normalized: all.iter().flat_map(|of| of.normalized.iter().copied()).collect(),
+            kl: stack(&all, |of| &of.kl),
+            penalized: stack(&all, |of| &of.penalized),
+            entropy: stack(&all, |of| &of.entropy),
+            values: stack(&all, |of| &of.values),
+            returns: stack(&all, |of| &of.returns),
+            mask: stack(&all, |of| &of.mask),
+        })
     }
+}
+
+/// The rows of all ranks, one behind the other; short ones are padded.
+fn stack<T: Copy + Default>(all: &[RolloutStats], of: impl Fn(&RolloutStats) -> &Array2<T>) -> Array2<T> {
+    let parts: Vec<_> = all.iter().map(of).collect();
+    let width = parts.iter().map(|part| part.ncols()).max().unwrap_or(0);
+    let mut stacked = Array2::default((parts.iter().map(|part| part.nrows()).sum(), width));
+    for (mut to, from) in stacked.rows_mut().into_iter().zip(parts.iter().flat_map(|part| part.rows())) {
+        to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+    }
+    stacked
 }
 
 /// Sums since the last record. What the device counts stays there until it is asked for.
@@ -86,14 +88,10 @@ impl Records {
         self.add("reward/KL", mean(row_sums(&stats.kl)));
         self.add("kl_coef", kl_coef);
         self.add("entropy", Moments::of(&stats.entropy, &stats.mask).mean());
-        let lengths = stats.mask.iter().map(|row| row.iter().filter(|&&real| real).count() as f64);
+        let lengths =
+            stats.mask.rows().into_iter().map(|row| row.iter().filter(|&&real| real).count() as f64);
         self.add("response_tokens", mean(lengths));
-        let unexplained: Grid = stats
-            .returns
-            .iter()
-            .zip(&stats.values)
-            .map(|(returns, values)| returns.iter().zip(values).map(|(r, v)| r - v).collect())
-            .collect();
+        let unexplained = &stats.returns - &stats.values;
         let variance = Moments::of(&stats.returns, &stats.mask).variance();
         // Without variance there is nothing to explain.
         if variance > 0.0 {
@@ -146,5 +144,5 @@ pub(super) fn mean(values: impl Iterator<Item = f64>) -> f64 {
 }
 
 pub(super) fn row_sums(grid: &Grid) -> impl Iterator<Item = f64> + Clone + '_ {
-    grid.iter().map(|row| row.iter().sum())
+    grid.rows().into_iter().map(|row| row.iter().sum())
 }

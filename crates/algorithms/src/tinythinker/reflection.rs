@@ -208,16 +208,16 @@ impl Reflection {
             }
             let (held, trained): (Vec<_>, Vec<_>) =
                 examples.iter().cloned().partition(|pair| is_held_out(&pair.prompt, config.held_out));
-            let (trained, of_trained) = encode_pairs(tokenizer, &trained, config.lengths)?;
-            let (held, of_held) = encode_pairs(tokenizer, &held, config.lengths)?;
-            counts.add(of_trained);
-            counts.add(of_held);
-            if trained.is_empty() {
+            let trained = encode_pairs(tokenizer, &trained, config.lengths)?;
+            let held = encode_pairs(tokenizer, &held, config.lengths)?;
+            counts.add(trained.counts);
+            counts.add(held.counts);
+            if trained.pairs.is_empty() {
                 without_pairs.push(stage);
                 continue;
             }
-            stages.push(trained);
-            held_out.extend(held);
+            stages.push(trained.pairs);
+            held_out.extend(held.pairs);
         }
         if stages.is_empty() {
             let reason = format!(

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use approx::assert_relative_eq;
 use ruminate_algorithms::dpo::{
     Dpo, DpoConfig, EncodedPairs, Pair, PairLengths, PreferenceLoss, PromptCut, Reference, ReferenceSync,
     ShuffledPairs, WeightedLoss, encode_pairs, precompute, precompute_cached,
@@ -34,7 +35,7 @@ fn metric(metrics: &Metrics, name: &str) -> f64 {
 }
 
 fn close(got: f64, want: f64) {
-    assert!((got - want).abs() <= 2e-5 * (1.0 + want.abs()), "{got}, expected {want}");
+    assert_relative_eq!(got, want, epsilon = 2e-5, max_relative = 2e-5);
 }
 
 /// Log-probability of a target alone, from whole logits.

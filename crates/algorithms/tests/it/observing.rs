@@ -1,5 +1,6 @@
 //! What an observer is told, and what it can do.
 
+use approx::relative_eq;
 use ruminate_algorithms::{Ending, Error, NullObserver, TrainerConfig};
 
 use crate::support::{Drill, Recorder, alone, chain, examples, fit, names, short, target};
@@ -108,7 +109,11 @@ fn metrics_are_means_over_the_steps_between_two_records() {
         let (each, some) = (each.series(name), some.series(name));
         let mean = each[1..5].iter().sum::<f64>() / 4.0;
         assert_eq!((some[0], some[2]), (each[0], each[5]));
-        assert!((some[1] - mean).abs() < 1e-5 * mean, "{name}: {} {mean}", some[1]);
+        assert!(
+            relative_eq!(some[1], mean, epsilon = 0.0, max_relative = 1e-5),
+            "{name}: {} {mean}",
+            some[1]
+        );
     }
     assert_eq!(each.series("train/lr"), [1e-2; 6]);
 }

@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::fs;
 use std::path::Path;
 
+use approx::assert_abs_diff_eq;
 use ruminate_algorithms::ppo::{
     Batch, KlPenalty, MeasuredRewards, Ppo, PpoConfig, PpoData, Prompt, RolloutConfig, Supervision,
 };
@@ -201,8 +202,8 @@ fn the_first_update_starts_at_the_old_policy() {
     let (.., seen) = gain(PpoConfig { epochs: 1, ..config() }, 1.0, &trainer);
     // Ratio 1 everywhere: nothing is clipped, and whitened advantages have no mean.
     assert_eq!(seen.series("train/clip_fraction"), [0.0]);
-    assert!(seen.series("train/approx_kl")[0].abs() < 1e-6);
-    assert!(seen.series("train/loss/policy")[0].abs() < 1e-5);
+    assert_abs_diff_eq!(seen.series("train/approx_kl")[0], 0.0, epsilon = 1e-6);
+    assert_abs_diff_eq!(seen.series("train/loss/policy")[0], 0.0, epsilon = 1e-5);
 }
 
 #[test]

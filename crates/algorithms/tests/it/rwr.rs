@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::fs;
 use std::path::Path;
 
+use approx::{assert_abs_diff_eq, assert_relative_eq};
 use ruminate_algorithms::rwr::{
     EncodedExamples, LocalModel, Rwr, RwrConfig, RwrData, TooLong, WeightedExample, Weighting, encode_texts,
     trainer_config,
@@ -62,7 +63,7 @@ fn every_example_counts_alike_however_batches_are_cut() {
             sum += rwr.losses(&part.to_vec()).unwrap().sums[0].double_value(&[]);
         }
         assert_eq!(count, 6);
-        assert!((sum - want).abs() < 1e-4 * want, "{sum}, expected {want}");
+        assert_relative_eq!(sum, want, epsilon = 0.0, max_relative = 1e-4);
     }
     let metrics = rwr.metrics().unwrap();
     let mean: f64 = batch.iter().map(|example| f64::from(example.weight)).sum::<f64>() / 6.0;
@@ -189,11 +190,11 @@ fn weights_can_be_centred_or_normalised() {
     assert_eq!(apply(Weighting::Exp), weights);
     assert_eq!(apply(Weighting::None), [1.0; 4]);
     let normalised = apply(Weighting::Normalized);
-    assert!((normalised.iter().sum::<f64>() - 4.0).abs() < 1e-12);
-    assert!((normalised[2] / normalised[1] - 4.0).abs() < 1e-12);
+    assert_abs_diff_eq!(normalised.iter().sum::<f64>(), 4.0, epsilon = 1e-12);
+    assert_abs_diff_eq!(normalised[2] / normalised[1], 4.0, epsilon = 1e-12);
     let centred = apply(Weighting::ExpMinusPromptMean);
     for (got, want) in centred.iter().zip([1.0, 0.5, 2.0, 1.0]) {
-        assert!((got - want).abs() < 1e-12, "{centred:?}");
+        assert_abs_diff_eq!(got, want, epsilon = 1e-12);
     }
     assert!(Weighting::Exp.apply(&weights, &problems[..2]).is_err());
     assert!(Weighting::Exp.apply(&[1.0, 0.0], &["a", "b"]).is_err());

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use approx::assert_abs_diff_eq;
 use ruminate_algorithms::dpo::Dpo;
 use ruminate_algorithms::tinythinker::{
     Accuracy, Acquisition, AcquisitionConfig, Asked, Decoding, GenerationSettings, Reflected, Reflection,
@@ -356,7 +357,7 @@ fn a_round_trains_the_stages_that_have_pairs() {
         assert!(find("eval/accuracy").is_some());
         find("eval/rewards/margins").unwrap()
     };
-    assert!(margin(&mut dpo).abs() < 1e-5);
+    assert_abs_diff_eq!(margin(&mut dpo), 0.0, epsilon = 1e-5);
     let trainer = TrainerConfig { lr: 1e-3, ..trainer };
     Trainer::new(trainer, &folder.path().join("checkpoints"))
         .unwrap()

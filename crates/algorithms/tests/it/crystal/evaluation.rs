@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 
+use approx::assert_abs_diff_eq;
 use ruminate_algorithms::crystal::{
     EnsembleAccuracy, EvaluationConfig, EvaluationReport, KnowledgeSource, evaluate,
 };
@@ -298,8 +299,8 @@ fn accuracies_are_shares_of_the_items() {
         assert_eq!((task.accuracy, task.accuracy_knowless), (share(|i| i.ok), share(|i| i.ok_knowless)));
         unweighted = (unweighted.0 + task.accuracy / 3.0, unweighted.1 + task.accuracy_knowless / 3.0);
     }
-    assert!((report.acc_unweighted() - unweighted.0).abs() < 1e-12);
-    assert!((report.acc_unweighted_knowless() - unweighted.1).abs() < 1e-12);
+    assert_abs_diff_eq!(report.acc_unweighted(), unweighted.0, epsilon = 1e-12);
+    assert_abs_diff_eq!(report.acc_unweighted_knowless(), unweighted.1, epsilon = 1e-12);
     // What each way of combining would have given is what it gives.
     let modes: Vec<Ensemble> = report.ensembles.iter().map(|of| of.ensemble).collect();
     assert_eq!(modes, Ensemble::ALL);

@@ -1,5 +1,6 @@
 //! Stage I: what is trained when, and how it is validated.
 
+use approx::abs_diff_eq;
 use ruminate_algorithms::crystal::{BestBy, Imitation, ImitationConfig};
 use ruminate_algorithms::{
     Curriculum, Ending, Error, Evaluation, NullObserver, Objective, Sft, Trainer, TrainerConfig, mean_loss,
@@ -250,7 +251,7 @@ fn validation_counts_what_it_says() {
     let value = |name: &str| metrics.iter().find(|(n, _)| n == name).unwrap().1;
     let close = |name: &str, want: f64| {
         let got = value(name);
-        assert!((got - want).abs() < 1e-5, "{name}: {got} {want}");
+        assert!(abs_diff_eq!(got, want, epsilon = 1e-5), "{name}: {got} {want}");
     };
 
     // Losses: the mean over batches of 9 of their means, the incomplete last one included.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use approx::assert_relative_eq;
 use ruminate_algorithms::crystal::ImitationConfig;
 use ruminate_algorithms::dpo::precompute_cached;
 use ruminate_algorithms::rwr::Divided;
@@ -100,7 +101,7 @@ fn rank() {
     ruminate_algorithms::dpo::precompute(&policy, &mut whole, 1.0, 4).unwrap();
     for (a, b) in divided.iter().zip(&whole) {
         for (a, b) in a.reference.unwrap().into_iter().zip(b.reference.unwrap()) {
-            assert!((a - b).abs() <= 1e-4 * (1.0 + b.abs()), "{a} {b}");
+            assert_relative_eq!(a, b, epsilon = 1e-4, max_relative = 1e-4);
         }
     }
 }

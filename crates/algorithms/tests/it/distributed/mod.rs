@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use approx::relative_eq;
 use ruminate_algorithms::dpo::{Dpo, DpoConfig, PreferenceLoss, Reference, ShuffledPairs, WeightedLoss};
 use ruminate_algorithms::{
     Collective, Curriculum, Ending, Evaluation, Fitted, Metrics, Objective, Observer, Result, Sft, Trainer,
@@ -353,7 +354,10 @@ fn divided_states_go_on_with_another_number_of_ranks() {
     for (step, metrics) in losses {
         let (found, expected) = (loss(&metrics), loss(&single.metrics[&step]));
         if let (Some(found), Some(expected)) = (found, expected) {
-            assert!((found - expected).abs() < 1e-5 * expected.abs(), "step {step}: {found}, not {expected}");
+            assert!(
+                relative_eq!(found, expected, epsilon = 0.0, max_relative = 1e-5),
+                "step {step}: {found}, not {expected}"
+            );
         }
     }
 }
