@@ -84,7 +84,7 @@ pub(crate) fn step<M: Model>(setting: &Setting) -> Result<Workload> {
         adam.zero_grad()?;
         let batch = dpo.batches(0, 0, 1)?.and_then(|batches| batches.into_iter().next());
         let batch = batch.context("there is no batch")?;
-        let sums = phases.time("forward", || forward.forward(|| Ok(dpo.sums(&batch)?)))?;
+        let sums = phases.time("forward", || forward.forward(|| Ok(dpo.losses(&batch)?)))?;
         let loss = sums.sums[0].f_div_scalar(batch.len() as f64)?;
         phases.time("backward", || loss.f_backward())?;
         phases.time("update", || {

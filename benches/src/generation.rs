@@ -1,7 +1,7 @@
 //! Generation of a fixed number of tokens.
 
 use anyhow::Result;
-use ruminate_algorithms::ppo::RolloutConfig;
+use ruminate_algorithms::crystal::ReinforcementConfig;
 use ruminate_models::{GenerationConfig, Sampling, Strategy, TokenId, derive_seed};
 
 use crate::models::Model;
@@ -58,7 +58,7 @@ fn prompts(setting: &Setting, rows: usize) -> Vec<Vec<TokenId>> {
 
 /// Crystal's way of drawing responses: temperature 0.7, then top-k 50.
 pub(crate) fn crystal(setting: &Setting) -> GenerationConfig {
-    config(setting.response, Strategy::Sample(RolloutConfig::default().sampling))
+    config(setting.response, Strategy::Sample(ReinforcementConfig::default().ppo.rollout.sampling))
 }
 
 /// No end token before the last token.

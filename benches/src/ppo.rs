@@ -103,16 +103,17 @@ impl<M: Model> Learner<M> {
             .setting
             .forward(|| Ok(self.model.score_with_values(examples, ScoreOptions::default())?))?;
         let (log_probs, values) = (pass.0.log_probs.f_detach()?, pass.1.f_detach()?);
-        let grid = |tensor: &Tensor| Ok::<_, anyhow::Error>(Grid::try_from(tensor.f_to_kind(Kind::Double)?)?);
+        let grid = |tensor: &Tensor| -> anyhow::Result<Grid> {
+            let (rows, time) = tensor.size2()?;
+            let flat = Vec::try_from(tensor.f_to_kind(Kind::Double)?.f_view([-1])?)?;
+            Ok(Grid::from_shape_vec((rows as usize, time as usize), flat)?)
+        };
         let kl = grid(&log_probs.f_sub(&reference)?)?;
-        let mask: Mask = kl.iter().map(|row| vec![true; row.len()]).collect();
+        let mask = Mask::from_elem(kl.dim(), true);
         let rewards = token_rewards(COMPAT, &kl, rewards, &mask, KL_COEF)?;
         let how = Estimation { compat: COMPAT, whiten_rewards: false, gamma: 1.0, lambda: 0.95 };
         let estimates = Estimates::new(how, &rewards, &grid(&values)?, &mask, Ok)?;
-        let tensor = |grid: Grid| {
-            let flat = Tensor::f_from_slice(&grid.concat())?.f_view_as(&log_probs)?;
-            flat.f_to(self.setting.device)?.f_to_kind(Kind::Float)
-        };
+        let tensor = |grid: Grid| Tensor::try_from(grid)?.f_to(self.setting.device)?.f_to_kind(Kind::Float);
         let (advantages, returns) = (tensor(estimates.whitened_advantages)?, tensor(estimates.returns)?);
         Ok(Old { pass, log_probs, values, advantages, returns })
     }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use ruminate_datasets::NullObserver;
 use ruminate_models::Interrupt;
 
 use crate::Ending;
@@ -89,8 +90,4 @@ pub trait Observer {
     }
 }
 
-/// The observer that looks away.
-#[derive(Debug, Default, Clone, Copy)]
-pub struct Silent;
-
-impl Observer for Silent {}
+impl Observer for NullObserver {}

@@ -279,6 +279,7 @@ impl Plan {
 
 #[cfg(test)]
 mod tests {
+    use approx::assert_abs_diff_eq;
     use ruminate_models::LlamaConfig;
     use ruminate_torch::optim::AdafactorConfig;
 
@@ -372,13 +373,13 @@ mod tests {
         assert_eq!(plan.tokens_per_step, 16.0 * (0.75 * 120.0 + 0.25 * 122.0));
         assert!(plan.forward_flops_per_step.is_sign_positive(), "it writes nothing, which is no -0");
         assert_eq!(plan.checkpoints_kept, 5);
-        assert!((plan.flops_per_step / (6.0 * 16.0 * 35e9) - 1.0).abs() < 1.0, "{}", plan.flops_per_step);
+        assert_abs_diff_eq!(plan.flops_per_step / (6.0 * 16.0 * 35e9), 1.0, epsilon = 1.0);
         let scored = Plan::new(&config, networks, &[pass, answers, scoring], 1.0);
         assert_eq!(scored.forward_flops_per_step, scored.flops_per_step - plan.flops_per_step);
         assert_eq!((scored.rows_per_step, &scored.memory), (16.0, &plan.memory));
         // Two networks instead of one, forwards only instead of three times that.
         let alone = Plan::new(&config, networks, &[pass], 1.0).flops_per_step;
-        assert!((scored.forward_flops_per_step / alone - 2.0 / 3.0).abs() < 1e-12);
+        assert_abs_diff_eq!(scored.forward_flops_per_step / alone, 2.0 / 3.0, epsilon = 1e-12);
 
         let bf16 = TrainerConfig { precision: Precision::Bf16, ..config.clone() };
         let bf16 = Plan::new(&bf16, networks, &[pass, answers], 1.0);
@@ -386,7 +387,7 @@ mod tests {
         assert!(bf16.memory.activations < plan.memory.activations);
         let again = TrainerConfig { gradient_checkpointing: true, ..config };
         let again = Plan::new(&again, networks, &[pass, answers], 1.0);
-        assert!((again.flops_per_step / plan.flops_per_step - 4.0 / 3.0).abs() < 1e-12);
+        assert_abs_diff_eq!(again.flops_per_step / plan.flops_per_step, 4.0 / 3.0, epsilon = 1e-12);
         assert!(again.memory.activations < plan.memory.activations / 5);
     }
 

@@ -109,6 +109,8 @@ fn half_cosine(x: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use approx::assert_abs_diff_eq;
+
     use super::*;
 
     fn factors(schedule: Schedule, warmup: u64, total: u64, steps: &[u64]) -> Vec<f64> {
@@ -140,22 +142,22 @@ mod tests {
         assert_eq!(factors(Schedule::Linear, 2, 10, &[4, 6, 8, 10, 99]), [0.75, 0.5, 0.25, 0.0, 0.0]);
         let cosine = factors(Schedule::Cosine { cycles: 0.5 }, 0, 8, &[0, 2, 4, 8]);
         for (factor, expected) in cosine.into_iter().zip([1.0, (2.0 + 2f64.sqrt()) / 4.0, 0.5, 0.0]) {
-            assert!((factor - expected).abs() < 1e-15, "{factor} {expected}");
+            assert_abs_diff_eq!(factor, expected, epsilon = 1e-15);
         }
         // A whole cycle comes back.
-        assert!((Schedule::Cosine { cycles: 1.0 }.lr(1.0, 10, 0, 10) - 1.0).abs() < 1e-15);
+        assert_abs_diff_eq!(Schedule::Cosine { cycles: 1.0 }.lr(1.0, 10, 0, 10), 1.0, epsilon = 1e-15);
     }
 
     #[test]
     fn restarts_powers_and_roots() {
         let restarts = factors(Schedule::CosineWithRestarts { cycles: 2 }, 0, 8, &[0, 2, 4, 6, 8, 9]);
         for (factor, expected) in restarts.into_iter().zip([1.0, 0.5, 1.0, 0.5, 0.0, 0.0]) {
-            assert!((factor - expected).abs() < 1e-15, "{factor} {expected}");
+            assert_abs_diff_eq!(factor, expected, epsilon = 1e-15);
         }
         let polynomial = Schedule::Polynomial { lr_end: 0.2, power: 2.0 };
         let rates = [2, 6, 10, 99].map(|step| polynomial.lr(1.2, step, 2, 10));
         for (rate, expected) in rates.into_iter().zip([1.2, 0.45, 0.2, 0.2]) {
-            assert!((rate - expected).abs() < 1e-15, "{rate} {expected}");
+            assert_abs_diff_eq!(rate, expected, epsilon = 1e-15);
         }
         // The scale is that of the warm-up, or what is given.
         assert_eq!(factors(Schedule::InverseSqrt { timescale: None }, 4, 0, &[4, 16, 64]), [1.0, 0.5, 0.25]);

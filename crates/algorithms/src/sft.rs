@@ -1,14 +1,11 @@
 //! Supervised fine-tuning: cross-entropy on given targets.
 
 use std::path::Path;
-use std::rc::Rc;
 
-use ruminate_datasets::Shard;
 use ruminate_models::{Example, IGNORED, Policy, Tokenizer};
-use ruminate_torch::dist::ProcessGroup;
 
-use crate::trainer::{Algorithm, Evaluation, Sums, Term};
-use crate::{Error, Observer, Peers, Result};
+use crate::trainer::{Algorithm, Evaluation, Losses, Term};
+use crate::{Collective, Error, Observer, Result};
 
 /// Examples of one kind, and the weight of their loss.
 #[derive(Debug, Clone, PartialEq)]
@@ -24,19 +21,14 @@ pub struct Objective {
 /// What is trained at which step. A plain data set always gives the same objective; staged methods switch between
 /// several.
 pub trait Curriculum<P> {
-    /// Takes one of several equal parts of the data: from now on, [`next`](Self::next) gives that part of each batch. Called
-    /// once, before training starts, when several processes train together.
+    /// Takes this process's part of the data ([`Collective::shard`]): from now on, [`next`](Self::next) gives that part of each batch.
+    /// Called once, before training starts, when several processes train together. A curriculum that keeps the collective can divide
+    /// [`evaluate`](Self::evaluate) with [`Collective::map`]; otherwise each process validates on everything.
     ///
     /// # Errors
     /// When the data cannot be divided, or has too few rows.
-    fn deal(&mut self, shard: Shard) -> Result<()> {
-        Error::alone(shard.world())
-    }
-
-    /// Gets to know the other processes, among which [`evaluate`](Self::evaluate) may divide its work with [`Peers::map`]; otherwise
-    /// each of them validates on everything. Called once, after [`deal`](Self::deal).
-    fn meet(&mut self, peers: &Peers) {
-        let _ = peers;
+    fn distribute(&mut self, collective: &Collective) -> Result<()> {
+        Error::alone(collective.size())
     }
 
     /// The objectives of the next micro-batch. With several, their weighted mean losses are added.
@@ -104,10 +96,8 @@ impl<P: Policy, C: Curriculum<P>> Algorithm for Sft<P, C> {
         &mut self.policy
     }
 
-    fn join(&mut self, group: &Rc<ProcessGroup>) -> Result<()> {
-        self.curriculum.deal(Shard::new(group.rank(), group.size())?)?;
-        self.curriculum.meet(&group.into());
-        Ok(())
+    fn distribute(&mut self, collective: &Collective) -> Result<()> {
+        self.curriculum.distribute(collective)
     }
 
     fn batches(&mut self, step: u64, update: usize, accumulate: usize) -> Result<Option<Vec<Self::Batch>>> {
@@ -121,8 +111,8 @@ impl<P: Policy, C: Curriculum<P>> Algorithm for Sft<P, C> {
         objective_terms(batch)
     }
 
-    fn sums(&mut self, batch: &Self::Batch) -> Result<Sums> {
-        objective_sums(&self.policy, batch)
+    fn losses(&mut self, batch: &Self::Batch) -> Result<Losses> {
+        objective_losses(&self.policy, batch)
     }
 
     fn evaluate(&mut self, step: u64, observer: &mut dyn Observer) -> Result<Evaluation> {
@@ -156,8 +146,8 @@ pub(crate) fn objective_terms(objectives: &[Objective]) -> Vec<Term> {
 }
 
 /// Cross-entropies of the objectives.
-pub(crate) fn objective_sums<P: Policy>(policy: &P, objectives: &[Objective]) -> Result<Sums> {
-    let mut result = Sums { sums: vec![], tokens: 0 };
+pub(crate) fn objective_losses<P: Policy>(policy: &P, objectives: &[Objective]) -> Result<Losses> {
+    let mut result = Losses { sums: vec![], tokens: 0 };
     for objective in objectives {
         let loss = policy.cross_entropy(&objective.examples)?;
         result.sums.push(loss.sum);

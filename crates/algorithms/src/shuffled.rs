@@ -31,11 +31,11 @@ impl<T: Clone> Shuffled<T> {
         Ok(Self { items, batches, seed })
     }
 
-    /// Begins anew with one process's part of each batch.
+    /// Begins again with one process's part of each batch.
     ///
     /// # Errors
     /// When there are fewer items than the batches of all processes need.
-    pub fn deal(&mut self, shard: Shard) -> Result<()> {
+    pub fn shard(&mut self, shard: Shard) -> Result<()> {
         let order = Order::reshuffled(self.items.len(), self.seed);
         self.batches = TrainBatches::new(order, self.batches.batch_size(), shard)?;
         Ok(())

@@ -1,9 +1,10 @@
 //! An environment of one's own, two turns with it, and the training examples that come of them.
 
+use ruminate_datasets::NullObserver;
 use ruminate_datasets::chat::NamedTemplate;
 use ruminate_datasets::environments::{Compat, Environment, Judgement, Problem};
 use ruminate_datasets::rise::{
-    Ask, ConvertConfig, Failed, Layout, MultiTurn, Quiet, Reply, RolloutConfig, convert, training_text,
+    Ask, ConvertConfig, Failed, Layout, MultiTurn, Reply, RolloutConfig, convert, training_text,
 };
 
 /// Words to be written backwards. An answer of the right length is worth a little.
@@ -48,7 +49,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
 
     let turns = MultiTurn::new(&Reversal, RolloutConfig::collect(&[1, 1]), &[&student, &student])?;
-    let log = turns.play(&problems, None, &mut Quiet)?;
+    let log = turns.play(&problems, None, &mut NullObserver)?;
     for episode in &log.episodes {
         println!("{} {:?}", episode.query, episode.turn_history.best_rewards);
     }

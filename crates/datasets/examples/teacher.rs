@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use ruminate_datasets::BadRows;
-use ruminate_datasets::teacher::{Silent, Teacher, TeacherConfig, TeacherError};
+use ruminate_datasets::teacher::{Teacher, TeacherConfig, TeacherError};
 use ruminate_datasets::tinythinker::{Item, Question, Source, Teaching, TeachingConfig};
+use ruminate_datasets::{BadRows, NullObserver};
 
 /// Asks about each question, and again for candidates that were not in order. One file of answers for each round.
 pub(crate) fn items(
@@ -22,7 +22,7 @@ pub(crate) fn items(
         }
         let path = folder.join(format!("answers_{}.jsonl", teaching.round()));
         // Whatever is wrong with single candidates is for the next round.
-        let outcome = teacher.ask(&requests, &path, |_, _| Ok(()), &mut Silent)?;
+        let outcome = teacher.ask(&requests, &path, |_, _| Ok(()), &mut NullObserver)?;
         teaching.take(&outcome.answers);
     }
 }

@@ -34,3 +34,7 @@ pub use unifiedqa::{BadRows, Loaded, Part, ReadOptions, Skipped};
 
 /// The id of a token: libtorch's index type, so that ids become tensors without a conversion.
 pub type TokenId = i64;
+
+/// An observer that ignores all events.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NullObserver;

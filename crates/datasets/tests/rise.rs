@@ -5,9 +5,10 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
+use ruminate_datasets::NullObserver;
 use ruminate_datasets::environments::{Benchmark, Compat, Gsm8k, Problem};
 use ruminate_datasets::rise::{
-    Answerer, Ask, ConvertConfig, Episode, Failed, Log, MultiTurn, Quiet, Reply, RolloutConfig, RolloutError,
+    Answerer, Ask, ConvertConfig, Episode, Failed, Log, MultiTurn, Reply, RolloutConfig, RolloutError,
     RolloutObserver, Stopped, convert,
 };
 use ruminate_datasets::{BadRows, Error};
@@ -48,7 +49,7 @@ fn play(
     let answerers: Vec<&dyn Answerer> = vec![&student; config.samples.len()];
     let environment = Gsm8k::default();
     let turns = MultiTurn::new(&environment, config.clone(), &answerers)?.batch(batch);
-    turns.play(&problems(count), file, &mut Quiet)
+    turns.play(&problems(count), file, &mut NullObserver)
 }
 
 /// Stops after some episodes.
@@ -78,12 +79,12 @@ proptest! {
         // Killed while it wrote.
         let bytes = std::fs::read(&path).unwrap();
         std::fs::write(&path, &bytes[..bytes.len().saturating_sub(cut)]).unwrap();
-        prop_assert_eq!(&turns.play(&problems(12), Some(&path), &mut Quiet).unwrap(), &whole);
+        prop_assert_eq!(&turns.play(&problems(12), Some(&path), &mut NullObserver).unwrap(), &whole);
         // Everything is there now, so nobody is asked.
         let nobody = |_: &[Ask]| -> Result<Vec<Reply>, Failed> { Err("asked".into()) };
         let answerers: [&dyn Answerer; 3] = [&nobody; 3];
         let again = MultiTurn::new(&environment, config, &answerers).unwrap();
-        prop_assert_eq!(&again.play(&problems(12), Some(&path), &mut Quiet).unwrap(), &whole);
+        prop_assert_eq!(&again.play(&problems(12), Some(&path), &mut NullObserver).unwrap(), &whole);
         // And the log can be written, read and scored again.
         let log = folder.path().join("3_turns.json");
         whole.write(&log).unwrap();
@@ -130,14 +131,14 @@ fn who_is_stopped_keeps_what_is_finished_and_goes_on_later() {
     };
     let play = |answerer: &dyn Answerer| {
         let turns = MultiTurn::new(&environment, RolloutConfig::collect(&[1]), &[answerer]).unwrap();
-        turns.batch(2).play(&problems(5), Some(&path), &mut Quiet).unwrap()
+        turns.batch(2).play(&problems(5), Some(&path), &mut NullObserver).unwrap()
     };
     let rows = |log: &Log| log.episodes.iter().map(|episode| episode.task_id).collect::<Vec<_>>();
     assert_eq!(rows(&play(&tired)), [0, 1]);
     // Nobody is blocked for it.
     let config = RolloutConfig::collect(&[1]);
     let undisturbed = MultiTurn::new(&environment, config, &[&student]).unwrap();
-    assert_eq!(play(&student), undisturbed.play(&problems(5), None, &mut Quiet).unwrap());
+    assert_eq!(play(&student), undisturbed.play(&problems(5), None, &mut NullObserver).unwrap());
 }
 
 #[test]
@@ -145,7 +146,7 @@ fn what_cannot_be_played_is_refused() {
     let environment = Gsm8k::default();
     let play = |config: RolloutConfig, answerer: &dyn Answerer, problems: &[Problem]| {
         let answerers = vec![answerer; config.samples.len()];
-        MultiTurn::new(&environment, config, &answerers)?.play(problems, None, &mut Quiet)
+        MultiTurn::new(&environment, config, &answerers)?.play(problems, None, &mut NullObserver)
     };
     let refused = |config: RolloutConfig, says: &str| {
         let error = play(config, &student, &problems(1)).unwrap_err().to_string();
@@ -187,7 +188,7 @@ fn degenerate_turns_are_blocked_in_the_end_and_the_run_goes_on() {
     let environment = Gsm8k::default();
     let answerers: [&dyn Answerer; 1] = [&stuck];
     let turns = MultiTurn::new(&environment, RolloutConfig::collect(&[1]), &answerers).unwrap();
-    let log = turns.play(&problems(2), None, &mut Quiet).unwrap();
+    let log = turns.play(&problems(2), None, &mut NullObserver).unwrap();
     assert_eq!(log.episodes[0].turn_history.actions[&0], ["blocked"]);
     assert_eq!((log.episodes[0].max_reward, log.episodes[1].max_reward), (None, Some(1.0)));
     let mut seeds: Vec<u64> = tries.borrow().iter().map(|&(.., seed)| seed).collect();

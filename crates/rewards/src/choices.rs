@@ -199,6 +199,8 @@ fn check(scores: &[f64]) -> Result<(), ChoiceError> {
 
 #[cfg(test)]
 mod tests {
+    use approx::abs_diff_eq;
+
     use super::*;
     use proptest::prelude::*;
 
@@ -245,11 +247,11 @@ mod tests {
         #[test]
         fn one_expert_is_its_own_ensemble(scores in prop::collection::vec(-50.0f64..50.0, 1..16)) {
             let probs = choice_probs(&scores).unwrap();
-            prop_assert!((probs.iter().sum::<f64>() - 1.0).abs() < 1e-12);
+            prop_assert!(abs_diff_eq!(probs.iter().sum::<f64>(), 1.0, epsilon = 1e-12));
             for ensemble in Ensemble::ALL {
                 let combined = ensemble.combine(std::slice::from_ref(&probs)).unwrap();
                 // The product goes through a logarithm and may round two neighbours to a tie.
-                prop_assert!((probs[combined.prediction] - probs[argmax(&probs)]).abs() < 1e-12);
+                prop_assert!(abs_diff_eq!(probs[combined.prediction], probs[argmax(&probs)], epsilon = 1e-12));
             }
         }
     }

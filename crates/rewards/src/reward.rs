@@ -241,6 +241,8 @@ impl Statistics {
 
 #[cfg(test)]
 mod tests {
+    use approx::assert_abs_diff_eq;
+
     use super::*;
 
     #[test]
@@ -248,7 +250,8 @@ mod tests {
         let rewards = [0.5, -0.25, 0.125, 1.0, 0.0];
         let map = Normalization::fit(&rewards).unwrap();
         let statistics = Statistics::of(rewards.iter().map(|&r| map.apply(r)));
-        assert!(statistics.mean.abs() < 1e-15 && (statistics.std - 1.0).abs() < 1e-12, "{statistics:?}");
+        assert_abs_diff_eq!(statistics.mean, 0.0, epsilon = 1e-15);
+        assert_abs_diff_eq!(statistics.std, 1.0, epsilon = 1e-12);
         assert_eq!(Normalization::default().apply(0.7), 0.7);
     }
 

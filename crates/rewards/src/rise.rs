@@ -188,6 +188,7 @@ fn metric(name: String, counts: &[bool], options: MetricOptions) -> Option<TurnM
 
 #[cfg(test)]
 mod tests {
+    use approx::abs_diff_eq;
     use proptest::prelude::*;
     use ruminate_datasets::environments::{Compat, Gsm8k};
 
@@ -235,7 +236,7 @@ mod tests {
             [("acc@t1", 10.0), ("acc@t5", 7.0), ("m1@t5", 9.0), ("p1@t5", 11.0), ("improved_t1_to_last", 1.0)]
         {
             let got = value(&problems, name).unwrap() * 15.0;
-            assert!((got - problems_right).abs() < 1e-9, "{name}: {got}");
+            assert!(abs_diff_eq!(got, problems_right, epsilon = 1e-9), "{name}: {got}");
         }
     }
 
@@ -261,7 +262,7 @@ mod tests {
             }
             prop_assert_eq!(value("m1@t1"), value("acc@t1"));
             let change = value("improved_t1_to_last") - value("broken_t1_to_last");
-            prop_assert!((value("acc@t4") - value("acc@t1") - change).abs() < 1e-12);
+            prop_assert!(abs_diff_eq!(value("acc@t4") - value("acc@t1"), change, epsilon = 1e-12));
             for metric in &metrics {
                 let interval = metric.interval.unwrap();
                 prop_assert!(0.0 <= interval.low && interval.low <= interval.high && interval.high <= 1.0);

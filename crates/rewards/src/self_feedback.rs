@@ -208,6 +208,8 @@ where
 
 #[cfg(test)]
 mod tests {
+    use approx::assert_abs_diff_eq;
+
     use super::*;
     use ruminate_datasets::Compat;
     use std::cell::RefCell;
@@ -259,7 +261,7 @@ mod tests {
         // Without a statement the prompt has 5 tokens: the margin is -1. A statement adds two tokens and itself.
         let expected = [2.0f64, 3.0, 2.0, -1.0].map(|margin| 0.5 * (margin.tanh() - (-1.0f64).tanh()));
         for (reward, expected) in rewards.iter().zip(expected) {
-            assert!((f64::from(reward.value) - expected).abs() < 1e-6, "{rewards:?}");
+            assert_abs_diff_eq!(f64::from(reward.value), expected, epsilon = 1e-6);
         }
         assert_eq!(rewards[0].parts, [("acc", 1.0), ("acc_knowless", 0.0), ("acc_delta", 1.0)]);
         assert_eq!(rewards[3].parts, [("acc", 0.0), ("acc_knowless", 0.0), ("acc_delta", 0.0)]);

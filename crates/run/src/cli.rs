@@ -1,11 +1,11 @@
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{ArgAction, Args};
+use ruminate_algorithms::Collective;
 use ruminate_algorithms::trainer::Checkpoints;
-use ruminate_torch::dist::{ProcessGroup, World};
+use ruminate_torch::dist::World;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -156,7 +156,7 @@ impl RunArgs {
     /// that is not there or damaged.
     pub fn open<T: Serialize>(&self, config: &T) -> Result<RunDir, RunDirError> {
         let out = self.out.as_deref().ok_or(RunDirError::NoFolder)?;
-        if !self.leads() {
+        if !self.is_main_process() {
             return Ok(RunDir::follow(out, self.resumes()));
         }
         if !self.resumes() {
@@ -206,18 +206,8 @@ impl RunArgs {
         }
     }
 
-    /// Joins the other processes, if `--nproc` or another launcher has started several; see [`World::from_env`].
-    ///
-    /// # Errors
-    /// The launcher's variables make no sense, or the others do not come.
-    pub fn join(&self, device: tch::Device) -> Result<Option<Rc<ProcessGroup>>, LaunchError> {
-        let Some(world) = World::from_env()? else { return Ok(None) };
-        let timeout = Duration::from_secs(self.rank_timeout.into());
-        Ok(Some(Rc::new(ProcessGroup::join(&world, device, timeout)?)))
-    }
-
-    /// Whether this is the process that writes files and shows results: the only one, or rank 0.
-    pub fn leads(&self) -> bool {
+    /// True in the process that writes files and shows results: the only one, or rank 0.
+    fn is_main_process(&self) -> bool {
         !matches!(World::from_env(), Ok(Some(world)) if world.rank > 0)
     }
 
@@ -229,25 +219,25 @@ impl RunArgs {
         }
     }
 
-    /// Whether the run goes on with exactly the settings that are stored in its folder: those that were counted from the data and from
-    /// the number of processes need not be counted again.
-    pub fn goes_on(&self) -> bool {
+    /// True when resuming without `--config`: derived settings such as `steps` come from the run folder.
+    pub fn reuses_stored_config(&self) -> bool {
         self.resumes() && self.config.is_none()
     }
 
-    /// What this process works with, once it has joined the others. After [`launch`](Self::launch).
+    /// What this process works with, once it has joined the others. Call it after [`launch`](Self::launch).
     ///
     /// # Errors
-    /// Those of [`setup`](Self::setup), [`join`](Self::join) and [`StopFlag::on_ctrl_c`].
+    /// Those of [`setup`](Self::setup), [`Collective::from_env`] and [`StopFlag::on_ctrl_c`].
     pub fn worker(&self) -> Result<Worker, WorkerError> {
         let device = self.setup()?;
-        let peers = self.join(device)?.into();
-        Ok(Worker { device, peers, verbosity: self.verbosity(), stop: StopFlag::on_ctrl_c()? })
+        let timeout = Duration::from_secs(self.rank_timeout.into());
+        let collective = Collective::from_env(device, timeout).map_err(LaunchError::from)?;
+        Ok(Worker { device, collective, verbosity: self.verbosity(), stop: StopFlag::on_ctrl_c()? })
     }
 
     /// Shows what the libraries log, once for all processes.
     fn show_logs(&self) {
-        logger::install(if self.leads() { self.verbosity() } else { Verbosity::Quiet });
+        logger::install(if self.is_main_process() { self.verbosity() } else { Verbosity::Quiet });
     }
 
     /// How much `-q` and `-v` let through.

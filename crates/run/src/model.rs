@@ -32,6 +32,15 @@ pub enum ModelError {
     },
 }
 
+/// The configuration of a model that may be missing, for `--dry-run`.
+#[derive(Debug)]
+pub struct PlannedShape {
+    /// The configuration.
+    pub shape: ModelConfig,
+    /// What is missing for a real run.
+    pub missing: Option<ModelError>,
+}
+
 /// Which model: the section `[model]` of a configuration. Any family that [`Model`] knows.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -145,16 +154,16 @@ impl ModelSection {
     ///
     /// # Errors
     /// There is neither a model nor a published one of the folder's name.
-    pub fn planned(&self) -> Result<(ModelConfig, Option<ModelError>), ModelError> {
+    pub fn planned(&self) -> Result<PlannedShape, ModelError> {
         let error = match self.shape() {
-            Ok(shape) => return Ok((shape, None)),
+            Ok(shape) => return Ok(PlannedShape { shape, missing: None }),
             Err(error) => error,
         };
         let name = self.pretrained.as_deref().and_then(Path::file_name).and_then(|name| name.to_str());
         match name.and_then(ModelConfig::published) {
             Some(mut shape) => {
                 shape.set_dropout(self.dropout);
-                Ok((shape, Some(error)))
+                Ok(PlannedShape { shape, missing: Some(error) })
             }
             None => Err(error),
         }
@@ -185,9 +194,9 @@ impl ModelSection {
     }
 }
 
-/// The checkpoint itself where `best` or `last` was named: those move on, but a run keeps the models it began with.
+/// Resolves `best` and `last` to the checkpoint that they name now. The links move on, but a run keeps the models it began with.
 #[must_use]
-pub fn settled(model: &Path) -> PathBuf {
+pub fn resolve_link(model: &Path) -> PathBuf {
     let model: PathBuf = model.components().collect();
     match (model.read_link(), model.parent()) {
         (Ok(target), Some(folder)) => folder.join(target),

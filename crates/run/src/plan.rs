@@ -4,6 +4,8 @@ use std::path::Path;
 use std::time::Instant;
 
 use ruminate_algorithms::{Plan, Precision, WritingPlan};
+use ruminate_datasets::Split;
+use serde::Serialize;
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
@@ -15,15 +17,36 @@ use crate::output::{Table, duration, print_json, print_tables};
 pub struct DryRun<'a> {
     /// What training takes.
     pub plan: Plan,
-    /// Rows of the data table: task, split, questions, training instances. Without any, the plan rests on the largest
-    /// lengths that the settings allow.
-    pub data: Vec<(String, String, usize, usize)>,
+    /// The training data. Without any, the plan rests on the largest lengths that the settings allow.
+    pub data: Vec<DataRow>,
     /// Why the run would not start as it is; only for `--json`, because the caller ends with them as errors.
     pub problems: Vec<String>,
     /// Where the run would compute.
     pub device: Device,
     /// Its folder, where it is known.
     pub out: Option<&'a Path>,
+}
+
+/// A row of the table of the training data.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DataRow {
+    /// Task or data set.
+    pub task: String,
+    /// Part of the data.
+    pub split: Split,
+    /// Questions.
+    pub questions: usize,
+    /// Training instances.
+    pub instances: usize,
+}
+
+/// A plan as it is shown.
+#[derive(Debug, Clone)]
+pub struct ShownPlan {
+    /// For programs.
+    pub json: Value,
+    /// For people.
+    pub tables: Vec<Table>,
 }
 
 impl DryRun<'_> {
@@ -33,13 +56,13 @@ impl DryRun<'_> {
     /// # Errors
     /// stdout cannot be written to.
     pub fn print(&self, json: bool) -> std::io::Result<()> {
-        let (value, tables) = self.shown();
-        if json { print_json(&value) } else { print_tables(&tables) }
+        let shown = self.shown();
+        if json { print_json(&shown.json) } else { print_tables(&shown.tables) }
     }
 
     /// The plan as JSON for programs, and as tables for people.
     #[must_use]
-    pub fn shown(&self) -> (Value, Vec<Table>) {
+    pub fn shown(&self) -> ShownPlan {
         let plan = &self.plan;
         let rate = matrix_rate(self.device, plan.precision).ok();
         let secs = rate.map(|rate| plan.flops_per_step / rate);
@@ -50,16 +73,13 @@ impl DryRun<'_> {
                 "plan": plan, "memory_total": plan.memory.total(), "memory_free": memory,
                 "disk_needed": wanted_disk, "disk_free": disk, "device": format!("{:?}", self.device),
                 "matrix_flops_per_second": rate, "seconds_per_step_estimate": secs,
-                "data": self.data.iter().map(|(task, split, questions, instances)| json!({
-                    "task": task, "split": split, "questions": questions, "instances": instances,
-                })).collect::<Vec<_>>(),
-                "problems": self.problems,
+                "data": self.data, "problems": self.problems,
         });
         let mut tables = vec![];
         if !self.data.is_empty() {
             let mut data = Table::new(["task", "split", "questions", "instances"]);
-            for (task, split, questions, instances) in &self.data {
-                data.row([task.clone(), split.clone(), questions.to_string(), instances.to_string()]);
+            for DataRow { task, split, questions, instances } in &self.data {
+                data.row([task.clone(), split.to_string(), questions.to_string(), instances.to_string()]);
             }
             tables.push(data);
         }
@@ -96,7 +116,7 @@ impl DryRun<'_> {
         files.row([format!("{kept} checkpoints: the newest, the best, and the next"), bytes(wanted_disk)]);
         files.row(["free".into(), disk.map_or_else(|| "unknown".into(), |disk| fits(wanted_disk, disk))]);
         tables.push(files);
-        (value, tables)
+        ShownPlan { json: value, tables }
     }
 
     fn memory_table(&self, free: Option<u64>) -> Table {
@@ -132,7 +152,7 @@ pub fn decoding_memory(device: Device) -> Option<u64> {
 
 /// The plan of models that generate, as JSON for programs and as tables for people. All of them are on the device at the same time.
 #[must_use]
-pub fn writing(plans: &[WritingPlan], precision: Precision, device: Device) -> (Value, Vec<Table>) {
+pub fn writing(plans: &[WritingPlan], precision: Precision, device: Device) -> ShownPlan {
     let rate = matrix_rate(device, precision).ok();
     let needed: u64 = plans.iter().map(WritingPlan::memory).sum();
     let memory = free_memory(device);
@@ -166,7 +186,7 @@ pub fn writing(plans: &[WritingPlan], precision: Precision, device: Device) -> (
     table.row(["together".into(), bytes(needed)]);
     table.row(["free".into(), memory.map_or_else(|| "unknown".into(), |free| fits(needed, free))]);
     tables.push(table);
-    (value, tables)
+    ShownPlan { json: value, tables }
 }
 
 fn fits(needed: u64, free: u64) -> String {

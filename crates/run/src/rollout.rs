@@ -2,7 +2,7 @@ use std::ops::ControlFlow;
 use std::time::Instant;
 
 use indicatif::FormattedDuration;
-use ruminate_algorithms::Peers;
+use ruminate_algorithms::Collective;
 use ruminate_datasets::environments::is_success;
 use ruminate_datasets::rise::{Episode, RolloutObserver};
 
@@ -16,7 +16,7 @@ use crate::worker::Worker;
 pub struct RolloutConsole {
     console: Console,
     stop: StopFlag,
-    peers: Peers,
+    collective: Collective,
     unit: &'static str,
     started: Instant,
     /// Episodes of this process, and those of them that ended with a right attempt.
@@ -31,7 +31,7 @@ impl RolloutConsole {
         Self {
             console: Console::stderr(verbosity),
             stop,
-            peers: Peers::default(),
+            collective: Collective::default(),
             unit,
             started: Instant::now(),
             played: 0,
@@ -42,8 +42,8 @@ impl RolloutConsole {
     /// For a rollout of several processes: rank 0 shows, and all end when one of them was asked to.
     #[must_use]
     pub fn of(worker: &Worker, unit: &'static str) -> Self {
-        let verbosity = if worker.peers.leads() { worker.verbosity } else { Verbosity::Quiet };
-        Self { peers: worker.peers.clone(), ..Self::new(unit, verbosity, worker.stop.clone()) }
+        let verbosity = if worker.collective.is_main_process() { worker.verbosity } else { Verbosity::Quiet };
+        Self { collective: worker.collective.clone(), ..Self::new(unit, verbosity, worker.stop.clone()) }
     }
 }
 
@@ -57,7 +57,7 @@ impl RolloutObserver for RolloutConsole {
         let status = format!("{} left  {solved:.0} % solved", FormattedDuration(left));
         self.console.work(self.unit, done as u64, all as u64, &status);
         // One that cannot be asked is gone, and whoever asks for it next says so.
-        let stop = self.peers.any(self.stop.is_requested()).unwrap_or(true);
+        let stop = self.collective.any(self.stop.is_requested()).unwrap_or(true);
         if stop && done < all { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 

@@ -1,6 +1,6 @@
 use std::path::Path;
 
-use ruminate_algorithms::{Observer, Peers};
+use ruminate_algorithms::{Collective, Observer};
 use ruminate_models::Interrupt;
 use serde::Serialize;
 use tch::Device;
@@ -18,8 +18,8 @@ use crate::signals::{SignalError, StopFlag};
 pub struct Worker {
     /// Where it computes.
     pub device: Device,
-    /// With whom.
-    pub peers: Peers,
+    /// The processes that work together.
+    pub collective: Collective,
     /// How much it shows.
     pub verbosity: Verbosity,
     /// Whether it was asked to stop.
@@ -56,7 +56,7 @@ impl Worker {
     /// The only process, on the CPU.
     #[must_use]
     pub fn alone(verbosity: Verbosity, stop: StopFlag) -> Self {
-        Self { device: Device::Cpu, peers: Peers::default(), verbosity, stop }
+        Self { device: Device::Cpu, collective: Collective::default(), verbosity, stop }
     }
 
     /// Begins a run in a folder, or goes on with the one that is there.
@@ -64,7 +64,7 @@ impl Worker {
     /// # Errors
     /// Whatever [`RunDir::create`] and [`RunDir::resume`] refuse.
     pub fn open<T: Serialize>(&self, folder: &Path, config: &T) -> Result<RunDir, RunDirError> {
-        if !self.peers.leads() {
+        if !self.collective.is_main_process() {
             return Ok(RunDir::follow(folder, false));
         }
         match RunDir::stored_config(folder) {
@@ -79,7 +79,7 @@ impl Worker {
     /// The files cannot be created.
     pub fn observer(&self, dir: &RunDir) -> Result<Box<dyn Observer>, RunDirError> {
         let stop = self.stop.clone();
-        if self.peers.leads() {
+        if self.collective.is_main_process() {
             Ok(Box::new(RunObserver::new(dir, self.verbosity, stop)?))
         } else {
             Ok(Box::new(Follower(stop)))

@@ -1,7 +1,7 @@
 //! PPO with a reward of one's own: a T5 with random parameters learns to say "rainy".
 
 use ruminate::algorithms::ppo::{KlPenalty, Ppo, PpoConfig, PpoData, Prompt, RolloutConfig};
-use ruminate::algorithms::{Algorithm, Silent, Trainer, TrainerConfig};
+use ruminate::algorithms::{Algorithm, NullObserver, Trainer, TrainerConfig};
 use ruminate::models::{ActorCritic, Sampling, T5, T5Config, Tokenizer};
 use ruminate::rewards::{Reward, RewardError, Rewarded, Sample};
 use tch::{Device, Kind};
@@ -46,10 +46,10 @@ fn main() -> anyhow::Result<()> {
     };
     let actor = ActorCritic::shared(model()?, config.seed)?;
     let mut ppo = Ppo::new(config, actor, model()?, tokenizer.clone(), Rainy, data)?;
-    let before = ppo.evaluate(0, &mut Silent)?.score;
+    let before = ppo.evaluate(0, &mut NullObserver)?.score;
     let trainer = TrainerConfig { steps: 60, lr: 3e-3, eval_every: 20, ..TrainerConfig::default() };
-    let fitted = Trainer::new(trainer, "runs/rainy".as_ref())?.fit(&mut ppo, &mut Silent)?;
-    let after = ppo.evaluate(0, &mut Silent)?.score;
-    println!("share of \"rainy\": {before:.2} before, {after:.2} after; {}", fitted.best.2.display());
+    let fitted = Trainer::new(trainer, "runs/rainy".as_ref())?.fit(&mut ppo, &mut NullObserver)?;
+    let after = ppo.evaluate(0, &mut NullObserver)?.score;
+    println!("share of \"rainy\": {before:.2} before, {after:.2} after; {}", fitted.best.path.display());
     Ok(())
 }

@@ -4,7 +4,7 @@ use ruminate::algorithms::ppo::Prompt;
 use ruminate::algorithms::quark::{
     Condition, ControlConfig, ControlTokens, Lengths, Quark, QuarkConfig, QuarkData, SamplingConfig, Single,
 };
-use ruminate::algorithms::{Silent, Trainer, TrainerConfig};
+use ruminate::algorithms::{NullObserver, Trainer, TrainerConfig};
 use ruminate::models::{Sampling, T5, T5Config, Tokenizer};
 use ruminate::rewards::{Reward, RewardError, Rewarded, Sample};
 use tch::{Device, Kind};
@@ -66,7 +66,7 @@ fn main() -> anyhow::Result<()> {
         max_grad_norm: 1.0,
         ..TrainerConfig::default()
     };
-    Trainer::new(trainer, "runs/quark".as_ref())?.fit(&mut quark, &mut Silent)?;
+    Trainer::new(trainer, "runs/quark".as_ref())?.fit(&mut quark, &mut NullObserver)?;
 
     let ask = prompts(&["Ida", "Jack", "Kira"])?;
     for condition in [Condition::Best, Condition::Worst] {

@@ -49,7 +49,7 @@ impl Default for CrystalConfig {
             lengths: Lengths::default(),
             data: CrystalData::default(),
             imitation,
-            trainer: TrainerConfig::default(),
+            trainer: ImitationConfig::trainer(),
             reinforcement: ReinforcementConfig::default(),
             evaluation: EvaluationConfig::default(),
         }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use ruminate::algorithms::crystal::{EvaluationReport, KnowledgeSource, evaluate, read_eval};
-use ruminate::algorithms::{Ending, Fitted, Peers};
+use ruminate::algorithms::{Collective, Ending, Fitted};
 use ruminate::datasets::Split;
 use ruminate::run::{ConfigError, Outcome, RunDir, RunObserver, StopFlag, Verbosity, config, print_json};
 use serde_json::json;
@@ -77,7 +77,7 @@ impl Model {
     /// The checkpoint that is evaluated. The accuracy of imitation says little about its recall where most statements are
     /// of no use, so it goes to its end; reinforcement is stopped where the dev questions say so.
     fn checkpoint(self, fitted: Fitted) -> PathBuf {
-        if self == Self::Stage2 { fitted.best.2 } else { fitted.last }
+        if self == Self::Stage2 { fitted.best.path } else { fitted.last }
     }
 }
 
@@ -175,13 +175,13 @@ fn train_and_evaluate(
     let mut observer = RunObserver::new(&dir, verbosity, stop.clone())?;
     let (fitted, notices) = if model == Model::Stage2 {
         let (stage, notices) = reinforce::prepare(&config, Device::Cpu)?;
-        match reinforce::reinforce(&config, stage, &Peers::default(), &dir, &mut observer)? {
+        match reinforce::reinforce(&config, stage, &Collective::default(), &dir, &mut observer)? {
             Some((fitted, _)) => (fitted, notices),
             None => return Ok(None),
         }
     } else {
         let (sft, notices) = crate::prepare(&config, Device::Cpu)?;
-        (crate::imitate(&config, sft, &Peers::default(), &dir, &mut observer)?.0, notices)
+        (crate::imitate(&config, sft, &Collective::default(), &dir, &mut observer)?.0, notices)
     };
     show(&notices, args.quiet);
     if fitted.ending == Ending::Stopped {
@@ -189,7 +189,7 @@ fn train_and_evaluate(
     }
     let checkpoint = model.checkpoint(fitted);
     let (t5, encoder) = config.open(&checkpoint, Device::Cpu)?;
-    let (questions, _) = read_eval(&config.data, Split::Test)?;
+    let questions = read_eval(&config.data, Split::Test)?.items;
     let report = evaluate(&t5, &encoder, &questions, &config.evaluation, &mut observer)?;
     Ok(Some((checkpoint, report)))
 }

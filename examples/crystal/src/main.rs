@@ -12,15 +12,15 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use ruminate::algorithms::crystal::{
-    EvaluationConfig, Imitation, KnowledgeSource, Notice, QuestionEncoder, evaluate, evaluation_folder,
-    read_eval, read_silver, write_evaluation,
+    EvaluationConfig, Imitation, KnowledgeSource, Notice, QuestionEncoder, ReadItems, evaluate,
+    evaluation_folder, read_eval, read_silver, write_evaluation,
 };
-use ruminate::algorithms::{Fitted, KeptTexts, Observer, Peers, Sft, Trainer};
+use ruminate::algorithms::{Collective, Fitted, KeptTexts, Observer, Sft, Trainer};
 use ruminate::datasets::Split;
 use ruminate::datasets::knowledge::DataForm;
 use ruminate::run::{
     ConfigError, ConsoleObserver, FlagKeys, Outcome, RunArgs, RunDir, RunDirError, SharedCommand, StopFlag,
-    Table, exit_code, print_json, settled,
+    Table, exit_code, print_json, resolve_link,
 };
 use serde_json::json;
 
@@ -129,11 +129,11 @@ fn run_imitate(args: &ImitateArgs) -> anyhow::Result<Outcome> {
     // Everything that can be wrong with the data or the model shows before the run folder is touched.
     let (imitation, notices) = prepare(&config, worker.device)?;
     let dir = args.open(&config)?;
-    show(&notices, args.quiet || !args.leads());
+    show(&notices, args.quiet || !worker.collective.is_main_process());
     let mut observer = worker.observer(&dir)?;
-    let (fitted, _) = imitate(&config, imitation, &worker.peers, &dir, observer.as_mut())?;
+    let (fitted, _) = imitate(&config, imitation, &worker.collective, &dir, observer.as_mut())?;
     drop(observer);
-    if args.leads() {
+    if worker.collective.is_main_process() {
         print_fitted(&fitted, "imitation", args.json)?;
     }
     Ok(fitted.ending.into())
@@ -144,12 +144,12 @@ fn print_fitted(fitted: &Fitted, stage: &str, as_json: bool) -> std::io::Result<
     if as_json {
         return print_json(&json!({
             "system": "crystal", "stage": stage, "steps": fitted.steps, "last": fitted.last,
-            "best": { "step": fitted.best.0, "score": fitted.best.1, "path": fitted.best.2 },
+            "best": fitted.best,
         }));
     }
     let mut table = Table::new(["checkpoint", "step", "folder"]);
     table.row(["last", &fitted.steps.to_string(), &fitted.last.display().to_string()]);
-    table.row(["best", &fitted.best.0.to_string(), &fitted.best.2.display().to_string()]);
+    table.row(["best", &fitted.best.step.to_string(), &fitted.best.path.display().to_string()]);
     table.print()
 }
 
@@ -165,8 +165,8 @@ fn prepare(config: &CrystalConfig, device: tch::Device) -> anyhow::Result<(Imita
 
 /// Reads the data of Stage I.
 fn imitation(config: &CrystalConfig, encoder: QuestionEncoder) -> anyhow::Result<(Imitation, Vec<Notice>)> {
-    let (train, mut notices) = read_silver(&config.data, Split::Train)?;
-    let (dev, more) = read_silver(&config.data, Split::Dev)?;
+    let ReadItems { items: train, mut notices } = read_silver(&config.data, Split::Train)?;
+    let ReadItems { items: dev, notices: more } = read_silver(&config.data, Split::Dev)?;
     notices.extend(more);
     let tasks = config.data.train_tasks.clone();
     let imitation = Imitation::new(config.imitation.clone(), encoder, train, dev, tasks)?;
@@ -177,11 +177,11 @@ fn imitation(config: &CrystalConfig, encoder: QuestionEncoder) -> anyhow::Result
 fn imitate(
     config: &CrystalConfig,
     mut sft: Imitating,
-    peers: &Peers,
+    collective: &Collective,
     dir: &RunDir,
     observer: &mut dyn Observer,
 ) -> anyhow::Result<(Fitted, Imitating)> {
-    let trainer = Trainer::across(config.trainer.clone(), &dir.checkpoints(), peers.group().cloned())?;
+    let trainer = Trainer::across(config.trainer.clone(), &dir.checkpoints(), collective)?;
     Ok((trainer.fit(&mut sft, observer)?, sft))
 }
 
@@ -211,14 +211,14 @@ fn run_evaluate(args: &EvaluateArgs) -> anyhow::Result<Outcome> {
         || ConfigError::invalid("cannot tell the run from --model; name a folder for the results with --out");
     let out = run.out.clone().or_else(|| evaluation_folder(&args.model)).ok_or_else(unknown)?;
     let (t5, encoder) = config.open(&args.model, device)?;
-    let (questions, notices) = read_eval(&config.data, args.split)?;
+    let ReadItems { items: questions, notices } = read_eval(&config.data, args.split)?;
     show(&notices, run.quiet);
     // Now, and not after hours of work.
     std::fs::create_dir_all(&out)
         .with_context(|| format!("cannot create {}; choose another --out", out.display()))?;
     let given = (form != DataForm::Questions).then(|| file_name(&config.data.data_path));
     // What has been written when somebody asks to stop need not be written again.
-    let kept = KeptTexts::open(&t5, &settled(&args.model), &out.join(TEXTS))?;
+    let kept = KeptTexts::open(&t5, &resolve_link(&args.model), &out.join(TEXTS))?;
     let mut observer = ConsoleObserver::new(run.verbosity());
     let evaluated = StopFlag::on_ctrl_c()?.interrupt().during(|| -> ruminate::algorithms::Result<_> {
         let report = evaluate(&kept, &encoder, &questions, &config.evaluation, &mut observer)?;

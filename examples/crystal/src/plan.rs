@@ -1,24 +1,22 @@
 //! `--dry-run`: what a stage would take.
 
+use ruminate::algorithms::crystal::TaskCount;
 use ruminate::algorithms::{Networks, Pass, Plan};
-use ruminate::run::{DryRun, Outcome, RunArgs};
+use ruminate::datasets::Split;
+use ruminate::run::{DataRow, DryRun, Outcome, PlannedShape, RunArgs};
 
 use crate::config::CrystalConfig;
 use crate::reinforce::{read_data, stage_one};
 
-/// Rows of the data table: task, split, questions, training instances.
-type Rows = Vec<(String, String, usize, usize)>;
-
 /// Prints the plan of Stage I.
 pub(crate) fn imitation(config: &CrystalConfig, args: &RunArgs) -> anyhow::Result<Outcome> {
-    let (model, missing) = config.model.planned()?;
+    let PlannedShape { shape: model, missing } = config.model.planned()?;
     let missing = missing.map(anyhow::Error::from);
     let plan = |passes: &[Pass]| Plan::new(&config.trainer, Networks::single(&model), passes, 1.0);
-    let measured = || -> anyhow::Result<(Plan, Rows)> {
+    let measured = || -> anyhow::Result<(Plan, Vec<TaskCount>)> {
         let encoder = config.planned_encoder(&model)?;
         let (imitation, _) = crate::imitation(config, encoder)?;
-        let rows = imitation.counts().into_iter().map(|(t, q, i)| (t, "train".into(), q, i)).collect();
-        Ok((plan(&imitation.passes(&config.trainer)?), rows))
+        Ok((plan(&imitation.passes(&config.trainer)?), imitation.counts()))
     };
     let longest = config.imitation.longest_passes(&config.trainer, &config.lengths);
     print(plan(&longest), measured(), missing, args)
@@ -27,14 +25,13 @@ pub(crate) fn imitation(config: &CrystalConfig, args: &RunArgs) -> anyhow::Resul
 /// Prints the plan of Stage II.
 pub(crate) fn reinforcement(config: &CrystalConfig, args: &RunArgs) -> anyhow::Result<Outcome> {
     stage_one(config)?;
-    let (model, missing) = config.model.planned()?;
+    let PlannedShape { shape: model, missing } = config.model.planned()?;
     let missing = missing.map(anyhow::Error::from);
     let plan = |question| config.reinforcement.plan(&model, &config.lengths, question);
-    let measured = || -> anyhow::Result<(Plan, Rows)> {
+    let measured = || -> anyhow::Result<(Plan, Vec<TaskCount>)> {
         let encoder = config.planned_encoder(&model)?;
         let (data, _) = read_data(config)?;
-        let rows = data.counts().into_iter().map(|(t, q)| (t, "train".into(), q, q)).collect();
-        Ok((plan(data.question_lengths(&encoder)?), rows))
+        Ok((plan(data.question_lengths(&encoder)?), data.counts()))
     };
     print(plan([config.lengths.max_question_len as f64; 2]), measured(), missing, args)
 }
@@ -43,15 +40,22 @@ pub(crate) fn reinforcement(config: &CrystalConfig, args: &RunArgs) -> anyhow::R
 /// the run from starting is printed below the plan, and makes the command fail as the run would.
 fn print(
     longest: Plan,
-    measured: anyhow::Result<(Plan, Rows)>,
+    measured: anyhow::Result<(Plan, Vec<TaskCount>)>,
     missing: Option<anyhow::Error>,
     args: &RunArgs,
 ) -> anyhow::Result<Outcome> {
     let device = args.setup()?;
-    let ((plan, data), problem) = match measured {
+    let ((plan, counts), problem) = match measured {
         Ok(measured) => (measured, missing),
         Err(error) => ((longest, vec![]), Some(missing.unwrap_or(error))),
     };
+    let row = |TaskCount { task, questions, instances }| DataRow {
+        task,
+        split: Split::Train,
+        questions,
+        instances,
+    };
+    let data = counts.into_iter().map(row).collect();
     let problems = problem.iter().map(|error| format!("{error:#}")).collect();
     DryRun { plan: plan.across(args.processes()), data, problems, device, out: args.out.as_deref() }
         .print(args.json)?;

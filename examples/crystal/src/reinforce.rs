@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use ruminate::algorithms::crystal::{
-    Notice, Reinforcement, ReinforcementData, read_questions, reinforcement, reward_normalization,
+    Notice, Reinforcement, ReinforcementData, ReinforcementModels, read_questions, reinforcement,
+    reward_normalization,
 };
-use ruminate::algorithms::{Fitted, Observer, Peers, Trainer};
+use ruminate::algorithms::{Collective, Fitted, Observer, Trainer};
 use ruminate::datasets::{Part, Split};
 use ruminate::models::{Interrupt, Model, VALUE_WEIGHTS};
-use ruminate::run::{ConfigError, Outcome, RunArgs, RunDir, RunDirError, settled};
+use ruminate::run::{ConfigError, Outcome, RunArgs, RunDir, RunDirError, resolve_link};
 use tch::Device;
 
 use crate::config::{CrystalConfig, FLAGS};
@@ -32,7 +33,7 @@ pub(crate) fn run(args: &ReinforceArgs) -> anyhow::Result<Outcome> {
         return Err(RunDirError::NoFolder.into());
     }
     check_stage(&run, true)?;
-    let model = args.model.as_deref().map(settled);
+    let model = args.model.as_deref().map(resolve_link);
     // What a run would cost can be told for a model that is not here yet, by the settings of the paper.
     if let Some(model) =
         model.as_deref().filter(|model| !run.dry_run || RunDir::config_of_model(model).is_some())
@@ -54,12 +55,12 @@ pub(crate) fn run(args: &ReinforceArgs) -> anyhow::Result<Outcome> {
     // Everything that can be wrong with the data or the model shows before the run folder is touched.
     let (stage, notices) = prepare(&config, worker.device)?;
     let dir = run.open(&config)?;
-    crate::show(&notices, run.quiet || !run.leads());
+    crate::show(&notices, run.quiet || !worker.collective.is_main_process());
     let mut observer = worker.observer(&dir)?;
-    let reinforced = reinforce(&config, stage, &worker.peers, &dir, observer.as_mut())?;
+    let reinforced = reinforce(&config, stage, &worker.collective, &dir, observer.as_mut())?;
     drop(observer);
     let Some((fitted, _)) = reinforced else { return Ok(Outcome::Interrupted) };
-    if run.leads() {
+    if worker.collective.is_main_process() {
         crate::print_fitted(&fitted, "reinforcement", run.json)?;
     }
     Ok(fitted.ending.into())
@@ -87,9 +88,9 @@ pub(crate) fn stage_one(config: &CrystalConfig) -> Result<&Path, ConfigError> {
 pub(crate) fn read_data(config: &CrystalConfig) -> anyhow::Result<(ReinforcementData, Vec<Notice>)> {
     let (mut data, mut notices) = (ReinforcementData::default(), vec![]);
     let mut read = |split, part| -> anyhow::Result<_> {
-        let (questions, more) = read_questions(&config.data, split, part)?;
-        notices.extend(more);
-        Ok(questions)
+        let read = read_questions(&config.data, split, part)?;
+        notices.extend(read.notices);
+        Ok(read.items)
     };
     if config.data.half_half {
         data.train = read(Split::Train, Part::SecondHalf)?;
@@ -112,7 +113,7 @@ pub(crate) fn prepare(
     let value = config.reinforcement.separate_value_model.then(copy).transpose()?;
     let reference = copy()?;
     let (data, notices) = read_data(config)?;
-    let models = (policy, reference, value);
+    let models = ReinforcementModels { policy, reference, value };
     let stage = reinforcement(&config.reinforcement, config.compat, &encoder, models, &data)?;
     Ok((stage, notices))
 }
@@ -122,21 +123,21 @@ pub(crate) fn prepare(
 pub(crate) fn reinforce(
     config: &CrystalConfig,
     stage: Reinforcement<Model>,
-    peers: &Peers,
+    collective: &Collective,
     dir: &RunDir,
     observer: &mut dyn Observer,
 ) -> anyhow::Result<Option<(Fitted, Reinforcement<Model>)>> {
     let settings = &config.reinforcement;
     // Processes wait for each other, so none of them may leave by itself.
-    let interrupt = if peers.size() == 1 { observer.interrupt() } else { Interrupt::default() };
+    let interrupt = if collective.size() == 1 { observer.interrupt() } else { Interrupt::default() };
     let folder = dir.path().join("reward");
-    let measured = interrupt.during(|| reward_normalization(settings, &stage, &folder, peers, observer));
+    let measured = interrupt.during(|| reward_normalization(settings, &stage, &folder, collective, observer));
     let normalization = match measured {
         Err(error) if error.is_interruption() => return Ok(None),
         measured => measured?,
     };
     let mut stage = stage.normalized_by(normalization);
-    let trainer = Trainer::across(settings.trainer.clone(), &dir.checkpoints(), peers.group().cloned())?;
+    let trainer = Trainer::across(settings.trainer.clone(), &dir.checkpoints(), collective)?;
     let fitted = trainer.fit(&mut stage, observer)?;
     Ok(Some((fitted, stage)))
 }

@@ -9,7 +9,7 @@ use serde_json::json;
 /// For programs.
 pub(crate) fn summary(report: &EvaluationReport, written: &[PathBuf]) -> serde_json::Value {
     let ensembles: serde_json::Map<String, serde_json::Value> =
-        report.ensembles.iter().map(|(mode, accuracy)| (mode.to_string(), json!(accuracy))).collect();
+        report.ensembles.iter().map(|of| (of.ensemble.to_string(), json!(of.accuracy))).collect();
     json!({
         "system": "crystal", "acc_weighted": report.acc_weighted(), "acc_unweighted": report.acc_unweighted(),
         "acc_weighted_knowless": report.acc_weighted_knowless(), "ensembles": ensembles, "tasks": report.tasks,
@@ -30,8 +30,8 @@ pub(crate) fn print_report(report: &EvaluationReport, written: &[PathBuf]) -> st
     let unweighted = [report.acc_unweighted(), report.acc_unweighted_knowless()].map(Table::number);
     table.row(["acc_unweighted".into(), all, unweighted[0].clone(), unweighted[1].clone()]);
     let mut ensembles = Table::new(["ensembling", "acc_weighted"]);
-    for (mode, accuracy) in &report.ensembles {
-        ensembles.row([mode.to_string(), Table::number(*accuracy)]);
+    for of in &report.ensembles {
+        ensembles.row([of.ensemble.to_string(), Table::number(of.accuracy)]);
     }
     let mut files = Table::new(["written"]);
     for path in written {

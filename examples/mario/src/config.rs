@@ -157,7 +157,7 @@ impl Default for MarioConfig {
             vera: Training {
                 model: ModelSection::default(),
                 training: VerifierConfig::default(),
-                trainer: TrainerConfig::default(),
+                trainer: VerifierConfig::trainer(),
             },
             quark: QuarkStage::default(),
             rewards: RewardModels::default(),

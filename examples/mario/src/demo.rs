@@ -155,7 +155,7 @@ fn train(
     }
     let worker = Worker::alone(verbosity(args), stop.clone());
     let fitted = fit(&mut config, stage, false, &worker, &out, |config| worker.open(&out, config))?;
-    let checkpoint = if stage == Stage::Quark { fitted.best.2 } else { fitted.last };
+    let checkpoint = if stage == Stage::Quark { fitted.best.path } else { fitted.last };
     Ok((fitted.ending == Ending::Finished).then_some(checkpoint))
 }
 

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use ruminate::algorithms::mario::{Judged, answers, for_dataset, judge};
+use ruminate::algorithms::mario::{Asking, Judged, answers, for_dataset, judge};
 use ruminate::algorithms::quark::{Condition, ControlTokens, StageSchedule};
 use ruminate::algorithms::trainer::{TrainerState, verify};
 use ruminate::algorithms::{Error, KeptTexts, Observer};
@@ -13,7 +13,7 @@ use ruminate::models::{Model, Tokenizer};
 use ruminate::rewards::mario::Interval;
 use ruminate::run::{
     ConfigError, ConsoleObserver, FlagKeys, Outcome, RunArgs, RunDirError, StopFlag, Table, print_json,
-    print_tables, settled,
+    print_tables, resolve_link,
 };
 use serde_json::json;
 
@@ -80,7 +80,7 @@ pub(crate) fn run(args: &EvaluateArgs) -> anyhow::Result<Outcome> {
             return Err(ConfigError::UselessFlag { flag }.into());
         }
     }
-    let model = args.model.as_deref().map(settled);
+    let model = args.model.as_deref().map(resolve_link);
     if let Some(model) = model.as_deref().filter(|model| !model.is_dir()) {
         let reason = format!("--model: there is no checkpoint folder {}", model.display());
         return Err(ConfigError::invalid(reason).into());
@@ -157,7 +157,7 @@ pub(crate) fn own(
     device: Device,
     observer: &mut dyn Observer,
 ) -> anyhow::Result<Own> {
-    let folder = settled(folder);
+    let folder = resolve_link(folder);
     verify(&folder)?;
     let model = Model::load(&folder, Kind::Float, device)?;
     let tokenizer = Tokenizer::open(&folder)?;
@@ -188,13 +188,13 @@ pub(crate) fn own(
             return Err(ConfigError::invalid(reason).into());
         }
     };
-    let (asked, rows) = ((condition, step), (rows, dataset));
+    let asking = Asking { condition, step, dataset };
     let responses = match file {
         Some(file) => {
             let model = KeptTexts::open(&model, &folder, file)?;
-            answers(&quark, &model, &tokenizer, asked, rows, observer)?
+            answers(&quark, &model, &tokenizer, asking, rows, observer)?
         }
-        None => answers(&quark, &model, &tokenizer, asked, rows, observer)?,
+        None => answers(&quark, &model, &tokenizer, asking, rows, observer)?,
     };
     let judged = judge(&responses, &rewards::available(config, device)?, &config.evaluation)?;
     Ok(Own { judged, condition, checkpoint })
@@ -220,9 +220,7 @@ fn print(
             "system": "mario", "name": name, "dataset": dataset, "responses": responses, "skipped": skipped,
             "questions": questions, "accuracy": { "mean": judged.summary.accuracy, "interval": judged.accuracy_interval },
             "scores": scores, "correlation_with_accuracy": correlations,
-            "normalised_average":
-                judged.normalised.map(|(mean, interval)| json!({ "mean": mean, "interval": interval })),
-            "files": written,
+            "normalised_average": judged.normalised, "files": written,
         }));
     }
     let mut table = Table::new(["metric", "mean", "95 % interval"]);
@@ -233,8 +231,8 @@ fn print(
     };
     row("accuracy", Some(judged.summary.accuracy), judged.accuracy_interval);
     columns().for_each(|((name, mean), interval)| row(name, *mean, *interval));
-    if let Some((mean, interval)) = judged.normalised {
-        row("normalised average", Some(mean), interval);
+    if let Some(average) = judged.normalised {
+        row("normalised average", Some(average.mean), average.interval);
     }
     let mut counts = Table::new(["responses", "questions", "left out"]);
     counts.row([responses.to_string(), questions.to_string(), skipped.to_string()]);

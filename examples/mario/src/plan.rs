@@ -4,7 +4,7 @@ use ruminate::algorithms::mario::{OptionMode, for_dataset, quark_data};
 use ruminate::algorithms::{Networks, Pass, Plan, TrainerConfig, Work};
 use ruminate::datasets::Split;
 use ruminate::models::{ModelConfig, Tokenizer};
-use ruminate::run::{DryRun, ModelSection, Outcome, RunArgs};
+use ruminate::run::{DataRow, DryRun, ModelSection, Outcome, PlannedShape, RunArgs};
 
 use crate::config::{MarioConfig, Stage};
 use crate::rewards;
@@ -19,7 +19,7 @@ struct Measured {
 
 /// Prints what a run would take, without loading weights or writing anything.
 pub(crate) fn run(config: &mut MarioConfig, args: &RunArgs, stage: Stage) -> anyhow::Result<Outcome> {
-    let (shape, missing) = model(config, stage).planned()?;
+    let PlannedShape { shape, missing } = model(config, stage).planned()?;
     let tokenizer = model(config, stage).tokenizer(&shape);
     let measured = tokenizer
         .map_err(Into::into)
@@ -35,7 +35,8 @@ pub(crate) fn run(config: &mut MarioConfig, args: &RunArgs, stage: Stage) -> any
     let (passes, data, problem) = match measured {
         Ok(Measured { rows, steps, passes }) => {
             settings.steps = steps;
-            (passes, vec![(name, "train".into(), rows, rows)], missing)
+            let data = DataRow { task: name, split: Split::Train, questions: rows, instances: rows };
+            (passes, vec![data], missing)
         }
         Err(error) => (vec![], vec![], Some(missing.unwrap_or(error))),
     };
@@ -79,7 +80,7 @@ fn reward_models(config: &MarioConfig) -> (Vec<ModelConfig>, Option<anyhow::Erro
     for (key, folder) in folders {
         let model = ModelSection { pretrained: Some(folder.into()), ..ModelSection::default() };
         let missing = match model.planned() {
-            Ok((shape, missing)) => {
+            Ok(PlannedShape { shape, missing }) => {
                 shapes.push(shape);
                 missing
             }

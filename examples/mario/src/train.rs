@@ -10,7 +10,9 @@ use ruminate::algorithms::quark::{ControlTokens, Quark};
 use ruminate::algorithms::{Fitted, Observer, Sft, Trainer, TrainerConfig};
 use ruminate::datasets::Split;
 use ruminate::models::{Model, Tokenizer};
-use ruminate::run::{ConfigError, Outcome, RunArgs, RunDir, RunDirError, Table, Worker, print_json, settled};
+use ruminate::run::{
+    ConfigError, Outcome, RunArgs, RunDir, RunDirError, Table, Worker, print_json, resolve_link,
+};
 use serde_json::json;
 use tch::{Device, Kind};
 
@@ -28,8 +30,9 @@ pub(crate) fn run(args: &RunArgs, stage: Stage) -> anyhow::Result<Outcome> {
     }
     let worker = args.worker()?;
     let out = args.out.as_deref().ok_or(RunDirError::NoFolder)?;
-    let fitted = fit(&mut config, stage, args.goes_on(), &worker, out, |config| args.open(config))?;
-    if worker.peers.leads() {
+    let fitted =
+        fit(&mut config, stage, args.reuses_stored_config(), &worker, out, |config| args.open(config))?;
+    if worker.collective.is_main_process() {
         print_fitted(&fitted, config.stage, args.json)?;
     }
     Ok(fitted.ending.into())
@@ -53,23 +56,23 @@ type Fit<'a> = dyn FnMut(&Trainer, &mut dyn Observer) -> ruminate::algorithms::R
 pub(crate) fn fit(
     config: &mut MarioConfig,
     stage: Stage,
-    goes_on: bool,
+    reuses_stored_config: bool,
     worker: &Worker,
     out: &Path,
     open: impl FnOnce(&MarioConfig) -> Result<RunDir, RunDirError>,
 ) -> anyhow::Result<Fitted> {
-    let (seed, device, processes) = (config.seed, worker.device, worker.peers.size());
+    let (seed, device, processes) = (config.seed, worker.device, worker.collective.size());
     let finish = |algorithm: &mut Fit<'_>, config: &MarioConfig, trainer: &TrainerConfig| {
         let dir = open(config)?;
         let mut observer = worker.observer(&dir)?;
-        let trainer = Trainer::across(trainer.clone(), &dir.checkpoints(), worker.peers.group().cloned())?;
+        let trainer = Trainer::across(trainer.clone(), &dir.checkpoints(), &worker.collective)?;
         Ok(algorithm(&trainer, observer.as_mut())?)
     };
     match stage {
         Stage::Sft => {
             let (t5, tokenizer) = config.sft.model.open(seed, Kind::Float, device)?;
             let rationales = rationales(config, tokenizer.clone())?;
-            if !goes_on {
+            if !reuses_stored_config {
                 config.sft.trainer.steps = rationales.steps(&config.sft.trainer, processes);
             }
             let mut sft = Sft::new(t5, rationales.log_to(out.join("op_scores_val_greedy.txt")), tokenizer);
@@ -80,7 +83,7 @@ pub(crate) fn fit(
             let (t5, tokenizer) = config.option_training(mode).model.open(seed, Kind::Float, device)?;
             let options = options(config, mode, &tokenizer)?;
             let trainer = &mut config.option_training_mut(mode).trainer;
-            if !goes_on {
+            if !reuses_stored_config {
                 trainer.steps = options.steps(trainer, processes);
             }
             let trainer = trainer.clone();
@@ -124,14 +127,14 @@ pub(crate) fn options(
 
 /// Quark with several rewards.
 fn distillation(config: &mut MarioConfig, device: Device, out: &Path) -> anyhow::Result<Distillation<Model>> {
-    let Some(reference) = config.quark.reference.as_deref().map(settled) else {
+    let Some(reference) = config.quark.reference.as_deref().map(resolve_link) else {
         let reason = "name a checkpoint of `mario sft` with quark.reference: the policy is not to leave it";
         return Err(ConfigError::invalid(reason).into());
     };
     config.quark.reference = Some(reference.clone());
     let MarioConfig { quark, rewards, .. } = config;
     for model in [&mut quark.model.pretrained, &mut rewards.i2o, &mut rewards.ir2o, &mut rewards.vera] {
-        *model = model.as_deref().map(settled);
+        *model = model.as_deref().map(resolve_link);
     }
     let quark = for_dataset(config.quark.training.clone(), config.data.dataset);
     let read = |split| config.data.read(split);
@@ -151,15 +154,14 @@ fn distillation(config: &mut MarioConfig, device: Device, out: &Path) -> anyhow:
 
 /// Says where the checkpoints of a run are.
 fn print_fitted(fitted: &Fitted, stage: Option<Stage>, as_json: bool) -> std::io::Result<()> {
-    let (step, score, path) = &fitted.best;
     if as_json {
         return print_json(&json!({
             "system": "mario", "stage": stage, "steps": fitted.steps, "last": fitted.last,
-            "best": { "step": step, "score": score, "path": path },
+            "best": fitted.best,
         }));
     }
     let mut table = Table::new(["checkpoint", "step", "folder"]);
     table.row(["last", &fitted.steps.to_string(), &fitted.last.display().to_string()]);
-    table.row(["best", &step.to_string(), &path.display().to_string()]);
+    table.row(["best", &fitted.best.step.to_string(), &fitted.best.path.display().to_string()]);
     table.print()
 }

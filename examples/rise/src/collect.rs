@@ -5,7 +5,7 @@ use ruminate::datasets::environments::Problem;
 use ruminate::datasets::rise::{Answerer, Log, MultiTurn, RolloutConfig};
 use ruminate::run::{
     ConfigError, ModelSection, Outcome, RolloutConsole, RunArgs, RunDir, RunDirError, Table, Worker,
-    print_json, settled,
+    print_json, resolve_link,
 };
 use serde::Serialize;
 use serde_json::json;
@@ -21,8 +21,8 @@ const ANSWERS: &str = "answers.jsonl";
 
 pub(crate) fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
     let mut config = load(args, Phase::Collect)?;
-    config.collection.student = config.collection.student.as_deref().map(settled);
-    config.collection.teacher_model = config.collection.teacher_model.as_deref().map(settled);
+    config.collection.student = config.collection.student.as_deref().map(resolve_link);
+    config.collection.teacher_model = config.collection.teacher_model.as_deref().map(resolve_link);
     if args.dry_run {
         return plan::collect(&config, args);
     }
@@ -30,14 +30,14 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
         return Ok(outcome);
     }
     let worker = args.worker()?;
-    config.chat.date = worker.peers.first(|| anyhow::Ok(config.chat.date))?;
+    config.chat.date = worker.collective.first(|| anyhow::Ok(config.chat.date))?;
     let problems = config.data.training()?;
     let warnings = warn(&config, &worker)?;
     let dir = args.open(&config)?;
     let Some(log) = collect(&config, &problems, &dir, &worker)? else {
         return Ok(Outcome::Interrupted);
     };
-    if !worker.peers.leads() {
+    if !worker.collective.is_main_process() {
         return Ok(Outcome::Done);
     }
     let turns = turns(&log);
@@ -101,12 +101,12 @@ pub(crate) fn collect(
         None => asked = Some(service(config, dir.path(), worker)?),
     }
     let [student, teacher] = [&student, &teacher].map(|local| local.as_ref().map(Local::answerer));
-    let peers = &worker.peers;
+    let collective = &worker.collective;
     let answerer = |player: &Player| match player {
-        Player::Student => student.as_ref().map(|local| Divided::new(local, peers)),
+        Player::Student => student.as_ref().map(|local| Divided::new(local, collective)),
         Player::Teacher => {
-            let local = teacher.as_ref().map(|local| Divided::new(local, peers));
-            local.or(asked.as_ref().map(|service| Divided::by_first(service, peers)))
+            let local = teacher.as_ref().map(|local| Divided::new(local, collective));
+            local.or(asked.as_ref().map(|service| Divided::by_first(service, collective)))
         }
     };
     let answerers: Vec<Divided<'_>> = section.models.iter().filter_map(answerer).collect();
@@ -125,26 +125,26 @@ pub(crate) fn play(
 ) -> anyhow::Result<Option<Log>> {
     let environment = config.data.environment();
     let [path, episodes] = [&rollout.file_name(), EPISODES].map(|name| dir.path().join(name));
-    let peers = &worker.peers;
-    let kept = KeptAnswers::open(&dir.path().join(ANSWERS), peers)?;
+    let collective = &worker.collective;
+    let kept = KeptAnswers::open(&dir.path().join(ANSWERS), collective)?;
     let answerers: Vec<Kept<'_>> = answerers.iter().map(|answerer| kept.of(answerer)).collect();
     let answerers: Vec<&dyn Answerer> = answerers.iter().map(|of| of as &dyn Answerer).collect();
-    let turns = MultiTurn::new(&*environment, rollout, &answerers)?.batch(batch * peers.size());
+    let turns = MultiTurn::new(&*environment, rollout, &answerers)?.batch(batch * collective.size());
     let mut console = RolloutConsole::of(worker, shown);
     // The others play what rank 0 plays, and write nothing.
-    let finished = peers.first(|| anyhow::Ok(turns.finished(problems, &episodes)?))?;
+    let finished = collective.first(|| anyhow::Ok(turns.finished(problems, &episodes)?))?;
     let log = worker.stop.interrupt().during(|| {
-        if peers.leads() {
+        if collective.is_main_process() {
             return turns.play(problems, Some(&episodes), &mut console);
         }
         let open: Vec<_> = problems.iter().filter(|p| !finished.contains(&p.row)).cloned().collect();
         turns.play(&open, None, &mut console)
     })?;
-    let log = Log { episodes: peers.first(|| anyhow::Ok(log.episodes))? };
+    let log = Log { episodes: collective.first(|| anyhow::Ok(log.episodes))? };
     if log.episodes.len() < problems.len() {
         return Ok(None);
     }
-    if peers.leads() {
+    if collective.is_main_process() {
         log.write(&path)?;
     }
     kept.remove()?;

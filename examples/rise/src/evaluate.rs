@@ -9,7 +9,7 @@ use ruminate::datasets::json;
 use ruminate::datasets::rise::Log;
 use ruminate::rewards::rise::{Attempts, TurnMetric, turn_metrics};
 use ruminate::run::{
-    ConfigError, ModelSection, Outcome, RunArgs, RunDir, RunDirError, Table, Worker, print_json, settled,
+    ConfigError, ModelSection, Outcome, RunArgs, RunDir, RunDirError, Table, Worker, print_json, resolve_link,
 };
 use serde_json::{Map, Value, json};
 
@@ -43,7 +43,7 @@ pub(crate) fn run(args: &EvaluateArgs) -> anyhow::Result<Outcome> {
             return Err(ConfigError::UselessFlag { flag }.into());
         }
     }
-    let model = args.model.as_deref().map(settled);
+    let model = args.model.as_deref().map(resolve_link);
     if let Some(model) = model.as_deref().filter(|model| !model.is_dir()) {
         let reason = format!("--model: there is no checkpoint folder {}", model.display());
         return Err(ConfigError::invalid(reason).into());
@@ -68,14 +68,14 @@ pub(crate) fn run(args: &EvaluateArgs) -> anyhow::Result<Outcome> {
         return Ok(outcome);
     }
     let worker = args.run.worker()?;
-    config.chat.date = worker.peers.first(|| anyhow::Ok(config.chat.date))?;
+    config.chat.date = worker.collective.first(|| anyhow::Ok(config.chat.date))?;
     let problems = config.data.read(&config.evaluation.problems, config.evaluation.limit)?;
     let warnings = warn(&config, &worker)?;
     let dir = args.run.open(&config)?;
     let Some(metrics) = evaluate(&config, &problems, &dir, &worker)? else {
         return Ok(Outcome::Interrupted);
     };
-    if !worker.peers.leads() {
+    if !worker.collective.is_main_process() {
         return Ok(Outcome::Done);
     }
     let log = dir.path().join(config.evaluation.rollout(config.data.compat).file_name());
@@ -195,11 +195,11 @@ pub(crate) fn evaluate(
     )?;
     let answerer = local.answerer();
     let rollout = section.rollout(config.data.compat);
-    let answerers = vec![Divided::new(&answerer, &worker.peers); rollout.samples.len()];
+    let answerers = vec![Divided::new(&answerer, &worker.collective); rollout.samples.len()];
     let how = (section.batch, section.setting.name());
     let Some(log) = play(config, problems, rollout, &answerers, how, dir, worker)? else { return Ok(None) };
     let metrics = metrics(config, &log)?;
-    if worker.peers.leads() {
+    if worker.collective.is_main_process() {
         let report = report(log.episodes.len(), &metrics, &other_templates(config)?);
         json::write(&dir.path().join(METRICS), &report)?;
     }

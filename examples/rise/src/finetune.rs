@@ -5,11 +5,12 @@ use std::path::Path;
 use ruminate::algorithms::rwr::{Rwr, RwrCounts, RwrData};
 use ruminate::algorithms::{Fitted, Networks, Pass, Plan, Trainer, Work};
 use ruminate::datasets::chat::{OtherTemplate, TrainedOn};
-use ruminate::datasets::json;
 use ruminate::datasets::rise::{TrainingExample, solutions, training_text};
+use ruminate::datasets::{Split, json};
 use ruminate::models::{ModelConfig, Tokenizer};
 use ruminate::run::{
-    ConfigError, DryRun, Outcome, RunArgs, RunDir, RunDirError, Table, Worker, print_json, settled,
+    ConfigError, DataRow, DryRun, Outcome, PlannedShape, RunArgs, RunDir, RunDirError, Table, Worker,
+    print_json, resolve_link,
 };
 use serde_json::json;
 use tch::Kind;
@@ -23,7 +24,7 @@ const COMPANIONS: [&str; 3] = ["tokenizer_config.json", "special_tokens_map.json
 
 pub(crate) fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
     let mut config = load(args, Phase::Finetune)?;
-    config.model.pretrained = config.model.pretrained.as_deref().map(settled);
+    config.model.pretrained = config.model.pretrained.as_deref().map(resolve_link);
     if args.dry_run {
         return plan(config, args);
     }
@@ -31,10 +32,10 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
         return Ok(outcome);
     }
     let worker = args.worker()?;
-    config.chat.date = worker.peers.first(|| anyhow::Ok(config.chat.date))?;
+    config.chat.date = worker.collective.first(|| anyhow::Ok(config.chat.date))?;
     let warnings = warn(&config, &worker)?;
-    let (fitted, counts) = fit(config, args.goes_on(), &worker, |config| args.open(config))?;
-    if worker.peers.leads() {
+    let (fitted, counts) = fit(config, args.reuses_stored_config(), &worker, |config| args.open(config))?;
+    if worker.collective.is_main_process() {
         print_fitted(&fitted, &counts, &warnings, args.json)?;
     }
     Ok(fitted.ending.into())
@@ -44,7 +45,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
 /// number of its steps, which may have been another with as many processes as now.
 pub(crate) fn fit(
     mut config: RiseConfig,
-    goes_on: bool,
+    reuses_stored_config: bool,
     worker: &Worker,
     open: impl FnOnce(&RiseConfig) -> Result<RunDir, RunDirError>,
 ) -> anyhow::Result<(Fitted, RwrCounts)> {
@@ -55,18 +56,17 @@ pub(crate) fn fit(
     let mut files = companions(&config.model.tokenizer_folder())?;
     files.push(TrainedOn { template: config.chat.template.clone() }.file());
     let training = &config.finetune.training;
-    if !goes_on {
-        config.finetune.trainer = data.trainer(training, &config.finetune.trainer, worker.peers.size());
+    if !reuses_stored_config {
+        config.finetune.trainer = data.trainer(training, &config.finetune.trainer, worker.collective.size());
     }
     let mut rwr = Rwr::new(llama, examples, held_out, training.batch_size, training.shuffle_seed, tokenizer)?
         .with_files(files);
     let dir = open(&config)?;
     let mut observer = worker.observer(&dir)?;
-    if worker.peers.leads() {
+    if worker.collective.is_main_process() {
         json::write(&dir.path().join("data.json"), &counts)?;
     }
-    let group = worker.peers.group().cloned();
-    let trainer = Trainer::across(config.finetune.trainer, &dir.checkpoints(), group)?;
+    let trainer = Trainer::across(config.finetune.trainer, &dir.checkpoints(), &worker.collective)?;
     Ok((trainer.fit(&mut rwr, observer.as_mut())?, counts))
 }
 
@@ -111,7 +111,7 @@ fn companions(folder: &Path) -> std::io::Result<Vec<(String, Vec<u8>)>> {
 
 /// `--dry-run`: prints what a run would take, without loading weights or writing anything.
 fn plan(config: RiseConfig, args: &RunArgs) -> anyhow::Result<Outcome> {
-    let (shape, missing) = config.model.planned()?;
+    let PlannedShape { shape, missing } = config.model.planned()?;
     let missing = missing.map(anyhow::Error::from);
     let tokenizer = config.model.tokenizer(&shape);
     let measured = tokenizer.map_err(Into::into).and_then(|tokenizer| data(&config, &shape, &tokenizer));
@@ -122,8 +122,9 @@ fn plan(config: RiseConfig, args: &RunArgs) -> anyhow::Result<Outcome> {
         Ok(data) => {
             trainer = data.trainer(training, &trainer, args.processes());
             let name = config.data.benchmark.to_string();
-            let rows = vec![(name, "train".into(), data.counts.texts, data.counts.examples)];
-            (data.passes(training, &trainer), rows, missing)
+            let (questions, instances) = (data.counts.texts, data.counts.examples);
+            let row = DataRow { task: name, split: Split::Train, questions, instances };
+            (data.passes(training, &trainer), vec![row], missing)
         }
         // Examples as long as they may be, half of each a dialogue and half an answer.
         Err(error) => {
@@ -147,15 +148,14 @@ fn print_fitted(
     warnings: &[OtherTemplate],
     as_json: bool,
 ) -> std::io::Result<()> {
-    let (step, score, path) = &fitted.best;
     if as_json {
         return print_json(&json!({
             "system": "rise", "phase": "finetune", "steps": fitted.steps, "last": fitted.last, "data": counts,
-            "best": { "step": step, "score": score, "path": path }, "warnings": warnings,
+            "best": fitted.best, "warnings": warnings,
         }));
     }
     let mut table = Table::new(["checkpoint", "step", "folder"]);
     table.row(["last", &fitted.steps.to_string(), &fitted.last.display().to_string()]);
-    table.row(["best", &step.to_string(), &path.display().to_string()]);
+    table.row(["best", &fitted.best.step.to_string(), &fitted.best.path.display().to_string()]);
     table.print()
 }

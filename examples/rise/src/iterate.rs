@@ -8,7 +8,8 @@ use ruminate::datasets::environments::Problem;
 use ruminate::datasets::json;
 use ruminate::datasets::rise::Log;
 use ruminate::run::{
-    ConfigError, ModelSection, Outcome, ReportPage, RunArgs, RunDirError, Table, Worker, print_json, settled,
+    ConfigError, ModelSection, Outcome, ReportPage, RunArgs, RunDirError, Table, Worker, print_json,
+    resolve_link,
 };
 use serde::{Deserialize, Serialize};
 
@@ -57,7 +58,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
     for path in
         [&mut config.model.pretrained, &mut config.iteration.boosted, &mut config.collection.teacher_model]
     {
-        *path = path.as_deref().map(settled);
+        *path = path.as_deref().map(resolve_link);
     }
     if args.dry_run {
         return plan::iterate(&config, args);
@@ -66,13 +67,13 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
         return Ok(outcome);
     }
     let worker = args.worker()?;
-    config.chat.date = worker.peers.first(|| anyhow::Ok(config.chat.date))?;
+    config.chat.date = worker.collective.first(|| anyhow::Ok(config.chat.date))?;
     let material = Material::read(&config)?;
     let warnings = warn(&config, &worker)?;
     let dir = args.open(&config)?;
     let iterations = iterate(&config, &material, dir.path(), &worker)?;
     let done = iterations.finished.len() as u64 == config.iteration.iterations;
-    if !worker.peers.leads() {
+    if !worker.collective.is_main_process() {
         return Ok(if done { Outcome::Done } else { Outcome::Interrupted });
     }
     if args.json {
@@ -118,7 +119,7 @@ pub(crate) fn iterate(
     for number in 1..=config.iteration.iterations {
         let folder = out.join(format!("iteration-{number}"));
         let summary = folder.join("iteration.json");
-        let stored = worker.peers.first(|| -> anyhow::Result<Option<Finished>> {
+        let stored = worker.collective.first(|| -> anyhow::Result<Option<Finished>> {
             Ok(if summary.is_file() { Some(json::read(&summary)?) } else { None })
         })?;
         let finished = match stored {
@@ -127,7 +128,7 @@ pub(crate) fn iterate(
                 let Some(finished) = iteration(config, number, &student, material, out, worker)? else {
                     break;
                 };
-                if worker.peers.leads() {
+                if worker.collective.is_main_process() {
                     json::write(&summary, &finished)?;
                 }
                 finished
@@ -135,7 +136,7 @@ pub(crate) fn iterate(
         };
         student = finished.best.clone();
         iterations.finished.push(finished);
-        if worker.peers.leads() {
+        if worker.collective.is_main_process() {
             write_report(config, out, &iterations)?;
         }
     }
@@ -181,7 +182,7 @@ fn iteration(
     collecting.collection.seed = seed & i64::MAX.unsigned_abs();
     let dir = worker.open(&here.join("collect"), &collecting)?;
     let path = dir.path().join(collecting.rollout().file_name());
-    let stored = worker.peers.first(|| -> anyhow::Result<_> {
+    let stored = worker.collective.first(|| -> anyhow::Result<_> {
         Ok(if path.is_file() { Some(Log::read(&path)?.episodes) } else { None })
     })?;
     let log = match stored {
@@ -196,7 +197,7 @@ fn iteration(
     converting.conversion.logs = vec![path];
     let dir = worker.open(&here.join("convert"), &converting)?;
     // The others read the examples when they are there.
-    worker.peers.first(|| -> anyhow::Result<()> {
+    worker.collective.first(|| -> anyhow::Result<()> {
         if !dir.path().join(SUMMARY).is_file() {
             convert::write(&converting, &log, &dir)?;
         }
@@ -219,7 +220,7 @@ fn iteration(
         return Ok(None);
     }
 
-    let best = fitted.best.2;
+    let best = fitted.best.path;
     let Some(metrics) = assess(config, &best, turns_before + 1, material, &here.join("evaluate"), worker)?
     else {
         return Ok(None);
@@ -254,11 +255,11 @@ fn assess(
         config.evaluation.context_window = window;
         let dir = worker.open(&folder.join(setting.name()), &config)?;
         let file = dir.path().join(METRICS);
-        let there = worker.peers.first(|| anyhow::Ok(file.is_file()))?;
+        let there = worker.collective.first(|| anyhow::Ok(file.is_file()))?;
         if !there && evaluate(&config, &material.test, &dir, worker)?.is_none() {
             return Ok(None);
         }
-        let report = worker.peers.first(|| anyhow::Ok(json::read::<serde_json::Value>(&file)?))?;
+        let report = worker.collective.first(|| anyhow::Ok(json::read::<serde_json::Value>(&file)?))?;
         all.insert(setting.name().into(), serde_json::from_value(report["metrics"].clone())?);
     }
     Ok(Some(all))

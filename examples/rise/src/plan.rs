@@ -3,10 +3,14 @@
 use std::path::Path;
 
 use ruminate::algorithms::{Networks, Pass, Plan, Precision, Work, WritingPlan};
+use ruminate::datasets::Split;
 use ruminate::datasets::chat::{ChatTemplate, Message};
 use ruminate::datasets::environments::Problem;
 use ruminate::models::{BatchShape, GenerationConfig, ModelConfig, ModelShape, Tokenizer};
-use ruminate::run::{DryRun, ModelSection, Outcome, RunArgs, Table, print_json, print_tables, writing};
+use ruminate::run::{
+    DataRow, DryRun, ModelSection, Outcome, PlannedShape, RunArgs, ShownPlan, Table, print_json,
+    print_tables, writing,
+};
 use serde_json::{Value, json};
 use tch::{Device, Kind};
 
@@ -33,8 +37,7 @@ struct Writer<'a> {
 
 /// A part of a dry run: what is printed, and what would keep the run from starting.
 struct Part {
-    value: Value,
-    tables: Vec<Table>,
+    shown: ShownPlan,
     problem: Option<anyhow::Error>,
 }
 
@@ -126,7 +129,7 @@ fn evaluating(
 
 /// The training of the last iteration, on examples as long as they may be, half of each a dialogue and half an answer.
 fn training(config: &RiseConfig, turns: usize, args: &RunArgs, device: Device) -> anyhow::Result<Part> {
-    let (shape, missing) = config.model.planned()?;
+    let PlannedShape { shape, missing } = config.model.planned()?;
     let (training, mut trainer) = (&config.finetune.training, config.finetune.trainer.clone());
     let asked = config.data.training().map_or(0, |problems| problems.len());
     // Every attempt ends an example, at most.
@@ -138,9 +141,10 @@ fn training(config: &RiseConfig, turns: usize, args: &RunArgs, device: Device) -
     let plan = Plan::new(&trainer, Networks::single(&shape), &[pass], 1.0).across(args.processes());
     let problem = missing.map(anyhow::Error::from);
     let problems = problem.iter().map(|error| format!("{error:#}")).collect();
-    let data = vec![(config.data.benchmark.to_string(), "train".into(), asked, examples)];
-    let (value, tables) = DryRun { plan, data, problems, device, out: args.out.as_deref() }.shown();
-    Ok(Part { value, tables, problem })
+    let task = config.data.benchmark.to_string();
+    let data = vec![DataRow { task, split: Split::Train, questions: asked, instances: examples }];
+    let shown = DryRun { plan, data, problems, device, out: args.out.as_deref() }.shown();
+    Ok(Part { shown, problem })
 }
 
 /// The plan of models that answer problems. Where problems or tokenizer are missing, prompts are as long as they may be.
@@ -157,20 +161,20 @@ fn part(
     };
     let mut plans = vec![];
     for writer in writers {
-        let (shape, missing) = writer.model.planned()?;
+        let PlannedShape { shape, missing } = writer.model.planned()?;
         let measured = writer.model.tokenizer(&shape).map_err(Into::into);
         let measured = measured.and_then(|tokenizer| prompt_tokens(config, writer, &tokenizer, &problems));
         let longest = measured.as_ref().ok().copied();
         problem = problem.or(missing.map(Into::into)).or(measured.err());
         plans.push(writer.plan(&shape, problems.len(), longest, device));
     }
-    let (mut value, mut tables) = writing(&plans, precision, device);
-    value["problems"] = json!(problem.iter().map(|error| format!("{error:#}")).collect::<Vec<_>>());
-    value["data"] = json!({ "benchmark": config.data.benchmark, "problems": problems.len() });
+    let mut shown = writing(&plans, precision, device);
+    shown.json["problems"] = json!(problem.iter().map(|error| format!("{error:#}")).collect::<Vec<_>>());
+    shown.json["data"] = json!({ "benchmark": config.data.benchmark, "problems": problems.len() });
     let mut data = Table::new(["benchmark", "problems"]);
     data.row([config.data.benchmark.to_string(), problems.len().to_string()]);
-    tables.insert(0, data);
-    Ok(Part { value, tables, problem })
+    shown.tables.insert(0, data);
+    Ok(Part { shown, problem })
 }
 
 /// Tokens of the longest first prompt.
@@ -245,7 +249,7 @@ impl Writer<'_> {
 fn print(parts: Vec<(&str, Part)>, as_json: bool) -> anyhow::Result<Outcome> {
     if as_json {
         let values: serde_json::Map<String, Value> =
-            parts.iter().map(|(name, part)| ((*name).to_string(), part.value.clone())).collect();
+            parts.iter().map(|(name, part)| ((*name).to_string(), part.shown.json.clone())).collect();
         print_json(&json!({ "system": "rise", "plan": values }))?;
     } else {
         let mut tables = vec![];
@@ -253,7 +257,7 @@ fn print(parts: Vec<(&str, Part)>, as_json: bool) -> anyhow::Result<Outcome> {
             let mut heading = Table::new([format!("plan of {name}")]);
             heading.row([String::new()]);
             tables.push(heading);
-            tables.extend(part.tables.iter().cloned());
+            tables.extend(part.shown.tables.iter().cloned());
         }
         print_tables(&tables)?;
     }

@@ -47,7 +47,7 @@ pub(crate) fn other_templates(config: &RiseConfig) -> anyhow::Result<Vec<OtherTe
 #[expect(clippy::print_stderr, reason = "what a user should know about the models goes to the terminal")]
 pub(crate) fn warn(config: &RiseConfig, worker: &Worker) -> anyhow::Result<Vec<OtherTemplate>> {
     let others = other_templates(config)?;
-    for other in others.iter().filter(|_| worker.peers.leads()) {
+    for other in others.iter().filter(|_| worker.collective.is_main_process()) {
         eprintln!(
             "warning: {other}; unless this is meant, set chat.template, or collection.teacher_template"
         );

@@ -2,8 +2,11 @@
 
 use ruminate::algorithms::tinythinker::Acquisition;
 use ruminate::algorithms::{Fitted, Networks, Plan, Sft, Trainer};
+use ruminate::datasets::Split;
 use ruminate::models::Tokenizer;
-use ruminate::run::{DryRun, Outcome, RunArgs, RunDir, RunDirError, Table, Worker, print_json};
+use ruminate::run::{
+    DataRow, DryRun, Outcome, PlannedShape, RunArgs, RunDir, RunDirError, Table, Worker, print_json,
+};
 use serde_json::json;
 
 use crate::config::{FLAGS, Phase, TinyThinkerConfig};
@@ -18,8 +21,8 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
         return Ok(outcome);
     }
     let worker = args.worker()?;
-    let fitted = fit(config, args.goes_on(), &worker, |config| args.open(config))?;
-    if worker.peers.leads() {
+    let fitted = fit(config, args.reuses_stored_config(), &worker, |config| args.open(config))?;
+    if worker.collective.is_main_process() {
         print_fitted(&fitted, args.json)?;
     }
     Ok(fitted.ending.into())
@@ -40,20 +43,20 @@ pub(crate) fn load(args: &RunArgs, phase: Phase) -> anyhow::Result<TinyThinkerCo
 /// the number of its steps.
 pub(crate) fn fit(
     mut config: TinyThinkerConfig,
-    goes_on: bool,
+    reuses_stored_config: bool,
     worker: &Worker,
     open: impl FnOnce(&TinyThinkerConfig) -> Result<RunDir, RunDirError>,
 ) -> anyhow::Result<Fitted> {
     let (t5, tokenizer) = config.model.open(config.seed, tch::Kind::Float, worker.device)?;
     let acquisition = acquisition(&config, tokenizer.clone())?;
-    if !goes_on {
-        config.acquisition.trainer = acquisition.trainer(&config.acquisition.trainer, worker.peers.size());
+    if !reuses_stored_config {
+        config.acquisition.trainer =
+            acquisition.trainer(&config.acquisition.trainer, worker.collective.size());
     }
     let mut sft = Sft::new(t5, acquisition, tokenizer);
     let dir = open(&config)?;
     let mut observer = worker.observer(&dir)?;
-    let group = worker.peers.group().cloned();
-    let trainer = Trainer::across(config.acquisition.trainer, &dir.checkpoints(), group)?;
+    let trainer = Trainer::across(config.acquisition.trainer, &dir.checkpoints(), &worker.collective)?;
     Ok(trainer.fit(&mut sft, observer.as_mut())?)
 }
 
@@ -65,7 +68,7 @@ fn acquisition(config: &TinyThinkerConfig, tokenizer: Tokenizer) -> anyhow::Resu
 
 /// `--dry-run`: prints what a run would take, without loading weights or writing anything.
 fn plan(config: TinyThinkerConfig, args: &RunArgs) -> anyhow::Result<Outcome> {
-    let (shape, missing) = config.model.planned()?;
+    let PlannedShape { shape, missing } = config.model.planned()?;
     let missing = missing.map(anyhow::Error::from);
     let tokenizer = config.model.tokenizer(&shape);
     let measured = tokenizer.map_err(Into::into).and_then(|tokenizer| acquisition(&config, tokenizer));
@@ -76,7 +79,8 @@ fn plan(config: TinyThinkerConfig, args: &RunArgs) -> anyhow::Result<Outcome> {
             trainer = acquisition.trainer(&trainer, args.processes());
             let name = format!("{:?}", config.data.dataset).to_lowercase();
             let rows = acquisition.rows();
-            (acquisition.passes(&trainer), vec![(name, "train".into(), rows, rows)], missing)
+            let data = DataRow { task: name, split: Split::Train, questions: rows, instances: rows };
+            (acquisition.passes(&trainer), vec![data], missing)
         }
         Err(error) => (vec![], vec![], Some(missing.unwrap_or(error))),
     };
@@ -89,15 +93,14 @@ fn plan(config: TinyThinkerConfig, args: &RunArgs) -> anyhow::Result<Outcome> {
 
 /// Says where the checkpoints of a run are.
 fn print_fitted(fitted: &Fitted, as_json: bool) -> std::io::Result<()> {
-    let (step, score, path) = &fitted.best;
     if as_json {
         return print_json(&json!({
             "system": "tinythinker", "phase": "acquire", "steps": fitted.steps, "last": fitted.last,
-            "best": { "step": step, "score": score, "path": path },
+            "best": fitted.best,
         }));
     }
     let mut table = Table::new(["checkpoint", "step", "folder"]);
     table.row(["last", &fitted.steps.to_string(), &fitted.last.display().to_string()]);
-    table.row(["best", &step.to_string(), &path.display().to_string()]);
+    table.row(["best", &fitted.best.step.to_string(), &fitted.best.path.display().to_string()]);
     table.print()
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use ruminate::algorithms::tinythinker::{Asked, Decoding, Response, Student};
-use ruminate::algorithms::{Ending, Observer};
+use ruminate::algorithms::{Ending, NullObserver, Observer};
 use ruminate::datasets::BadRows;
 use ruminate::datasets::tinythinker::{Question, Splits, StageRecords, Variant, read_items};
 use ruminate::models::{self, Tokenizer};
@@ -155,8 +155,8 @@ fn right_samples(config: &TinyThinkerConfig, model: &Path) -> anyhow::Result<f64
     let asked: Vec<Asked> = questions.iter().map(Asked::from).collect();
     let training = &config.reflection.training;
     let runs = training.generation_times;
-    let mut silent = ruminate::algorithms::Silent;
-    let responses = student.respond(&asked, Decoding::RecallPass, runs, &training.generation, &mut silent)?;
+    let responses =
+        student.respond(&asked, Decoding::RecallPass, runs, &training.generation, &mut NullObserver)?;
     let right = responses.iter().flatten().filter(|response| response.right()).count();
     Ok(right as f64 / (asked.len() * runs).max(1) as f64)
 }
@@ -174,7 +174,7 @@ fn acquire(
     let mut config = config.clone();
     config.phase = Some(Phase::Acquire);
     let fitted = fit(config, false, &worker, |config| worker.open(&out, config))?;
-    Ok((fitted.ending == Ending::Finished).then_some(fitted.best.2))
+    Ok((fitted.ending == Ending::Finished).then_some(fitted.best.path))
 }
 
 fn announce(args: &DemoArgs, model: Model, seed: u64) {

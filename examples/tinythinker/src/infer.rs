@@ -11,7 +11,7 @@ use ruminate::datasets::tinythinker::{Question, questions_of};
 use ruminate::models::{Model, Tokenizer};
 use ruminate::run::{
     ConfigError, ConsoleObserver, FlagKeys, Outcome, RunArgs, RunDirError, StopFlag, Table, print_json,
-    print_tables, settled,
+    print_tables, resolve_link,
 };
 use serde_json::json;
 use tch::{Device, Kind};
@@ -46,7 +46,7 @@ pub(crate) fn run(args: &InferArgs) -> anyhow::Result<Outcome> {
         let reason = format!("--model: there is no checkpoint folder {}", args.model.display());
         return Err(ConfigError::invalid(reason).into());
     }
-    let model = settled(&args.model);
+    let model = resolve_link(&args.model);
     let run = args.run.configured_as(&model)?;
     let mut config: TinyThinkerConfig = run.load(FlagKeys { precision: &[], ..FLAGS })?;
     if let Some(votes) = args.votes {

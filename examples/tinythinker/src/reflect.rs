@@ -9,7 +9,7 @@ use ruminate::datasets::tinythinker::{Question, Run, questions_of, teacher_runs}
 use ruminate::datasets::{BadRows, json};
 use ruminate::models::{Model, Tokenizer};
 use ruminate::run::{
-    ConfigError, Outcome, ReportPage, RunArgs, RunDirError, Table, Worker, print_json, settled,
+    ConfigError, Outcome, ReportPage, RunArgs, RunDirError, Table, Worker, print_json, resolve_link,
 };
 use serde::{Deserialize, Serialize};
 use tch::Kind;
@@ -50,12 +50,12 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
         return Ok(outcome);
     }
     let worker = args.worker()?;
-    config.reflection.start = config.reflection.start.as_deref().map(settled);
+    config.reflection.start = config.reflection.start.as_deref().map(resolve_link);
     let material = Material::read(&config)?;
     let dir = args.open(&config)?;
     let rounds = reflect(&config, &material, dir.path(), &worker)?;
     let done = rounds.len() as u64 == config.reflection.iterations;
-    if !worker.peers.leads() {
+    if !worker.collective.is_main_process() {
         return Ok(if done { Outcome::Done } else { Outcome::Interrupted });
     }
     if args.json {
@@ -114,13 +114,13 @@ pub(crate) fn reflect(
         let stored = || -> anyhow::Result<Option<Finished>> {
             Ok(if summary.is_file() { Some(json::read(&summary)?) } else { None })
         };
-        let finished = match worker.peers.first(stored)? {
+        let finished = match worker.collective.first(stored)? {
             Some(finished) => finished,
             None => {
                 let mut config = config.clone();
                 config.reflection.start = Some(start);
                 let Some(finished) = round(&config, number, material, &folder, worker)? else { break };
-                if worker.peers.leads() {
+                if worker.collective.is_main_process() {
                     json::write(&summary, &finished)?;
                 }
                 finished
@@ -128,7 +128,7 @@ pub(crate) fn reflect(
         };
         start = finished.best.clone();
         rounds.push(finished);
-        if worker.peers.leads() {
+        if worker.collective.is_main_process() {
             write_report(out, &rounds)?;
         }
     }
@@ -151,10 +151,10 @@ fn round(
     tch::manual_seed(config.seed as i64);
     let dir = worker.open(folder, config)?;
     let mut observer = worker.observer(&dir)?;
-    let (peers, observer) = (&worker.peers, observer.as_mut());
+    let (collective, observer) = (&worker.collective, observer.as_mut());
     let variant = config.variant();
     let model = identity(&start)?;
-    let round = Round { number, model: &model, folder, peers };
+    let round = Round { number, model: &model, folder, collective };
     let student = Student { policy: &policy, tokenizer: &tokenizer, variant };
     let Material { questions, teacher, valid } = material;
     let Some(pairs) = student.make_pairs(questions, teacher, &section.training, &round, observer)? else {
@@ -163,17 +163,17 @@ fn round(
     let training = section.training.clone();
     let accumulate = section.trainer.accumulate;
     let reflection = Reflection::new(training, &tokenizer, &pairs.recall, &pairs.analyze, accumulate)?;
-    let trainer = reflection.trainer(&section.trainer, peers.size())?;
+    let trainer = reflection.trainer(&section.trainer, collective.size())?;
     let prompts_cut = reflection.counts.prompts_cut;
     let without_pairs: Vec<String> = reflection.without_pairs.iter().map(|s| s.name().to_string()).collect();
     let cache = folder.join("reference_logps.json");
-    let mut dpo = reflection.start(policy, tokenizer, variant, valid, &cache, peers)?;
-    let Fitted { ending, best: (step, best, path), .. } =
-        Trainer::across(trainer, &dir.checkpoints(), peers.group().cloned())?.fit(&mut dpo, observer)?;
+    let mut dpo = reflection.start(policy, tokenizer, variant, valid, &cache, collective)?;
+    let Fitted { ending, best, .. } =
+        Trainer::across(trainer, &dir.checkpoints(), collective)?.fit(&mut dpo, observer)?;
     if ending == Ending::Stopped {
         return Ok(None);
     }
-    let before = peers.first(|| -> anyhow::Result<_> {
+    let before = collective.first(|| -> anyhow::Result<_> {
         let state = Checkpoints::open(&dir.checkpoints())?.last_state()?;
         Ok(state.and_then(|state| state.scores.get(&0).copied()))
     })?;
@@ -182,9 +182,9 @@ fn round(
     Ok(Some(Finished {
         round: number,
         start,
-        best: path,
-        step,
-        accuracy: [before, best],
+        best: best.path,
+        step: best.step,
+        accuracy: [before, best.score],
         sampled,
         prompts_cut,
         without_pairs,

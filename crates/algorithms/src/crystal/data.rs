@@ -86,11 +86,20 @@ pub struct Notice {
     pub text: String,
 }
 
+/// Rows of data, and what a user should know about them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ReadItems<T> {
+    /// The rows.
+    pub items: Vec<T>,
+    /// What was left out, and why.
+    pub notices: Vec<Notice>,
+}
+
 /// Reads silver knowledge of the training tasks, all tasks after each other.
 ///
 /// # Errors
 /// When a task is unknown, or a file is missing or malformed; the error names the place.
-pub fn read_silver(data: &CrystalData, split: Split) -> Result<(Vec<Annotated>, Vec<Notice>)> {
+pub fn read_silver(data: &CrystalData, split: Split) -> Result<ReadItems<Annotated>> {
     let registry = data.registry();
     let (mut items, mut notices) = (vec![], vec![]);
     if data.train_tasks.is_empty() {
@@ -102,7 +111,7 @@ pub fn read_silver(data: &CrystalData, split: Split) -> Result<(Vec<Annotated>, 
         notices.extend(skipped_notice(task, split, &loaded.skipped));
         items.extend(loaded.items);
     }
-    Ok((items, notices))
+    Ok(ReadItems { items, notices })
 }
 
 /// Reads the questions of the evaluation tasks, with their statements where `data_path` names statements. A task
@@ -110,10 +119,11 @@ pub fn read_silver(data: &CrystalData, split: Split) -> Result<(Vec<Annotated>, 
 ///
 /// # Errors
 /// When a task is unknown, a file cannot be read or is malformed, or no task is left.
-pub fn read_eval(data: &CrystalData, split: Split) -> Result<(Vec<Annotated>, Vec<Notice>)> {
+pub fn read_eval(data: &CrystalData, split: Split) -> Result<ReadItems<Annotated>> {
     let form = DataForm::of(&data.data_path);
     if form == DataForm::EvaluationFile {
-        return Ok((read_evaluation_file(Path::new(&data.data_path), split)?, vec![]));
+        let items = read_evaluation_file(Path::new(&data.data_path), split)?;
+        return Ok(ReadItems { items, notices: vec![] });
     }
     let registry = data.registry();
     let (mut items, mut notices, mut first_error) = (vec![], vec![], None);
@@ -151,7 +161,7 @@ pub fn read_eval(data: &CrystalData, split: Split) -> Result<(Vec<Annotated>, Ve
     match first_error {
         Some(error) if items.is_empty() => Err(error),
         None if items.is_empty() => Err(Error::config("data.eval_tasks", "is empty; name at least one task")),
-        _ => Ok((items, notices)),
+        _ => Ok(ReadItems { items, notices }),
     }
 }
 
@@ -159,7 +169,7 @@ pub fn read_eval(data: &CrystalData, split: Split) -> Result<(Vec<Annotated>, Ve
 ///
 /// # Errors
 /// When a task is unknown, or a file is missing or malformed; the error names the place.
-pub fn read_questions(data: &CrystalData, split: Split, part: Part) -> Result<(Vec<Question>, Vec<Notice>)> {
+pub fn read_questions(data: &CrystalData, split: Split, part: Part) -> Result<ReadItems<Question>> {
     let registry = data.registry();
     let (mut items, mut notices) = (vec![], vec![]);
     if data.train_tasks.is_empty() {
@@ -172,7 +182,7 @@ pub fn read_questions(data: &CrystalData, split: Split, part: Part) -> Result<(V
         notices.extend(skipped_notice(task, split, &loaded.skipped));
         items.extend(loaded.items);
     }
-    Ok((items, notices))
+    Ok(ReadItems { items, notices })
 }
 
 fn skipped_notice(task: &str, split: Split, skipped: &[Skipped]) -> Option<Notice> {

@@ -119,7 +119,16 @@ pub struct EvaluationReport {
     /// Accuracy per task, in the order of the tasks.
     pub tasks: Vec<TaskAccuracy>,
     /// Mean accuracy over questions under each way of combining the same answers.
-    pub ensembles: Vec<(Ensemble, f64)>,
+    pub ensembles: Vec<EnsembleAccuracy>,
+}
+
+/// Mean accuracy over questions under one way of combining answers.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct EnsembleAccuracy {
+    /// The way.
+    pub ensemble: Ensemble,
+    /// The accuracy, in `[0, 1]`.
+    pub accuracy: f64,
 }
 
 impl EvaluationReport {
@@ -196,7 +205,10 @@ pub fn evaluate<P: Generate + ScoreChoices>(
         ensembles: Ensemble::ALL
             .into_iter()
             .zip(correct)
-            .map(|(mode, right)| (mode, right as f64 / questions.len().max(1) as f64))
+            .map(|(ensemble, right)| EnsembleAccuracy {
+                ensemble,
+                accuracy: right as f64 / questions.len().max(1) as f64,
+            })
             .collect(),
     })
 }

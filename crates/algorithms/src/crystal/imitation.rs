@@ -10,7 +10,9 @@ use tch::Tensor;
 
 use super::{QuestionEncoder, most_choices};
 use crate::trainer::Evaluation;
-use crate::{Curriculum, Error, Metrics, Objective, Observer, Peers, Result, mean_loss};
+use crate::{
+    Collective, Curriculum, Error, Metrics, Objective, Observer, Result, Schedule, TrainerConfig, mean_loss,
+};
 
 /// Answer slots of a question in Stage I.
 const CHOICE_CAPACITY: usize = 8;
@@ -82,6 +84,20 @@ pub(super) enum Phase {
 }
 
 impl ImitationConfig {
+    /// The published optimizer: Adam at a constant 1e-5, without clipping. The code counts from 0 to 50 000 and takes both.
+    #[must_use]
+    pub fn trainer() -> TrainerConfig {
+        TrainerConfig {
+            steps: 50_001,
+            lr: 1e-5,
+            schedule: Schedule::Constant,
+            max_grad_norm: 0.0,
+            log_every: 50,
+            eval_every: 1000,
+            ..TrainerConfig::default()
+        }
+    }
+
     /// Checks the settings.
     ///
     /// # Errors
@@ -162,7 +178,7 @@ pub struct Imitation {
     dev: Instances,
     tasks: Vec<String>,
     batches: TrainBatches,
-    peers: Peers,
+    collective: Collective,
 }
 
 impl Imitation {
@@ -186,7 +202,7 @@ impl Imitation {
         if dev.is_empty() {
             return Err(Error::config("data", "no validation question has a statement; check the dev files"));
         }
-        Ok(Self { config, encoder, train, dev, tasks, batches, peers: Peers::default() })
+        Ok(Self { config, encoder, train, dev, tasks, batches, collective: Collective::default() })
     }
 
     /// Training instances: pairs of a question and a statement.
@@ -274,14 +290,11 @@ struct Validated {
 }
 
 impl<P: Policy + ScoreChoices> Curriculum<P> for Imitation {
-    fn deal(&mut self, shard: Shard) -> Result<()> {
+    fn distribute(&mut self, collective: &Collective) -> Result<()> {
+        self.collective = collective.clone();
         let order = Order::shuffled(self.train.len(), self.config.shuffle_seed);
-        self.batches = TrainBatches::new(order, self.config.batch_size, shard)?;
+        self.batches = TrainBatches::new(order, self.config.batch_size, collective.shard()?)?;
         Ok(())
-    }
-
-    fn meet(&mut self, peers: &Peers) {
-        self.peers = peers.clone();
     }
 
     fn next(&mut self, step: u64) -> Result<Vec<Objective>> {
@@ -297,7 +310,7 @@ impl<P: Policy + ScoreChoices> Curriculum<P> for Imitation {
         let losses: Vec<_> = self.config.losses().collect();
         let all: Vec<usize> = (0..self.dev.len()).collect();
         let batches: Vec<&[usize]> = all.chunks(self.config.eval_batch_size).collect();
-        let validated = self.peers.map(batches.len(), |mine| {
+        let validated = self.collective.map(batches.len(), |mine| {
             let mut validated = vec![];
             for (done, &i) in mine.iter().enumerate() {
                 validated.push(self.validate(policy, batches[i])?);

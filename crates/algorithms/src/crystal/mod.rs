@@ -12,15 +12,17 @@ mod imitation;
 mod plan;
 mod reinforcement;
 
-pub use data::{CrystalData, Notice, read_eval, read_questions, read_silver};
+pub use data::{CrystalData, Notice, ReadItems, read_eval, read_questions, read_silver};
 pub use encoder::{Lengths, QuestionEncoder};
 pub use evaluation::{
-    EvaluationConfig, EvaluationReport, KnowledgeSource, TaskAccuracy, evaluate, evaluation_folder,
-    write_evaluation,
+    EnsembleAccuracy, EvaluationConfig, EvaluationReport, KnowledgeSource, TaskAccuracy, evaluate,
+    evaluation_folder, write_evaluation,
 };
 pub use imitation::{BestBy, Imitation, ImitationConfig};
+pub use plan::TaskCount;
 pub use reinforcement::{
-    Reinforcement, ReinforcementConfig, ReinforcementData, reinforcement, reward_normalization,
+    Reinforcement, ReinforcementConfig, ReinforcementData, ReinforcementModels, reinforcement,
+    reward_normalization,
 };
 
 use ruminate_datasets::Annotated;

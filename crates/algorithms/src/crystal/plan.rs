@@ -1,6 +1,6 @@
 //! How large the batches of both stages are.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ruminate_datasets::{Instances, Question};
 use ruminate_models::ModelShape;
@@ -77,7 +77,7 @@ impl Imitation {
 
     /// Questions and instances of each training task.
     #[must_use]
-    pub fn counts(&self) -> Vec<(String, usize, usize)> {
+    pub fn counts(&self) -> Vec<TaskCount> {
         count(self.parts().1)
     }
 }
@@ -160,31 +160,52 @@ impl ReinforcementData {
         Ok([mean, lengths.iter().max().copied().unwrap_or(0) as f64])
     }
 
-    /// Questions of each training task.
+    /// Questions of each training task; each is an instance.
     #[must_use]
-    pub fn counts(&self) -> Vec<(String, usize)> {
-        let mut counts: BTreeMap<usize, (String, usize)> = BTreeMap::new();
+    pub fn counts(&self) -> Vec<TaskCount> {
+        let mut counts: BTreeMap<usize, TaskCount> = BTreeMap::new();
         for question in self.train.iter().chain(self.answers.iter().flatten()) {
-            counts.entry(question.task_ix).or_insert_with(|| (question.task.clone(), 0)).1 += 1;
+            let count = counts.entry(question.task_ix).or_insert_with(|| TaskCount::none(&question.task));
+            count.questions += 1;
+            count.instances += 1;
         }
         counts.into_values().collect()
     }
 }
 
-fn count(instances: &Instances) -> Vec<(String, usize, usize)> {
-    let mut counts: BTreeMap<usize, (String, std::collections::BTreeSet<&str>, usize)> = BTreeMap::new();
-    for (question, _) in instances.iter() {
-        let entry = counts
-            .entry(question.task_ix)
-            .or_insert_with(|| (question.task.clone(), std::collections::BTreeSet::new(), 0));
-        entry.1.insert(&question.question);
-        entry.2 += 1;
+/// What there is to train on of one task.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TaskCount {
+    /// The task.
+    pub task: String,
+    /// Different questions.
+    pub questions: usize,
+    /// Training instances, of which a question may have several.
+    pub instances: usize,
+}
+
+impl TaskCount {
+    fn none(task: &str) -> Self {
+        Self { task: task.into(), questions: 0, instances: 0 }
     }
-    counts.into_values().map(|(task, questions, instances)| (task, questions.len(), instances)).collect()
+}
+
+fn count(instances: &Instances) -> Vec<TaskCount> {
+    let mut counts: BTreeMap<usize, (BTreeSet<&str>, TaskCount)> = BTreeMap::new();
+    for (question, _) in instances.iter() {
+        let (questions, count) = counts
+            .entry(question.task_ix)
+            .or_insert_with(|| (BTreeSet::new(), TaskCount::none(&question.task)));
+        questions.insert(&question.question);
+        count.instances += 1;
+    }
+    let count = |(questions, count): (BTreeSet<&str>, _)| TaskCount { questions: questions.len(), ..count };
+    counts.into_values().map(count).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use approx::assert_abs_diff_eq;
     use ruminate_models::ModelShape;
 
     use super::*;
@@ -219,7 +240,7 @@ mod tests {
         let large = ruminate_models::T5Config { dropout_rate: 0.0, ..published.clone() };
         let flops =
             |source, target| large.forward_flops(ruminate_models::BatchShape { rows: 64.0, source, target });
-        let near = |a: f64, b: f64| assert!((a / b - 1.0).abs() < 1e-12, "{a} {b}");
+        let near = |a: f64, b: f64| assert_abs_diff_eq!(a / b, 1.0, epsilon = 1e-12);
         let config = ReinforcementConfig::default();
         let plan = |config: &ReinforcementConfig| config.plan(&large, &Lengths::default(), [100.0, 256.0]);
         let whole = plan(&config);

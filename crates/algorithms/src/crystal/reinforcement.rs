@@ -9,9 +9,9 @@ use ruminate_models::{ActorCritic, Example, Generate, Policy, Sampling, ScoreCho
 use ruminate_rewards::{EncodedQuestion, Normalization, Sample, SelfFeedback, Shape};
 use serde::{Deserialize, Serialize};
 
-use super::QuestionEncoder;
-use crate::ppo::{Ppo, PpoConfig, PpoData, Prompt, RolloutConfig, Supervision};
-use crate::{Error, Objective, Observer, Peers, Result, TrainerConfig};
+use super::{ImitationConfig, QuestionEncoder};
+use crate::ppo::{KlPenalty, Ppo, PpoConfig, PpoData, Prompt, RolloutConfig, Supervision};
+use crate::{Collective, Error, Objective, Observer, Result, TrainerConfig};
 
 /// Answer slots of a question in training and in validation.
 const TRAIN_CAPACITY: usize = 8;
@@ -47,7 +47,6 @@ pub struct ReinforcementConfig {
 
 impl Default for ReinforcementConfig {
     fn default() -> Self {
-        let sampling = Sampling { temperature: 0.7, top_k: Some(50), top_p: None, ..Sampling::default() };
         Self {
             reward_shape: Shape::default(),
             gain: None,
@@ -57,7 +56,16 @@ impl Default for ReinforcementConfig {
             qka_coef: 1.0,
             separate_value_model: false,
             ppo: PpoConfig {
-                rollout: RolloutConfig { sampling, ..RolloutConfig::default() },
+                rollout: RolloutConfig {
+                    sampling: Sampling { temperature: 0.7, top_k: Some(50), ..Sampling::default() },
+                    max_new_tokens: 32,
+                    min_new_tokens: 2,
+                    clean_up: true,
+                    ..RolloutConfig::default()
+                },
+                kl: KlPenalty::Fixed { coef: 0.2 },
+                whiten_rewards: true,
+                value_coef: 1.0,
                 rl_steps: 500,
                 cycle_steps: 1000,
                 best_by: "acc".into(),
@@ -69,7 +77,7 @@ impl Default for ReinforcementConfig {
                 lr: 2e-5,
                 log_every: 1,
                 eval_every: 0,
-                ..TrainerConfig::default()
+                ..ImitationConfig::trainer()
             },
         }
     }
@@ -128,8 +136,18 @@ pub struct ReinforcementData {
 /// Stage II of a policy.
 pub type Reinforcement<P> = Ppo<P, EncodedQuestion, SelfFeedback>;
 
-/// Sets Stage II up. `policy` and `reference` are the model of Stage I, `value_model` too where
-/// [`separate_value_model`](ReinforcementConfig::separate_value_model) asks for one.
+/// Copies of the model of Stage I, from which Stage II starts.
+#[derive(Debug)]
+pub struct ReinforcementModels<P> {
+    /// The model that is trained.
+    pub policy: P,
+    /// The model that the policy is held at.
+    pub reference: P,
+    /// The model behind the value head, where [`separate_value_model`](ReinforcementConfig::separate_value_model) asks for one.
+    pub value: Option<P>,
+}
+
+/// Sets Stage II up.
 ///
 /// # Errors
 /// When a setting is wrong, there is no complete batch, or a question has too many choices.
@@ -137,7 +155,7 @@ pub fn reinforcement<P>(
     config: &ReinforcementConfig,
     compat: Compat,
     encoder: &QuestionEncoder,
-    (policy, reference, value_model): (P, P, Option<P>),
+    models: ReinforcementModels<P>,
     data: &ReinforcementData,
 ) -> Result<Reinforcement<P>>
 where
@@ -149,15 +167,15 @@ where
     check_capacity(&data.dev, EVAL_CAPACITY)?;
     let all = data.train.iter().chain(answers).chain(&data.dev);
     encoder.check_letters(all.map(|question| question.choices.len()).max().unwrap_or(0))?;
-    let model = match (config.separate_value_model, value_model) {
-        (true, Some(network)) => ActorCritic::separate(policy, network, config.ppo.seed)?,
+    let model = match (config.separate_value_model, models.value) {
+        (true, Some(network)) => ActorCritic::separate(models.policy, network, config.ppo.seed)?,
         (true, None) => {
             return Err(Error::config(
                 "separate_value_model",
                 "is set, but no model was given for the values",
             ));
         }
-        (false, _) => ActorCritic::shared(policy, config.ppo.seed)?,
+        (false, _) => ActorCritic::shared(models.policy, config.ppo.seed)?,
     };
     let prompts =
         |questions: &[Question]| questions.iter().map(|q| prompt(encoder, q)).collect::<Result<_>>();
@@ -171,7 +189,7 @@ where
     let reward = SelfFeedback::new(encoder.prompts.clone(), config.reward_shape, ppo.rollout.batch_size);
     let answering =
         Answering { prompts: encoder.prompts.clone(), qa_coef: config.qa_coef, qka_coef: config.qka_coef };
-    let ppo = Ppo::new(ppo, model, reference, encoder.tokenizer().clone(), reward, data)?;
+    let ppo = Ppo::new(ppo, model, models.reference, encoder.tokenizer().clone(), reward, data)?;
     Ok(ppo.compat(compat).supervised_by(answering))
 }
 
@@ -200,7 +218,7 @@ pub fn reward_normalization<P>(
     config: &ReinforcementConfig,
     stage: &Reinforcement<P>,
     folder: &Path,
-    peers: &Peers,
+    collective: &Collective,
     observer: &mut dyn Observer,
 ) -> Result<Normalization>
 where
@@ -215,18 +233,18 @@ where
         // Nothing is rewarded.
         _ if config.ppo.rl_steps == 0 => Normalization::default(),
         _ => {
-            if let Some(map) = peers.first(stored)? {
+            if let Some(map) = collective.first(stored)? {
                 return Ok(map);
             }
             let batches = (config.normalization_batches > 0).then_some(config.normalization_batches);
-            let (map, by_task) = stage.measure_rewards(batches, peers, observer)?;
-            if peers.leads() {
-                json::write(&folder.join("reward_statistics.json"), &by_task)?;
+            let measured = stage.measure_rewards(batches, collective, observer)?;
+            if collective.is_main_process() {
+                json::write(&folder.join("reward_statistics.json"), &measured.by_task)?;
             }
-            map
+            measured.normalization
         }
     };
-    if peers.leads() {
+    if collective.is_main_process() {
         map.save(&path)?;
     }
     Ok(map)

@@ -3,12 +3,12 @@
 use std::path::Path;
 
 use ruminate_datasets::chat::{ChatTemplate, Message};
-use ruminate_datasets::{DialoguePreference, PreferenceExample, Shard};
+use ruminate_datasets::{DialoguePreference, PreferenceExample};
 use ruminate_models::{Policy, TokenId, Tokenizer, Truncate, by_length};
 use serde::{Deserialize, Serialize};
 
 use super::train::score_pairs;
-use crate::{Error, Peers, Result, Shuffled};
+use crate::{Collective, Error, Result, Shuffled};
 
 /// A preference in token ids. Trajectories of a model go in as they are; texts through [`encode_pairs`], and dialogues through
 /// [`encode_dialogues`].
@@ -132,9 +132,9 @@ pub fn encode_pairs(
     tokenizer: &Tokenizer,
     examples: &[PreferenceExample],
     lengths: PairLengths,
-) -> Result<(Vec<Pair>, EncodedCounts)> {
+) -> Result<EncodedPairs> {
     lengths.check()?;
-    let mut encoded = Encoded::default();
+    let mut encoded = EncodedPairs::default();
     if matches!(tokenizer.added_tokens()?, (0, 1..)) {
         for example in examples {
             let (prompt, cut) = alone(tokenizer, &example.prompt, lengths)?;
@@ -148,7 +148,7 @@ pub fn encode_pairs(
             let completions = [complete(&example.chosen)?, complete(&example.rejected)?];
             encoded.push((prompt, cut), completions, example.weight, &example.source);
         }
-        return Ok((encoded.pairs, encoded.counts));
+        return Ok(encoded);
     }
     let Some((end, _)) = tokenizer.end_token() else {
         return Err(Error::config(
@@ -166,7 +166,7 @@ pub fn encode_pairs(
         let wholes = [whole(&example.chosen)?, whole(&example.rejected)?];
         encoded.push_joined(tokenizer, prompt, wholes, (example.weight, &example.source), lengths)?;
     }
-    Ok((encoded.pairs, encoded.counts))
+    Ok(encoded)
 }
 
 /// Token ids of preferences between dialogues, rendered by a chat template: the prompt as it asks for an answer, and the
@@ -183,9 +183,9 @@ pub fn encode_dialogues(
     template: &ChatTemplate,
     examples: &[DialoguePreference],
     lengths: PairLengths,
-) -> Result<(Vec<Pair>, EncodedCounts)> {
+) -> Result<EncodedPairs> {
     lengths.check()?;
-    let mut encoded = Encoded::default();
+    let mut encoded = EncodedPairs::default();
     let encode = |messages: &[Message], ask: bool| -> Result<Vec<TokenId>> {
         let text = template.render(messages, ask)?;
         Ok(match template {
@@ -199,7 +199,7 @@ pub fn encode_dialogues(
         let wholes = [whole(&example.chosen)?, whole(&example.rejected)?];
         encoded.push_joined(tokenizer, prompt, wholes, (example.weight, &example.source), lengths)?;
     }
-    Ok((encoded.pairs, encoded.counts))
+    Ok(encoded)
 }
 
 /// A prompt that is encoded by itself, and whether it was cut.
@@ -221,14 +221,16 @@ fn both_ends(prompt: &[TokenId], max: usize, tail: usize) -> Vec<TokenId> {
     [&prompt[..max - tail], &prompt[prompt.len() - tail..]].concat()
 }
 
-/// Pairs that have been encoded so far.
-#[derive(Default)]
-struct Encoded {
-    pairs: Vec<Pair>,
-    counts: EncodedCounts,
+/// What [`encode_pairs`] and [`encode_dialogues`] return.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct EncodedPairs {
+    /// The pairs that can be trained on.
+    pub pairs: Vec<Pair>,
+    /// What was cut and left out.
+    pub counts: EncodedCounts,
 }
 
-impl Encoded {
+impl EncodedPairs {
     /// Adds a pair of which each part says whether it was cut.
     fn push(
         &mut self,
@@ -333,10 +335,10 @@ pub fn precompute_cached<P: Policy>(
     ld_alpha: f64,
     batch_size: usize,
     file: &Path,
-    peers: &Peers,
+    collective: &Collective,
 ) -> Result<bool> {
     let key = cache_key(reference, pairs, ld_alpha)?;
-    let stored = peers.first(|| -> Result<_> {
+    let stored = collective.first(|| -> Result<_> {
         let cache = ruminate_datasets::json::read::<Cache>(file).ok().filter(|cache| {
             let finite = cache.logps.iter().flatten().all(|value| value.is_finite());
             finite && cache.key == key && cache.logps.len() == pairs.len()
@@ -347,10 +349,10 @@ pub fn precompute_cached<P: Policy>(
     let logps = match stored {
         Some(logps) => logps,
         None => {
-            let bits = peers.map(pairs.len(), |mine| {
+            let bits = collective.map(pairs.len(), |mine| {
                 let mut part: Vec<Pair> = mine.iter().map(|&i| pairs[i].clone()).collect();
                 precompute(reference, &mut part, ld_alpha, batch_size)?;
-                // No number survives JSON that is none.
+                // As bits, because JSON cannot encode NaN.
                 Ok(part.iter().filter_map(|pair| pair.reference).map(|of| of.map(f32::to_bits)).collect())
             })?;
             bits.into_iter().map(|of| of.map(f32::from_bits)).collect()
@@ -359,7 +361,7 @@ pub fn precompute_cached<P: Policy>(
     for (pair, &value) in pairs.iter_mut().zip(&logps) {
         pair.reference = Some(value);
     }
-    if !read && peers.leads() {
+    if !read && collective.is_main_process() {
         ruminate_datasets::json::write(file, &Cache { key, logps })?;
     }
     Ok(read)
@@ -390,12 +392,12 @@ fn cache_key<P: Policy>(reference: &P, pairs: &[Pair], ld_alpha: f64) -> Result<
 
 /// Where pairs come from, in which order.
 pub trait PairSource {
-    /// Takes one of several equal parts of the data, as [`Curriculum::deal`](crate::Curriculum::deal) does.
+    /// Takes this process's part of the data, as [`Curriculum::distribute`](crate::Curriculum::distribute) does.
     ///
     /// # Errors
     /// When the data cannot be divided, or has too few pairs.
-    fn deal(&mut self, shard: Shard) -> Result<()> {
-        Error::alone(shard.world())
+    fn distribute(&mut self, collective: &Collective) -> Result<()> {
+        Error::alone(collective.size())
     }
 
     /// The pairs of the next micro-batch of step `step`.
@@ -418,8 +420,8 @@ pub trait PairSource {
 pub type ShuffledPairs = Shuffled<Pair>;
 
 impl PairSource for ShuffledPairs {
-    fn deal(&mut self, shard: Shard) -> Result<()> {
-        Shuffled::deal(self, shard)
+    fn distribute(&mut self, collective: &Collective) -> Result<()> {
+        self.shard(collective.shard()?)
     }
 
     fn next(&mut self, _: u64) -> Result<Vec<Pair>> {

@@ -130,6 +130,8 @@ pub fn confidence(log_probs: &Tensor, collision: &Tensor, mask: &Tensor) -> Resu
 
 #[cfg(test)]
 mod tests {
+    use approx::assert_abs_diff_eq;
+
     use super::*;
 
     #[test]
@@ -155,7 +157,7 @@ mod tests {
         let got = token_logps(&logits, &labels).unwrap();
         assert_eq!(labels, before);
         let naive = logits.log_softmax(-1, Kind::Double);
-        assert!((got.double_value(&[0, 2]) - naive.double_value(&[0, 2, 4])).abs() < 1e-12);
+        assert_abs_diff_eq!(got.double_value(&[0, 2]), naive.double_value(&[0, 2, 4]), epsilon = 1e-12);
         assert_eq!(got.get(1).abs().sum(Kind::Double).double_value(&[]), 0.0);
         assert_eq!(got.double_value(&[0, 1]), 0.0);
         let half = token_logps(&logits.to_kind(Kind::BFloat16), &labels).unwrap();

@@ -7,7 +7,7 @@ use tch::{Kind, Tensor};
 
 use super::logps::PairLogps;
 use super::loss::LossOutput;
-use crate::{Metrics, Peers, Result};
+use crate::{Collective, Metrics, Result};
 
 /// Sums over the tokens of each completion, `[pairs]` for chosen and rejected, where [`DpoConfig::logit_metrics`] asks for
 /// them.
@@ -31,9 +31,9 @@ pub(super) struct Records {
     referenced: bool,
 }
 
-/// [`Records`] that travel: rows in bits, because no number survives JSON that is none.
+/// [`Records`] as one process sends them to the others. Rows travel as `f64` bits because JSON cannot encode NaN.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Told {
+pub(super) struct MetricsMessage {
     rows: Vec<Vec<u64>>,
     sources: Vec<String>,
     referenced: bool,
@@ -91,33 +91,33 @@ impl Records {
         Ok(())
     }
 
-    /// What there is since the last call.
-    pub(super) fn told(&mut self) -> Result<Told> {
+    /// The records since the last call.
+    pub(super) fn message(&mut self) -> Result<MetricsMessage> {
         let Self { batches, sources, referenced } = std::mem::take(self);
         let rows: Vec<Vec<f64>> = match batches.is_empty() {
             true => vec![],
             false => Vec::try_from(Tensor::f_cat(&batches, 0)?)?,
         };
         let rows = rows.into_iter().map(|row| row.into_iter().map(f64::to_bits).collect()).collect();
-        Ok(Told { rows, sources, referenced })
+        Ok(MetricsMessage { rows, sources, referenced })
     }
 
     /// Means since the last call, over the pairs of all ranks.
-    pub(super) fn take(&mut self, peers: &Peers) -> Result<Metrics> {
-        Ok(Told::metrics(peers.exchange(self.told()?)?))
+    pub(super) fn take(&mut self, collective: &Collective) -> Result<Metrics> {
+        Ok(MetricsMessage::metrics(collective.gather(self.message()?)?))
     }
 }
 
-impl Told {
-    /// Means over the pairs of all.
+impl MetricsMessage {
+    /// Means over the pairs of all messages.
     pub(super) fn metrics(all: Vec<Self>) -> Metrics {
-        let referenced = all.iter().any(|told| told.referenced);
+        let referenced = all.iter().any(|message| message.referenced);
         let rows: Vec<Vec<f64>> = all
             .iter()
-            .flat_map(|told| &told.rows)
+            .flat_map(|message| &message.rows)
             .map(|row| row.iter().map(|&bits| f64::from_bits(bits)).collect())
             .collect();
-        let sources: Vec<&String> = all.iter().flat_map(|told| &told.sources).collect();
+        let sources: Vec<&String> = all.iter().flat_map(|message| &message.sources).collect();
         if rows.is_empty() {
             return vec![];
         }
@@ -184,5 +184,5 @@ pub fn preference_metrics(
 ) -> Result<Metrics> {
     let mut records = Records::default();
     records.add(policy, reference, output, None, [])?;
-    Ok(Told::metrics(vec![records.told()?]))
+    Ok(MetricsMessage::metrics(vec![records.message()?]))
 }

@@ -12,8 +12,8 @@ mod train;
 
 pub use config::{Divergence, DpoConfig, LengthNorm, NllNorm, PreferenceLoss, ReferenceSync, WeightedLoss};
 pub use data::{
-    EncodedCounts, Pair, PairLengths, PairSource, PromptCut, ShuffledPairs, encode_dialogues, encode_pairs,
-    precompute, precompute_cached,
+    EncodedCounts, EncodedPairs, Pair, PairLengths, PairSource, PromptCut, ShuffledPairs, encode_dialogues,
+    encode_pairs, precompute, precompute_cached,
 };
 pub use logps::{PairLogps, confidence, shift_for_decoder, token_logps};
 pub use loss::{DpoState, LossOutput, chosen_nll, log_odds, preference_loss};

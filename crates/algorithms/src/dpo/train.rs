@@ -3,11 +3,9 @@
 mod validation;
 
 use std::path::Path;
-use std::rc::Rc;
 
 use ruminate_models::checkpoint::{read_tensors, write_tensors};
 use ruminate_models::{LogitStatistics, Policy, ScoreOptions, TokenId, Tokenizer};
-use ruminate_torch::dist::ProcessGroup;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
@@ -15,9 +13,9 @@ use super::config::{DpoConfig, NllNorm, ReferenceSync};
 use super::data::{Pair, PairSource};
 use super::logps::{PairLogps, confidence};
 use super::loss::{DpoState, OfAll, chosen_nll, preference_loss_among};
-use super::metrics::{LogitSums, Records, Told};
-use crate::trainer::{Algorithm, Evaluation, Sums, Term};
-use crate::{Error, Metrics, Observer, Peers, Result};
+use super::metrics::{LogitSums, MetricsMessage, Records};
+use crate::trainer::{Algorithm, Evaluation, Losses, Term};
+use crate::{Collective, Error, Metrics, Observer, Result};
 use validation::HeldOut;
 
 const PREFERENCE: &str = "preference_loss";
@@ -38,9 +36,13 @@ pub enum Reference<P> {
 
 /// How the policy does at what the preferences are for, e.g. the accuracy of its answers.
 pub trait PolicyEvaluation<P> {
-    /// Gets to know the other processes, as [`Curriculum::meet`](crate::Curriculum::meet) does.
-    fn meet(&mut self, peers: &Peers) {
-        let _ = peers;
+    /// Gets the processes among which [`evaluate`](Self::evaluate) may divide its work; without them, each validates on everything.
+    ///
+    /// # Errors
+    /// When the work cannot be divided.
+    fn distribute(&mut self, collective: &Collective) -> Result<()> {
+        let _ = collective;
+        Ok(())
     }
 
     /// Validates the policy before step `step`; its score chooses the best checkpoint.
@@ -66,7 +68,7 @@ pub struct Dpo<P, S> {
     state: DpoState,
     records: Records,
     /// The processes that train this policy.
-    peers: Peers,
+    collective: Collective,
 }
 
 impl<P, S> std::fmt::Debug for Dpo<P, S> {
@@ -100,8 +102,19 @@ impl<P: Policy, S: PairSource> Dpo<P, S> {
         if config.sync.is_some() && !matches!(reference, Reference::Model(_)) {
             return refuse("must be a model, so that it can follow the policy (`sync`)");
         }
-        let (state, records, evaluation, peers) = Default::default();
-        Ok(Self { config, policy, reference, source, held_out, tokenizer, evaluation, state, records, peers })
+        let (state, records, evaluation, collective) = Default::default();
+        Ok(Self {
+            config,
+            policy,
+            reference,
+            source,
+            held_out,
+            tokenizer,
+            evaluation,
+            state,
+            records,
+            collective,
+        })
     }
 
     /// Adds an evaluation, whose score then chooses the best checkpoint.
@@ -322,11 +335,11 @@ impl<P: Policy, S: PairSource> Algorithm for Dpo<P, S> {
         &mut self.policy
     }
 
-    fn join(&mut self, group: &Rc<ProcessGroup>) -> Result<()> {
-        self.peers = group.into();
-        self.source.deal(self.peers.shard()?)?;
+    fn distribute(&mut self, collective: &Collective) -> Result<()> {
+        self.collective = collective.clone();
+        self.source.distribute(collective)?;
         if let Some(evaluation) = &mut self.evaluation {
-            evaluation.meet(&self.peers);
+            evaluation.distribute(collective)?;
         }
         Ok(())
     }
@@ -358,38 +371,38 @@ impl<P: Policy, S: PairSource> Algorithm for Dpo<P, S> {
         terms
     }
 
-    fn sums(&mut self, batch: &Self::Batch) -> Result<Sums> {
+    fn losses(&mut self, batch: &Self::Batch) -> Result<Losses> {
         // The trainer has switched training mode on.
         self.policy.set_training(self.config.dropout);
         let pairs: Vec<&Pair> = batch.iter().collect();
         let (mut state, mut records) = (self.state, std::mem::take(&mut self.records));
-        let peers = self.peers.clone();
+        let collective = self.collective.clone();
         let of_all = |own: [f64; 3]| {
-            let sums = peers.sums(&own)?;
+            let sums = collective.sum(&own)?;
             Ok(std::array::from_fn(|i| sums[i]))
         };
         if pairs.is_empty() {
             for _ in 0..self.running_means() {
                 self.state.add(of_all([0.0; 3])?);
             }
-            return Ok(Sums { sums: vec![], tokens: 0 });
+            return Ok(Losses { sums: vec![], tokens: 0 });
         }
         let forward = self.forward(&pairs, &mut state, &mut records, &of_all);
         self.records = records;
         let forward = forward?;
         self.state = state;
         let sums = std::iter::once(forward.preference).chain(forward.nll).collect();
-        Ok(Sums { sums, tokens: forward.tokens })
+        Ok(Losses { sums, tokens: forward.tokens })
     }
 
     fn metrics(&mut self) -> Result<Metrics> {
-        self.records.take(&self.peers)
+        self.records.take(&self.collective)
     }
 
     fn evaluate(&mut self, step: u64, observer: &mut dyn Observer) -> Result<Evaluation> {
         self.check_validation()?;
         let total = self.held_out.len();
-        let (HeldOut { preference, mut nll, tokens }, told) = self.validate(observer)?;
+        let (HeldOut { preference, mut nll, tokens }, messages) = self.validate(observer)?;
         let mut metrics: Metrics = vec![];
         let mut loss = preference / total.max(1) as f64;
         if tokens > 0 {
@@ -400,8 +413,8 @@ impl<P: Policy, S: PairSource> Algorithm for Dpo<P, S> {
         if total > 0 {
             metrics.insert(0, ("eval/loss".into(), loss));
         }
-        let told = Told::metrics(told).into_iter();
-        metrics.extend(told.map(|(name, value)| (format!("eval/{name}"), value)));
+        let pairwise = MetricsMessage::metrics(messages).into_iter();
+        metrics.extend(pairwise.map(|(name, value)| (format!("eval/{name}"), value)));
         let mut score = -loss;
         if let Some(evaluation) = &mut self.evaluation {
             let found = evaluation.evaluate(&self.policy, step, observer)?;

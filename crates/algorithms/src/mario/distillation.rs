@@ -1,7 +1,6 @@
 //! The training that gives MaRio its name: Quark with a control token for each of several rewards of rationales.
 
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 
 use ruminate_datasets::Split;
 use ruminate_datasets::mario::{
@@ -10,7 +9,6 @@ use ruminate_datasets::mario::{
 };
 use ruminate_models::{Generate, Policy, Tokenizer};
 use ruminate_rewards::mario::{MarioItem, Summary};
-use ruminate_torch::dist::ProcessGroup;
 
 use super::TextScorer;
 use super::rows::replace_line;
@@ -19,8 +17,8 @@ use crate::quark::{
     Batch, Buckets, Condition, ControlConfig, ControlTokens, Expert, Judged, Quark, QuarkConfig, QuarkData,
     RewardSpec, respond, shown_sample, summarize,
 };
-use crate::trainer::{Algorithm, Evaluation, Sums, Term};
-use crate::{Error, Metrics, Observer, Phases, Result, Schedule, TrainerConfig};
+use crate::trainer::{Algorithm, Evaluation, Losses, Term};
+use crate::{Collective, Error, Metrics, Observer, Phases, Result, Schedule, TrainerConfig};
 
 /// Responses shown as samples of each validation.
 const SAMPLES: usize = 6;
@@ -52,6 +50,8 @@ pub fn published_quark_trainer() -> TrainerConfig {
         warmup_steps: 1000,
         betas: [0.9, 0.99],
         max_grad_norm: 1.0,
+        log_every: 50,
+        eval_every: 1000,
         ..TrainerConfig::default()
     }
 }
@@ -93,8 +93,18 @@ pub fn quark_data(
     })
 }
 
-/// Greedy responses of a trained model to questions: behind control tokens that ask for `condition`, or without any, as a model
-/// of the supervised stage writes. `step` tells which tokens are in use, where they come one after another.
+/// How [`answers`] asks a model.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Asking {
+    /// What the control tokens ask for; without any, the model writes as one of the supervised stage.
+    pub condition: Option<Condition>,
+    /// The model's step, which tells which control tokens are in use, where they come one after another.
+    pub step: u64,
+    /// The data set of the questions.
+    pub dataset: MarioDataset,
+}
+
+/// Greedy responses of a trained model to questions.
 ///
 /// # Errors
 /// When the tokenizer lacks the control tokens, or the model or the observer fails.
@@ -102,8 +112,8 @@ pub fn answers<P: Policy + Generate>(
     config: &QuarkConfig,
     model: &P,
     tokenizer: &Tokenizer,
-    (condition, step): (Option<Condition>, u64),
-    (rows, dataset): (&[MarioRow], MarioDataset),
+    Asking { condition, step, dataset }: Asking,
+    rows: &[MarioRow],
     observer: &mut dyn Observer,
 ) -> Result<Vec<GivenResponse>> {
     let tokens = match condition {
@@ -185,7 +195,7 @@ impl<P: Policy + Generate> Distillation<P> {
         self.quark.scorer().begin(format!("step{step}_eval_{name}greedy"));
         let judged = self.quark.judge(&prompts, &responses)?;
         self.quark.scorer().finish()?;
-        if self.quark.peers().leads() {
+        if self.quark.collective().is_main_process() {
             self.write(name, step, &prompts, &responses, &judged)?;
         }
         Ok((responses, judged))
@@ -235,8 +245,8 @@ impl<P: Policy + Generate> Algorithm for Distillation<P> {
         self.quark.policy_mut()
     }
 
-    fn join(&mut self, group: &Rc<ProcessGroup>) -> Result<()> {
-        self.quark.join(group)
+    fn distribute(&mut self, collective: &Collective) -> Result<()> {
+        self.quark.distribute(collective)
     }
 
     fn loss_name(&self) -> &'static str {
@@ -262,8 +272,8 @@ impl<P: Policy + Generate> Algorithm for Distillation<P> {
         self.quark.terms(batch)
     }
 
-    fn sums(&mut self, batch: &Batch) -> Result<Sums> {
-        self.quark.sums(batch)
+    fn losses(&mut self, batch: &Batch) -> Result<Losses> {
+        self.quark.losses(batch)
     }
 
     fn metrics(&mut self) -> Result<Metrics> {

@@ -54,9 +54,18 @@ pub struct Judged {
     pub intervals: Vec<Option<Interval>>,
     /// The average of accuracy and all rewards that have bounds, on a scale from 0 to 100, and its interval. With the four
     /// rewards of the paper, it is its NRG.
-    pub normalised: Option<(f64, Option<Interval>)>,
+    pub normalised: Option<NormalisedAverage>,
     /// Correlation ratio of correctness and each reward, over all responses.
     pub correlations: Vec<f64>,
+}
+
+/// An average of accuracy and rewards on a scale from 0 to 100.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct NormalisedAverage {
+    /// The average.
+    pub mean: f64,
+    /// Its 95 % interval over questions.
+    pub interval: Option<Interval>,
 }
 
 /// Scores responses, and lets those to the same question vote (section 11.4 of the method's description).
@@ -120,7 +129,7 @@ pub fn judge(responses: &[GivenResponse], rewards: &RewardSet, config: &JudgingC
     Ok(Judged {
         accuracy_interval: interval(&accuracy),
         intervals: (0..columns.len()).map(|ix| interval(&|of: &[usize]| column(ix, of))).collect(),
-        normalised: average(&all).map(|value| (value, interval(&average))),
+        normalised: average(&all).map(|mean| NormalisedAverage { mean, interval: interval(&average) }),
         correlations: scores.iter().map(correlation).collect(),
         table: OutputTable { rows, rewards: names },
         questions,

@@ -14,9 +14,9 @@ mod verifier;
 
 pub use data::MarioData;
 pub use distillation::{
-    Distillation, answers, for_dataset, prompt, published_quark, published_quark_trainer, quark_data,
+    Asking, Distillation, answers, for_dataset, prompt, published_quark, published_quark_trainer, quark_data,
 };
-pub use judging::{Judged, JudgingConfig, judge};
+pub use judging::{Judged, JudgingConfig, NormalisedAverage, judge};
 pub use option_training::{OptionMode, OptionTraining, OptionTrainingConfig};
 pub use rationales::{Rationales, RationalesConfig};
 pub use scoring::TextScorer;

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
+use ruminate_datasets::Order;
 use ruminate_datasets::mario::{MarioDataset, MarioRow, i2o_input, ir2o_input, with_period};
-use ruminate_datasets::{Order, Shard};
 use ruminate_models::{Example, Policy, ScoreChoices, TokenId, Tokenizer};
 use ruminate_rewards::choices::argmax;
 use ruminate_rewards::mario::{Summary, option_scores};
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::rows::{TrainingRows, at_least_one, replace_line};
 use crate::plan::Pass;
 use crate::trainer::Evaluation;
-use crate::{Curriculum, Error, Observer, Peers, Result, TrainerConfig};
+use crate::{Collective, Curriculum, Error, Observer, Result, Schedule, TrainerConfig};
 
 /// What such a model reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,9 +60,13 @@ impl OptionTrainingConfig {
     #[must_use]
     pub fn trainer(mode: OptionMode) -> TrainerConfig {
         TrainerConfig {
+            // Where `epochs` is 0.
+            steps: 50_001,
             lr: 3e-5,
+            schedule: Schedule::Constant,
             betas: [0.9, 0.99],
             max_grad_norm: 0.5,
+            log_every: 50,
             eval_every: if mode == OptionMode::I2o { 1000 } else { 7000 },
             save_every: 1000,
             ..TrainerConfig::default()
@@ -93,7 +97,7 @@ pub struct OptionTraining {
     options: Vec<Vec<TokenId>>,
     held_out: usize,
     log: Option<PathBuf>,
-    peers: Peers,
+    collective: Collective,
 }
 
 impl OptionTraining {
@@ -145,7 +149,7 @@ impl OptionTraining {
         let examples = train.iter().map(example).collect::<Result<_>>()?;
         let train = TrainingRows::new(examples, config.batch_size, config.shuffle_seed)?;
         let dev = dev.iter().map(|row| Ok((input(row)?, gold(row)?))).collect::<Result<_>>()?;
-        Ok(Self { config, train, dev, options, held_out, log: None, peers: Peers::default() })
+        Ok(Self { config, train, dev, options, held_out, log: None, collective: Collective::default() })
     }
 
     /// Writes the published code's line about each validation to a file. A run that is resumed replaces those of the steps that it
@@ -194,12 +198,9 @@ fn hold_out(rows: Vec<MarioRow>, questions: usize, seed: u64) -> (Vec<MarioRow>,
 }
 
 impl<P: Policy + ScoreChoices> Curriculum<P> for OptionTraining {
-    fn deal(&mut self, shard: Shard) -> Result<()> {
-        self.train.deal(shard)
-    }
-
-    fn meet(&mut self, peers: &Peers) {
-        self.peers = peers.clone();
+    fn distribute(&mut self, collective: &Collective) -> Result<()> {
+        self.collective = collective.clone();
+        self.train.shard(collective.shard()?)
     }
 
     fn next(&mut self, _: u64) -> Result<Vec<crate::Objective>> {
@@ -207,7 +208,7 @@ impl<P: Policy + ScoreChoices> Curriculum<P> for OptionTraining {
     }
 
     fn evaluate(&mut self, policy: &P, step: u64, observer: &mut dyn Observer) -> Result<Evaluation> {
-        let correct = self.peers.map(self.dev.len(), |mine| {
+        let correct = self.collective.map(self.dev.len(), |mine| {
             let mut correct = vec![];
             // Portions only make progress visible; batches of similar length are made inside.
             for portion in mine.chunks(10 * self.config.eval_batch_size) {
@@ -222,7 +223,7 @@ impl<P: Policy + ScoreChoices> Curriculum<P> for OptionTraining {
             Ok(correct)
         })?;
         let summary = Summary::of(&[], correct.iter().map(|&correct| (correct, &[][..])));
-        if let Some(log) = self.log.as_ref().filter(|_| self.peers.leads()) {
+        if let Some(log) = self.log.as_ref().filter(|_| self.collective.is_main_process()) {
             replace_line(log, step, &summary.line(&format!("Step {step}"), None))?;
         }
         Ok(Evaluation { metrics: vec![("eval/accuracy".into(), summary.accuracy)], score: summary.accuracy })

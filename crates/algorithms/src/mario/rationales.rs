@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use ruminate_datasets::Shard;
 use ruminate_datasets::mario::{
     MarioRow, Target, i2o_target, label, label_sentence, num_sents, num_words, target,
 };
@@ -14,7 +13,7 @@ use super::rows::{TrainingRows, at_least_one, replace_line};
 use crate::plan::Pass;
 use crate::ppo::text;
 use crate::trainer::Evaluation;
-use crate::{Curriculum, Error, Metrics, Observer, Peers, Result, Schedule, TrainerConfig};
+use crate::{Collective, Curriculum, Error, Metrics, Observer, Result, Schedule, TrainerConfig};
 
 /// Responses shown as samples of each validation.
 const SAMPLES: usize = 6;
@@ -61,11 +60,15 @@ impl RationalesConfig {
     #[must_use]
     pub fn trainer() -> TrainerConfig {
         TrainerConfig {
+            // Where `epochs` is 0.
+            steps: 50_001,
             lr: 3e-5,
             schedule: Schedule::Linear,
             warmup_steps: 1000,
             betas: [0.9, 0.99],
             max_grad_norm: 0.5,
+            log_every: 50,
+            eval_every: 1000,
             ..TrainerConfig::default()
         }
     }
@@ -96,7 +99,7 @@ pub struct Rationales {
     train: TrainingRows,
     dev: Vec<MarioRow>,
     log: Option<PathBuf>,
-    peers: Peers,
+    collective: Collective,
 }
 
 impl Rationales {
@@ -125,7 +128,7 @@ impl Rationales {
             return Err(Error::config("data", "there are no development rows"));
         }
         let train = TrainingRows::new(examples, config.batch_size, config.shuffle_seed)?;
-        Ok(Self { config, tokenizer, train, dev, log: None, peers: Peers::default() })
+        Ok(Self { config, tokenizer, train, dev, log: None, collective: Collective::default() })
     }
 
     /// Writes the published code's line about each validation to a file. A run that is resumed replaces those of the steps that it
@@ -166,7 +169,7 @@ impl Rationales {
         };
         let prompts: Vec<Vec<TokenId>> =
             self.dev.iter().map(|row| Ok(self.tokenizer.encode(&row.question)?)).collect::<Result<_>>()?;
-        self.peers.map(prompts.len(), |mine| {
+        self.collective.map(prompts.len(), |mine| {
             let prompts: Vec<&[TokenId]> = mine.iter().map(|&ix| prompts[ix].as_slice()).collect();
             let (mut done, total) = (0, prompts.len() as u64);
             by_length(&prompts, self.config.eval_batch_size, |batch| {
@@ -196,12 +199,9 @@ fn stated(config: &RationalesConfig, response: &str) -> String {
 }
 
 impl<P: Policy + Generate> Curriculum<P> for Rationales {
-    fn deal(&mut self, shard: Shard) -> Result<()> {
-        self.train.deal(shard)
-    }
-
-    fn meet(&mut self, peers: &Peers) {
-        self.peers = peers.clone();
+    fn distribute(&mut self, collective: &Collective) -> Result<()> {
+        self.collective = collective.clone();
+        self.train.shard(collective.shard()?)
     }
 
     fn next(&mut self, _: u64) -> Result<Vec<crate::Objective>> {
@@ -217,7 +217,7 @@ impl<P: Policy + Generate> Curriculum<P> for Rationales {
         let rows: Vec<_> = rows.collect();
         let names = ["num_sents", "num_words"].map(String::from);
         let summary = Summary::of(&names, rows.iter().map(|(correct, counts)| (*correct, &counts[..])));
-        if let Some(log) = self.log.as_ref().filter(|_| self.peers.leads()) {
+        if let Some(log) = self.log.as_ref().filter(|_| self.collective.is_main_process()) {
             replace_line(log, step, &summary.line(&format!("Step {step}"), None))?;
         }
         let mut metrics: Metrics = vec![("eval/accuracy".into(), summary.accuracy)];

@@ -27,8 +27,8 @@ impl TrainingRows {
         Ok(Self { examples, batches, batch_size, seed })
     }
 
-    /// Begins anew with one process's part of each batch.
-    pub(super) fn deal(&mut self, shard: Shard) -> Result<()> {
+    /// Begins again with one process's part of each batch.
+    pub(super) fn shard(&mut self, shard: Shard) -> Result<()> {
         let order = Order::reshuffled(self.examples.len(), self.seed);
         self.batches = TrainBatches::new(order, self.batch_size, shard)?;
         Ok(())

@@ -1,18 +1,16 @@
 //! A plausibility model of one's own: an encoder that tells true statements from false ones, in Vera's form.
 
 use std::path::Path;
-use std::rc::Rc;
 
 use ruminate_datasets::mario::{Statement, read_statements};
 use ruminate_datasets::{Cursor, Order, Shard, Split, TrainBatches};
 use ruminate_models::{Policy, T5, TokenId, Tokenizer, VeraHead, last_states};
-use ruminate_torch::dist::ProcessGroup;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Reduction, Tensor};
 
 use super::rows::at_least_one;
-use crate::trainer::{Algorithm, Evaluation, Sums, Term};
-use crate::{Error, Observer, Peers, Result};
+use crate::trainer::{Algorithm, Evaluation, Losses, Term};
+use crate::{Collective, Error, Observer, Result, Schedule, TrainerConfig};
 
 /// Settings of [`VerifierTraining`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -40,6 +38,20 @@ impl Default for VerifierConfig {
 }
 
 impl VerifierConfig {
+    /// Our settings of the optimizer: Adam at a constant 1e-5, without clipping.
+    #[must_use]
+    pub fn trainer() -> TrainerConfig {
+        TrainerConfig {
+            steps: 50_001,
+            lr: 1e-5,
+            schedule: Schedule::Constant,
+            max_grad_norm: 0.0,
+            log_every: 50,
+            eval_every: 1000,
+            ..TrainerConfig::default()
+        }
+    }
+
     /// Reads a split.
     ///
     /// # Errors
@@ -72,7 +84,7 @@ pub struct VerifierTraining {
     batches: TrainBatches,
     shuffle_seed: u64,
     eval_batch_size: usize,
-    peers: Peers,
+    collective: Collective,
 }
 
 /// Statements as ids, and whether they are true.
@@ -116,7 +128,7 @@ impl VerifierTraining {
             batches: TrainBatches::new(order, config.batch_size, Shard::SINGLE)?,
             shuffle_seed: config.shuffle_seed,
             eval_batch_size: config.eval_batch_size,
-            peers: Peers::default(),
+            collective: Collective::default(),
             encoder,
             tokenizer,
             head,
@@ -151,10 +163,10 @@ impl Algorithm for VerifierTraining {
         &mut self.encoder
     }
 
-    fn join(&mut self, group: &Rc<ProcessGroup>) -> Result<()> {
-        self.peers = group.into();
+    fn distribute(&mut self, collective: &Collective) -> Result<()> {
+        self.collective = collective.clone();
         let order = Order::reshuffled(self.train.0.len(), self.shuffle_seed);
-        self.batches = TrainBatches::new(order, self.batches.batch_size(), self.peers.shard()?)?;
+        self.batches = TrainBatches::new(order, self.batches.batch_size(), collective.shard()?)?;
         Ok(())
     }
 
@@ -166,7 +178,7 @@ impl Algorithm for VerifierTraining {
         vec![Term { name: "bce_loss", weight: 1.0, count: batch.len() as u64 }]
     }
 
-    fn sums(&mut self, batch: &Self::Batch) -> Result<Sums> {
+    fn losses(&mut self, batch: &Self::Batch) -> Result<Losses> {
         let rows: Vec<&[TokenId]> = batch.iter().map(|&i| self.train.0[i].0.as_slice()).collect();
         let truth: Vec<f32> = batch.iter().map(|&i| f32::from(u8::from(self.train.0[i].1))).collect();
         let truth = Tensor::f_from_slice(&truth)?.f_to_device(self.encoder.device())?;
@@ -177,12 +189,12 @@ impl Algorithm for VerifierTraining {
             none.as_ref(),
             Reduction::Sum,
         )?;
-        Ok(Sums { sums: vec![sum], tokens: rows.iter().map(|row| row.len() as u64).sum() })
+        Ok(Losses { sums: vec![sum], tokens: rows.iter().map(|row| row.len() as u64).sum() })
     }
 
     fn evaluate(&mut self, _: u64, observer: &mut dyn Observer) -> Result<Evaluation> {
         let dev = &self.dev.0;
-        let right = self.peers.map(dev.len(), |mine| {
+        let right = self.collective.map(dev.len(), |mine| {
             let mut right: Vec<bool> = vec![];
             for batch in mine.chunks(self.eval_batch_size) {
                 let rows: Vec<&[TokenId]> = batch.iter().map(|&i| dev[i].0.as_slice()).collect();

@@ -7,13 +7,13 @@ use serde::{Deserialize, Serialize};
 use super::{Estimation, KlPenalty};
 use crate::{Error, Result};
 
-/// How responses are drawn in training.
+/// How responses are drawn in training. By default, from the unmodified distribution.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RolloutConfig {
     /// Temperature, top-k and top-p. Losses, penalties and ratios are those of the unmodified distribution all the same.
     pub sampling: Sampling,
-    /// Tokens after which a response ends at the latest.
+    /// Tokens after which a response ends at the latest. Default: 53, as in TRL.
     pub max_new_tokens: usize,
     /// Tokens before which a response may not end.
     pub min_new_tokens: usize,
@@ -29,11 +29,11 @@ pub struct RolloutConfig {
 impl Default for RolloutConfig {
     fn default() -> Self {
         Self {
-            sampling: Sampling { temperature: 0.7, top_k: Some(50), top_p: None, ..Sampling::default() },
-            max_new_tokens: 32,
-            min_new_tokens: 2,
+            sampling: Sampling::default(),
+            max_new_tokens: 53,
+            min_new_tokens: 0,
             forbid_pad: true,
-            clean_up: true,
+            clean_up: false,
             batch_size: 64,
         }
     }
@@ -51,7 +51,8 @@ impl RolloutConfig {
     }
 }
 
-/// Settings of [`Ppo`](super::Ppo). The numbers are those of Crystal (arXiv 2310.04921).
+/// Settings of [`Ppo`](super::Ppo). Where TRL's `PPOConfig` has the setting, the default is its. Those of Crystal are in
+/// [`ReinforcementConfig`](crate::crystal::ReinforcementConfig).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PpoConfig {
@@ -79,7 +80,7 @@ pub struct PpoConfig {
     pub policy_coef: f64,
     /// Weight of the value loss.
     pub value_coef: f64,
-    /// Weight of the entropy, which is added to the reward of being undecided.
+    /// Coefficient of the entropy bonus.
     pub entropy_coef: f64,
     /// Passes over each rollout.
     pub epochs: usize,
@@ -106,13 +107,13 @@ impl Default for PpoConfig {
             rl_steps: 1000,
             cycle_steps: 1000,
             kl: KlPenalty::default(),
-            whiten_rewards: true,
+            whiten_rewards: false,
             gamma: 1.0,
             lambda: 0.95,
             clip_range: 0.2,
             value_clip_range: 0.2,
             policy_coef: 1.0,
-            value_coef: 1.0,
+            value_coef: 0.1,
             entropy_coef: 0.0,
             epochs: 4,
             mini_batch_size: 0,

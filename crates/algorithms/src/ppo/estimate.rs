@@ -4,16 +4,17 @@
 //! [`Compat`] decides between the arithmetic of Crystal's published code and the textbook's. Everything in which the
 //! two differ is in [`spread`], [`hide_padding`] and [`last_token`].
 
+use ndarray::{Array2, ArrayView1, Zip};
 use ruminate_datasets::Compat;
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-/// One number per token, `[batch][time]`; all rows have the same width.
-pub type Grid = Vec<Vec<f64>>;
+/// One number per token, `[batch, time]`.
+pub type Grid = Array2<f64>;
 
-/// Which tokens of a rollout are real, `[batch][time]`.
-pub type Mask = Vec<Vec<bool>>;
+/// True for the real tokens of a rollout, `[batch, time]`.
+pub type Mask = Array2<bool>;
 
 /// Sums over real tokens, from which mean and variance follow. Those of several processes are added.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
@@ -31,12 +32,10 @@ impl Moments {
     #[must_use]
     pub fn of(values: &Grid, mask: &Mask) -> Self {
         let mut moments = Self::default();
-        for (row, mask) in values.iter().zip(mask) {
-            for (&x, _) in row.iter().zip(mask).filter(|&(_, &real)| real) {
-                moments.count += 1.0;
-                moments.sum += x;
-                moments.squares += x * x;
-            }
+        for (&x, _) in values.iter().zip(mask).filter(|&(_, &real)| real) {
+            moments.count += 1.0;
+            moments.sum += x;
+            moments.squares += x * x;
         }
         moments
     }
@@ -91,9 +90,7 @@ fn hide_padding(compat: Compat, values: Grid, mask: &Mask) -> Grid {
 /// Sets padding to `fill`.
 #[must_use]
 pub fn fill_padding(mut values: Grid, mask: &Mask, fill: f64) -> Grid {
-    for (row, mask) in values.iter_mut().zip(mask) {
-        row.iter_mut().zip(mask).filter(|&(_, &real)| !real).for_each(|(x, _)| *x = fill);
-    }
+    values.iter_mut().zip(mask).filter(|&(_, &real)| !real).for_each(|(x, _)| *x = fill);
     values
 }
 
@@ -101,7 +98,7 @@ pub fn fill_padding(mut values: Grid, mask: &Mask, fill: f64) -> Grid {
 ///
 /// # Reference behaviour
 /// The published code counts the real tokens, which is another place when there is padding among them.
-fn last_token(compat: Compat, mask: &[bool]) -> Option<usize> {
+fn last_token(compat: Compat, mask: ArrayView1<bool>) -> Option<usize> {
     match compat {
         Compat::Reference => mask.iter().filter(|&&real| real).count().checked_sub(1),
         Compat::Corrected => mask.iter().rposition(|&real| real),
@@ -113,8 +110,7 @@ fn last_token(compat: Compat, mask: &[bool]) -> Option<usize> {
 pub fn whiten(compat: Compat, values: &Grid, mask: &Mask, moments: Moments, keep_mean: bool) -> Grid {
     let (mean, spread) = (moments.mean(), spread(compat, moments));
     let shift = if keep_mean { mean } else { 0.0 };
-    let whitened = values.iter().map(|row| row.iter().map(|x| (x - mean) / spread + shift).collect());
-    hide_padding(compat, whitened.collect(), mask)
+    hide_padding(compat, values.mapv(|x| (x - mean) / spread + shift), mask)
 }
 
 /// `-kl_coef * kl` at every real token, and each response's reward at its end.
@@ -122,49 +118,50 @@ pub fn whiten(compat: Compat, values: &Grid, mask: &Mask, moments: Moments, keep
 /// # Errors
 /// When a response has no token, or the three do not have the same rows and positions.
 pub fn token_rewards(compat: Compat, kl: &Grid, rewards: &[f64], mask: &Mask, kl_coef: f64) -> Result<Grid> {
-    let fit = kl.len() == mask.len() && kl.len() == rewards.len();
-    if !fit || kl.iter().zip(mask).any(|(kl, mask)| kl.len() != mask.len()) {
-        let reason = format!(
-            "has divergences of {} responses, rewards of {} and masks of {}, or rows of different lengths",
-            kl.len(),
-            rewards.len(),
-            mask.len()
-        );
+    same_shape("divergences", kl, mask)?;
+    if kl.nrows() != rewards.len() {
+        let reason = format!("has divergences of {} responses and rewards of {}", kl.nrows(), rewards.len());
         return Err(Error::config("rollout", reason));
     }
-    let rows = kl.iter().zip(mask).zip(rewards).enumerate();
-    rows.map(|(i, ((kl, mask), reward))| {
-        let token = |(&kl, &real): (&f64, &bool)| if real { -kl_coef * kl } else { 0.0 };
-        let mut row: Vec<f64> = kl.iter().zip(mask).map(token).collect();
-        let end = last_token(compat, mask).ok_or_else(|| {
+    let mut tokens = Zip::from(kl).and(mask).map_collect(|kl, &real| if real { -kl_coef * kl } else { 0.0 });
+    for (i, reward) in rewards.iter().enumerate() {
+        let end = last_token(compat, mask.row(i)).ok_or_else(|| {
             Error::config("rollout", format!("response {i} has no token that a reward could be given for"))
         })?;
-        row[end] += reward;
-        Ok(row)
-    })
-    .collect()
+        tokens[[i, end]] += reward;
+    }
+    Ok(tokens)
+}
+
+fn same_shape(name: &str, grid: &Grid, mask: &Mask) -> Result<()> {
+    if grid.dim() == mask.dim() {
+        return Ok(());
+    }
+    let reason = format!("has {name} of shape {:?} and a mask of shape {:?}", grid.shape(), mask.shape());
+    Err(Error::config("rollout", reason))
 }
 
 /// Advantages `A_t = delta_t + gamma * lambda * A_{t+1}` with `delta_t = r_t + gamma * V_{t+1} - V_t`, over as many
-/// positions as the longest response has tokens, 0 behind. What a row lacks counts as 0.
-#[must_use]
-pub fn advantages(rewards: &Grid, values: &Grid, mask: &Mask, gamma: f64, lambda: f64) -> Grid {
-    let length = mask.iter().map(|row| row.iter().filter(|&&real| real).count()).max().unwrap_or(0);
-    let row = |(rewards, values): (&Vec<f64>, &Vec<f64>)| {
-        let mut row = vec![0.0; rewards.len()];
+/// positions as the longest response has tokens, 0 behind.
+///
+/// # Errors
+/// When the three do not have one shape.
+pub fn advantages(rewards: &Grid, values: &Grid, mask: &Mask, gamma: f64, lambda: f64) -> Result<Grid> {
+    same_shape("rewards", rewards, mask)?;
+    same_shape("values", values, mask)?;
+    let real = |row: ArrayView1<bool>| row.iter().filter(|&&real| real).count();
+    let length = mask.rows().into_iter().map(real).max().unwrap_or(0);
+    let mut advantages = Grid::zeros(rewards.raw_dim());
+    for i in 0..rewards.nrows() {
         let (mut next_value, mut next) = (0.0, 0.0);
         for t in (0..length).rev() {
-            let at = |row: &Vec<f64>| row.get(t).copied().unwrap_or(0.0);
-            let delta = at(rewards) + gamma * next_value - at(values);
+            let delta = rewards[[i, t]] + gamma * next_value - values[[i, t]];
             next = delta + gamma * lambda * next;
-            next_value = at(values);
-            if let Some(place) = row.get_mut(t) {
-                *place = next;
-            }
+            next_value = values[[i, t]];
+            advantages[[i, t]] = next;
         }
-        row
-    };
-    rewards.iter().zip(values).map(row).collect()
+    }
+    Ok(advantages)
 }
 
 /// What the optimisation epochs need to know of a rollout.
@@ -198,7 +195,7 @@ impl Estimates {
     /// processes.
     ///
     /// # Errors
-    /// Those of `reduce`.
+    /// Those of `reduce`, and when rewards, values and mask do not have one shape.
     pub fn new(
         how: Estimation,
         rewards: &Grid,
@@ -212,17 +209,17 @@ impl Estimates {
         } else {
             rewards.clone()
         };
-        let advantages = advantages(&rewards, values, mask, how.gamma, how.lambda);
+        let advantages = advantages(&rewards, values, mask, how.gamma, how.lambda)?;
         let moments = reduce(Moments::of(&advantages, mask))?;
         let whitened_advantages = whiten(how.compat, &advantages, mask, moments, false);
-        let add = |(a, v): (&Vec<f64>, &Vec<f64>)| a.iter().zip(v).map(|(a, v)| a + v).collect();
-        let returns = advantages.iter().zip(values).map(add).collect();
-        Ok(Self { rewards, advantages, returns, whitened_advantages })
+        Ok(Self { rewards, returns: &advantages + values, advantages, whitened_advantages })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use ndarray::{Axis, array, concatenate};
+
     use super::*;
 
     const HOW: Estimation =
@@ -234,60 +231,56 @@ mod tests {
 
     #[test]
     fn padding_is_invisible_in_corrected_mode() {
-        let (rewards, values) = (
-            vec![vec![0.3, -1.0, 2.0], vec![0.5, 0.1, 0.0]],
-            vec![vec![0.2, 0.4, -0.3], vec![1.0, -0.5, 0.0]],
-        );
-        let mask = vec![vec![true; 3], vec![true, true, false]];
-        let wide = |grid: &Grid| grid.iter().map(|row| [&row[..], &[7.0, 7.0]].concat()).collect::<Grid>();
-        let wide_mask: Mask = mask.iter().map(|row| [&row[..], &[false, false]].concat()).collect();
+        let rewards = array![[0.3, -1.0, 2.0], [0.5, 0.1, 0.0]];
+        let values = array![[0.2, 0.4, -0.3], [1.0, -0.5, 0.0]];
+        let mask = array![[true, true, true], [true, true, false]];
+        let wide = |grid: &Grid, fill: f64| concatenate![Axis(1), *grid, Grid::from_elem((2, 2), fill)];
+        let wide_mask = concatenate![Axis(1), mask, Mask::from_elem((2, 2), false)];
         let narrow = estimate(HOW, &rewards, &values, &mask);
         // Values at padding are 0 by contract, rewards there must not matter.
-        let values: Grid = values.iter().map(|row| [&row[..], &[0.0, 0.0]].concat()).collect();
-        let padded = estimate(HOW, &wide(&rewards), &values, &wide_mask);
-        for (narrow, padded) in narrow.whitened_advantages.iter().zip(&padded.whitened_advantages) {
-            assert_eq!(narrow[..], padded[..3]);
-            assert_eq!(padded[3..], [0.0, 0.0]);
-        }
+        let padded = estimate(HOW, &wide(&rewards, 7.0), &wide(&values, 0.0), &wide_mask);
+        assert_eq!(padded.whitened_advantages, wide(&narrow.whitened_advantages, 0.0));
         // The short row's end is the end of its recursion.
-        let row = advantages(&vec![vec![1.0]], &vec![vec![0.25]], &vec![vec![true]], 0.9, 0.8);
-        assert_eq!(row, [[0.75]]);
+        let row = advantages(&array![[1.0]], &array![[0.25]], &array![[true]], 0.9, 0.8).unwrap();
+        assert_eq!(row, array![[0.75]]);
     }
 
     #[test]
     fn padding_leaks_in_reference_mode_up_to_the_longest_row() {
-        let mask = vec![vec![true, true, false, false], vec![true, false, false, false]];
-        let (rewards, values) =
-            (vec![vec![1.0, 2.0, 0.0, 0.0], vec![5.0, 0.0, 0.0, 0.0]], vec![vec![0.0; 4]; 2]);
+        let mask = array![[true, true, false, false], [true, false, false, false]];
+        let rewards = array![[1.0, 2.0, 0.0, 0.0], [5.0, 0.0, 0.0, 0.0]];
         let how = Estimation { compat: Compat::Reference, gamma: 1.0, lambda: 1.0, ..HOW };
-        let estimates = estimate(how, &rewards, &values, &mask);
-        assert!(estimates.advantages[1][1] != 0.0);
-        assert_eq!(estimates.advantages[1][2..], [0.0, 0.0]);
+        let estimates = estimate(how, &rewards, &Grid::zeros((2, 4)), &mask);
+        assert!(estimates.advantages[[1, 1]] != 0.0);
+        assert_eq!(estimates.advantages.row(1).to_vec()[2..], [0.0, 0.0]);
     }
 
     #[test]
     fn rewards_go_to_the_end_of_a_response() {
-        let kl = vec![vec![0.5, 1.0, 9.0]];
-        let holes = vec![vec![true, false, true]];
+        let kl = array![[0.5, 1.0, 9.0]];
+        let holes = array![[true, false, true]];
         let rewards = |compat, mask: &Mask| token_rewards(compat, &kl, &[2.0], mask, 0.1);
-        assert_eq!(rewards(Compat::Corrected, &holes).unwrap(), [[-0.05, 0.0, -0.9 + 2.0]]);
-        assert_eq!(rewards(Compat::Reference, &holes).unwrap(), [[-0.05, 2.0, -0.9]]);
-        for mask in [vec![vec![true; 4]], vec![vec![true; 3]; 2], vec![]] {
+        assert_eq!(rewards(Compat::Corrected, &holes).unwrap(), array![[-0.05, 0.0, -0.9 + 2.0]]);
+        assert_eq!(rewards(Compat::Reference, &holes).unwrap(), array![[-0.05, 2.0, -0.9]]);
+        for shape in [(1, 4), (2, 3), (0, 0)] {
+            let mask = Mask::from_elem(shape, true);
             let error = rewards(Compat::Corrected, &mask).unwrap_err().to_string();
-            assert!(error.contains("divergences of 1 responses"), "{error}");
+            assert!(error.contains("divergences of shape [1, 3]"), "{error}");
+            assert!(advantages(&kl, &kl, &mask, 1.0, 1.0).is_err());
         }
-        assert_eq!(advantages(&vec![vec![1.0]], &vec![vec![]], &vec![vec![true; 3]], 1.0, 1.0), [[1.0]]);
-        let error = rewards(Compat::Reference, &vec![vec![false; 3]]).unwrap_err().to_string();
+        let error = token_rewards(Compat::Corrected, &kl, &[], &holes, 0.1).unwrap_err().to_string();
+        assert!(error.contains("divergences of 1 responses and rewards of 0"), "{error}");
+        let error = rewards(Compat::Reference, &array![[false, false, false]]).unwrap_err().to_string();
         assert!(error.contains("response 0 has no token"), "{error}");
     }
 
     #[test]
     fn equal_values_are_whitened_without_dividing_by_nothing() {
-        let (values, mask) = (vec![vec![3.0, 3.0]], vec![vec![true, true]]);
+        let (values, mask) = (array![[3.0, 3.0]], array![[true, true]]);
         for compat in [Compat::Reference, Compat::Corrected] {
             let moments = Moments::of(&values, &mask);
-            assert_eq!(whiten(compat, &values, &mask, moments, true), [[3.0, 3.0]]);
-            assert_eq!(whiten(compat, &values, &mask, moments, false), [[0.0, 0.0]]);
+            assert_eq!(whiten(compat, &values, &mask, moments, true), array![[3.0, 3.0]]);
+            assert_eq!(whiten(compat, &values, &mask, moments, false), array![[0.0, 0.0]]);
         }
     }
 }

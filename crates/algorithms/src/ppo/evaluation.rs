@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::records::mean;
 use super::{Ppo, Prompt, Response};
 use crate::trainer::Evaluation;
-use crate::{Error, Metrics, Observer, Peers, Result};
+use crate::{Collective, Error, Metrics, Observer, Result};
 
 /// A response, its reward (under the name `reward`) and the parts of it.
 #[derive(Debug, Serialize, Deserialize)]
@@ -39,6 +39,15 @@ impl Parts {
     }
 }
 
+/// Rewards before training.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MeasuredRewards {
+    /// The scale that gives them mean 0 and spread 1.
+    pub normalization: Normalization,
+    /// Their statistics by task.
+    pub by_task: BTreeMap<String, Statistics>,
+}
+
 impl<P, Q, R> Ppo<P, Q, R>
 where
     P: Policy + Generate,
@@ -52,9 +61,9 @@ where
     pub fn measure_rewards(
         &self,
         max_batches: Option<usize>,
-        peers: &Peers,
+        collective: &Collective,
         observer: &mut dyn Observer,
-    ) -> Result<(Normalization, BTreeMap<String, Statistics>)> {
+    ) -> Result<MeasuredRewards> {
         let train = &self.data.train;
         let prompts: Vec<&Prompt<Q>> = match max_batches {
             // Files and tasks come one after another, so their head is no sample of them.
@@ -65,11 +74,11 @@ where
             None => train.iter().collect(),
         };
         // A step that never comes, so that no rollout has these seeds.
-        let assessed = self.assess(&prompts, false, u64::MAX, peers, (observer, "measuring rewards"))?;
+        let assessed = self.assess(&prompts, false, u64::MAX, collective, (observer, "measuring rewards"))?;
         let values: Vec<f64> = assessed.iter().filter_map(|of| of.parts.get("reward")).collect();
         let by_task =
             Statistics::by_task(prompts.iter().map(|p| p.task.as_str()).zip(values.iter().copied()));
-        Ok((Normalization::fit(&values)?, by_task))
+        Ok(MeasuredRewards { normalization: Normalization::fit(&values)?, by_task })
     }
 
     /// Writes a response to every prompt, and judges it.
@@ -78,10 +87,10 @@ where
         prompts: &[&Prompt<Q>],
         greedy: bool,
         step: u64,
-        peers: &Peers,
+        collective: &Collective,
         (observer, phase): (&mut dyn Observer, &str),
     ) -> Result<Vec<Assessed>> {
-        peers.map(prompts.len(), |mine| {
+        collective.map(prompts.len(), |mine| {
             let prompts: Vec<&Prompt<Q>> = mine.iter().map(|&i| prompts[i]).collect();
             let total = prompts.len() as u64;
             let progress = |done| observer.progress(phase, done, total).map_err(Error::Observer);
@@ -94,7 +103,7 @@ where
 
     pub(super) fn validate(&self, step: u64, observer: &mut dyn Observer) -> Result<Evaluation> {
         let prompts: Vec<&Prompt<Q>> = self.data.held_out.iter().collect();
-        let assessed = self.assess(&prompts, true, step, &self.peers, (observer, "validation"))?;
+        let assessed = self.assess(&prompts, true, step, &self.collective, (observer, "validation"))?;
         let tasks: Vec<&str> = prompts.iter().map(|prompt| prompt.task.as_str()).collect();
         let parts: Vec<&Parts> = assessed.iter().map(|of| &of.parts).collect();
         let evaluation = summary(&self.config.best_by, &tasks, &parts)?;

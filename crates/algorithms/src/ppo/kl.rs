@@ -26,8 +26,9 @@ pub enum KlPenalty {
 }
 
 impl Default for KlPenalty {
+    /// 0.05, as in TRL.
     fn default() -> Self {
-        Self::Fixed { coef: 0.2 }
+        Self::Fixed { coef: 0.05 }
     }
 }
 

@@ -87,6 +87,8 @@ pub fn drift(log_probs: &Tensor, old_log_probs: &Tensor, mask: &Tensor, clip_ran
 
 #[cfg(test)]
 mod tests {
+    use approx::assert_abs_diff_eq;
+
     use super::*;
 
     fn row(values: &[f64]) -> Tensor {
@@ -99,14 +101,14 @@ mod tests {
         let mask = row(&[1.0, 1.0, 0.0]);
         let new = row(&[0.5, -0.1, 3.0]).set_requires_grad(true);
         let loss = policy_loss(&new, &old, &row(&[1.0, 1.0, 1.0]), &mask, 0.2).unwrap();
-        assert!((loss.double_value(&[]) - (-1.2 - (-0.1f64).exp())).abs() < 1e-12);
+        assert_abs_diff_eq!(loss.double_value(&[]), -1.2 - (-0.1f64).exp(), epsilon = 1e-12);
         loss.backward();
         let gradient = Vec::<f64>::try_from(new.grad().view([-1])).unwrap();
         assert_eq!((gradient[0], gradient[2]), (0.0, 0.0));
         assert!(gradient[1] < 0.0);
         // A bad action that has become likelier is punished without limit.
         let loss = policy_loss(&row(&[0.5]), &row(&[0.0]), &row(&[-1.0]), &row(&[1.0]), 0.2).unwrap();
-        assert!((loss.double_value(&[]) - 0.5f64.exp()).abs() < 1e-12);
+        assert_abs_diff_eq!(loss.double_value(&[]), 0.5f64.exp(), epsilon = 1e-12);
     }
 
     #[test]
@@ -130,9 +132,9 @@ mod tests {
                 .unwrap()
                 .double_value(&[])
         };
-        assert!((loss(1.0, 0.0, 1.0) - 0.5 * 0.64).abs() < 1e-12);
-        assert!((loss(0.1, 0.0, 1.0) - 0.5 * 0.81).abs() < 1e-12);
-        assert!((loss(-1.0, 0.0, 1.0) - 2.0).abs() < 1e-12);
+        assert_abs_diff_eq!(loss(1.0, 0.0, 1.0), 0.5 * 0.64, epsilon = 1e-12);
+        assert_abs_diff_eq!(loss(0.1, 0.0, 1.0), 0.5 * 0.81, epsilon = 1e-12);
+        assert_abs_diff_eq!(loss(-1.0, 0.0, 1.0), 2.0, epsilon = 1e-12);
     }
 
     #[test]
@@ -140,6 +142,6 @@ mod tests {
         let measured =
             drift(&row(&[0.0, 0.5, 9.0]), &row(&[0.0, 0.0, 0.0]), &row(&[1.0, 1.0, 0.0]), 0.2).unwrap();
         assert_eq!(measured.clipped.double_value(&[]), 1.0);
-        assert!((measured.kl.double_value(&[]) - (0.5f64.exp() - 1.5)).abs() < 1e-12);
+        assert_abs_diff_eq!(measured.kl.double_value(&[]), 0.5f64.exp() - 1.5, epsilon = 1e-12);
     }
 }

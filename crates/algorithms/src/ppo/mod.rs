@@ -14,27 +14,25 @@ mod records;
 mod rollout;
 
 use std::path::Path;
-use std::rc::Rc;
 
 use ruminate_datasets::{Compat, Cursor, Order, Shard, TrainBatches};
 use ruminate_models::{ActorCritic, Generate, Policy, Tokenizer, derive_seed};
 use ruminate_rewards::{Normalization, Reward, Rewarded, Sample, check_rewards};
-use ruminate_torch::dist::ProcessGroup;
 use serde::{Deserialize, Serialize};
 use tch::Kind;
 
-use crate::sft::{objective_sums, objective_terms};
-use crate::trainer::{Algorithm, Evaluation, Sums, Term, exchange};
-use crate::{Error, Metrics, Objective, Observer, Peers, Phases, Result};
+use crate::sft::{objective_losses, objective_terms};
+use crate::trainer::{Algorithm, Evaluation, Losses, Term};
+use crate::{Collective, Error, Metrics, Objective, Observer, Phases, Result};
 
 pub use config::{Phase, PpoConfig, RolloutConfig};
 pub use estimate::{
     Estimates, Estimation, Grid, Mask, Moments, advantages, fill_padding, token_rewards, whiten,
 };
-pub use evaluation::summarize;
+pub use evaluation::{MeasuredRewards, summarize};
 pub use kl::KlPenalty;
 pub use loss::{Drift, clamp, drift, policy_loss, value_loss};
-use records::{Records, Rolled, mean, row_sums, total_drift};
+use records::{Records, RolloutStats, mean, row_sums, total_drift};
 use rollout::{Pass, Rollout, Scored, example, mask};
 pub use rollout::{Prompt, Response};
 pub(crate) use rollout::{respond, text};
@@ -82,7 +80,7 @@ pub struct Ppo<P, Q, R> {
     records: Records,
     phases: Phases,
     /// The processes that train this policy.
-    peers: Peers,
+    collective: Collective,
 }
 
 impl<P, Q, R> std::fmt::Debug for Ppo<P, Q, R> {
@@ -128,7 +126,7 @@ where
         data: PpoData<Q>,
     ) -> Result<Self> {
         config.validate()?;
-        let batches = |prompts: &[Prompt<Q>]| Self::deal(&config, prompts, Shard::SINGLE);
+        let batches = |prompts: &[Prompt<Q>]| Self::train_batches(&config, prompts, Shard::SINGLE);
         let supervised_batches = data.supervised.as_deref().map(batches).transpose()?;
         if data.held_out.is_empty() {
             return Err(Error::config("data", "there is no prompt to validate with"));
@@ -145,7 +143,7 @@ where
             drift_tokens: 0,
             records: Records::default(),
             phases: Phases::default(),
-            peers: Peers::default(),
+            collective: Collective::default(),
             config,
             model,
             reference,
@@ -155,7 +153,7 @@ where
         })
     }
 
-    fn deal(config: &PpoConfig, prompts: &[Prompt<Q>], shard: Shard) -> Result<TrainBatches> {
+    fn train_batches(config: &PpoConfig, prompts: &[Prompt<Q>], shard: Shard) -> Result<TrainBatches> {
         Ok(TrainBatches::new(Order::shuffled(prompts.len(), config.seed), config.batch_size, shard)?)
     }
 
@@ -222,7 +220,7 @@ where
     /// Draws responses to this rank's part of a batch.
     fn draw(&self, prompts: &[&Prompt<Q>], step: u64) -> Result<Vec<Response>> {
         // The whole batch has these rows where it has them in one process.
-        let first = self.peers.rank() * self.config.batch_size;
+        let first = self.collective.rank() * self.config.batch_size;
         self.respond(prompts, |i| first + i, false, step, |_| Ok(()))
     }
 
@@ -251,9 +249,8 @@ where
             judged.retain(|(example, _)| example.target.iter().any(|&id| id != ruminate_models::IGNORED));
         }
         self.rollout = None;
-        let peers = self.peers.clone();
-        let group = peers.group().map(Rc::as_ref);
-        if judged.is_empty() && group.is_none() {
+        let collective = self.collective.clone();
+        if judged.is_empty() && collective.size() == 1 {
             // Nothing but padding was drawn: there is nothing to learn from in this step.
             self.phases.merge(phases);
             return Ok(());
@@ -266,33 +263,23 @@ where
         let learns = !self.model.has_dropout() && self.config.in_one_piece(examples.len(), accumulate);
         let mut scored = phases.time("scoring", || Scored::of_actor(&self.model, &examples, size, learns))?;
         let mask = mask(&examples);
-        let kl: Grid = scored
-            .log_probs
-            .iter()
-            .zip(&reference)
-            .map(|(old, reference)| {
-                old.iter().zip(reference).map(|(old, reference)| old - reference).collect()
-            })
-            .collect();
+        let kl = &scored.log_probs - &reference;
         let penalized = token_rewards(self.compat, &kl, &normalized, &mask, self.kl_coef)?;
-        let of_all = |own: Moments| match group {
-            Some(group) => Ok(exchange(group, &own)?.into_iter().fold(Moments::default(), |a, b| a + b)),
-            None => Ok(own),
-        };
+        let of_all = |own| Ok(collective.gather(own)?.into_iter().fold(Moments::default(), |a, b| a + b));
         let how = self.config.estimation(self.compat);
         let estimates = Estimates::new(how, &penalized, &scored.values, &mask, of_all)?;
-        self.records.rewarded(&rewards, group)?;
+        self.records.rewarded(&rewards, &collective)?;
         if !examples.is_empty() {
             self.rollout = Some(Rollout::new(examples, &mut scored, &estimates, self.model.device())?);
         }
         let Scored { values, entropy, .. } = scored;
         let Estimates { returns, .. } = estimates;
-        let rolled =
-            Rolled { raw, normalized, kl, penalized, entropy, values, returns, mask }.of_all(group)?;
-        if !rolled.raw.is_empty() {
-            self.records.rolled_out(&rolled, self.kl_coef);
-            let kl = mean(row_sums(&rolled.kl));
-            self.kl_coef = self.config.kl.next(self.kl_coef, kl, rolled.raw.len());
+        let stats = RolloutStats { raw, normalized, kl, penalized, entropy, values, returns, mask }
+            .gathered(&collective)?;
+        if !stats.raw.is_empty() {
+            self.records.add_rollout(&stats, self.kl_coef);
+            let kl = mean(row_sums(&stats.kl));
+            self.kl_coef = self.config.kl.next(self.kl_coef, kl, stats.raw.len());
         }
         self.phases.merge(phases);
         Ok(())
@@ -347,7 +334,7 @@ where
             .collect::<Result<_>>()?;
         if self.config.judge_supervised {
             let rewards = phases.time("reward", || self.judge(&prompts, &responses))?;
-            self.records.rewarded(&rewards, self.peers.group().map(Rc::as_ref))?;
+            self.records.rewarded(&rewards, &self.collective)?;
         }
         self.phases.merge(phases);
         Ok(batches)
@@ -358,7 +345,7 @@ where
         if self.config.target_kl == 0.0 {
             return Ok(false);
         }
-        let drift = total_drift(&self.drift, self.drift_tokens, self.peers.group().map(Rc::as_ref))?;
+        let drift = total_drift(&self.drift, self.drift_tokens, &self.collective)?;
         Ok(drift.is_some_and(|[_, kl, tokens]| kl / tokens.max(1.0) > self.config.target_kl))
     }
 }
@@ -383,14 +370,13 @@ where
         &mut self.model
     }
 
-    fn join(&mut self, group: &Rc<ProcessGroup>) -> Result<()> {
-        let peers = Peers::from(group);
-        let shard = peers.shard()?;
-        self.batches = Self::deal(&self.config, &self.data.train, shard)?;
+    fn distribute(&mut self, collective: &Collective) -> Result<()> {
+        let shard = collective.shard()?;
+        self.batches = Self::train_batches(&self.config, &self.data.train, shard)?;
         let supervised = self.data.supervised.as_deref();
         self.supervised_batches =
-            supervised.map(|prompts| Self::deal(&self.config, prompts, shard)).transpose()?;
-        self.peers = peers;
+            supervised.map(|prompts| Self::train_batches(&self.config, prompts, shard)).transpose()?;
+        self.collective = collective.clone();
         Ok(())
     }
 
@@ -440,9 +426,9 @@ where
         }
     }
 
-    fn sums(&mut self, batch: &Batch) -> Result<Sums> {
+    fn losses(&mut self, batch: &Batch) -> Result<Losses> {
         let (rows, policy) = match batch {
-            Batch::Supervised(objectives) => return objective_sums(self.model.actor(), objectives),
+            Batch::Supervised(objectives) => return objective_losses(self.model.actor(), objectives),
             Batch::Reinforced { rows, policy, .. } => (rows, *policy),
         };
         let rollout = self.rollout.as_mut().ok_or_else(|| Error::config("rollout", "there is none"))?;
@@ -472,11 +458,11 @@ where
         self.records.drifted(&moved, scores.labels.count)?;
         self.drift.push(moved);
         self.drift_tokens += scores.labels.count;
-        Ok(Sums { sums, tokens: scores.tokens })
+        Ok(Losses { sums, tokens: scores.tokens })
     }
 
     fn metrics(&mut self) -> Result<Metrics> {
-        self.records.take(self.peers.group().map(Rc::as_ref))
+        self.records.take(&self.collective)
     }
 
     /// Draws a greedy response to every held-out prompt. The reward and its parts are averaged over all prompts

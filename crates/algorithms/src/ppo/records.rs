@@ -2,18 +2,17 @@
 
 use std::collections::BTreeMap;
 
+use ndarray::Array2;
 use ruminate_rewards::{Rewarded, Statistics};
-use ruminate_torch::dist::ProcessGroup;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use super::{Drift, Grid, Mask, Moments};
-use crate::trainer::exchange;
-use crate::{Metrics, Result};
+use crate::{Collective, Metrics, Result};
 
 /// A rollout as it is recorded: one entry for each response.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Rolled {
+pub(super) struct RolloutStats {
     pub(super) raw: Vec<f64>,
     pub(super) normalized: Vec<f64>,
     pub(super) kl: Grid,
@@ -24,32 +23,32 @@ pub(super) struct Rolled {
     pub(super) mask: Mask,
 }
 
-impl Rolled {
-    /// The responses of all ranks.
-    pub(super) fn of_all(self, group: Option<&ProcessGroup>) -> Result<Self> {
-        let Some(group) = group else { return Ok(self) };
-        let none = Self {
-            raw: vec![],
-            normalized: vec![],
-            kl: vec![],
-            penalized: vec![],
-            entropy: vec![],
-            values: vec![],
-            returns: vec![],
-            mask: vec![],
-        };
-        Ok(exchange(group, &self)?.into_iter().fold(none, |mut all, rank: Self| {
-            all.raw.extend(rank.raw);
-            all.normalized.extend(rank.normalized);
-            all.kl.extend(rank.kl);
-            all.penalized.extend(rank.penalized);
-            all.entropy.extend(rank.entropy);
-            all.values.extend(rank.values);
-            all.returns.extend(rank.returns);
-            all.mask.extend(rank.mask);
-            all
-        }))
+impl RolloutStats {
+    /// Adds the responses of all other ranks.
+    pub(super) fn gathered(self, collective: &Collective) -> Result<Self> {
+        let all = collective.gather(self)?;
+        Ok(Self {
+            raw: all.iter().flat_map(|of| of.raw.iter().copied()).collect(),
+            normalized: all.iter().flat_map(|of| of.normalized.iter().copied()).collect(),
+            kl: stack(&all, |of| &of.kl),
+            penalized: stack(&all, |of| &of.penalized),
+            entropy: stack(&all, |of| &of.entropy),
+            values: stack(&all, |of| &of.values),
+            returns: stack(&all, |of| &of.returns),
+            mask: stack(&all, |of| &of.mask),
+        })
     }
+}
+
+/// The rows of all ranks, one behind the other; short ones are padded.
+fn stack<T: Copy + Default>(all: &[RolloutStats], of: impl Fn(&RolloutStats) -> &Array2<T>) -> Array2<T> {
+    let parts: Vec<_> = all.iter().map(of).collect();
+    let width = parts.iter().map(|part| part.ncols()).max().unwrap_or(0);
+    let mut stacked = Array2::default((parts.iter().map(|part| part.nrows()).sum(), width));
+    for (mut to, from) in stacked.rows_mut().into_iter().zip(parts.iter().flat_map(|part| part.rows())) {
+        to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+    }
+    stacked
 }
 
 /// Sums since the last record. What the device counts stays there until it is asked for.
@@ -69,12 +68,10 @@ impl Records {
     }
 
     /// Means of the parts of a batch's rewards, over all ranks.
-    pub(super) fn rewarded(&mut self, rewards: &[Rewarded], group: Option<&ProcessGroup>) -> Result<()> {
+    pub(super) fn rewarded(&mut self, rewards: &[Rewarded], collective: &Collective) -> Result<()> {
         let named = |r: &Rewarded| r.parts.iter().map(|&(name, value)| (name.to_string(), value)).collect();
-        let mut parts: Vec<Vec<(String, f32)>> = rewards.iter().map(named).collect();
-        if let Some(group) = group {
-            parts = exchange(group, &parts)?.concat();
-        }
+        let own: Vec<Vec<(String, f32)>> = rewards.iter().map(named).collect();
+        let parts = collective.gather(own)?.concat();
         for (i, (name, _)) in parts.iter().take(1).flat_map(|parts| parts.iter().enumerate()) {
             let values = parts.iter().filter_map(|parts| parts.get(i)).map(|(_, value)| f64::from(*value));
             self.add(name.as_str(), mean(values));
@@ -82,29 +79,25 @@ impl Records {
         Ok(())
     }
 
-    pub(super) fn rolled_out(&mut self, rolled: &Rolled, kl_coef: f64) {
-        let raw = Statistics::of(rolled.raw.iter().copied());
+    pub(super) fn add_rollout(&mut self, stats: &RolloutStats, kl_coef: f64) {
+        let raw = Statistics::of(stats.raw.iter().copied());
         self.add("reward/raw", raw.mean);
         self.add("reward/spread", raw.std);
-        self.add("reward/normalized", mean(rolled.normalized.iter().copied()));
-        self.add("reward/penalized", mean(row_sums(&rolled.penalized)));
-        self.add("reward/KL", mean(row_sums(&rolled.kl)));
+        self.add("reward/normalized", mean(stats.normalized.iter().copied()));
+        self.add("reward/penalized", mean(row_sums(&stats.penalized)));
+        self.add("reward/KL", mean(row_sums(&stats.kl)));
         self.add("kl_coef", kl_coef);
-        self.add("entropy", Moments::of(&rolled.entropy, &rolled.mask).mean());
-        let lengths = rolled.mask.iter().map(|row| row.iter().filter(|&&real| real).count() as f64);
+        self.add("entropy", Moments::of(&stats.entropy, &stats.mask).mean());
+        let lengths =
+            stats.mask.rows().into_iter().map(|row| row.iter().filter(|&&real| real).count() as f64);
         self.add("response_tokens", mean(lengths));
-        let unexplained: Grid = rolled
-            .returns
-            .iter()
-            .zip(&rolled.values)
-            .map(|(returns, values)| returns.iter().zip(values).map(|(r, v)| r - v).collect())
-            .collect();
-        let variance = Moments::of(&rolled.returns, &rolled.mask).variance();
+        let unexplained = &stats.returns - &stats.values;
+        let variance = Moments::of(&stats.returns, &stats.mask).variance();
         // Without variance there is nothing to explain.
         if variance > 0.0 {
             self.add(
                 "explained_variance",
-                1.0 - Moments::of(&unexplained, &rolled.mask).variance() / variance,
+                1.0 - Moments::of(&unexplained, &stats.mask).variance() / variance,
             );
         }
     }
@@ -121,12 +114,12 @@ impl Records {
     }
 
     /// Means since the last call, over all ranks.
-    pub(super) fn take(&mut self, group: Option<&ProcessGroup>) -> Result<Metrics> {
+    pub(super) fn take(&mut self, collective: &Collective) -> Result<Metrics> {
         let Self { means, drift, drift_tokens } = std::mem::take(self);
         // These are those of all ranks already.
         let mut metrics: Metrics =
             means.into_iter().map(|(name, (sum, n))| (format!("train/{name}"), sum / n)).collect();
-        if let Some([clipped, kl, tokens]) = total_drift(drift.as_slice(), drift_tokens, group)? {
+        if let Some([clipped, kl, tokens]) = total_drift(drift.as_slice(), drift_tokens, collective)? {
             metrics.push(("train/clip_fraction".into(), clipped / tokens.max(1.0)));
             metrics.push(("train/approx_kl".into(), kl / tokens.max(1.0)));
         }
@@ -135,22 +128,14 @@ impl Records {
 }
 
 /// Sums of clipped tokens and of divergence, and the tokens, over all ranks; `None` when nothing has drifted on any.
-pub(super) fn total_drift(
-    drift: &[Drift],
-    tokens: u64,
-    group: Option<&ProcessGroup>,
-) -> Result<Option<[f64; 3]>> {
+pub(super) fn total_drift(drift: &[Drift], tokens: u64, collective: &Collective) -> Result<Option<[f64; 3]>> {
     let mut sums = [0.0, 0.0, tokens as f64];
     for drift in drift {
         sums[0] += drift.clipped.f_double_value(&[])?;
         sums[1] += drift.kl.f_double_value(&[])?;
     }
-    let Some(group) = group else { return Ok((!drift.is_empty()).then_some(sums)) };
-    let none = [0.0; 3];
-    let all = exchange(group, &(!drift.is_empty()).then_some(sums))?;
-    let add = |a: [f64; 3], b: [f64; 3]| std::array::from_fn(|i| a[i] + b[i]);
-    let some = all.iter().any(Option::is_some);
-    Ok(some.then(|| all.into_iter().flatten().fold(none, add)))
+    let all = collective.gather((!drift.is_empty()).then_some(sums))?;
+    Ok(all.into_iter().flatten().reduce(|a, b| std::array::from_fn(|i| a[i] + b[i])))
 }
 
 pub(super) fn mean(values: impl Iterator<Item = f64>) -> f64 {
@@ -159,5 +144,5 @@ pub(super) fn mean(values: impl Iterator<Item = f64>) -> f64 {
 }
 
 pub(super) fn row_sums(grid: &Grid) -> impl Iterator<Item = f64> + Clone + '_ {
-    grid.iter().map(|row| row.iter().sum())
+    grid.rows().into_iter().map(|row| row.iter().sum())
 }

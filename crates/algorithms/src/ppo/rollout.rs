@@ -107,13 +107,13 @@ impl Pass {
     }
 
     /// Log-probabilities, values and entropies.
-    fn tensors(&self) -> Result<Vec<Tensor>> {
+    fn tensors(&self) -> Result<[Tensor; 3]> {
         let TokenScores { log_probs, entropy, .. } = &self.scores;
         let entropy = match entropy {
             Some(entropy) => entropy.f_detach()?,
             None => log_probs.f_zeros_like()?,
         };
-        Ok(vec![log_probs.f_detach()?, self.values.f_detach()?, entropy])
+        Ok([log_probs.f_detach()?, self.values.f_detach()?, entropy])
     }
 }
 
@@ -126,58 +126,55 @@ impl Scored {
         learns: bool,
     ) -> Result<Self> {
         let mut pass = None;
-        let rows = if learns {
-            let all = pass.insert(Pass::new(model, examples, true)?);
-            on_host(all.tensors()?, width(examples))?
+        let [log_probs, values, entropy] = if learns {
+            let all = pass.insert(Pass::new(model, examples, true)?).tensors()?;
+            let mut grids = grids(examples);
+            store(&mut grids, &(0..examples.len()).collect::<Vec<_>>(), all)?;
+            grids
         } else {
             scored(examples, batch_size, |rows| Pass::new(model, rows, true)?.tensors())?
         };
-        let mut grids = Self { pass, ..Self::default() };
-        for row in rows {
-            let mut row = row.into_iter();
-            grids.log_probs.extend(row.next());
-            grids.values.extend(row.next());
-            grids.entropy.extend(row.next());
-        }
-        Ok(grids)
+        Ok(Self { log_probs, values, entropy, pass })
     }
 
     /// Asks a policy for log-probabilities only.
     pub(super) fn log_probs<P: Policy>(policy: &P, examples: &[Example], batch_size: usize) -> Result<Grid> {
-        let rows = scored(examples, batch_size, |rows| {
-            Ok(vec![policy.score(rows, ScoreOptions::default())?.log_probs])
+        let [log_probs] = scored(examples, batch_size, |rows| {
+            Ok([policy.score(rows, ScoreOptions::default())?.log_probs])
         })?;
-        Ok(rows.into_iter().flatten().collect())
+        Ok(log_probs)
     }
 }
 
-/// Runs `work` on batches of similar prompts, without gradients, and brings its `[rows, time]` tensors to the host: for
-/// every row one vector per tensor, as wide as the widest row.
-fn scored(
+/// Runs `work` on batches of similar prompts, without gradients, and brings its `[rows, time]` tensors to the host.
+fn scored<const N: usize>(
     examples: &[Example],
     batch_size: usize,
-    mut work: impl FnMut(&[Example]) -> Result<Vec<Tensor>>,
-) -> Result<Vec<Vec<Vec<f64>>>> {
-    let width = width(examples);
+    mut work: impl FnMut(&[Example]) -> Result<[Tensor; N]>,
+) -> Result<[Grid; N]> {
+    let mut grids = grids(examples);
     let prompts: Vec<&[TokenId]> = examples.iter().map(|e| e.prompt.as_slice()).collect();
     by_length(&prompts, batch_size, |batch| {
         let rows: Vec<Example> = batch.iter().map(|&i| examples[i].clone()).collect();
-        on_host(tch::no_grad(|| work(&rows))?, width)
-    })
+        store(&mut grids, batch, tch::no_grad(|| work(&rows))?).map(|()| vec![(); batch.len()])
+    })?;
+    Ok(grids)
 }
 
-/// For every row of `[rows, time]` tensors one vector per tensor, filled up with zeros.
-fn on_host(tensors: Vec<Tensor>, width: usize) -> Result<Vec<Vec<Vec<f64>>>> {
-    let mut result = vec![];
-    for tensor in tensors {
+/// Zeros for all tokens, as wide as the widest row.
+fn grids<const N: usize>(examples: &[Example]) -> [Grid; N] {
+    std::array::from_fn(|_| Grid::zeros((examples.len(), width(examples))))
+}
+
+/// Copies the rows of `[rows, time]` tensors into these rows of the grids.
+fn store<const N: usize>(grids: &mut [Grid; N], rows: &[usize], tensors: [Tensor; N]) -> Result<()> {
+    for (grid, tensor) in grids.iter_mut().zip(tensors) {
         let values: Vec<Vec<f64>> = Vec::try_from(tensor.f_to_kind(Kind::Double)?)?;
-        result.resize_with(values.len(), Vec::new);
-        for (row, mut values) in result.iter_mut().zip(values) {
-            values.resize(width, 0.0);
-            row.push(values);
+        for (&row, values) in rows.iter().zip(values) {
+            grid.row_mut(row).iter_mut().zip(values).for_each(|(to, from)| *to = from);
         }
     }
-    Ok(result)
+    Ok(())
 }
 
 fn width(examples: &[Example]) -> usize {
@@ -186,9 +183,8 @@ fn width(examples: &[Example]) -> usize {
 
 /// Which tokens of the responses are real.
 pub(super) fn mask(examples: &[Example]) -> Mask {
-    let width = width(examples);
-    let row = |e: &Example| (0..width).map(|t| e.target.get(t).is_some_and(|&id| id != IGNORED)).collect();
-    examples.iter().map(row).collect()
+    let real = |(row, t): (usize, usize)| examples[row].target.get(t).is_some_and(|&id| id != IGNORED);
+    Mask::from_shape_fn((examples.len(), width(examples)), real)
 }
 
 /// Drawn responses and what they are worth: what the passes of one step learn from.
@@ -244,8 +240,7 @@ impl Rollout {
 }
 
 fn tensor(grid: &Grid, device: Device) -> Result<Tensor> {
-    let flat: Vec<f32> = grid.iter().flatten().map(|&x| x as f32).collect();
-    Ok(Tensor::f_from_slice(&flat)?.f_view_([grid.len() as i64, -1])?.f_to_device(device)?)
+    Ok(Tensor::try_from(grid.mapv(|x| x as f32))?.f_to_device(device)?)
 }
 
 #[cfg(test)]

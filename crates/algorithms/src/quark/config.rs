@@ -24,18 +24,27 @@ impl Default for Lengths {
     }
 }
 
+/// How many tokens a model may write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NewTokens {
+    /// At most.
+    pub max: usize,
+    /// At least.
+    pub min: usize,
+}
+
 impl Lengths {
-    /// The most and the least new tokens behind a code of `code` control tokens.
+    /// How many new tokens follow a code of `code` control tokens.
     ///
     /// # Errors
     /// When the code leaves no room.
-    pub fn new_tokens(self, code: usize) -> Result<(usize, usize)> {
+    pub fn new_tokens(self, code: usize) -> Result<NewTokens> {
         let given = 1 + code;
         if self.max_length <= given {
             let reason = format!("is {}, which {given} given tokens fill; it must be more", self.max_length);
             return Err(Error::config("sampling.lengths.max_length", reason));
         }
-        Ok((self.max_length - given, self.min_length.saturating_sub(given)))
+        Ok(NewTokens { max: self.max_length - given, min: self.min_length.saturating_sub(given) })
     }
 }
 
@@ -190,11 +199,11 @@ impl QuarkConfig {
         greedy: bool,
     ) -> Result<GenerationConfig> {
         let lengths = if greedy { self.eval_lengths } else { self.sampling.lengths };
-        let (max_new_tokens, min_new_tokens) = lengths.new_tokens(code.len())?;
+        let new = lengths.new_tokens(code.len())?;
         Ok(GenerationConfig {
             strategy: if greedy { Strategy::Greedy } else { Strategy::Sample(self.sampling.sampling) },
-            max_new_tokens,
-            min_new_tokens,
+            max_new_tokens: new.max,
+            min_new_tokens: new.min,
             prefix: code.to_vec(),
             forbidden_ids: forbidden,
             ..GenerationConfig::default()

@@ -23,20 +23,18 @@ mod stages;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::Path;
-use std::rc::Rc;
 
 use ruminate_datasets::{Cursor, Order, Shard, TrainBatches};
 use ruminate_models::{Example, Generate, Labels, Policy, TokenId, Tokenizer, derive_seed};
-use ruminate_torch::dist::ProcessGroup;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use crate::ppo::{KlPenalty, Prompt};
-use crate::trainer::{Algorithm, Evaluation, Sums, Term};
-use crate::{Error, Metrics, Observer, Peers, Phases, Result};
+use crate::trainer::{Algorithm, Evaluation, Losses, Term};
+use crate::{Collective, Error, Metrics, Observer, Phases, Result};
 pub(crate) use evaluation::{shown_sample, summarize};
 
-pub use config::{ExpertConfig, Lengths, QuarkConfig, SamplingConfig, Source};
+pub use config::{ExpertConfig, Lengths, NewTokens, QuarkConfig, SamplingConfig, Source};
 pub use control::{
     Buckets, CORRECT, Condition, ControlConfig, ControlTokens, RewardSpec, Ties, TrainOption, WRONG,
 };
@@ -93,7 +91,7 @@ pub struct Quark<P, Q, S> {
     means: BTreeMap<String, (f64, usize)>,
     phases: Phases,
     /// The processes that train this policy. Each has all of the pool.
-    peers: Peers,
+    collective: Collective,
 }
 
 /// What a number of samples had in sum. It stays on the device until it is asked for.
@@ -115,13 +113,13 @@ impl Tally {
     }
 
     /// Means over the samples of all processes, and how many they are; `None` without any.
-    fn take(&mut self, peers: &Peers) -> Result<Option<([f64; 2], usize)>> {
+    fn take(&mut self, collective: &Collective) -> Result<Option<([f64; 2], usize)>> {
         let Self { sums, samples } = std::mem::take(self);
         let mut own = [0.0, 0.0, samples as f64];
         if let Some(sums) = sums {
             (own[0], own[1]) = (sums.f_double_value(&[0])?, sums.f_double_value(&[1])?);
         }
-        let all = peers.sums(&own)?;
+        let all = collective.sum(&own)?;
         Ok((all[2] > 0.0).then(|| ([all[0] / all[2], all[1] / all[2]], all[2] as usize)))
     }
 }
@@ -213,7 +211,7 @@ where
             since: Tally::default(),
             means: BTreeMap::new(),
             phases: Phases::default(),
-            peers: Peers::default(),
+            collective: Collective::default(),
             config,
             policy,
             reference,
@@ -265,8 +263,8 @@ where
     }
 
     /// The processes that train this policy.
-    pub(crate) fn peers(&self) -> &Peers {
-        &self.peers
+    pub(crate) fn collective(&self) -> &Collective {
+        &self.collective
     }
 
     /// Batches of all processes from the pool, in an order of this round: reshuffled in every pass, without what does not fill a
@@ -274,7 +272,7 @@ where
     fn loader(&self) -> Result<TrainBatches> {
         // Sampling's seeds have one part more, the pass.
         let order = Order::reshuffled(self.pool.len(), derive_seed(self.config.seed, &[self.round]));
-        let batch_size = self.config.batch_size.saturating_mul(self.peers.size()).min(self.pool.len());
+        let batch_size = self.config.batch_size.saturating_mul(self.collective.size()).min(self.pool.len());
         Ok(TrainBatches::new(order, batch_size, Shard::SINGLE)?)
     }
 
@@ -299,7 +297,7 @@ where
         let adaptive = |rule| matches!(rule, KlPenalty::Adaptive { .. });
         // Taking waits for the device, and for other processes.
         if (adaptive(self.config.kl) || adaptive(self.config.entropy))
-            && let Some(([kl, nll], samples)) = self.update.take(&self.peers)?
+            && let Some(([kl, nll], samples)) = self.update.take(&self.collective)?
         {
             self.kl_coef = self.config.kl.next(self.kl_coef, kl, samples);
             self.entropy_coef = self.config.entropy.next_bonus(self.entropy_coef, nll, samples);
@@ -362,8 +360,8 @@ where
         &mut self.policy
     }
 
-    fn join(&mut self, group: &Rc<ProcessGroup>) -> Result<()> {
-        self.peers = group.into();
+    fn distribute(&mut self, collective: &Collective) -> Result<()> {
+        self.collective = collective.clone();
         Ok(())
     }
 
@@ -391,7 +389,7 @@ where
             reason: format!("there is none at step {step}; was the checkpoint made by another algorithm?"),
         })?;
         // The batch of one process is cut into equal parts, of which there may be more than rows.
-        let (rank, size) = (self.peers.rank(), self.peers.size());
+        let (rank, size) = (self.collective.rank(), self.collective.size());
         let rows = &rows[rank * rows.len() / size..(rank + 1) * rows.len() / size];
         self.update = Tally::default();
         let active = self.config.control.stages.training(step, self.tokens.code_len());
@@ -416,7 +414,7 @@ where
         terms
     }
 
-    fn sums(&mut self, batch: &Batch) -> Result<Sums> {
+    fn losses(&mut self, batch: &Batch) -> Result<Losses> {
         self.policy.set_training(self.config.dropout);
         let mut with_code = vec![];
         let mut without = vec![];
@@ -451,12 +449,12 @@ where
         self.since.add(&tally, batch.rows.len())?;
         self.update.add(&tally, batch.rows.len())?;
         let tokens = with_code.iter().map(|e| (e.prompt.len() + e.target.len()) as u64).sum();
-        Ok(Sums { sums, tokens })
+        Ok(Losses { sums, tokens })
     }
 
     fn metrics(&mut self) -> Result<Metrics> {
         let mut metrics: Metrics = vec![];
-        if let Some(([kl, nll], _)) = self.since.take(&self.peers)? {
+        if let Some(([kl, nll], _)) = self.since.take(&self.collective)? {
             if self.has_kl() {
                 metrics.push(("train/objective/kl".into(), kl));
             }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::evaluation::total;
 use super::{Buckets, Condition, ControlTokens, Judged, PoolSample, Quark, QuarkConfig, Scorer, Source};
 use crate::ppo::{Prompt, Response, respond as respond_to};
-use crate::{Error, Peers, Phases, Result};
+use crate::{Collective, Error, Phases, Result};
 
 /// A response that somebody else wrote.
 #[derive(Debug, Clone, PartialEq)]
@@ -76,8 +76,8 @@ pub fn respond<P: Policy + Generate, Q>(
     step: u64,
     progress: impl FnMut(u64) -> Result<()>,
 ) -> Result<Vec<Response>> {
-    let peers = &Peers::default();
-    let writer = |known| Writer { config, model, tokenizer, known, peers };
+    let collective = &Collective::default();
+    let writer = |known| Writer { config, model, tokenizer, known, collective };
     match tokens {
         Some((tokens, condition)) => {
             writer(tokens.id_range().start).respond(tokens, prompts, condition, step, progress)
@@ -97,7 +97,7 @@ struct Writer<'a, P> {
     /// Tokens that may be written: control tokens come last in the vocabulary, and what lies behind them has no token.
     known: TokenId,
     /// They divide the prompts.
-    peers: &'a Peers,
+    collective: &'a Collective,
 }
 
 impl<P: Policy + Generate> Writer<'_, P> {
@@ -127,11 +127,11 @@ impl<P: Policy + Generate> Writer<'_, P> {
         seed: u64,
         mut progress: impl FnMut(u64) -> Result<()>,
     ) -> Result<Vec<Response>> {
-        let Self { config, model, tokenizer, known, peers } = *self;
+        let Self { config, model, tokenizer, known, collective } = *self;
         let vocab = model.output_projection().map_or(0, |(weight, _)| weight.size()[0]);
         let forbidden: Vec<TokenId> = model.filler().into_iter().chain(known..vocab).collect();
         let batch_size = if greedy { config.eval_batch_size } else { config.sampling.batch_size };
-        peers.map(prompts.len(), |mine| {
+        collective.map(prompts.len(), |mine| {
             let mut groups: BTreeMap<&[TokenId], Vec<usize>> = BTreeMap::new();
             for &i in mine {
                 groups.entry(&codes[i]).or_default().push(i);
@@ -187,7 +187,7 @@ where
     /// # Errors
     /// When a reward fails.
     pub fn judge(&self, prompts: &[&Prompt<Q>], responses: &[Response]) -> Result<Vec<Judged>> {
-        let judged = self.peers.map(responses.len(), |mine| {
+        let judged = self.collective.map(responses.len(), |mine| {
             let samples: Vec<_> = mine.iter().map(|&i| responses[i].sample(prompts[i])).collect();
             let judged = tch::no_grad(|| self.scorer.judge(&self.policy, &samples))?;
             if judged.len() != samples.len() {
@@ -201,7 +201,7 @@ where
             let reason = format!("sample {i} has {scores} scores, but there are {rewards} rewards");
             return Err(Error::Pool { reason });
         }
-        if self.peers.leads() {
+        if self.collective.is_main_process() {
             let samples: Vec<_> = responses.iter().zip(prompts).map(|(r, p)| r.sample(p)).collect();
             self.scorer.record(&samples, &judged);
         }
@@ -221,8 +221,8 @@ where
     }
 
     fn writer<'a>(&'a self, model: &'a P) -> Writer<'a, P> {
-        let (config, tokenizer, peers) = (&self.config, &self.tokenizer, &self.peers);
-        Writer { config, model, tokenizer, known: self.tokens.id_range().start, peers }
+        let (config, tokenizer, collective) = (&self.config, &self.tokenizer, &self.collective);
+        Writer { config, model, tokenizer, known: self.tokens.id_range().start, collective }
     }
 
     /// New samples, and a new ranking of all.

@@ -52,7 +52,8 @@ impl RwrConfig {
     /// The published optimizer, see [`trainer_config`], with the 64 examples of an update on one device instead of four.
     #[must_use]
     pub fn trainer() -> TrainerConfig {
-        let base = trainer_config(TrainerConfig::default().steps);
+        // The steps are those where `epochs` is 0.
+        let base = trainer_config(50_001);
         TrainerConfig { accumulate: 64, log_every: 1, eval_every: 100, warmup_steps: 0, ..base }
     }
 

@@ -2,7 +2,7 @@
 
 use ruminate_datasets::rise::{Answerer, Ask, Failed, Reply, Stopped};
 
-use crate::{Error, Peers};
+use crate::{Collective, Error};
 
 /// An answerer of several processes that play the same episodes: all of them are asked the same, each answers a part, and all get all
 /// replies. Rank 0 alone keeps a file of episodes; the others leave out what is [finished](ruminate_datasets::rise::MultiTurn::finished)
@@ -10,7 +10,7 @@ use crate::{Error, Peers};
 #[derive(Clone, Copy)]
 pub struct Divided<'a> {
     answerer: &'a dyn Answerer,
-    peers: &'a Peers,
+    collective: &'a Collective,
     /// How many of them answer.
     answering: usize,
 }
@@ -24,20 +24,20 @@ impl std::fmt::Debug for Divided<'_> {
 impl<'a> Divided<'a> {
     /// Each process answers its part.
     #[must_use]
-    pub fn new(answerer: &'a dyn Answerer, peers: &'a Peers) -> Self {
-        Self { answerer, peers, answering: peers.size() }
+    pub fn new(answerer: &'a dyn Answerer, collective: &'a Collective) -> Self {
+        Self { answerer, collective, answering: collective.size() }
     }
 
     /// Rank 0 alone answers: for a service, whose limits and files are those of one client.
     #[must_use]
-    pub fn by_first(answerer: &'a dyn Answerer, peers: &'a Peers) -> Self {
-        Self { answerer, peers, answering: 1 }
+    pub fn by_first(answerer: &'a dyn Answerer, collective: &'a Collective) -> Self {
+        Self { answerer, collective, answering: 1 }
     }
 }
 
 impl Answerer for Divided<'_> {
     fn answer(&self, asks: &[Ask]) -> Result<Vec<Reply>, Failed> {
-        let (rank, answering) = (self.peers.rank(), self.answering);
+        let (rank, answering) = (self.collective.rank(), self.answering);
         let mine: Vec<Ask> = if rank < answering {
             asks.iter().skip(rank).step_by(answering).cloned().collect()
         } else {
@@ -51,7 +51,7 @@ impl Answerer for Divided<'_> {
                 Err(error) => return Err(error),
             },
         };
-        let Some(told) = self.peers.exchange(own)?.into_iter().collect::<Option<Vec<Vec<Reply>>>>() else {
+        let Some(told) = self.collective.gather(own)?.into_iter().collect::<Option<Vec<Vec<Reply>>>>() else {
             return Err(Stopped.into());
         };
         let mut ranks: Vec<_> = told.into_iter().map(Vec::into_iter).collect();

@@ -6,13 +6,13 @@ use std::path::Path;
 use ruminate_datasets::rise::{Answerer, Ask, Failed, Reply};
 
 use crate::kept::KeptLines;
-use crate::{Error, Peers, Result};
+use crate::{Collective, Error, Result};
 
 /// Answers that are kept in a file, until the episodes that they belong to are over: a rollout that is stopped or killed goes on behind
 /// the last turn that was answered. Rank 0 reads and writes the file for all processes.
 #[derive(Debug)]
 pub struct KeptAnswers<'a> {
-    peers: &'a Peers,
+    collective: &'a Collective,
     /// That of rank 0.
     lines: Option<RefCell<KeptLines<Vec<String>>>>,
 }
@@ -22,9 +22,9 @@ impl<'a> KeptAnswers<'a> {
     ///
     /// # Errors
     /// When the file cannot be read or written, or has other lines.
-    pub fn open(path: &Path, peers: &'a Peers) -> Result<Self> {
-        let lines = if peers.leads() { Some(KeptLines::open(path)?.into()) } else { None };
-        Ok(Self { peers, lines })
+    pub fn open(path: &Path, collective: &'a Collective) -> Result<Self> {
+        let lines = if collective.is_main_process() { Some(KeptLines::open(path)?.into()) } else { None };
+        Ok(Self { collective, lines })
     }
 
     /// The answers of `answerer`, none of them asked for twice.
@@ -71,7 +71,7 @@ impl std::fmt::Debug for Kept<'_> {
 impl Answerer for Kept<'_> {
     fn answer(&self, asks: &[Ask]) -> std::result::Result<Vec<Reply>, Failed> {
         let Self { kept, answerer } = *self;
-        let known: Vec<Option<Vec<String>>> = kept.peers.first(|| {
+        let known: Vec<Option<Vec<String>>> = kept.collective.first(|| {
             let lines = kept.lines.as_ref().map(RefCell::borrow);
             let known = |ask: &Ask| lines.as_ref().and_then(|lines| lines.get(&key(ask)));
             Ok::<_, Error>(asks.iter().map(known).collect())
@@ -113,7 +113,7 @@ mod tests {
     fn nothing_is_asked_for_twice() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("answers.jsonl");
-        let peers = Peers::default();
+        let collective = Collective::default();
         let asked = Cell::new(0);
         let answerer = |asks: &[Ask]| -> std::result::Result<Vec<Reply>, Failed> {
             if asks.iter().any(|ask| ask.turn == 2) {
@@ -127,7 +127,7 @@ mod tests {
             Ok(asks.iter().map(reply).collect())
         };
         let turn = |turn| -> Vec<Ask> { [3, 7, 5].map(|row| ask(row, turn)).into() };
-        let first = KeptAnswers::open(&path, &peers).unwrap();
+        let first = KeptAnswers::open(&path, &collective).unwrap();
         let replies = [0, 1].map(|number| first.of(&answerer).answer(&turn(number)).unwrap());
         assert!(first.of(&answerer).answer(&turn(2)).unwrap_err().is::<Stopped>());
         drop(first);
@@ -136,7 +136,7 @@ mod tests {
         let mut text = std::fs::read(&path).unwrap();
         text.extend(b"{\"key\":\"");
         std::fs::write(&path, text).unwrap();
-        let second = KeptAnswers::open(&path, &peers).unwrap();
+        let second = KeptAnswers::open(&path, &collective).unwrap();
         for (number, replies) in replies.iter().enumerate() {
             assert_eq!(second.of(&answerer).answer(&turn(number)).unwrap(), *replies);
         }
@@ -151,7 +151,7 @@ mod tests {
         second.remove().unwrap();
         assert!(!path.exists());
         std::fs::write(&path, "nonsense\n").unwrap();
-        let error = KeptAnswers::open(&path, &peers).unwrap_err();
+        let error = KeptAnswers::open(&path, &collective).unwrap_err();
         assert!(error.to_string().contains("answers.jsonl"), "{error}");
     }
 }

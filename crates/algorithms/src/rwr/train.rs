@@ -1,16 +1,15 @@
 //! Reward-weighted regression as an algorithm of the trainer.
 
 use std::path::Path;
-use std::rc::Rc;
 
 use ruminate_models::{Example, Policy, ScoreOptions, Tokenizer};
-use ruminate_torch::dist::{ProcessGroup, Sharding};
+use ruminate_torch::dist::Sharding;
 use tch::{Kind, Tensor};
 
 use super::{RwrLoss, WeightedExample, rwr_loss};
 use crate::dpo::PolicyEvaluation;
-use crate::trainer::{Algorithm, Evaluation, Precision, Sums, Term, TrainerConfig};
-use crate::{Error, Metrics, Observer, Peers, Result, Schedule, Shuffled};
+use crate::trainer::{Algorithm, Evaluation, Losses, Precision, Term, TrainerConfig};
+use crate::{Collective, Error, Metrics, Observer, Result, Schedule, Shuffled};
 
 /// Steps in which the rate rises: a share of all, rounded up. RISE's share is 0.04.
 #[must_use]
@@ -32,6 +31,8 @@ pub fn trainer_config(steps: u64) -> TrainerConfig {
         accumulate: 16,
         save_every: 100,
         keep: 8,
+        log_every: 50,
+        eval_every: 1000,
         precision: Precision::Bf16,
         gradient_checkpointing: true,
         sharding: Sharding::Gradients,
@@ -55,7 +56,7 @@ pub struct Rwr<P> {
     /// Sums of losses (a tensor, without waiting for the device) and weights since the last record, and how many they are.
     seen: Option<(Tensor, f64, usize)>,
     /// The processes that train this policy.
-    peers: Peers,
+    collective: Collective,
 }
 
 impl<P> std::fmt::Debug for Rwr<P> {
@@ -89,8 +90,8 @@ impl<P: Policy> Rwr<P> {
             }
         }
         let data = Shuffled::new(examples, batch_size, seed)?;
-        let (evaluation, files, seen, peers) = Default::default();
-        Ok(Self { policy, data, held_out, tokenizer, evaluation, files, seen, peers })
+        let (evaluation, files, seen, collective) = Default::default();
+        Ok(Self { policy, data, held_out, tokenizer, evaluation, files, seen, collective })
     }
 
     /// Adds an evaluation, whose score then chooses the best checkpoint.
@@ -128,7 +129,7 @@ impl<P: Policy> Rwr<P> {
     /// Sums of weighted and of plain losses of the held-out examples.
     fn validate(&self, observer: &mut dyn Observer) -> Result<[f64; 2]> {
         let batches: Vec<&[WeightedExample]> = self.held_out.chunks(16).collect();
-        let sums = self.peers.map(batches.len(), |mine| {
+        let sums = self.collective.map(batches.len(), |mine| {
             let total: usize = mine.iter().map(|&i| batches[i].len()).sum();
             let mut done = 0;
             let mut sums = vec![];
@@ -158,11 +159,11 @@ impl<P: Policy> Algorithm for Rwr<P> {
         &mut self.policy
     }
 
-    fn join(&mut self, group: &Rc<ProcessGroup>) -> Result<()> {
-        self.peers = group.into();
-        self.data.deal(self.peers.shard()?)?;
+    fn distribute(&mut self, collective: &Collective) -> Result<()> {
+        self.collective = collective.clone();
+        self.data.shard(collective.shard()?)?;
         if let Some(evaluation) = &mut self.evaluation {
-            evaluation.meet(&self.peers);
+            evaluation.distribute(collective)?;
         }
         Ok(())
     }
@@ -175,7 +176,7 @@ impl<P: Policy> Algorithm for Rwr<P> {
         vec![Term { name: "rwr_loss", weight: 1.0, count: batch.len() as u64 }]
     }
 
-    fn sums(&mut self, batch: &Self::Batch) -> Result<Sums> {
+    fn losses(&mut self, batch: &Self::Batch) -> Result<Losses> {
         let (loss, tokens) = self.loss(batch)?;
         let nll = loss.nll.f_detach()?.f_sum(Kind::Float)?;
         let weight: f64 = batch.iter().map(|weighted| f64::from(weighted.weight)).sum();
@@ -183,7 +184,7 @@ impl<P: Policy> Algorithm for Rwr<P> {
             None => (nll, weight, batch.len()),
             Some((sum, weights, count)) => (sum.f_add(&nll)?, weights + weight, count + batch.len()),
         });
-        Ok(Sums { sums: vec![loss.loss.sum], tokens })
+        Ok(Losses { sums: vec![loss.loss.sum], tokens })
     }
 
     fn metrics(&mut self) -> Result<Metrics> {
@@ -191,7 +192,7 @@ impl<P: Policy> Algorithm for Rwr<P> {
             Some((nll, weight, count)) => [nll.f_double_value(&[])?, weight, count as f64],
             None => [0.0; 3],
         };
-        let sums = self.peers.sums(&own)?;
+        let sums = self.collective.sum(&own)?;
         if sums[2] == 0.0 {
             return Ok(vec![]);
         }

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use ruminate_datasets::Shard;
 use ruminate_datasets::tinythinker::{Question, Record, Stage, StageRecords, Variant, questions_of};
 use ruminate_models::{Example, Generate, Policy, Tokenizer};
 use serde::{Deserialize, Serialize};
@@ -13,7 +12,7 @@ use super::generation::{Asked, Decoding, GenerationSettings, Response, Student};
 use super::interval::{Interval, Machine, steps_in, supervised_limits};
 use crate::plan::{Pass, Work};
 use crate::trainer::Evaluation;
-use crate::{Curriculum, Error, Objective, Observer, Peers, Result, Schedule, TrainerConfig};
+use crate::{Collective, Curriculum, Error, Objective, Observer, Result, Schedule, TrainerConfig};
 
 /// Responses shown as samples of each validation.
 const SAMPLES: usize = 6;
@@ -82,6 +81,8 @@ impl AcquisitionConfig {
 /// What both phases have in common.
 pub(super) fn published_trainer() -> TrainerConfig {
     TrainerConfig {
+        // Where `epochs` is 0.
+        steps: 50_001,
         schedule: Schedule::Cosine { cycles: 0.5 },
         max_grad_norm: 1.0,
         eval_every: 0,
@@ -236,12 +237,9 @@ fn options(questions: &[Question]) -> u64 {
 }
 
 impl<P: Policy + Generate> Curriculum<P> for Acquisition {
-    fn deal(&mut self, shard: Shard) -> Result<()> {
-        self.batches.deal(self.interval().limits().to_vec(), shard)
-    }
-
-    fn meet(&mut self, peers: &Peers) {
-        self.validation.meet(peers);
+    fn distribute(&mut self, collective: &Collective) -> Result<()> {
+        self.validation.distribute(collective);
+        self.batches.shard(self.interval().limits().to_vec(), collective.shard()?)
     }
 
     fn next(&mut self, _: u64) -> Result<Vec<Objective>> {
@@ -273,7 +271,7 @@ pub(super) struct StagedValidation {
     asked: Vec<Asked>,
     generation: GenerationSettings,
     /// They divide the questions.
-    peers: Peers,
+    collective: Collective,
 }
 
 impl StagedValidation {
@@ -287,11 +285,11 @@ impl StagedValidation {
             return Err(Error::config("valid", "there is no question to validate with"));
         }
         let asked = questions.iter().map(Asked::from).collect();
-        Ok(Self { tokenizer, variant, asked, generation, peers: Peers::default() })
+        Ok(Self { tokenizer, variant, asked, generation, collective: Collective::default() })
     }
 
-    pub(super) fn meet(&mut self, peers: &Peers) {
-        self.peers = peers.clone();
+    pub(super) fn distribute(&mut self, collective: &Collective) {
+        self.collective = collective.clone();
     }
 
     pub(super) fn evaluate<P: Generate>(
@@ -302,7 +300,7 @@ impl StagedValidation {
     ) -> Result<Evaluation> {
         let student = Student { policy, tokenizer: &self.tokenizer, variant: self.variant };
         let responses = student.respond_among(
-            &self.peers,
+            &self.collective,
             &self.asked,
             (Decoding::Greedy, 1),
             &self.generation,

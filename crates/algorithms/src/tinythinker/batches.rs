@@ -71,8 +71,8 @@ impl StageBatches {
         })
     }
 
-    /// Begins anew with one process's part of each step.
-    pub(super) fn deal(&mut self, limits: Vec<u64>, shard: Shard) -> Result<()> {
+    /// Begins again with one process's part of each step.
+    pub(super) fn shard(&mut self, limits: Vec<u64>, shard: Shard) -> Result<()> {
         let rows: Vec<usize> = self.orders.iter().map(Order::len).collect();
         self.interval = self.interval.with(limits, batches_of(&rows, self.batch_size * shard.world()))?;
         self.shard = shard;
@@ -156,7 +156,7 @@ mod tests {
     fn of_rank(batch_size: usize, accumulate: usize, shard: Shard) -> StageBatches {
         let mut batches =
             StageBatches::new(&[10, 7], vec![2, 1], batch_size, accumulate, Machine::Reference, 1).unwrap();
-        batches.deal(vec![2, 1], shard).unwrap();
+        batches.shard(vec![2, 1], shard).unwrap();
         batches
     }
 

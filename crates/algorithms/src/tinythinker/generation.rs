@@ -8,7 +8,7 @@ use ruminate_models::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Observer, Peers, Result};
+use crate::{Collective, Error, Observer, Result};
 
 /// Settings of generation; the defaults are the published ones.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -247,16 +247,16 @@ impl<P: Generate> Student<'_, P> {
     /// As [`respond`](Self::respond); the processes divide the questions.
     pub(super) fn respond_among(
         &self,
-        peers: &Peers,
+        collective: &Collective,
         asked: &[Asked],
         (decoding, runs): (Decoding, usize),
         settings: &GenerationSettings,
         observer: &mut dyn Observer,
     ) -> Result<Vec<Vec<Response>>> {
-        if peers.size() == 1 {
+        if collective.size() == 1 {
             return self.respond(asked, decoding, runs, settings, observer);
         }
-        let written: Vec<Vec<(Written, String)>> = peers.map(asked.len(), |mine| {
+        let written: Vec<Vec<(Written, String)>> = collective.map(asked.len(), |mine| {
             let part: Vec<Asked> = mine.iter().map(|&i| asked[i].clone()).collect();
             let responses = self.respond(&part, decoding, runs, settings, observer)?;
             let told = |response: Response| ((&response.run).into(), response.summarize);

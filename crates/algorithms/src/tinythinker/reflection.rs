@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use ruminate_datasets::Shard;
 use ruminate_datasets::tinythinker::{PairOptions, Question, Stage, Variant};
 use ruminate_datasets::{PreferenceExample, tinythinker::StageText};
 use ruminate_models::{Generate, Policy, Tokenizer};
@@ -17,7 +16,7 @@ use crate::dpo::{
     encode_pairs, precompute_cached,
 };
 use crate::trainer::Evaluation;
-use crate::{Error, Observer, Peers, Result, TrainerConfig};
+use crate::{Collective, Error, Observer, Result, TrainerConfig};
 
 /// Which stages are trained on pairs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -157,8 +156,9 @@ impl StagePairs {
 }
 
 impl PairSource for StagePairs {
-    fn deal(&mut self, shard: Shard) -> Result<()> {
-        self.batches.deal(Self::limits(&self.stages, self.batch_size, shard.world())?, shard)
+    fn distribute(&mut self, collective: &Collective) -> Result<()> {
+        let limits = Self::limits(&self.stages, self.batch_size, collective.size())?;
+        self.batches.shard(limits, collective.shard()?)
     }
 
     fn next(&mut self, _: u64) -> Result<Vec<Pair>> {
@@ -208,16 +208,16 @@ impl Reflection {
             }
             let (held, trained): (Vec<_>, Vec<_>) =
                 examples.iter().cloned().partition(|pair| is_held_out(&pair.prompt, config.held_out));
-            let (trained, of_trained) = encode_pairs(tokenizer, &trained, config.lengths)?;
-            let (held, of_held) = encode_pairs(tokenizer, &held, config.lengths)?;
-            counts.add(of_trained);
-            counts.add(of_held);
-            if trained.is_empty() {
+            let trained = encode_pairs(tokenizer, &trained, config.lengths)?;
+            let held = encode_pairs(tokenizer, &held, config.lengths)?;
+            counts.add(trained.counts);
+            counts.add(held.counts);
+            if trained.pairs.is_empty() {
                 without_pairs.push(stage);
                 continue;
             }
-            stages.push(trained);
-            held_out.extend(held);
+            stages.push(trained.pairs);
+            held_out.extend(held.pairs);
         }
         if stages.is_empty() {
             let reason = format!(
@@ -264,13 +264,13 @@ impl Reflection {
         variant: Variant,
         valid: &[Question],
         cache: &Path,
-        peers: &Peers,
+        collective: &Collective,
     ) -> Result<Dpo<P, StagePairs>> {
         let config = self.config;
         let validation = StagedValidation::new(tokenizer.clone(), variant, valid, config.generation.clone())?;
         let sizes: Vec<usize> = self.source.stages.iter().map(Vec::len).collect();
         let mut all: Vec<Pair> = self.source.stages.drain(..).flatten().chain(self.held_out).collect();
-        precompute_cached(&policy, &mut all, config.dpo.ld_alpha, config.batch_size * 2, cache, peers)?;
+        precompute_cached(&policy, &mut all, config.dpo.ld_alpha, config.batch_size * 2, cache, collective)?;
         let mut all = all.into_iter();
         self.source.stages = sizes.into_iter().map(|size| all.by_ref().take(size).collect()).collect();
         let dpo =
@@ -293,8 +293,9 @@ struct Choice {
 }
 
 impl<P: Generate> PolicyEvaluation<P> for Choice {
-    fn meet(&mut self, peers: &Peers) {
-        self.validation.meet(peers);
+    fn distribute(&mut self, collective: &Collective) -> Result<()> {
+        self.validation.distribute(collective);
+        Ok(())
     }
 
     fn evaluate(&mut self, policy: &P, step: u64, observer: &mut dyn Observer) -> Result<Evaluation> {

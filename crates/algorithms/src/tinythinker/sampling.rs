@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::generation::{Asked, Decoding, GenerationSettings, Student, Written};
 use super::reflection::ReflectionConfig;
-use crate::{Error, Observer, Peers, Result};
+use crate::{Collective, Error, Observer, Result};
 
 /// Questions that a process answers together; what was sampled of them is on disk before the next ones begin.
 const CHUNK: usize = 64;
@@ -58,7 +58,7 @@ pub struct Round<'a> {
     /// Where its files are.
     pub folder: &'a Path,
     /// Who samples.
-    pub peers: &'a Peers,
+    pub collective: &'a Collective,
 }
 
 impl<P: Generate> Student<'_, P> {
@@ -80,14 +80,14 @@ impl<P: Generate> Student<'_, P> {
         observer: &mut dyn Observer,
     ) -> Result<Option<RoundPairs>> {
         config.validate()?;
-        let Round { number, model, folder, peers } = *round;
+        let Round { number, model, folder, collective } = *round;
         let runs = config.generation_times;
         let seeded = |pass: u64| GenerationSettings {
             seed: derive_seed(config.generation.seed, &[number, pass]),
             ..config.generation.clone()
         };
         let asked: Vec<Asked> = questions.iter().map(Asked::from).collect();
-        let recall = Pass { decoding: Decoding::RecallPass, runs, settings: seeded(0), model, peers };
+        let recall = Pass { decoding: Decoding::RecallPass, runs, settings: seeded(0), model, collective };
         let file = folder.join("recall_runs.jsonl");
         let Some(sampled) = self.sample(&asked, &recall, &file, observer)? else { return Ok(None) };
         let made = recall_pairs(&sampled, teacher, &config.pairs);
@@ -122,7 +122,7 @@ impl<P: Generate> Student<'_, P> {
         };
         let [first, second, third] =
             ["recall_dpo.json", "analyze_dpo.json", "pairs.json"].map(|n| folder.join(n));
-        if peers.leads() {
+        if collective.is_main_process() {
             ruminate_datasets::json::write(&first, &untagged(&made.pairs))?;
             ruminate_datasets::json::write(&second, &untagged(&pairs))?;
             ruminate_datasets::json::write(&third, &summary)?;
@@ -139,7 +139,7 @@ impl<P: Generate> Student<'_, P> {
         observer: &mut dyn Observer,
     ) -> Result<Option<Vec<Run>>> {
         let key = pass.key(asked);
-        let mut file = RunFile::open(path, &key, asked, pass.peers)?;
+        let mut file = RunFile::open(path, &key, asked, pass.collective)?;
         let mut open: Vec<usize> =
             (0..asked.len()).filter(|i| !file.runs.contains_key(&asked[*i].id)).collect();
         let total = asked.len() as u64;
@@ -147,15 +147,17 @@ impl<P: Generate> Student<'_, P> {
         let phase = format!("sampling for {} pairs", name.name());
         while !open.is_empty() {
             observer.progress(&phase, total - open.len() as u64, total).map_err(Error::Observer)?;
-            if pass.peers.any(observer.stop_requested())? {
+            if pass.collective.any(observer.stop_requested())? {
                 return Ok(None);
             }
-            let rest = open.split_off((CHUNK * pass.peers.size()).min(open.len()));
+            let rest = open.split_off((CHUNK * pass.collective.size()).min(open.len()));
             let part: Vec<Asked> = open.iter().map(|&i| asked[i].clone()).collect();
             let how = (pass.decoding, pass.runs);
             // Processes wait for each other, so none of them may leave by itself.
-            let interrupt = if pass.peers.size() == 1 { observer.interrupt() } else { Interrupt::default() };
-            let respond = || self.respond_among(pass.peers, &part, how, &pass.settings, &mut Stop(observer));
+            let interrupt =
+                if pass.collective.size() == 1 { observer.interrupt() } else { Interrupt::default() };
+            let respond =
+                || self.respond_among(pass.collective, &part, how, &pass.settings, &mut Stop(observer));
             let responses = match interrupt.during(respond) {
                 Err(error) if error.is_interruption() => return Ok(None),
                 responses => responses?,
@@ -190,7 +192,7 @@ struct Pass<'a> {
     runs: usize,
     settings: GenerationSettings,
     model: &'a str,
-    peers: &'a Peers,
+    collective: &'a Collective,
 }
 
 impl Pass<'_> {
@@ -215,7 +217,7 @@ impl Pass<'_> {
 /// Runs by question, on disk. Rank 0 reads and writes the file.
 struct RunFile<'a> {
     path: &'a Path,
-    peers: &'a Peers,
+    collective: &'a Collective,
     asked: BTreeMap<&'a str, &'a Asked>,
     runs: BTreeMap<String, Vec<Run>>,
 }
@@ -237,10 +239,10 @@ struct Line {
 
 impl<'a> RunFile<'a> {
     /// What is there; a last line that was cut off is removed.
-    fn open(path: &'a Path, key: &str, asked: &'a [Asked], peers: &'a Peers) -> Result<Self> {
+    fn open(path: &'a Path, key: &str, asked: &'a [Asked], collective: &'a Collective) -> Result<Self> {
         let asked = asked.iter().map(|asked| (asked.id.as_str(), asked)).collect();
-        let mut this = Self { path, peers, asked, runs: BTreeMap::new() };
-        let text = peers.first(|| match std::fs::read_to_string(path) {
+        let mut this = Self { path, collective, asked, runs: BTreeMap::new() };
+        let text = collective.first(|| match std::fs::read_to_string(path) {
             Ok(text) => Ok(text),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
             Err(source) => Err(Error::io("read", path)(source)),
@@ -265,7 +267,7 @@ impl<'a> RunFile<'a> {
                 this.restore(&line).ok_or_else(|| bad(number, format!("nobody asked `{}`", line.id)))?;
             this.runs.insert(line.id, runs);
         }
-        if !peers.leads() {
+        if !collective.is_main_process() {
             return Ok(this);
         }
         if whole == 0 {
@@ -288,7 +290,7 @@ impl<'a> RunFile<'a> {
 
     fn append(&mut self, runs: Vec<(&str, Vec<Run>)>) -> Result<()> {
         let mut text = String::new();
-        for (id, runs) in runs.iter().filter(|_| self.peers.leads()) {
+        for (id, runs) in runs.iter().filter(|_| self.collective.is_main_process()) {
             let line = Line { id: (*id).into(), runs: runs.iter().map(Written::from).collect() };
             text.push_str(&serde_json::json!(line).to_string());
             text.push('\n');
@@ -298,7 +300,7 @@ impl<'a> RunFile<'a> {
             file.write_all(text.as_bytes())?;
             file.sync_data()
         };
-        if self.peers.leads() {
+        if self.collective.is_main_process() {
             write().map_err(Error::io("write", self.path))?;
         }
         self.runs.extend(runs.into_iter().map(|(id, runs)| (id.to_string(), runs)));

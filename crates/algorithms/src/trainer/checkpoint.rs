@@ -14,8 +14,8 @@ use ruminate_torch::rng;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
-use super::{Algorithm, Mover, Ranks};
-use crate::{Error, Result};
+use super::{Algorithm, OptimizerStep};
+use crate::{Collective, Error, Result};
 
 pub use manifest::{Damage, MANIFEST, seal, verify};
 
@@ -69,38 +69,33 @@ impl TrainerState {
         read_json(&folder.join(STATE)).ok()
     }
 
-    /// Step and score of the best validation; the earliest one among equals.
+    /// Step of the best validation; the earliest one among equals.
     #[must_use]
-    pub fn best(&self) -> Option<(u64, f64)> {
+    pub fn best(&self) -> Option<u64> {
         self.best_until(u64::MAX)
     }
 
     /// The best validation up to `step`.
-    fn best_until(&self, step: u64) -> Option<(u64, f64)> {
-        let mut best = None;
-        for (&step, &score) in self.scores.range(..=step) {
-            if best.is_none_or(|(_, other)| score > other) {
-                best = Some((step, score));
-            }
-        }
-        best
+    fn best_until(&self, step: u64) -> Option<u64> {
+        let better = |best: (u64, f64), other: (u64, f64)| if other.1 > best.1 { other } else { best };
+        self.scores.range(..=step).map(|(&step, &score)| (step, score)).reduce(better).map(|(step, _)| step)
     }
 }
 
 /// What a checkpoint holds besides model and algorithm.
 pub(super) struct States<'a> {
-    pub(super) mover: &'a Mover,
+    pub(super) optimizer_step: &'a OptimizerStep,
     /// Of rank 0: those of all ranks.
     pub(super) generators: Vec<(String, Tensor)>,
-    pub(super) ranks: &'a Ranks,
+    pub(super) collective: &'a Collective,
 }
 
 impl States<'_> {
     /// Writes this rank's file.
     fn write(&self, folder: &Path) -> Result<()> {
-        let (rank, size) = (self.ranks.rank(), self.ranks.size());
-        let file = if self.mover.is_sharded() { shard(rank, size) } else { TRAINER.into() };
-        let state = self.mover.optimizer().state();
+        let (rank, size) = (self.collective.rank(), self.collective.size());
+        let file = if self.optimizer_step.is_sharded() { shard(rank, size) } else { TRAINER.into() };
+        let state = self.optimizer_step.optimizer().state();
         let generators = if rank == 0 { &self.generators[..] } else { &[] };
         let tensors = state.iter().chain(generators).map(|(name, tensor)| (name.as_str(), tensor));
         Ok(write_tensors(&folder.join(file), tensors)?)
@@ -287,14 +282,14 @@ impl Checkpoints {
     ) -> Result<PathBuf> {
         let folder = self.folder(state.step);
         let temporary = self.root.join(format!("{TEMPORARY}step-{}", state.step));
-        let sharded = states.mover.is_sharded();
+        let sharded = states.optimizer_step.is_sharded();
         if self.rank > 0 {
             if sharded {
                 // Rank 0 makes the folder.
-                states.ranks.barrier()?;
+                states.collective.barrier()?;
                 let written = states.write(&temporary);
                 written.map_err(|error| no_room(error, &folder, || needed(algorithm, &states)))?;
-                states.ranks.barrier()?;
+                states.collective.barrier()?;
             }
             return Ok(folder);
         }
@@ -329,7 +324,7 @@ impl Checkpoints {
 
     /// What follows from a new `last`: `best`, and that others go.
     fn settle(&self, state: &TrainerState) -> Result<()> {
-        if let Some((best, _)) = state.best() {
+        if let Some(best) = state.best() {
             self.link("best", best)?;
         }
         self.prune(state)
@@ -342,9 +337,9 @@ impl Checkpoints {
         state: &TrainerState,
         states: &States<'_>,
     ) -> Result<()> {
-        let sharded = states.mover.is_sharded();
+        let sharded = states.optimizer_step.is_sharded();
         if sharded {
-            states.ranks.barrier()?;
+            states.collective.barrier()?;
         }
         algorithm.policy().save(folder)?;
         algorithm.save_extras(folder)?;
@@ -352,7 +347,7 @@ impl Checkpoints {
         write_json(&folder.join(STATE), state)?;
         if sharded {
             // The files of all ranks are there.
-            states.ranks.barrier()?;
+            states.collective.barrier()?;
         }
         seal(folder)
     }
@@ -375,7 +370,7 @@ impl Checkpoints {
         let newest = steps.iter().copied().filter(|&step| step <= state.step).rev().take(self.keep);
         let kept: BTreeSet<u64> = newest
             // Whoever goes back to one of them finds its best, too.
-            .flat_map(|step| [Some(step), state.best_until(step).map(|(best, _)| best)])
+            .flat_map(|step| [Some(step), state.best_until(step)])
             .flatten()
             .collect();
         steps.difference(&kept).try_for_each(|&step| remove(&self.folder(step)))
@@ -431,9 +426,9 @@ fn sync(folder: &Path) -> Result<()> {
 fn needed<A: Algorithm>(algorithm: &A, states: &States<'_>) -> u64 {
     let bytes = |tensor: &Tensor| (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64;
     let weights: u64 = algorithm.policy().parameters().iter().map(|(_, tensor)| bytes(tensor)).sum();
-    let own: u64 = states.mover.optimizer().state().iter().map(|(_, tensor)| bytes(tensor)).sum();
+    let own: u64 = states.optimizer_step.optimizer().state().iter().map(|(_, tensor)| bytes(tensor)).sum();
     // Ranks have about equal parts.
-    weights + if states.mover.is_sharded() { own * states.ranks.size() as u64 } else { own }
+    weights + if states.optimizer_step.is_sharded() { own * states.collective.size() as u64 } else { own }
 }
 
 /// Says how much room a save would have needed, if that is why it failed.
@@ -460,7 +455,7 @@ mod tests {
             TrainerState { scores: scores.iter().copied().collect(), ..TrainerState::default() }.best()
         };
         assert_eq!(best(&[]), None);
-        assert_eq!(best(&[(9, -7.0)]), Some((9, -7.0)));
-        assert_eq!(best(&[(20, 1.0), (3, 1.0), (100, 1.0), (2, 0.5)]), Some((3, 1.0)));
+        assert_eq!(best(&[(9, -7.0)]), Some(9));
+        assert_eq!(best(&[(20, 1.0), (3, 1.0), (100, 1.0), (2, 0.5)]), Some(3));
     }
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use tch::Tensor;
 
-use super::{Phases, Ranks};
-use crate::{Error, Metrics, Result};
+use super::Phases;
+use crate::{Collective, Error, Metrics, Result};
 
 /// Losses since the last record. They stay on the device until they are recorded, so that steps in between do not
 /// wait for it.
@@ -40,10 +40,11 @@ impl Log {
     }
 
     /// Means over the steps since the last record, over all ranks. All are finite.
-    fn means(&self, step: u64, ranks: &Ranks) -> Result<Metrics> {
+    fn means(&self, step: u64, collective: &Collective) -> Result<Metrics> {
         let mut metrics = vec![];
-        let values = self.sums.values().map(|sum| Ok(sum.f_double_value(&[])?)).collect::<Result<_>>()?;
-        for (name, value) in self.sums.keys().zip(ranks.sums(values)?) {
+        let values =
+            self.sums.values().map(|sum| Ok(sum.f_double_value(&[])?)).collect::<Result<Vec<_>>>()?;
+        for (name, value) in self.sums.keys().zip(collective.sum(&values)?) {
             let value = value / self.steps.get(name).copied().unwrap_or(1) as f64;
             if !value.is_finite() {
                 return Err(Error::NotFinite { name: name.clone(), value, step });
@@ -53,15 +54,21 @@ impl Log {
         Ok(metrics)
     }
 
-    /// Refuses losses that are no numbers: before each checkpoint, so that none holds parameters that are none.
-    pub(super) fn check(&self, step: u64, ranks: &Ranks) -> Result<()> {
-        self.means(step, ranks).map(drop)
+    /// Fails on NaN or infinite losses. Called before each checkpoint, so NaN weights are never saved.
+    pub(super) fn check(&self, step: u64, collective: &Collective) -> Result<()> {
+        self.means(step, collective).map(drop)
     }
 
     /// The means and the rate, for the record; what follows is counted from here. The whole loss comes first, where a
     /// progress line shows it.
-    pub(super) fn take(&mut self, step: u64, lr: f64, loss_name: &str, ranks: &Ranks) -> Result<Metrics> {
-        let mut metrics = self.means(step, ranks)?;
+    pub(super) fn take(
+        &mut self,
+        step: u64,
+        lr: f64,
+        loss_name: &str,
+        collective: &Collective,
+    ) -> Result<Metrics> {
+        let mut metrics = self.means(step, collective)?;
         metrics.sort_by_key(|(name, _)| name.strip_prefix("train/") != Some(loss_name));
         metrics.push(("train/lr".into(), lr));
         metrics.extend(self.phases.take());

@@ -1,28 +1,26 @@
 //! The one training loop: accumulation, clipping, schedule, precision, validation, checkpoints, resume.
 
 mod checkpoint;
+mod distributed;
 mod log;
-mod mover;
 mod optimizer;
+mod optimizer_step;
 mod phases;
-mod ranks;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 use std::time::Instant;
 
 use ruminate_models::{Interrupt, Policy};
-use ruminate_torch::dist::{ProcessGroup, Sharding};
+use ruminate_torch::dist::Sharding;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
-use crate::{Error, Metrics, Observer, Result, Schedule, StepReport};
+use crate::{Collective, Error, Metrics, Observer, Result, Schedule, StepReport};
 
+use distributed::{align, all_counts, all_generators, distribute, expect, share};
 use log::Log;
-use mover::Mover;
-use ranks::Ranks;
-pub(crate) use ranks::exchange;
+use optimizer_step::OptimizerStep;
 
 use checkpoint::States;
 pub use checkpoint::{Checkpoints, Damage, MANIFEST, TrainerState, seal, verify};
@@ -40,16 +38,16 @@ pub enum Precision {
     Bf16,
 }
 
-/// Settings of the [`Trainer`]. The defaults are those of Crystal's Stage I (arXiv 2310.04921): Adam, constant rate,
-/// no weight decay, no warm-up, no clipping.
+/// Settings of the [`Trainer`]. Where transformers has the setting, the default is that of its `TrainingArguments`. The numbers of a paper are
+/// those of its own configuration, e.g. [`ImitationConfig::trainer`](crate::crystal::ImitationConfig::trainer).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TrainerConfig {
-    /// Optimizer steps.
+    /// Optimizer steps. Default: 1000; transformers counts epochs.
     pub steps: u64,
-    /// Base learning rate.
+    /// Base learning rate. Default: 5e-5.
     pub lr: f64,
-    /// How the rate changes after the warm-up.
+    /// How the rate changes after the warm-up. Default: linearly to 0.
     pub schedule: Schedule,
     /// Steps in which the rate rises from 0.
     pub warmup_steps: u64,
@@ -61,13 +59,13 @@ pub struct TrainerConfig {
     pub eps: f64,
     /// Adam's decoupled weight decay (AdamW), on every parameter.
     pub weight_decay: f64,
-    /// Largest global gradient norm; 0 switches clipping off.
+    /// Largest global gradient norm; 0 switches clipping off. Default: 1.
     pub max_grad_norm: f64,
     /// Micro-batches per optimizer step.
     pub accumulate: usize,
-    /// Steps between two records of the training losses.
+    /// Steps between two records of the training losses. Default: 10, as in TRL.
     pub log_every: u64,
-    /// Steps between two validations, which also save; 0 validates where the algorithm begins a phase, and at the end.
+    /// Steps between two validations, which also save; 0 validates where the algorithm begins a phase, and at the end. Default: 500.
     pub eval_every: u64,
     /// Steps between two checkpoints; 0 saves with each validation and at the end.
     pub save_every: u64,
@@ -85,18 +83,18 @@ pub struct TrainerConfig {
 impl Default for TrainerConfig {
     fn default() -> Self {
         Self {
-            steps: 50_001,
-            lr: 1e-5,
-            schedule: Schedule::Constant,
+            steps: 1000,
+            lr: 5e-5,
+            schedule: Schedule::Linear,
             warmup_steps: 0,
             optimizer: OptimizerChoice::Adam,
             betas: [0.9, 0.999],
             eps: 1e-8,
             weight_decay: 0.0,
-            max_grad_norm: 0.0,
+            max_grad_norm: 1.0,
             accumulate: 1,
-            log_every: 50,
-            eval_every: 1000,
+            log_every: 10,
+            eval_every: 500,
             save_every: 0,
             keep: Checkpoints::KEEP,
             precision: Precision::F32,
@@ -165,9 +163,9 @@ pub struct Term {
     pub count: u64,
 }
 
-/// The forward pass of a micro-batch.
+/// Losses of a micro-batch.
 #[derive(Debug)]
-pub struct Sums {
+pub struct Losses {
     /// One sum per [`Term`], in their order.
     pub sums: Vec<Tensor>,
     /// Real tokens that went through the model.
@@ -191,13 +189,13 @@ pub trait Algorithm {
     /// The model that is trained.
     fn policy(&self) -> &dyn Policy;
 
-    /// Takes its part of the data as one of several processes, which are called ranks: whatever is drawn from now on is that
-    /// of this rank, and statistics are those of all. Called once, before the run starts.
+    /// Takes this process's part of the data ([`Collective::shard`]): from now on, batches are those of this rank and statistics those
+    /// of all. Called once, before the run starts, when several processes train together.
     ///
     /// # Errors
     /// When the algorithm works in one process only, or there is too little data for so many.
-    fn join(&mut self, group: &Rc<ProcessGroup>) -> Result<()> {
-        Error::alone(group.size())
+    fn distribute(&mut self, collective: &Collective) -> Result<()> {
+        Error::alone(collective.size())
     }
 
     /// The model, to switch its mode.
@@ -220,11 +218,11 @@ pub trait Algorithm {
     /// The parts of a micro-batch's loss.
     fn terms(&self, batch: &Self::Batch) -> Vec<Term>;
 
-    /// The forward pass: one sum per term.
+    /// Computes the losses of a micro-batch: the forward pass.
     ///
     /// # Errors
     /// When the model fails.
-    fn sums(&mut self, batch: &Self::Batch) -> Result<Sums>;
+    fn losses(&mut self, batch: &Self::Batch) -> Result<Losses>;
 
     /// Name of the whole loss in the records.
     fn loss_name(&self) -> &'static str {
@@ -303,9 +301,19 @@ pub struct Fitted {
     pub steps: u64,
     /// The folder of the last checkpoint.
     pub last: PathBuf,
-    /// Step, score and folder of the best checkpoint. Where none has competed yet ([`Algorithm::competes_at`]), the last one with
-    /// NaN for a score.
-    pub best: (u64, f64, PathBuf),
+    /// The best checkpoint. Where none has competed yet ([`Algorithm::competes_at`]), the last one with NaN for a score.
+    pub best: BestCheckpoint,
+}
+
+/// The checkpoint with the highest score, the earliest among equals.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct BestCheckpoint {
+    /// Steps that were taken before it was written.
+    pub step: u64,
+    /// Score of its validation.
+    pub score: f64,
+    /// Its folder.
+    pub path: PathBuf,
 }
 
 /// Runs an [`Algorithm`].
@@ -313,7 +321,7 @@ pub struct Fitted {
 pub struct Trainer {
     config: TrainerConfig,
     checkpoints: Checkpoints,
-    ranks: Ranks,
+    collective: Collective,
 }
 
 impl Trainer {
@@ -326,27 +334,27 @@ impl Trainer {
         Ok(Self {
             checkpoints: Checkpoints::open(folder)?.keep(config.keep),
             config,
-            ranks: Ranks::default(),
+            collective: Collective::default(),
         })
     }
 
-    /// The trainer of one of several processes that train the same model together, each on its part of every batch; without
-    /// a group, that of the only process. All together take the same steps as one process with the whole batches. All ranks
-    /// see the same `folder`, and rank 0 writes it.
+    /// The trainer of one of several processes that train the same model together, each on its part of every batch. All together
+    /// take the same steps as one process with the whole batches. All ranks see the same `folder`, and rank 0 writes it.
     ///
     /// # Errors
     /// Those of [`new`](Self::new), and when another rank fails.
-    pub fn across(config: TrainerConfig, folder: &Path, group: Option<Rc<ProcessGroup>>) -> Result<Self> {
-        let ranks = Ranks::new(group);
-        if ranks.rank() == 0 {
+    pub fn across(config: TrainerConfig, folder: &Path, collective: &Collective) -> Result<Self> {
+        let collective = collective.clone();
+        if collective.is_main_process() {
             let trainer = Self::new(config, folder)?;
             // The others look at the folder when it is tidy.
-            ranks.barrier()?;
-            return Ok(Self { ranks, ..trainer });
+            collective.barrier()?;
+            return Ok(Self { collective, ..trainer });
         }
         config.validate()?;
-        ranks.barrier()?;
-        Ok(Self { checkpoints: Checkpoints::follow(folder, ranks.rank()).keep(config.keep), config, ranks })
+        collective.barrier()?;
+        let checkpoints = Checkpoints::follow(folder, collective.rank()).keep(config.keep);
+        Ok(Self { checkpoints, config, collective })
     }
 
     /// The step at which [`fit`](Self::fit) would go on: that of the last checkpoint, 0 without one.
@@ -363,33 +371,40 @@ impl Trainer {
     /// # Errors
     /// When the data, the model, the observer or the disk fail, or a loss is not finite any more.
     pub fn fit<A: Algorithm>(&self, algorithm: &mut A, observer: &mut dyn Observer) -> Result<Fitted> {
-        let (config, ranks) = (&self.config, &self.ranks);
-        ranks.join(algorithm)?;
+        let (config, collective) = (&self.config, &self.collective);
+        distribute(collective, algorithm)?;
         algorithm.policy_mut().set_gradient_checkpointing(config.gradient_checkpointing)?;
-        let mover = &mut Mover::new(config, algorithm.policy(), ranks)?;
-        let mut state = self.checkpoints.restore(algorithm, mover.optimizer_mut())?.unwrap_or_default();
-        ranks.align(algorithm.policy(), state.step)?;
+        let optimizer_step = &mut OptimizerStep::new(config, algorithm.policy(), collective)?;
+        let mut state =
+            self.checkpoints.restore(algorithm, optimizer_step.optimizer_mut())?.unwrap_or_default();
+        align(collective, algorithm.policy(), state.step)?;
         observer.started(state.step, config.steps).map_err(Error::Observer)?;
         let mut log = Log::default();
         // Ranks wait for each other, so none of them may leave by itself.
-        let interrupt = if ranks.size() == 1 { observer.interrupt() } else { Interrupt::default() };
+        let interrupt = if collective.size() == 1 { observer.interrupt() } else { Interrupt::default() };
         while state.step < config.steps {
             let step = state.step;
             if config.validates_at(step) || (config.eval_every == 0 && algorithm.phase_begins(step)) {
-                log.check(step, ranks)?;
-                if !self.validate(algorithm, &mut state, mover, &mut log.phases, (observer, &interrupt))? {
+                log.check(step, collective)?;
+                if !self.validate(
+                    algorithm,
+                    &mut state,
+                    optimizer_step,
+                    &mut log.phases,
+                    (observer, &interrupt),
+                )? {
                     return self.fitted(&state, Ending::Stopped, log, observer);
                 }
             } else if due(config.save_every, step) && step > 0 {
-                log.check(step, ranks)?;
-                self.save(algorithm, &mut state, mover, &mut log.phases, observer)?;
+                log.check(step, collective)?;
+                self.save(algorithm, &mut state, optimizer_step, &mut log.phases, observer)?;
             }
             let started = Instant::now();
             let lr = config.schedule.lr(config.lr, step, config.warmup_steps, config.steps);
-            let lr = mover.optimizer().rate(lr);
-            let Some(tokens) = self.update(algorithm, mover, lr, step, &mut log, &interrupt)? else {
-                log.check(step, ranks)?;
-                self.save(algorithm, &mut state, mover, &mut log.phases, observer)?;
+            let lr = optimizer_step.optimizer().rate(lr);
+            let Some(tokens) = self.update(algorithm, optimizer_step, lr, step, &mut log, &interrupt)? else {
+                log.check(step, collective)?;
+                self.save(algorithm, &mut state, optimizer_step, &mut log.phases, observer)?;
                 return self.fitted(&state, Ending::Stopped, log, observer);
             };
             log.tokens = tokens;
@@ -397,7 +412,7 @@ impl Trainer {
             let last = state.step == config.steps;
             let mut metrics = vec![];
             if last || step % config.log_every == 0 {
-                metrics = log.take(step, lr, algorithm.loss_name(), ranks)?;
+                metrics = log.take(step, lr, algorithm.loss_name(), collective)?;
                 metrics.extend(algorithm.metrics()?);
             }
             observer
@@ -409,15 +424,15 @@ impl Trainer {
                     secs: started.elapsed().as_secs_f64(),
                 })
                 .map_err(Error::Observer)?;
-            if !last && ranks.any(observer.stop_requested())? {
-                log.check(step, ranks)?;
-                self.save(algorithm, &mut state, mover, &mut log.phases, observer)?;
+            if !last && collective.any(observer.stop_requested())? {
+                log.check(step, collective)?;
+                self.save(algorithm, &mut state, optimizer_step, &mut log.phases, observer)?;
                 return self.fitted(&state, Ending::Stopped, log, observer);
             }
         }
         // The reference leaves its last steps unsaved and unvalidated.
         let validated =
-            self.validate(algorithm, &mut state, mover, &mut log.phases, (observer, &interrupt))?;
+            self.validate(algorithm, &mut state, optimizer_step, &mut log.phases, (observer, &interrupt))?;
         self.fitted(&state, if validated { Ending::Finished } else { Ending::Stopped }, log, observer)
     }
 
@@ -426,7 +441,7 @@ impl Trainer {
     fn update<A: Algorithm>(
         &self,
         algorithm: &mut A,
-        mover: &mut Mover,
+        optimizer_step: &mut OptimizerStep,
         lr: f64,
         step: u64,
         log: &mut Log,
@@ -438,7 +453,7 @@ impl Trainer {
             if self.config.max_grad_norm > 0.0 { self.config.max_grad_norm } else { f64::INFINITY };
         let (mut tokens, mut update) = (0, 0);
         // Before anything is prepared: a rollout has the memory of gradients.
-        mover.zero_grad()?;
+        optimizer_step.zero_grad()?;
         loop {
             let started = Instant::now();
             let mut prepare = || algorithm.batches(step, update, self.config.accumulate);
@@ -457,28 +472,28 @@ impl Trainer {
             log.phases.add("data", (started.elapsed().as_secs_f64() - own.total()).max(0.0));
             log.phases.merge(own);
             let own = batches.as_deref().map(|batches| (counts(algorithm, batches), batches.len()));
-            let Some((counts, rounds)) = self.ranks.counts(own)? else { break };
+            let Some((counts, rounds)) = all_counts(&self.collective, own)? else { break };
             let batches = batches.unwrap_or_default();
             algorithm.policy_mut().set_training(true);
             if update > 0 {
-                mover.zero_grad()?;
+                optimizer_step.zero_grad()?;
             }
             log.begin_update();
-            self.ranks.expect(&counts, algorithm.loss_name(), log)?;
+            expect(&self.collective, &counts, algorithm.loss_name(), log)?;
             for round in 0..rounds {
-                mover.begin(round, rounds);
+                optimizer_step.begin(round, rounds);
                 if let Some(batch) = batches.get(round) {
                     tokens += self.backward(algorithm, batch, &counts, log)?;
                 }
-                mover.finish(round, rounds, &mut log.phases)?;
+                optimizer_step.finish(round, rounds, &mut log.phases)?;
             }
-            let norm = mover.step(max_norm, lr, &mut log.phases)?;
-            log.add("grad_norm", &self.ranks.share(norm)?)?;
+            let norm = optimizer_step.apply(max_norm, lr, &mut log.phases)?;
+            log.add("grad_norm", &share(&self.collective, norm)?)?;
             algorithm.policy_mut().set_training(false);
             update += 1;
         }
         log.end_step()?;
-        self.ranks.total(tokens).map(Some)
+        self.collective.total(tokens).map(Some)
     }
 
     /// Adds the gradients of a micro-batch; returns the tokens that went through the model.
@@ -491,10 +506,10 @@ impl Trainer {
     ) -> Result<u64> {
         let (device, name) = (algorithm.policy().device(), algorithm.loss_name());
         let terms = algorithm.terms(batch);
-        let mut forward = || algorithm.sums(batch);
-        let sums = log.phases.time("forward", || self.precisely(device, &mut forward))?;
+        let mut forward = || algorithm.losses(batch);
+        let losses = log.phases.time("forward", || self.precisely(device, &mut forward))?;
         let mut loss: Option<Tensor> = None;
-        for (term, sum) in terms.iter().zip(&sums.sums) {
+        for (term, sum) in terms.iter().zip(&losses.sums) {
             let mean = sum.f_div_scalar(counts[term.name].max(1) as f64)?;
             log.add(term.name, &mean.f_detach()?)?;
             let share = mean.f_mul_scalar(term.weight)?;
@@ -507,7 +522,7 @@ impl Trainer {
             log.phases.time("backward", || loss.f_backward())?;
             log.add(name, &loss.f_detach()?)?;
         }
-        Ok(sums.tokens)
+        Ok(losses.tokens)
     }
 
     /// Runs the model in the precision of the configuration.
@@ -524,7 +539,7 @@ impl Trainer {
         &self,
         algorithm: &mut A,
         state: &mut TrainerState,
-        mover: &Mover,
+        optimizer_step: &OptimizerStep,
         phases: &mut Phases,
         (observer, interrupt): (&mut dyn Observer, &Interrupt),
     ) -> Result<bool> {
@@ -534,12 +549,12 @@ impl Trainer {
         let evaluate = || interrupt.during(|| algorithm.evaluate(state.step, observer));
         let mut evaluation = match phases.time("evaluation", evaluate) {
             Err(error) if error.is_interruption() => {
-                self.save(algorithm, state, mover, phases, observer)?;
+                self.save(algorithm, state, optimizer_step, phases, observer)?;
                 return Ok(false);
             }
             evaluation => evaluation?,
         };
-        evaluation.score = self.ranks.of_first(evaluation.score)?;
+        evaluation.score = self.collective.broadcast(evaluation.score)?;
         if !evaluation.score.is_finite() {
             let name = "validation score".into();
             return Err(Error::NotFinite { name, value: evaluation.score, step: state.step });
@@ -550,7 +565,7 @@ impl Trainer {
         } else {
             state.unranked.insert(state.step);
         }
-        self.save(algorithm, state, mover, phases, observer)?;
+        self.save(algorithm, state, optimizer_step, phases, observer)?;
         Ok(true)
     }
 
@@ -558,15 +573,15 @@ impl Trainer {
         &self,
         algorithm: &A,
         state: &mut TrainerState,
-        mover: &Mover,
+        optimizer_step: &OptimizerStep,
         phases: &mut Phases,
         observer: &mut dyn Observer,
     ) -> Result<()> {
         let path = phases.time("checkpoint", || {
-            let generators = self.ranks.generators(algorithm.policy().device())?;
-            let states = States { mover, generators, ranks: &self.ranks };
+            let generators = all_generators(&self.collective, algorithm.policy().device())?;
+            let states = States { optimizer_step, generators, collective: &self.collective };
             let path = self.checkpoints.save(algorithm, state, states)?;
-            self.ranks.barrier().map(|()| path)
+            self.collective.barrier().map(|()| path)
         })?;
         observer.checkpoint(state.step, &path).map_err(Error::Observer)
     }
@@ -579,12 +594,13 @@ impl Trainer {
         observer: &mut dyn Observer,
     ) -> Result<Fitted> {
         observer.ended(state.step, ending, &log.phases.take()).map_err(Error::Observer)?;
-        let (best, score) = state.best().unwrap_or((state.step, f64::NAN));
+        let step = state.best().unwrap_or(state.step);
+        let score = state.scores.get(&step).copied().unwrap_or(f64::NAN);
         Ok(Fitted {
             ending,
             steps: state.step,
             last: self.checkpoints.folder(state.step),
-            best: (best, score, self.checkpoints.folder(best)),
+            best: BestCheckpoint { step, score, path: self.checkpoints.folder(step) },
         })
     }
 }

@@ -9,7 +9,7 @@ use ruminate_models::checkpoint::{read_json, read_tensors};
 use ruminate_models::{T5, Tokenizer};
 use tch::{Device, Kind};
 
-use crate::support::{Drill, Recorder, alone, examples, fit, names, short, target};
+use crate::support::{Drill, Recorder, alone, best_checkpoint, examples, fit, names, short, target};
 
 /// Looks into the folder at every event.
 struct Inspector {
@@ -39,7 +39,7 @@ impl Inspector {
         if let Some(before) = step.checked_sub(1) {
             let state: TrainerState =
                 read_json(&self.root.join(format!("step-{before}/state.json"))).unwrap();
-            expected.extend([format!("step-{before}"), format!("step-{}", state.best().unwrap().0)]);
+            expected.extend([format!("step-{before}"), format!("step-{}", state.best().unwrap())]);
         }
         expected.sort();
         expected.dedup();
@@ -81,7 +81,7 @@ fn at_every_moment_the_last_one_is_complete() {
     let (fitted, _) = fit(folder.path(), &config, drill, &mut inspector).unwrap();
     assert_eq!(inspector.steps, 7);
     assert_eq!(fitted.last, folder.path().join("step-7"));
-    assert_eq!(fitted.best, (3, 2.0, folder.path().join("step-3")));
+    assert_eq!(fitted.best, best_checkpoint(folder.path(), 3, 2.0));
     assert_eq!(names(folder.path()), ["best", "last", "step-3", "step-6", "step-7"]);
     inspector.restores(7);
 }
@@ -130,11 +130,11 @@ fn the_best_has_the_highest_score_the_earliest_among_equals() {
     let (fitted, _) =
         fit(folder.path(), &TrainerConfig { eval_every: 1, ..short(5) }, drill, &mut best).unwrap();
     assert_eq!(best.1, ["step-0", "step-1", "step-1", "step-1", "step-4", "step-4"]);
-    assert_eq!(fitted.best, (4, -0.5, folder.path().join("step-4")));
+    assert_eq!(fitted.best, best_checkpoint(folder.path(), 4, -0.5));
     assert_eq!(names(folder.path()), ["best", "last", "step-4", "step-5"]);
     // It is that step's model, not a later one.
     let state: TrainerState = read_json(&folder.path().join("best/state.json")).unwrap();
-    assert_eq!((state.step, state.best()), (4, Some((4, -0.5))));
+    assert_eq!((state.step, state.best()), (4, Some(4)));
 }
 
 #[test]
@@ -145,7 +145,7 @@ fn the_end_is_saved_and_validated() {
     let validated = drill.validated.clone();
     let (fitted, trained) = fit(folder.path(), &short(5), drill, &mut Recorder::default()).unwrap();
     assert_eq!(*validated.borrow(), [5]);
-    assert_eq!((fitted.best.0, fitted.last.clone()), (5, folder.path().join("step-5")));
+    assert_eq!((fitted.best.step, fitted.last.clone()), (5, folder.path().join("step-5")));
     let saved = T5::load(&folder.path().join("last"), Kind::Float, Device::Cpu).unwrap();
     for ((name, a), (_, b)) in trained.parameters().iter().zip(saved.parameters().iter()) {
         assert_eq!(a, b, "{name}");

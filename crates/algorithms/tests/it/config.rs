@@ -64,11 +64,13 @@ fn unknown_keys_are_errors() {
 
 #[test]
 fn defaults_are_the_published_ones() {
-    let trainer = TrainerConfig::default();
+    let trainer = ImitationConfig::trainer();
     // Steps 0 to 50 000, both included.
     assert_eq!((trainer.steps, trainer.lr, trainer.betas), (50_001, 1e-5, [0.9, 0.999]));
     assert_eq!((trainer.eps, trainer.weight_decay, trainer.max_grad_norm), (1e-8, 0.0, 0.0));
     assert_eq!((trainer.schedule, trainer.warmup_steps, trainer.accumulate), (Schedule::Constant, 0, 1));
+    let shared = TrainerConfig::default();
+    assert_eq!((shared.lr, shared.schedule, shared.max_grad_norm), (5e-5, Schedule::Linear, 1.0));
     let imitation = ImitationConfig::default();
     assert_eq!((imitation.qk_weight, imitation.qa_weight, imitation.qka_weight), (1.0, 0.0, 1.0));
     assert_eq!(

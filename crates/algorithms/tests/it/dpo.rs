@@ -3,11 +3,12 @@
 use std::fs;
 use std::path::Path;
 
+use approx::assert_relative_eq;
 use ruminate_algorithms::dpo::{
-    Dpo, DpoConfig, Pair, PairLengths, PreferenceLoss, PromptCut, Reference, ReferenceSync, ShuffledPairs,
-    WeightedLoss, encode_pairs, precompute, precompute_cached,
+    Dpo, DpoConfig, EncodedPairs, Pair, PairLengths, PreferenceLoss, PromptCut, Reference, ReferenceSync,
+    ShuffledPairs, WeightedLoss, encode_pairs, precompute, precompute_cached,
 };
-use ruminate_algorithms::{Algorithm, Ending, Metrics, Peers, Silent, Trainer, TrainerConfig};
+use ruminate_algorithms::{Algorithm, Collective, Ending, Metrics, NullObserver, Trainer, TrainerConfig};
 use ruminate_datasets::PreferenceExample;
 use ruminate_models::{Example, LogitStatistics, Policy, ScoreOptions, T5, TokenId};
 use tch::{Kind, Tensor};
@@ -34,7 +35,7 @@ fn metric(metrics: &Metrics, name: &str) -> f64 {
 }
 
 fn close(got: f64, want: f64) {
-    assert!((got - want).abs() <= 2e-5 * (1.0 + want.abs()), "{got}, expected {want}");
+    assert_relative_eq!(got, want, epsilon = 2e-5, max_relative = 2e-5);
 }
 
 /// Log-probability of a target alone, from whole logits.
@@ -66,14 +67,14 @@ fn a_step_is_what_a_naive_computation_gives() {
         terms.iter().map(|term| (term.name, term.weight, term.count)).collect::<Vec<_>>(),
         [("preference_loss", 1.0, 5), ("nll_loss", 0.7, tokens as u64)]
     );
-    let sums = dpo.sums(&batch).unwrap();
+    let sums = dpo.losses(&batch).unwrap();
     close(sums.sums[0].double_value(&[]), preference);
     close(sums.sums[1].double_value(&[]), nll);
     // Prompts went through the encoder once for both completions.
     let real: usize = batch.iter().map(|p| p.prompt.len() + p.chosen.len() + p.rejected.len()).sum();
     assert_eq!(sums.tokens, real as u64);
     // However the batch is cut, the sums are the same.
-    let parts = batch.chunks(2).map(|part| dpo.sums(&part.to_vec()).unwrap().sums[0].double_value(&[]));
+    let parts = batch.chunks(2).map(|part| dpo.losses(&part.to_vec()).unwrap().sums[0].double_value(&[]));
     close(parts.sum(), preference);
 }
 
@@ -87,7 +88,7 @@ fn before_the_first_update_nothing_is_preferred() {
         Reference::Model(model(0.3, 1)),
     );
     dpo.policy_mut().set_training(true);
-    let sums = dpo.sums(&pairs(4)).unwrap();
+    let sums = dpo.losses(&pairs(4)).unwrap();
     close(sums.sums[0].double_value(&[]), 4.0 * std::f64::consts::LN_2);
     let metrics = dpo.metrics().unwrap();
     for name in
@@ -128,11 +129,11 @@ fn margins_rise_and_every_loss_trains() {
         let reference = if free { Reference::None } else { Reference::Model(model(0.0, 1)) };
         let config = DpoConfig { wpo: loss == sigmoid, ..DpoConfig::with(loss) };
         let mut dpo = dpo(config, model(0.0, 1), reference);
-        let before = dpo.evaluate(0, &mut Silent).unwrap().metrics;
+        let before = dpo.evaluate(0, &mut NullObserver).unwrap().metrics;
         let folder = tempfile::tempdir().unwrap();
         let steps = if loss == sigmoid { 60 } else { 12 };
-        Trainer::new(short(steps), folder.path()).unwrap().fit(&mut dpo, &mut Silent).unwrap();
-        let after = dpo.evaluate(0, &mut Silent).unwrap().metrics;
+        Trainer::new(short(steps), folder.path()).unwrap().fit(&mut dpo, &mut NullObserver).unwrap();
+        let after = dpo.evaluate(0, &mut NullObserver).unwrap().metrics;
         let change = |name: &str| metric(&after, name) - metric(&before, name);
         assert!(change("eval/rewards/margins") > 0.0, "{loss:?}: {}", change("eval/rewards/margins"));
         if loss == sigmoid {
@@ -160,17 +161,18 @@ fn precomputed_is_live_and_padding_is_invisible() {
     let mut live = dpo(config.clone(), model(0.0, 1), Reference::Model(model(0.0, 2)));
     let mut stored = dpo(config, policy, Reference::Precomputed);
     let sum = |dpo: &mut Dpo<T5, ShuffledPairs>, batch: &Vec<Pair>| {
-        dpo.sums(batch).unwrap().sums[0].double_value(&[])
+        dpo.losses(batch).unwrap().sums[0].double_value(&[])
     };
     close(sum(&mut stored, &precomputed), sum(&mut live, &batch));
-    let error = stored.sums(&batch).unwrap_err().to_string();
+    let error = stored.losses(&batch).unwrap_err().to_string();
     assert!(error.contains("lacks its log-probabilities"), "{error}");
 
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("reference.json");
     let cached = |reference: &T5, ld_alpha| {
         let mut pairs = batch.clone();
-        let read = precompute_cached(reference, &mut pairs, ld_alpha, 4, &file, &Peers::default()).unwrap();
+        let read =
+            precompute_cached(reference, &mut pairs, ld_alpha, 4, &file, &Collective::default()).unwrap();
         (read, pairs)
     };
     assert_eq!(cached(&reference, 0.5), (false, precomputed.clone()));
@@ -263,7 +265,7 @@ fn the_padding_defect_can_be_had() {
     assert_eq!(dpo.terms(&batch)[1].count, (4 * width) as u64);
     let padded = |pair: &Pair| pair.chosen.iter().copied().chain([0; 9]).take(width).collect::<Vec<_>>();
     let want: f64 = batch.iter().map(|pair| -naive(dpo.policy(), &pair.prompt, &padded(pair))).sum();
-    close(dpo.sums(&batch).unwrap().sums[1].double_value(&[]), want);
+    close(dpo.losses(&batch).unwrap().sums[1].double_value(&[]), want);
 }
 
 #[test]
@@ -277,7 +279,7 @@ fn texts_are_encoded_cut_and_counted() {
     let long = "What is the weather where Ada lives?";
     let examples =
         [example(long, "It is rainy.", "It is sunny."), example("Ada", "It is rainy.", "It is  rainy.")];
-    let (pairs, counts) = encode_pairs(&tokenizer, &examples, PairLengths::default()).unwrap();
+    let EncodedPairs { pairs, counts } = encode_pairs(&tokenizer, &examples, PairLengths::default()).unwrap();
     assert_eq!((pairs.len(), counts.equal, counts.prompts_cut), (1, 1, 0));
     assert_eq!((pairs[0].weight, pairs[0].source.as_str()), (0.5, "s"));
     assert_eq!(pairs[0].prompt, tokenizer.encode(long).unwrap());
@@ -288,7 +290,7 @@ fn texts_are_encoded_cut_and_counted() {
         (PromptCut::KeepBoth { tail: 3 }, [&full[..1], &full[full.len() - 3..]].concat()),
     ] {
         let lengths = PairLengths { max_prompt: 4, max_target: 3, cut };
-        let (pairs, counts) = encode_pairs(&tokenizer, &examples[..1], lengths).unwrap();
+        let EncodedPairs { pairs, counts } = encode_pairs(&tokenizer, &examples[..1], lengths).unwrap();
         assert_eq!(counts.prompts_cut, 1);
         match pairs.first() {
             Some(pair) => assert_eq!(pair.prompt, want, "{cut:?}"),
@@ -319,14 +321,14 @@ fn contradictions_are_refused() {
     let source = ShuffledPairs::new(pairs(4), 2, 1).unwrap();
     let mut blind =
         Dpo::new(DpoConfig::default(), model(0.0, 1), Reference::None, source, vec![], tokenizer()).unwrap();
-    for error in [blind.evaluate(0, &mut Silent).unwrap_err(), blind.batches(0, 0, 1).unwrap_err()] {
+    for error in [blind.evaluate(0, &mut NullObserver).unwrap_err(), blind.batches(0, 0, 1).unwrap_err()] {
         assert!(error.to_string().contains("`held_out`"), "{error}");
     }
     let mut sorting =
         dpo(DpoConfig::with(PreferenceLoss::Aot { label_smoothing: 0.0 }), model(0.0, 1), Reference::None);
     let mut batch = pairs(2);
     batch[0].weight = 2.0;
-    assert!(sorting.sums(&batch).unwrap_err().to_string().contains("ranks"));
+    assert!(sorting.losses(&batch).unwrap_err().to_string().contains("ranks"));
     assert!(ShuffledPairs::new(pairs(1), 2, 1).is_err());
     let mut source = ShuffledPairs::new(pairs(4), 2, 1).unwrap();
     let other = ShuffledPairs::new(pairs(5), 2, 1).unwrap().state();

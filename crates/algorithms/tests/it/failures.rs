@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use ruminate_algorithms::trainer::{Checkpoints, Damage, MANIFEST, seal, verify};
-use ruminate_algorithms::{Error, OptimizerChoice, Schedule, Silent, Trainer, TrainerConfig};
+use ruminate_algorithms::{Error, NullObserver, OptimizerChoice, Schedule, Trainer, TrainerConfig};
 use ruminate_torch::optim::AdafactorConfig;
 
 use crate::support::{Drill, Recorder, alone, chain, examples, fit, names, short, target};
@@ -45,8 +45,8 @@ fn a_loss_that_is_no_number_ends_the_run() {
     assert_eq!(observer.events.last().map(String::as_str), Some("checkpoint 3"));
     assert_eq!(target(folder.path(), "last"), "step-3");
     // A remedy can go on from there.
-    let (fitted, _) = fit(folder.path(), &config, drill(), &mut Silent).unwrap();
-    assert!(fitted.best.1.is_finite());
+    let (fitted, _) = fit(folder.path(), &config, drill(), &mut NullObserver).unwrap();
+    assert!(fitted.best.score.is_finite());
 }
 
 #[test]
@@ -70,7 +70,7 @@ fn no_checkpoint_holds_what_is_no_number() {
         }
         assert_eq!(target(folder.path(), "last"), "step-3", "{config:?}");
         // The error keeps its promise: what is there goes on.
-        fit(folder.path(), &config, self::drill(), &mut Silent).unwrap();
+        fit(folder.path(), &config, self::drill(), &mut NullObserver).unwrap();
     }
 }
 
@@ -81,7 +81,7 @@ fn a_score_that_is_no_number_ends_the_run() {
     let mut drill = drill();
     drill.scores.insert(2, f64::NAN);
     let config = TrainerConfig { eval_every: 2, ..short(4) };
-    let error = fit(folder.path(), &config, drill, &mut Silent).unwrap_err();
+    let error = fit(folder.path(), &config, drill, &mut NullObserver).unwrap_err();
     assert!(
         matches!(&error, Error::NotFinite { name, step: 2, .. } if name == "validation score"),
         "{error}"
@@ -115,7 +115,7 @@ fn a_save_that_fails_names_its_place_and_keeps_the_last() {
     assert!(chain(&error).contains(&folder.path().join(".tmp-step-4").display().to_string()), "{error}");
     assert_eq!(target(folder.path(), "last"), "step-2");
     // The next process clears the way.
-    fit(folder.path(), &config, drill(), &mut Silent).unwrap();
+    fit(folder.path(), &config, drill(), &mut NullObserver).unwrap();
     assert_eq!(target(folder.path(), "last"), "step-6");
 }
 
@@ -154,7 +154,7 @@ fn a_damaged_checkpoint_is_named_and_left_alone() {
                 None => fs::remove_file(&path).unwrap(),
             }
             let before = contents(folder.path());
-            let error = fit(folder.path(), &config, drill(), &mut Silent).unwrap_err();
+            let error = fit(folder.path(), &config, drill(), &mut NullObserver).unwrap_err();
             let Error::Damaged { folder: damaged, file: named, damage, intact } = &error else {
                 panic!("{file}, {what}: {error}");
             };
@@ -182,7 +182,7 @@ fn a_damaged_checkpoint_is_named_and_left_alone() {
             assert!(contents(folder.path()) == before, "{file}: something was changed");
         }
         fs::write(&path, &bytes).unwrap();
-        fit(folder.path(), &config, drill(), &mut Silent).unwrap();
+        fit(folder.path(), &config, drill(), &mut NullObserver).unwrap();
     }
 }
 
@@ -246,7 +246,7 @@ fn a_run_goes_on_from_an_earlier_checkpoint_when_it_is_told_to() {
     let folder = tempfile::tempdir().unwrap();
     let config = stopped(undisturbed.path());
     stopped(folder.path());
-    fit(undisturbed.path(), &config, drill(), &mut Silent).unwrap();
+    fit(undisturbed.path(), &config, drill(), &mut NullObserver).unwrap();
 
     fs::write(folder.path().join("last/model.safetensors"), "rotten").unwrap();
     let checkpoints = Checkpoints::open(folder.path()).unwrap();
@@ -285,7 +285,7 @@ fn a_folder_that_was_copied_without_links_goes_on_from_its_newest_checkpoint() {
     // A link to elsewhere is nobody's guess.
     fs::remove_file(folder.path().join("last")).unwrap();
     std::os::unix::fs::symlink("elsewhere", folder.path().join("last")).unwrap();
-    let error = fit(folder.path(), &config, drill(), &mut Silent).unwrap_err().to_string();
+    let error = fit(folder.path(), &config, drill(), &mut NullObserver).unwrap_err().to_string();
     assert!(error.contains("last") && error.contains("elsewhere"), "{error}");
 }
 
@@ -293,7 +293,7 @@ fn a_folder_that_was_copied_without_links_goes_on_from_its_newest_checkpoint() {
 fn a_checkpoint_of_another_model_is_refused() {
     let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
-    fit(folder.path(), &short(2), drill(), &mut Silent).unwrap();
+    fit(folder.path(), &short(2), drill(), &mut NullObserver).unwrap();
     let root = folder.path().join("step-2");
     // The weights fit, the optimizer's state does not.
     let path = root.join("trainer.safetensors");
@@ -302,24 +302,24 @@ fn a_checkpoint_of_another_model_is_refused() {
     ruminate_models::checkpoint::write_tensors(&path, tensors.iter().map(|(n, t)| (n.as_str(), t))).unwrap();
     seal(&root).unwrap();
     let before = contents(folder.path());
-    let error = fit(folder.path(), &short(4), drill(), &mut Silent).unwrap_err();
+    let error = fit(folder.path(), &short(4), drill(), &mut NullObserver).unwrap_err();
     assert!(matches!(&error, Error::Checkpoint { path: p, .. } if *p == path), "{error}");
     assert!(error.to_string().contains(&name) && error.to_string().contains("another model"), "{error}");
     assert!(contents(folder.path()) == before);
     // Nor is a generator state invented.
-    fit(&folder.path().join("other"), &short(2), drill(), &mut Silent).unwrap();
+    fit(&folder.path().join("other"), &short(2), drill(), &mut NullObserver).unwrap();
     let path = folder.path().join("other/step-2/trainer.safetensors");
     let mut tensors = ruminate_models::checkpoint::read_tensors(&path, tch::Device::Cpu).unwrap();
     assert!(tensors.remove("rng.cpu").is_some());
     ruminate_models::checkpoint::write_tensors(&path, tensors.iter().map(|(n, t)| (n.as_str(), t))).unwrap();
     seal(path.parent().unwrap()).unwrap();
-    let error = fit(&folder.path().join("other"), &short(4), drill(), &mut Silent).unwrap_err();
+    let error = fit(&folder.path().join("other"), &short(4), drill(), &mut NullObserver).unwrap_err();
     assert!(error.to_string().contains("`rng.cpu` is missing"), "{error}");
 
     let other = ruminate_models::T5Config { d_ff: 48, ..crate::support::tiny(0.0) };
     let t5 = ruminate_models::T5::new(other, tch::Kind::Float, tch::Device::Cpu, 1).unwrap();
     let mut sft = ruminate_algorithms::Sft::new(t5, drill(), crate::support::tokenizer());
-    let error = Trainer::new(short(4), folder.path()).unwrap().fit(&mut sft, &mut Silent).unwrap_err();
+    let error = Trainer::new(short(4), folder.path()).unwrap().fit(&mut sft, &mut NullObserver).unwrap_err();
     let error = chain(&error);
     assert!(error.contains("model.safetensors") && error.contains("wi.weight"), "{error}");
 }
@@ -369,7 +369,7 @@ fn settings_out_of_range_are_named() {
     TrainerConfig::default().validate().unwrap();
     let folder = tempfile::tempdir().unwrap();
     for (expected, change) in changes {
-        let mut config = TrainerConfig::default();
+        let mut config = short(1);
         change(&mut config);
         let error = Trainer::new(config, &folder.path().join("run")).unwrap_err();
         assert!(matches!(&error, Error::Config { key, .. } if key == expected), "{expected}: {error}");

@@ -2,6 +2,7 @@
 
 use std::f64::consts::PI;
 
+use approx::{abs_diff_eq, assert_abs_diff_eq};
 use ruminate_algorithms::{Precision, Schedule, TrainerConfig, mean_loss};
 use tch::Kind;
 
@@ -20,7 +21,7 @@ fn a_handful_of_examples_is_learnt_by_heart() {
     let after = mean_loss(&trained, &examples).unwrap();
     assert!(after < 0.05, "{after}");
     assert!(
-        (observer.series("train/loss")[0] - before).abs() < 1e-5,
+        abs_diff_eq!(observer.series("train/loss")[0], before, epsilon = 1e-5),
         "the first step starts from the new model"
     );
 }
@@ -78,7 +79,7 @@ fn the_rate_follows_its_schedule() {
     assert_eq!(run(Schedule::Constant, 4), [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]);
     let cosine = run(Schedule::Cosine { cycles: 0.5 }, 0);
     for (step, factor) in cosine.into_iter().enumerate() {
-        assert!((factor - 0.5 * (1.0 + (PI * step as f64 / 6.0).cos())).abs() < 1e-12);
+        assert_abs_diff_eq!(factor, 0.5 * (1.0 + (PI * step as f64 / 6.0).cos()), epsilon = 1e-12);
     }
 }
 

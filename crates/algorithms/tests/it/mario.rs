@@ -5,7 +5,7 @@ use ruminate_algorithms::mario::{
     TextScorer, VerifierConfig, VerifierTraining, judge, quark_data,
 };
 use ruminate_algorithms::quark::Scorer;
-use ruminate_algorithms::{Algorithm, Curriculum, Silent, Trainer, TrainerConfig};
+use ruminate_algorithms::{Algorithm, Curriculum, NullObserver, Trainer, TrainerConfig};
 use ruminate_datasets::mario::{
     GivenResponse, MarioDataset, MarioRow, Statement, i2o_input, read_statements, response, target,
 };
@@ -14,7 +14,7 @@ use ruminate_rewards::mario::{Accuracy, Diversity, MarioItem, NumWords, Response
 use ruminate_rewards::{RewardError, Sample};
 use tch::{Device, Kind};
 
-use crate::support::{alone, model, tiny, tokenizer, world};
+use crate::support::{alone, model, short, tiny, tokenizer, world};
 
 const SET: MarioDataset = MarioDataset::QuaRel;
 
@@ -81,7 +81,7 @@ fn the_supervised_stage_learns_targets_and_counts_its_steps() {
     let log = tempfile::tempdir().unwrap();
     let path = log.path().join("new/op_scores_val_greedy.txt");
     let mut lesson = lesson.log_to(path.clone());
-    let evaluation = lesson.evaluate(&model(0.0, 1), 3, &mut Silent).unwrap();
+    let evaluation = lesson.evaluate(&model(0.0, 1), 3, &mut NullObserver).unwrap();
     let (accuracy, metrics) = (evaluation.score, evaluation.metrics);
     assert_eq!(metrics[0], ("eval/accuracy".to_string(), accuracy));
     let number = |name: &str| metrics.iter().find(|(key, _)| key == name).unwrap().1;
@@ -93,7 +93,7 @@ fn the_supervised_stage_learns_targets_and_counts_its_steps() {
     assert_eq!(std::fs::read_to_string(&path).unwrap(), expected);
     // A run that is resumed from before replaces what it repeats.
     for step in [6, 9, 3] {
-        lesson.evaluate(&model(0.0, 1), step, &mut Silent).unwrap();
+        lesson.evaluate(&model(0.0, 1), step, &mut NullObserver).unwrap();
     }
     assert_eq!(std::fs::read_to_string(&path).unwrap(), expected);
 
@@ -124,13 +124,13 @@ fn models_that_read_rationales_are_validated_on_rows_that_have_some() {
     let as_published =
         OptionTraining::new(OptionMode::Ir2o, none, &tokenizer(), SET, train(), dummy()).unwrap();
     assert_eq!((as_published.rows(), as_published.held_out()), (12, 0));
-    let evaluation = ir2o.evaluate(&model(0.0, 1), 0, &mut Silent).unwrap();
+    let evaluation = ir2o.evaluate(&model(0.0, 1), 0, &mut NullObserver).unwrap();
     assert!([0.0, 50.0, 100.0].contains(&evaluation.score), "{evaluation:?}");
     let log = tempfile::tempdir().unwrap();
     let path = log.path().join("op_scores_val.txt");
     let mut logged = new(OptionMode::Ir2o, dummy()).log_to(path.clone());
     for step in [0, 2, 4, 2] {
-        logged.evaluate(&model(0.0, 1), step, &mut Silent).unwrap();
+        logged.evaluate(&model(0.0, 1), step, &mut NullObserver).unwrap();
     }
     let steps: Vec<_> =
         std::fs::read_to_string(&path).unwrap().lines().map(|line| line[..6].to_owned()).collect();
@@ -186,7 +186,7 @@ fn judgements_are_made_by_question() {
         ]
     );
     // Accuracy counts once; what has no bounds does not count.
-    assert_eq!(judged.normalised.unwrap().0, 75.0);
+    assert_eq!(judged.normalised.unwrap().mean, 75.0);
     let interval = judged.accuracy_interval.unwrap();
     assert_eq!((interval.low, interval.high), (0.0, 100.0));
     assert_eq!(judged, judge(&responses, &rewards, &JudgingConfig::default()).unwrap());
@@ -260,9 +260,9 @@ fn a_verifier_learns_what_is_true_and_is_a_vera_then() {
     };
     let mut verifier = new(&statements).unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let trainer = TrainerConfig { steps: 60, lr: 1e-2, eval_every: 0, ..TrainerConfig::default() };
-    let fitted = Trainer::new(trainer, folder.path()).unwrap().fit(&mut verifier, &mut Silent).unwrap();
-    assert_eq!(fitted.best.1, 100.0);
+    let trainer = short(60);
+    let fitted = Trainer::new(trainer, folder.path()).unwrap().fit(&mut verifier, &mut NullObserver).unwrap();
+    assert_eq!(fitted.best.score, 100.0);
 
     let vera = Vera::load(&fitted.last, Kind::Float, Device::Cpu).unwrap();
     let texts: Vec<&str> = statements.iter().map(|s| s.statement.as_str()).collect();

@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use ruminate_algorithms::dpo::{
-    Dpo, DpoConfig, EncodedCounts, PairLengths, PromptCut, Reference as Given, ShuffledPairs,
+    Dpo, DpoConfig, EncodedCounts, EncodedPairs, PairLengths, PromptCut, Reference as Given, ShuffledPairs,
     encode_dialogues, encode_pairs,
 };
-use ruminate_algorithms::{Algorithm, Silent, Trainer, TrainerConfig};
+use ruminate_algorithms::{Algorithm, NullObserver, Trainer, TrainerConfig};
 use ruminate_datasets::chat::{ChatTemplate, Message};
 use ruminate_datasets::{DialoguePreference, PreferenceExample};
 use ruminate_models::checkpoint::read_json;
@@ -48,7 +48,8 @@ fn texts(reference: &Reference) -> Vec<PreferenceExample> {
 fn texts_have_the_token_ids_of_trl() {
     for name in ["byte_level", "metaspace"] {
         let (tokenizer, reference) = opened(name);
-        let (pairs, counts) = encode_pairs(&tokenizer, &texts(&reference), PairLengths::default()).unwrap();
+        let EncodedPairs { pairs, counts } =
+            encode_pairs(&tokenizer, &texts(&reference), PairLengths::default()).unwrap();
         assert_eq!(pairs.len(), reference.texts.len());
         for (pair, case) in pairs.iter().zip(&reference.texts) {
             assert_eq!(pair.prompt, case.prompt_ids, "{name}: {}", case.prompt);
@@ -73,7 +74,7 @@ fn dialogues_have_the_token_ids_of_trl() {
             DialoguePreference::new(case.prompt.clone(), case.chosen.clone(), case.rejected.clone())
         };
         let examples: Vec<_> = reference.dialogues.iter().map(example).collect();
-        let (pairs, _) = encode_dialogues(&tokenizer, &template, &examples, PairLengths::default()).unwrap();
+        let pairs = encode_dialogues(&tokenizer, &template, &examples, PairLengths::default()).unwrap().pairs;
         assert_eq!(pairs.len(), examples.len());
         for (pair, case) in pairs.iter().zip(&reference.dialogues) {
             assert_eq!(pair.prompt, case.prompt_ids, "{name}: {:?}", case.prompt);
@@ -87,7 +88,7 @@ fn dialogues_have_the_token_ids_of_trl() {
 fn what_is_cut_keeps_the_begin_token() {
     let (tokenizer, reference) = opened("byte_level");
     let example = &texts(&reference)[..1];
-    let (whole, _) = encode_pairs(&tokenizer, example, PairLengths::default()).unwrap();
+    let whole = encode_pairs(&tokenizer, example, PairLengths::default()).unwrap().pairs;
     let prompt = &whole[0].prompt;
     for (cut, expected) in [
         (PromptCut::KeepStart, prompt[..4].to_vec()),
@@ -95,7 +96,7 @@ fn what_is_cut_keeps_the_begin_token() {
         (PromptCut::KeepBoth { tail: 2 }, [&prompt[..2], &prompt[prompt.len() - 2..]].concat()),
     ] {
         let lengths = PairLengths { max_prompt: 4, max_target: 3, cut };
-        let (pairs, counts) = encode_pairs(&tokenizer, example, lengths).unwrap();
+        let EncodedPairs { pairs, counts } = encode_pairs(&tokenizer, example, lengths).unwrap();
         assert_eq!(pairs[0].prompt, expected, "{cut:?}");
         assert_eq!(pairs[0].chosen, whole[0].chosen[..3], "the end is cut off, as TRL does it");
         assert_eq!((counts.prompts_cut, counts.completions_cut), (1, 1));
@@ -118,7 +119,7 @@ fn a_tokenizer_without_an_end_token_is_refused() {
     assert!(refused.contains("eos_token") && refused.contains("set_end_token"), "{refused}");
     tokenizer.set_end_token("<|end_of_text|>").unwrap();
     let end = tokenizer.token_id("<|end_of_text|>");
-    let (pairs, _) = encode_pairs(&tokenizer, &examples, PairLengths::default()).unwrap();
+    let pairs = encode_pairs(&tokenizer, &examples, PairLengths::default()).unwrap().pairs;
     assert_eq!(pairs[0].chosen.last().copied(), end);
 }
 
@@ -132,15 +133,15 @@ fn the_guide_s_program_trains_a_llama() {
     });
     let config = LlamaConfig::from_json(keys.as_object().unwrap().clone(), Path::new("c")).unwrap();
     let model = || Llama::new(config.clone(), Kind::Float, Device::Cpu, 1).unwrap();
-    let (train, _) = encode_pairs(&tokenizer, &texts(&reference)[..3], PairLengths::default()).unwrap();
+    let train = encode_pairs(&tokenizer, &texts(&reference)[..3], PairLengths::default()).unwrap().pairs;
     let source = ShuffledPairs::new(train.clone(), 3, 1).unwrap();
     let given = Given::Model(model());
     let mut dpo = Dpo::new(DpoConfig::default(), model(), given, source, train, tokenizer).unwrap();
     let run = tempfile::tempdir().unwrap();
-    let steps = TrainerConfig { steps: 20, lr: 1e-2, eval_every: 10, ..TrainerConfig::default() };
-    Trainer::new(steps, run.path()).unwrap().fit(&mut dpo, &mut Silent).unwrap();
+    let steps = TrainerConfig { eval_every: 10, ..crate::support::short(20) };
+    Trainer::new(steps, run.path()).unwrap().fit(&mut dpo, &mut NullObserver).unwrap();
     let margin = dpo
-        .evaluate(20, &mut Silent)
+        .evaluate(20, &mut NullObserver)
         .unwrap()
         .metrics
         .into_iter()

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
+use approx::assert_abs_diff_eq;
 use ruminate_algorithms::{
     Algorithm, Ending, Evaluation, Metrics, Observer, ObserverError, Phases, Result, Sft, StepReport,
     Trainer, TrainerConfig, trainer,
@@ -37,8 +38,8 @@ impl Algorithm for Rollouts {
     fn terms(&self, batch: &Self::Batch) -> Vec<trainer::Term> {
         self.0.terms(batch)
     }
-    fn sums(&mut self, batch: &Self::Batch) -> Result<trainer::Sums> {
-        self.0.sums(batch)
+    fn losses(&mut self, batch: &Self::Batch) -> Result<trainer::Losses> {
+        self.0.losses(batch)
     }
     fn evaluate(&mut self, step: u64, observer: &mut dyn Observer) -> Result<Evaluation> {
         self.0.evaluate(step, observer)
@@ -117,7 +118,8 @@ fn phases_account_for_the_time_of_a_run() {
     let last: Vec<&str> = clock.records[3].keys().map(String::as_str).collect();
     assert_eq!(last, ["checkpoint", "evaluation"], "the last validation comes after the last record");
     let sum = |name: &str| clock.records.iter().filter_map(|record| record.get(name)).sum::<f64>();
-    assert!((sum("rollout") - 4.0 * 0.015).abs() < 1e-9 && (sum("reward") - 4.0 * 0.005).abs() < 1e-9);
+    assert_abs_diff_eq!(sum("rollout"), 4.0 * 0.015, epsilon = 1e-9);
+    assert_abs_diff_eq!(sum("reward"), 4.0 * 0.005, epsilon = 1e-9);
     let total: f64 = clock.records.iter().flat_map(BTreeMap::values).sum();
     assert!(total <= secs, "{total} of {secs}");
     assert!(total > 0.5 * secs, "{total} of {secs}: much time is in no phase");

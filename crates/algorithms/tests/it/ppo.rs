@@ -4,11 +4,12 @@ use std::cell::Cell;
 use std::fs;
 use std::path::Path;
 
+use approx::assert_abs_diff_eq;
 use ruminate_algorithms::ppo::{
-    Batch, KlPenalty, Ppo, PpoConfig, PpoData, Prompt, RolloutConfig, Supervision,
+    Batch, KlPenalty, MeasuredRewards, Ppo, PpoConfig, PpoData, Prompt, RolloutConfig, Supervision,
 };
 use ruminate_algorithms::{
-    Algorithm, Ending, Fitted, Objective, Peers, Precision, Result, Silent, Trainer, TrainerConfig,
+    Algorithm, Collective, Ending, Fitted, NullObserver, Objective, Precision, Result, Trainer, TrainerConfig,
 };
 use ruminate_datasets::Compat;
 use ruminate_models::{
@@ -68,11 +69,14 @@ fn config() -> PpoConfig {
             sampling: Sampling { temperature: 1.0, top_k: None, top_p: None, ..Sampling::default() },
             max_new_tokens: 5,
             min_new_tokens: 1,
+            clean_up: true,
             batch_size: 16,
             ..RolloutConfig::default()
         },
         batch_size: 16,
         kl: KlPenalty::Fixed { coef: 0.0 },
+        whiten_rewards: true,
+        value_coef: 1.0,
         best_by: "share".into(),
         ..PpoConfig::default()
     }
@@ -112,10 +116,10 @@ fn gain(config: PpoConfig, scale: f32, trainer: &TrainerConfig) -> (f64, f64, Re
 fn gain_from(seed: i64, config: PpoConfig, scale: f32, trainer: &TrainerConfig) -> (f64, f64, Recorder) {
     let folder = tempfile::tempdir().unwrap();
     let mut ppo = ppo(config, scale, seed).unwrap();
-    let before = ppo.evaluate(0, &mut Silent).unwrap().score;
+    let before = ppo.evaluate(0, &mut NullObserver).unwrap().score;
     let mut seen = Recorder::default();
     Trainer::new(trainer.clone(), folder.path()).unwrap().fit(&mut ppo, &mut seen).unwrap();
-    (before, ppo.evaluate(0, &mut Silent).unwrap().score, seen)
+    (before, ppo.evaluate(0, &mut NullObserver).unwrap().score, seen)
 }
 
 #[test]
@@ -198,8 +202,8 @@ fn the_first_update_starts_at_the_old_policy() {
     let (.., seen) = gain(PpoConfig { epochs: 1, ..config() }, 1.0, &trainer);
     // Ratio 1 everywhere: nothing is clipped, and whitened advantages have no mean.
     assert_eq!(seen.series("train/clip_fraction"), [0.0]);
-    assert!(seen.series("train/approx_kl")[0].abs() < 1e-6);
-    assert!(seen.series("train/loss/policy")[0].abs() < 1e-5);
+    assert_abs_diff_eq!(seen.series("train/approx_kl")[0], 0.0, epsilon = 1e-6);
+    assert_abs_diff_eq!(seen.series("train/loss/policy")[0], 0.0, epsilon = 1e-5);
 }
 
 #[test]
@@ -241,7 +245,7 @@ fn mini_batches_and_micro_batches_cover_every_response_once() {
         let mut ppo = ppo(config, 1.0, 1).unwrap();
         // A large epsilon keeps the first steps from being the gradient's sign alone.
         let trainer = TrainerConfig { accumulate, eps: 1.0, eval_every: 1000, ..short(1) };
-        Trainer::new(trainer, folder.path()).unwrap().fit(&mut ppo, &mut Silent).unwrap();
+        Trainer::new(trainer, folder.path()).unwrap().fit(&mut ppo, &mut NullObserver).unwrap();
         let named = ppo.model().parameters().named();
         named.into_iter().map(|(_, t)| Vec::<f32>::try_from(t.reshape([-1])).unwrap()).collect::<Vec<_>>()
     };
@@ -336,12 +340,13 @@ fn a_separate_value_network_is_saved_and_leaves_the_policy_alone() {
 fn measured_rewards_give_the_scale_and_the_tasks() {
     let _alone = alone();
     let ppo = ppo(config(), 1.0, 1).unwrap();
-    let (map, tasks) = ppo.measure_rewards(None, &Peers::default(), &mut Silent).unwrap();
+    let MeasuredRewards { normalization: map, by_task: tasks } =
+        ppo.measure_rewards(None, &Collective::default(), &mut NullObserver).unwrap();
     assert_eq!(tasks.values().map(|task| task.count).sum::<usize>(), 40);
     assert_eq!(tasks.keys().collect::<Vec<_>>(), ["task 0", "task 1"]);
     assert!(map.gain > 0.0);
     // Two batches of 16.
-    let (_, some) = ppo.measure_rewards(Some(2), &Peers::default(), &mut Silent).unwrap();
+    let some = ppo.measure_rewards(Some(2), &Collective::default(), &mut NullObserver).unwrap().by_task;
     assert_eq!(some.values().map(|task| task.count).sum::<usize>(), 32);
     // A part of the data is one of all tasks, though these come one after another.
     let ordered = |i: usize, prompt: Prompt<()>| Prompt { task: format!("task {}", i / 20), ..prompt };
@@ -349,11 +354,11 @@ fn measured_rewards_give_the_scale_and_the_tasks() {
     let actor = ActorCritic::shared(model(0.0, 1), 3).unwrap();
     let data = PpoData { train, supervised: None, held_out: prompts(12) };
     let ppo = Ppo::new(config(), actor, model(0.0, 1), tokenizer(), Share { scale: 1.0 }, data).unwrap();
-    let (_, part) = ppo.measure_rewards(Some(1), &Peers::default(), &mut Silent).unwrap();
+    let part = ppo.measure_rewards(Some(1), &Collective::default(), &mut NullObserver).unwrap().by_task;
     let counts: Vec<usize> = part.values().map(|task| task.count).collect();
     assert_eq!((counts.len(), counts.iter().sum::<usize>()), (2, 16), "{counts:?}");
     let flat = self::ppo(config(), 0.0, 1).unwrap();
-    let error = flat.measure_rewards(None, &Peers::default(), &mut Silent).unwrap_err();
+    let error = flat.measure_rewards(None, &Collective::default(), &mut NullObserver).unwrap_err();
     assert!(error.to_string().contains("standard deviation is 0"), "{error}");
 }
 
@@ -378,7 +383,7 @@ fn what_is_wrong_is_named() {
         let config = PpoConfig { best_by: best_by.into(), ..config() };
         let mut ppo = Ppo::new(config, actor, model(0.0, 1), tokenizer(), reward, data).unwrap();
         let folder = tempfile::tempdir().unwrap();
-        chain(&Trainer::new(short(2), folder.path()).unwrap().fit(&mut ppo, &mut Silent).unwrap_err())
+        chain(&Trainer::new(short(2), folder.path()).unwrap().fit(&mut ppo, &mut NullObserver).unwrap_err())
     };
     assert!(run(Broken(None), "").contains("the judge is asleep"));
     assert!(run(Broken(Some(f32::NAN)), "").contains("sample 0 (task task 0) is NaN"));
@@ -390,7 +395,7 @@ fn what_is_wrong_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let error = Trainer::new(short(2), folder.path())
         .unwrap()
-        .fit(&mut ppo(answers, 1.0, 1).unwrap(), &mut Silent)
+        .fit(&mut ppo(answers, 1.0, 1).unwrap(), &mut NullObserver)
         .unwrap_err();
     assert!(error.to_string().contains("rl_steps"), "{error}");
 }
@@ -467,7 +472,7 @@ fn the_pass_that_scores_a_rollout_is_that_of_its_first_update() {
             let batches = ppo.batches(0, update, accumulate).unwrap().unwrap();
             counts.push(ppo.policy().scored.take());
             for batch in &batches {
-                ppo.sums(batch).unwrap();
+                ppo.losses(batch).unwrap();
             }
             counts.push(ppo.policy().scored.take());
         }
@@ -495,7 +500,7 @@ fn that_pass_has_gradients_in_bfloat16_and_with_activations_made_again() {
         };
         let before = values(&ppo);
         let folder = tempfile::tempdir().unwrap();
-        Trainer::new(trainer.clone(), folder.path()).unwrap().fit(&mut ppo, &mut Silent).unwrap();
+        Trainer::new(trainer.clone(), folder.path()).unwrap().fit(&mut ppo, &mut NullObserver).unwrap();
         before
             .into_iter()
             .zip(values(&ppo))

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use approx::assert_abs_diff_eq;
 use ruminate_algorithms::trainer::seal;
 use ruminate_algorithms::{Ending, Fitted, OptimizerChoice, Schedule, Sft, Trainer, TrainerConfig};
 use ruminate_torch::optim::AdafactorConfig;
@@ -103,7 +104,7 @@ fn adafactor_and_gradient_checkpointing_resume_alike() {
     process_with(adafactor.clone(), whole.path(), 1, &mut observer).unwrap();
     for (i, lr) in observer.series("train/lr").into_iter().enumerate() {
         let expected = 1e-2f64.min(1.0 / ((i + 1) as f64).sqrt());
-        assert!((lr - expected).abs() < 1e-15, "the record shows the optimizer's own rate: {lr}");
+        assert_abs_diff_eq!(lr, expected, epsilon = 1e-15);
     }
     // The first part without, the second with gradient checkpointing: it changes no bit.
     process_with(adafactor, parts.path(), 2, &mut Recorder::stopping_after(6)).unwrap();
@@ -198,7 +199,7 @@ fn a_crash_before_the_best_link_was_replaced_is_mended() {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path();
     let fitted = process(root, 1, &mut Recorder::default()).unwrap();
-    assert_eq!(fitted.best.0, 12, "this drill learns until the end");
+    assert_eq!(fitted.best.step, 12, "this drill learns until the end");
     // As if the process had died after `last` was replaced, before `best` was.
     fs::remove_file(root.join("best")).unwrap();
     std::os::unix::fs::symlink("step-10", root.join("best")).unwrap();

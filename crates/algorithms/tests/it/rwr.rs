@@ -4,14 +4,15 @@ use std::cell::RefCell;
 use std::fs;
 use std::path::Path;
 
+use approx::{assert_abs_diff_eq, assert_relative_eq};
 use ruminate_algorithms::rwr::{
     EncodedExamples, LocalModel, Rwr, RwrConfig, RwrData, TooLong, WeightedExample, Weighting, encode_texts,
     trainer_config,
 };
-use ruminate_algorithms::{Algorithm, Ending, Result, Silent, Trainer, TrainerConfig};
+use ruminate_algorithms::{Algorithm, Ending, NullObserver, Result, Trainer, TrainerConfig};
 use ruminate_datasets::chat::{ChatTemplate, Message, NamedTemplate};
 use ruminate_datasets::environments::{Compat, Gsm8k, Problem, QuestionOnly};
-use ruminate_datasets::rise::{Answerer, Ask, MultiTurn, Quiet, RolloutConfig, TrainingText};
+use ruminate_datasets::rise::{Answerer, Ask, MultiTurn, RolloutConfig, TrainingText};
 use ruminate_models::{
     Example, Generate, Generated, GenerationConfig, IGNORED, Parameters, Policy, Sampling, ScoreOptions,
     Strategy, T5, TokenId, TokenScores, Tokenizer,
@@ -59,10 +60,10 @@ fn every_example_counts_alike_however_batches_are_cut() {
         let mut count = 0;
         for part in batch.chunks(size) {
             count += rwr.terms(&part.to_vec())[0].count;
-            sum += rwr.sums(&part.to_vec()).unwrap().sums[0].double_value(&[]);
+            sum += rwr.losses(&part.to_vec()).unwrap().sums[0].double_value(&[]);
         }
         assert_eq!(count, 6);
-        assert!((sum - want).abs() < 1e-4 * want, "{sum}, expected {want}");
+        assert_relative_eq!(sum, want, epsilon = 0.0, max_relative = 1e-4);
     }
     let metrics = rwr.metrics().unwrap();
     let mean: f64 = batch.iter().map(|example| f64::from(example.weight)).sum::<f64>() / 6.0;
@@ -189,11 +190,11 @@ fn weights_can_be_centred_or_normalised() {
     assert_eq!(apply(Weighting::Exp), weights);
     assert_eq!(apply(Weighting::None), [1.0; 4]);
     let normalised = apply(Weighting::Normalized);
-    assert!((normalised.iter().sum::<f64>() - 4.0).abs() < 1e-12);
-    assert!((normalised[2] / normalised[1] - 4.0).abs() < 1e-12);
+    assert_abs_diff_eq!(normalised.iter().sum::<f64>(), 4.0, epsilon = 1e-12);
+    assert_abs_diff_eq!(normalised[2] / normalised[1], 4.0, epsilon = 1e-12);
     let centred = apply(Weighting::ExpMinusPromptMean);
     for (got, want) in centred.iter().zip([1.0, 0.5, 2.0, 1.0]) {
-        assert!((got - want).abs() < 1e-12, "{centred:?}");
+        assert_abs_diff_eq!(*got, want, epsilon = 1e-12);
     }
     assert!(Weighting::Exp.apply(&weights, &problems[..2]).is_err());
     assert!(Weighting::Exp.apply(&[1.0, 0.0], &["a", "b"]).is_err());
@@ -220,7 +221,7 @@ fn what_cannot_be_trained_is_refused() {
     assert_eq!(trainer_config(101).warmup_steps, 5);
     // Without anything held out, the newest checkpoint is the best.
     let mut rwr = rwr(1, vec![]);
-    assert_eq!(rwr.evaluate(7, &mut Silent).unwrap().score, 7.0);
+    assert_eq!(rwr.evaluate(7, &mut NullObserver).unwrap().score, 7.0);
 }
 
 #[test]
@@ -246,7 +247,7 @@ fn a_local_model_takes_turns_and_batches_do_not_show() {
         let answerers: [&dyn Answerer; 2] = [&student; 2];
         let config = RolloutConfig::collect(&[1, 3]);
         let turns = MultiTurn::new(&environment, config, &answerers).unwrap().batch(batch);
-        turns.play(&problems, None, &mut Quiet).unwrap()
+        turns.play(&problems, None, &mut NullObserver).unwrap()
     };
     let log = play(1);
     assert_eq!(play(5), log);
@@ -256,7 +257,7 @@ fn a_local_model_takes_turns_and_batches_do_not_show() {
     let narrow = LocalModel::new(&model, &tokenizer, &template, 7).generation(generation);
     let answerers: [&dyn Answerer; 1] = [&narrow];
     let turns = MultiTurn::new(&environment, RolloutConfig::collect(&[1]), &answerers).unwrap();
-    let error = turns.play(&problems, None, &mut Quiet).unwrap_err();
+    let error = turns.play(&problems, None, &mut NullObserver).unwrap_err();
     assert!(crate::support::chain(&error).contains("no room for a prompt"), "{error:?}");
 }
 
@@ -378,7 +379,7 @@ fn a_second_turn_has_one_blank_before_the_first_answer() {
             let answerers: [&dyn Answerer; 3] = [&student; 3];
             let config = RolloutConfig { compat, seed: 3, ..RolloutConfig::collect(&[1; 3]) };
             let turns = MultiTurn::new(&environment, config, &answerers).unwrap();
-            let log = turns.play(std::slice::from_ref(&problem), None, &mut Quiet).unwrap();
+            let log = turns.play(std::slice::from_ref(&problem), None, &mut NullObserver).unwrap();
             let prompt = chat.prompt(log.episodes[0].dialogue.as_ref().unwrap()).unwrap();
             let stored = &log.episodes[0].turn_history.best_actions;
             assert!(stored.iter().any(|text| !text.is_empty()), "{stored:?}");

@@ -7,8 +7,8 @@ use std::rc::Rc;
 use std::sync::{Mutex, MutexGuard};
 
 use ruminate_algorithms::{
-    Curriculum, Error, Evaluation, Fitted, Metrics, Objective, Observer, ObserverError, Result, Sft,
-    StepReport, Trainer, TrainerConfig, mean_loss,
+    BestCheckpoint, Curriculum, Error, Evaluation, Fitted, Metrics, Objective, Observer, ObserverError,
+    Result, Schedule, Sft, StepReport, Trainer, TrainerConfig, mean_loss,
 };
 use ruminate_models::{Example, Interrupt, Policy, T5, T5Config, TokenId, Tokenizer};
 use tch::{Device, Kind};
@@ -102,9 +102,22 @@ impl<P: Policy> Curriculum<P> for Drill {
     }
 }
 
+/// The best checkpoint of a run in `folder`.
+pub(crate) fn best_checkpoint(folder: &Path, step: u64, score: f64) -> BestCheckpoint {
+    BestCheckpoint { step, score, path: folder.join(format!("step-{step}")) }
+}
+
 /// A short run with a rate at which something happens.
 pub(crate) fn short(steps: u64) -> TrainerConfig {
-    TrainerConfig { steps, lr: 1e-2, eval_every: 0, log_every: 1, ..TrainerConfig::default() }
+    TrainerConfig {
+        steps,
+        lr: 1e-2,
+        schedule: Schedule::Constant,
+        max_grad_norm: 0.0,
+        eval_every: 0,
+        log_every: 1,
+        ..TrainerConfig::default()
+    }
 }
 
 /// Trains a new model on a drill in `folder`.

@@ -3,13 +3,14 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use approx::assert_abs_diff_eq;
 use ruminate_algorithms::dpo::Dpo;
 use ruminate_algorithms::tinythinker::{
     Accuracy, Acquisition, AcquisitionConfig, Asked, Decoding, GenerationSettings, Reflected, Reflection,
     ReflectionConfig, Round, StagePairs, Student,
 };
 use ruminate_algorithms::trainer::Algorithm;
-use ruminate_algorithms::{Observer, Peers, Result, Sft, Silent, Trainer, TrainerConfig};
+use ruminate_algorithms::{Collective, NullObserver, Observer, Result, Sft, Trainer, TrainerConfig};
 use ruminate_datasets::PreferenceExample;
 use ruminate_datasets::tinythinker::{
     AnalysisOrder, Question, Reasoned, StageRecords, Variant, questions_of, teacher_runs,
@@ -77,7 +78,7 @@ fn respond(
 ) -> Vec<Vec<ruminate_algorithms::tinythinker::Response>> {
     let (policy, tokenizer) = (model(1), tokenizer());
     let student = Student { policy: &policy, tokenizer: &tokenizer, variant };
-    student.respond(asked, decoding, runs, &settings(batch_size), &mut Silent).unwrap()
+    student.respond(asked, decoding, runs, &settings(batch_size), &mut NullObserver).unwrap()
 }
 
 #[test]
@@ -208,7 +209,7 @@ pub(crate) fn acquisition_of_ranks(batch_size: usize, accumulate: usize) -> Resu
 pub(crate) fn reflection_of_ranks(
     folder: &Path,
     (batch_size, accumulate): (usize, usize),
-    peers: &Peers,
+    collective: &Collective,
     observer: &mut dyn Observer,
 ) -> Result<Dpo<T5, StagePairs>> {
     let config = ReflectionConfig {
@@ -223,10 +224,10 @@ pub(crate) fn reflection_of_ranks(
     let questions = questions_of(&records.recall_single, path)?;
     let teacher = teacher_runs(&records.summarize, &questions, path)?;
     let student = Student { policy: &policy, tokenizer: &tokenizer, variant };
-    let round = Round { number: 1, model: "a", folder, peers };
+    let round = Round { number: 1, model: "a", folder, collective };
     let pairs = student.make_pairs(&questions, &teacher, &config, &round, observer)?.unwrap();
     let reflection = Reflection::new(config, &tokenizer, &pairs.recall, &pairs.analyze, accumulate)?;
-    reflection.start(policy, tokenizer, variant, &questions, &folder.join("logps.json"), peers)
+    reflection.start(policy, tokenizer, variant, &questions, &folder.join("logps.json"), collective)
 }
 
 /// The stage that each step trained.
@@ -284,12 +285,13 @@ fn pairs_are_sampled_once_and_belong_to_their_student() {
     let make = |config: &ReflectionConfig, model_name: &str, number: u64, observer: &mut dyn Observer| {
         let (policy, tokenizer) = (model(1), tokenizer());
         let student = Student { policy: &policy, tokenizer: &tokenizer, variant: Variant::default() };
-        let round = Round { number, model: model_name, folder: folder.path(), peers: &Peers::default() };
+        let round =
+            Round { number, model: model_name, folder: folder.path(), collective: &Collective::default() };
         student.make_pairs(&questions, &teacher, config, &round, observer)
     };
     let stopped = make(&config, "a", 1, &mut Stop).unwrap();
     assert!(stopped.is_none());
-    let pairs = make(&config, "a", 1, &mut Silent).unwrap().unwrap();
+    let pairs = make(&config, "a", 1, &mut NullObserver).unwrap().unwrap();
     assert_eq!((pairs.summary.questions, pairs.summary.runs), (6, 18));
     assert!(!pairs.recall.is_empty());
     assert!(pairs.recall.iter().all(|pair| pair.chosen == "Every city has a weather."));
@@ -299,10 +301,10 @@ fn pairs_are_sampled_once_and_belong_to_their_student() {
     assert_eq!(text.lines().count(), 7);
     let end = text.trim_end().rfind('\n').unwrap() + 10;
     std::fs::write(&file, &text[..end]).unwrap();
-    assert_eq!(make(&config, "a", 1, &mut Silent).unwrap().unwrap(), pairs);
+    assert_eq!(make(&config, "a", 1, &mut NullObserver).unwrap().unwrap(), pairs);
     assert_eq!(std::fs::read_to_string(&file).unwrap(), text);
     for (model, round) in [("b", 1), ("a", 2)] {
-        let error = make(&config, model, round, &mut Silent).unwrap_err().to_string();
+        let error = make(&config, model, round, &mut NullObserver).unwrap_err().to_string();
         assert!(error.contains("recall_runs.jsonl") && error.contains("another"), "{error}");
     }
 }
@@ -347,17 +349,20 @@ fn a_round_trains_the_stages_that_have_pairs() {
     let folder = tempfile::tempdir().unwrap();
     let cache = folder.path().join("reference_logps.json");
     let mut dpo = both
-        .start(model(1), tokenizer(), Variant::default(), &questions[..2], &cache, &Peers::default())
+        .start(model(1), tokenizer(), Variant::default(), &questions[..2], &cache, &Collective::default())
         .unwrap();
     let margin = |dpo: &mut dyn Algorithm<Batch = Vec<ruminate_algorithms::dpo::Pair>>| {
-        let metrics = dpo.evaluate(1, &mut Silent).unwrap().metrics;
+        let metrics = dpo.evaluate(1, &mut NullObserver).unwrap().metrics;
         let find = |wanted: &str| metrics.iter().find(|(name, _)| name == wanted).map(|(_, value)| *value);
         assert!(find("eval/accuracy").is_some());
         find("eval/rewards/margins").unwrap()
     };
-    assert!(margin(&mut dpo).abs() < 1e-5);
+    assert_abs_diff_eq!(margin(&mut dpo), 0.0, epsilon = 1e-5);
     let trainer = TrainerConfig { lr: 1e-3, ..trainer };
-    Trainer::new(trainer, &folder.path().join("checkpoints")).unwrap().fit(&mut dpo, &mut Silent).unwrap();
+    Trainer::new(trainer, &folder.path().join("checkpoints"))
+        .unwrap()
+        .fit(&mut dpo, &mut NullObserver)
+        .unwrap();
     assert!(margin(&mut dpo) > 0.1);
     assert!(cache.is_file());
 }

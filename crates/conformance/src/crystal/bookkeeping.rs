@@ -146,7 +146,7 @@ fn best_checkpoint(case: BestCheckpoint) -> Check {
     let (mut best, mut updates) = (None, vec![]);
     for (step, metric) in case.metric_by_step {
         state.scores.insert(step, if case.mode == "min" { -metric } else { metric });
-        let now = state.best().map(|(step, _)| step);
+        let now = state.best();
         if now != best {
             updates.push(BestUpdate { step, removes: best });
             best = now;

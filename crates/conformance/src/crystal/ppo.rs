@@ -17,18 +17,28 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use tch::{Kind, Tensor};
 
-fn mask_of(rows: &Rows<u8>) -> Mask {
-    rows.iter().map(|row| row.iter().map(|&real| real != 0).collect()).collect()
+fn grid(rows: &Rows<f64>) -> Check<Grid> {
+    let shape = (rows.len(), rows.first().map_or(0, Vec::len));
+    Ok(Grid::from_shape_vec(shape, rows.concat())?)
 }
 
-fn tensor(rows: &Grid) -> Check<Tensor> {
+fn rows(grid: &Grid) -> Rows<f64> {
+    grid.rows().into_iter().map(|row| row.to_vec()).collect()
+}
+
+fn mask_of(rows: &Rows<u8>) -> Check<Mask> {
+    let rows: Rows<f64> = rows.iter().map(|row| row.iter().map(|&real| f64::from(real)).collect()).collect();
+    Ok(grid(&rows)?.mapv(|real| real != 0.0))
+}
+
+fn tensor(rows: &Rows<f64>) -> Check<Tensor> {
     Ok(Tensor::f_from_slice(&rows.concat())?.f_view_([rows.len() as i64, -1])?)
 }
 
 pub(super) fn masked_stats(path: &Path) -> Result<Outcome, GoldenError> {
     #[derive(Deserialize)]
     struct Case {
-        values: Grid,
+        values: Rows<f64>,
         mask: Rows<u8>,
         expected: Expected,
     }
@@ -40,12 +50,12 @@ pub(super) fn masked_stats(path: &Path) -> Result<Outcome, GoldenError> {
         reduce_std: f64,
         reduce_sum_axis1: Vec<f64>,
         reduce_mean_axis1: Vec<Option<f64>>,
-        whiten_shift: Grid,
-        whiten_keep_mean: Grid,
-        standard_whiten_shift: Grid,
-        standard_whiten_keep_mean: Grid,
-        mask_pad_default: Grid,
-        mask_pad_zero: Grid,
+        whiten_shift: Rows<f64>,
+        whiten_keep_mean: Rows<f64>,
+        standard_whiten_shift: Rows<f64>,
+        standard_whiten_keep_mean: Rows<f64>,
+        mask_pad_default: Rows<f64>,
+        mask_pad_zero: Rows<f64>,
     }
     #[derive(Deserialize)]
     struct CeilDiv {
@@ -58,28 +68,30 @@ pub(super) fn masked_stats(path: &Path) -> Result<Outcome, GoldenError> {
     // A spread of zero leaves nothing but rounding, which has no relative size.
     let loose = Tolerance { absolute: tolerance.absolute.max(1e-9), ..tolerance };
     let mut cases = file.cases("cases", |case: Case| {
-        let (values, mask, want) = (case.values, mask_of(&case.mask), case.expected);
+        let (values, mask, want) = (grid(&case.values)?, mask_of(&case.mask)?, case.expected);
         let moments = Moments::of(&values, &mask);
         let got = [moments.sum, moments.mean(), moments.variance(), moments.variance().sqrt()];
         let wanted = [want.reduce_sum, want.reduce_mean, want.reduce_var, want.reduce_std];
         loose.close("sum, mean, var, std", &got, &wanted)?;
-        let rows: Vec<Moments> =
-            values.iter().zip(&mask).map(|(v, m)| Moments::of(&vec![v.clone()], &vec![m.clone()])).collect();
-        let sums: Vec<f64> = rows.iter().map(|row| row.sum).collect();
+        let row = |(values, mask): (&Vec<f64>, &Vec<u8>)| -> Check<Moments> {
+            Ok(Moments::of(&grid(&vec![values.clone()])?, &mask_of(&vec![mask.clone()])?))
+        };
+        let by_row: Vec<Moments> = case.values.iter().zip(&case.mask).map(row).collect::<Check<_>>()?;
+        let sums: Vec<f64> = by_row.iter().map(|row| row.sum).collect();
         tolerance.close("reduce_sum_axis1", &sums, &want.reduce_sum_axis1)?;
-        let means: Vec<f64> = rows.iter().map(|row| row.mean()).collect();
+        let means: Vec<f64> = by_row.iter().map(|row| row.mean()).collect();
         let wanted: Vec<f64> = want.reduce_mean_axis1.iter().map(|mean| mean.unwrap_or(f64::NAN)).collect();
         tolerance.close("reduce_mean_axis1", &means, &wanted)?;
-        let whitened = |compat, keep_mean| whiten(compat, &values, &mask, moments, keep_mean);
+        let whitened = |compat, keep_mean| rows(&whiten(compat, &values, &mask, moments, keep_mean));
         loose.close_rows("whiten_shift", &whitened(Compat::Reference, false), &want.whiten_shift)?;
         loose.close_rows("whiten_keep_mean", &whitened(Compat::Reference, true), &want.whiten_keep_mean)?;
         // The textbook's padding is hidden in our results, and not in these numbers.
-        let hidden = |grid: &Grid| fill_padding(grid.clone(), &mask, 0.0);
+        let hidden = |want| Ok::<_, Mismatch>(rows(&fill_padding(grid(want)?, &mask, 0.0)));
         let (shift, keep) = (whitened(Compat::Corrected, false), whitened(Compat::Corrected, true));
-        loose.close_rows("standard_whiten_shift", &shift, &hidden(&want.standard_whiten_shift))?;
-        loose.close_rows("standard_whiten_keep_mean", &keep, &hidden(&want.standard_whiten_keep_mean))?;
+        loose.close_rows("standard_whiten_shift", &shift, &hidden(&want.standard_whiten_shift)?)?;
+        loose.close_rows("standard_whiten_keep_mean", &keep, &hidden(&want.standard_whiten_keep_mean)?)?;
         for (fill, want) in [(-100_000.0, &want.mask_pad_default), (0.0, &want.mask_pad_zero)] {
-            tolerance.close_rows("mask_pad", &fill_padding(values.clone(), &mask, fill), want)?;
+            tolerance.close_rows("mask_pad", &rows(&fill_padding(values.clone(), &mask, fill)), want)?;
         }
         Ok(())
     })?;
@@ -111,8 +123,8 @@ fn clamped(case: Clamp, tolerance: Tolerance) -> Check {
 
 #[derive(Deserialize)]
 struct Entropy {
-    logits: Vec<Grid>,
-    expected: Grid,
+    logits: Vec<Rows<f64>>,
+    expected: Rows<f64>,
 }
 
 /// Entropies of logits: of hidden states whose output matrix is the identity.
@@ -143,31 +155,31 @@ struct LossConfig {
 struct LossCase {
     config: LossConfig,
     mask: Rows<u8>,
-    old_logprobs: Grid,
-    ref_logprobs: Grid,
+    old_logprobs: Rows<f64>,
+    ref_logprobs: Rows<f64>,
     reward_normalized: Vec<f64>,
-    old_values: Grid,
-    new_logprobs: Grid,
-    new_values: Grid,
+    old_values: Rows<f64>,
+    new_logprobs: Rows<f64>,
+    new_values: Rows<f64>,
     expected: LossExpected,
     expected_corrected: Option<LossExpected>,
 }
 
 #[derive(Deserialize, Default)]
 struct LossExpected {
-    whitened_rewards: Grid,
+    whitened_rewards: Rows<f64>,
     gae_length: Option<usize>,
-    advantages: Grid,
-    returns: Grid,
-    whitened_advantages: Grid,
-    ratio: Option<Grid>,
+    advantages: Rows<f64>,
+    returns: Rows<f64>,
+    whitened_advantages: Rows<f64>,
+    ratio: Option<Rows<f64>>,
     loss_policy: f64,
     loss_value: f64,
     loss_total: f64,
-    grad_new_logprobs: Option<Grid>,
-    grad_new_values: Option<Grid>,
-    kl: Option<Grid>,
-    penalized: Option<Grid>,
+    grad_new_logprobs: Option<Rows<f64>>,
+    grad_new_values: Option<Rows<f64>>,
+    kl: Option<Rows<f64>>,
+    penalized: Option<Rows<f64>>,
     log_reward_penalized: Option<f64>,
     log_reward_kl: Option<f64>,
 }
@@ -184,16 +196,12 @@ pub(super) fn ppo_loss(path: &Path) -> Result<Outcome, GoldenError> {
 }
 
 fn loss_case(case: &LossCase, compat: Compat, want: &LossExpected, tolerance: Tolerance) -> Check {
-    let (config, mask) = (&case.config, mask_of(&case.mask));
-    let pairs = |a: &Grid, b: &Grid, f: &dyn Fn(f64, f64) -> f64| -> Grid {
-        a.iter().zip(b).map(|(a, b)| a.iter().zip(b).map(|(&a, &b)| f(a, b)).collect()).collect()
-    };
-    let kl = pairs(&case.old_logprobs, &case.ref_logprobs, &|old, reference| old - reference);
+    let (config, mask) = (&case.config, mask_of(&case.mask)?);
+    let kl = grid(&case.old_logprobs)? - grid(&case.ref_logprobs)?;
     let penalized = token_rewards(compat, &kl, &case.reward_normalized, &mask, config.kl_coef)?;
-    let rows = mask.len() as f64;
-    let mean_of_sums = |grid: &Grid| grid.iter().flatten().sum::<f64>() / rows;
+    let mean_of_sums = |grid: &Grid| grid.iter().sum::<f64>() / mask.nrows() as f64;
     for (name, grid, want) in [("kl", &kl, &want.kl), ("penalized", &penalized, &want.penalized)] {
-        want.as_ref().map_or(Ok(()), |want| tolerance.close_rows(name, grid, want))?;
+        want.as_ref().map_or(Ok(()), |want| tolerance.close_rows(name, &rows(grid), want))?;
     }
     for (name, grid, want) in [
         ("log_reward_kl", &kl, want.log_reward_kl),
@@ -202,9 +210,9 @@ fn loss_case(case: &LossCase, compat: Compat, want: &LossExpected, tolerance: To
         want.map_or(Ok(()), |want| tolerance.close(name, &[mean_of_sums(grid)], &[want]))?;
     }
     let how = Estimation { compat, whiten_rewards: true, gamma: config.gamma, lambda: config.lambda };
-    let got = Estimates::new(how, &penalized, &case.old_values, &mask, Ok)?;
+    let got = Estimates::new(how, &penalized, &grid(&case.old_values)?, &mask, Ok)?;
     if let Some(length) = want.gae_length {
-        let used = got.advantages.iter().filter_map(|row| row.iter().rposition(|&a| a != 0.0)).max();
+        let used = rows(&got.advantages).iter().filter_map(|row| row.iter().rposition(|&a| a != 0.0)).max();
         equal("gae_length", used.map_or(0, |last| last + 1), length)?;
     }
     estimates(&got, want, tolerance)?;
@@ -220,10 +228,10 @@ fn loss_case(case: &LossCase, compat: Compat, want: &LossExpected, tolerance: To
 }
 
 fn estimates(got: &Estimates, want: &LossExpected, tolerance: Tolerance) -> Check {
-    tolerance.close_rows("whitened_rewards", &got.rewards, &want.whitened_rewards)?;
-    tolerance.close_rows("advantages", &got.advantages, &want.advantages)?;
-    tolerance.close_rows("returns", &got.returns, &want.returns)?;
-    tolerance.close_rows("whitened_advantages", &got.whitened_advantages, &want.whitened_advantages)
+    tolerance.close_rows("whitened_rewards", &rows(&got.rewards), &want.whitened_rewards)?;
+    tolerance.close_rows("advantages", &rows(&got.advantages), &want.advantages)?;
+    tolerance.close_rows("returns", &rows(&got.returns), &want.returns)?;
+    tolerance.close_rows("whitened_advantages", &rows(&got.whitened_advantages), &want.whitened_advantages)
 }
 
 /// Sums of both losses, and what they were made of.
@@ -244,13 +252,12 @@ impl Losses {
         mask: &Mask,
         config: &LossConfig,
     ) -> Check<Self> {
-        let mask: Grid =
-            mask.iter().map(|row| row.iter().map(|&m| f64::from(u8::from(m))).collect()).collect();
-        let mask = tensor(&mask)?;
+        let mask = tensor(&rows(&mask.mapv(|real| f64::from(u8::from(real)))))?;
         let (old, old_values) = (tensor(&case.old_logprobs)?, tensor(&case.old_values)?);
-        let advantages = tensor(&got.whitened_advantages)?;
+        let advantages = tensor(&rows(&got.whitened_advantages))?;
         let policy = policy_loss(&log_probs, &old, &advantages, &mask, config.cliprange)?;
-        let value = value_loss(&values, &old_values, &tensor(&got.returns)?, &mask, config.cliprange_value)?;
+        let value =
+            value_loss(&values, &old_values, &tensor(&rows(&got.returns))?, &mask, config.cliprange_value)?;
         Ok(Self { log_probs, values, mask, policy, value })
     }
 
@@ -267,7 +274,7 @@ impl Losses {
             ("grad_new_logprobs", &self.log_probs, &want.grad_new_logprobs),
             ("grad_new_values", &self.values, &want.grad_new_values),
         ] {
-            let check = |want: &Grid| tolerance.close(name, &f64s(&of.f_grad()?)?, &want.concat());
+            let check = |want: &Rows<f64>| tolerance.close(name, &f64s(&of.f_grad()?)?, &want.concat());
             want.as_ref().map_or(Ok(()), check)?;
         }
         Ok(())
@@ -285,11 +292,11 @@ pub(super) fn ppo_distributed(path: &Path) -> Result<Outcome, GoldenError> {
     #[derive(Deserialize)]
     struct Rank {
         mask: Rows<u8>,
-        penalized_rewards: Grid,
-        old_values: Grid,
-        old_logprobs: Grid,
-        new_logprobs: Grid,
-        new_values: Grid,
+        penalized_rewards: Rows<f64>,
+        old_values: Rows<f64>,
+        old_logprobs: Rows<f64>,
+        new_logprobs: Rows<f64>,
+        new_values: Rows<f64>,
         expected: Expected,
     }
     #[derive(Deserialize)]
@@ -312,13 +319,15 @@ pub(super) fn ppo_distributed(path: &Path) -> Result<Outcome, GoldenError> {
             pg_coef: 1.0,
             vf_coef: 1.0,
         };
-        let masks: Vec<Mask> = case.ranks.iter().map(|rank| mask_of(&rank.mask)).collect();
+        let masks: Vec<Mask> = case.ranks.iter().map(|rank| mask_of(&rank.mask)).collect::<Check<_>>()?;
         let sum = |moments: &[Moments]| moments.iter().copied().fold(Moments::default(), |a, b| a + b);
         let run = |rank: &Rank, mask: &Mask, shared: &[Moments], own: &mut Vec<Moments>| {
-            Estimates::new(how, &rank.penalized_rewards, &rank.old_values, mask, |moments| {
+            let (rewards, values) = (grid(&rank.penalized_rewards)?, grid(&rank.old_values)?);
+            let reduce = |moments| {
                 own.push(moments);
                 Ok(shared.get(own.len() - 1).copied().unwrap_or(moments))
-            })
+            };
+            Check::Ok(Estimates::new(how, &rewards, &values, mask, reduce)?)
         };
         // What an all-reduce does, one reduction after the other: run until all moments are known.
         let mut shared: Vec<Moments> = vec![];
@@ -337,8 +346,8 @@ pub(super) fn ppo_distributed(path: &Path) -> Result<Outcome, GoldenError> {
             let got = run(rank, mask, &shared, &mut vec![])?;
             let want = &rank.expected.losses;
             estimates(&got, want, tolerance)?;
-            let rows = mask.len() as f64;
-            let own = Moments::of(&rank.old_values, mask).count;
+            let rows = mask.nrows() as f64;
+            let own = Moments::of(&grid(&rank.old_values)?, mask).count;
             let all_rows = rows * case.world_size as f64;
             tolerance.close(
                 "length_weight",
@@ -385,14 +394,14 @@ pub(super) fn self_feedback_reward(path: &Path) -> Result<Outcome, GoldenError> 
         choice_first_ids: Rows<usize>,
         answer_index: Vec<usize>,
         labels: Rows<i64>,
-        logits_with_knowledge: Vec<Grid>,
-        logits_without_knowledge: Vec<Grid>,
+        logits_with_knowledge: Vec<Rows<f64>>,
+        logits_without_knowledge: Vec<Rows<f64>>,
         expected: Expected,
     }
     #[derive(Deserialize)]
     struct Expected {
-        scores_with: Grid,
-        probs_with: Grid,
+        scores_with: Rows<f64>,
+        probs_with: Rows<f64>,
         preds_with: Vec<usize>,
         preds_without: Vec<usize>,
         correct_with: Vec<u8>,
@@ -413,23 +422,23 @@ pub(super) fn self_feedback_reward(path: &Path) -> Result<Outcome, GoldenError> 
     let cases = file.cases("cases", |case: Case| {
         let want = case.expected;
         // Scores of the real choices: unused slots begin with the end token.
-        let scores = |logits: &[Grid]| -> Grid {
-            let row = |(logits, ids): (&Grid, &Vec<usize>)| {
+        let scores = |logits: &[Rows<f64>]| -> Rows<f64> {
+            let row = |(logits, ids): (&Rows<f64>, &Vec<usize>)| {
                 ids.iter().filter(|&&id| id as i64 != super::EOS).map(|&id| logits[0][id]).collect()
             };
             logits.iter().zip(&case.choice_first_ids).map(row).collect()
         };
         let (with, without) = (scores(&case.logits_with_knowledge), scores(&case.logits_without_knowledge));
         let capacity = case.choice_first_ids.first().map_or(0, Vec::len);
-        let filled = |grid: &Grid, fill: f64| -> Grid {
+        let filled = |grid: &Rows<f64>, fill: f64| -> Rows<f64> {
             let wide =
                 |row: &Vec<f64>| row.iter().copied().chain(std::iter::repeat(fill)).take(capacity).collect();
             grid.iter().map(wide).collect()
         };
         tolerance.close_rows("scores_with", &filled(&with, UNUSED_SLOT_SCORE), &want.scores_with)?;
-        let probs: Grid = with.iter().map(|row| choice_probs(row)).collect::<Result<_, _>>()?;
+        let probs: Rows<f64> = with.iter().map(|row| choice_probs(row)).collect::<Result<_, _>>()?;
         tolerance.close_rows("probs_with", &filled(&probs, 0.0), &want.probs_with)?;
-        let preds = |grid: &Grid| -> Vec<usize> { grid.iter().map(|row| argmax(row)).collect() };
+        let preds = |grid: &Rows<f64>| -> Vec<usize> { grid.iter().map(|row| argmax(row)).collect() };
         let right = |preds: &[usize]| -> Vec<u8> {
             preds.iter().zip(&case.answer_index).map(|(p, a)| u8::from(p == a)).collect()
         };

@@ -5,7 +5,8 @@ use crate::Outcome;
 use crate::compare::{Check, Mismatch, Tolerance, equal};
 use crate::file::{GoldenError, GoldenFile};
 use crate::references::f64s;
-use ruminate_algorithms::ppo::{Grid, Ppo, PpoConfig, PpoData, Prompt};
+use ruminate_algorithms::crystal::ReinforcementConfig;
+use ruminate_algorithms::ppo::{Ppo, PpoConfig, PpoData, Prompt};
 use ruminate_algorithms::{
     Metrics, Observer, ObserverError, Precision, StepReport, Trainer, TrainerConfig, mean_loss,
 };
@@ -46,12 +47,12 @@ struct Case {
 #[derive(Deserialize)]
 struct Delta {
     parameter: String,
-    add: Grid,
+    add: Rows<f64>,
 }
 
 #[derive(Deserialize)]
 struct Head {
-    weight: Grid,
+    weight: Rows<f64>,
     bias: Vec<f64>,
 }
 
@@ -64,23 +65,23 @@ struct Separators {
 #[derive(Deserialize)]
 struct Expected {
     greedy_knowledge_ids: Rows<TokenId>,
-    logprobs: Grid,
-    entropy: Grid,
-    values: Grid,
-    ref_logprobs: Grid,
-    choice_probs_with: Grid,
-    choice_probs_without: Grid,
+    logprobs: Rows<f64>,
+    entropy: Rows<f64>,
+    values: Rows<f64>,
+    ref_logprobs: Rows<f64>,
+    choice_probs_with: Rows<f64>,
+    choice_probs_without: Rows<f64>,
     reward_raw: Vec<f64>,
     reward_normalized: Vec<f64>,
-    penalized_rewards: Grid,
+    penalized_rewards: Rows<f64>,
     loss_qka: f64,
     loss_qa: f64,
     loss_qk: f64,
     grad_norms_loss_qka: BTreeMap<String, f64>,
     grad_norms_rl_epoch0: BTreeMap<String, f64>,
     ppo_epochs: Vec<Losses>,
-    logprobs_after: Grid,
-    values_after: Grid,
+    logprobs_after: Rows<f64>,
+    values_after: Rows<f64>,
 }
 
 #[derive(Deserialize)]
@@ -320,7 +321,7 @@ fn generated(t5: &T5, prompts: &[Vec<TokenId>], want: &Rows<TokenId>) -> Check {
     equal("greedy_knowledge_ids", &got, want)
 }
 
-fn masked(name: &str, got: &Tensor, want: &Grid, tolerance: Tolerance) -> Check {
+fn masked(name: &str, got: &Tensor, want: &Rows<f64>, tolerance: Tolerance) -> Check {
     let (rows, time) = got.size2()?;
     equal(&format!("rows of {name}"), rows, want.len() as i64)?;
     let got = f64s(got)?;
@@ -450,7 +451,9 @@ fn trained(parts: &Parts<'_>, epochs: usize, tolerance: Tolerance) -> Check {
         batch_size: rows,
         kl: ruminate_algorithms::ppo::KlPenalty::Fixed { coef: case.kl_coef },
         epochs,
-        ..PpoConfig::default()
+        rl_steps: 1000,
+        best_by: String::new(),
+        ..ReinforcementConfig::default().ppo
     };
     let reference = Scripted { t5: model(case, parts.folder, false)?, script: parts.script.clone() };
     let data = PpoData { train: parts.train.clone(), supervised: None, held_out: parts.train.clone() };
@@ -470,7 +473,7 @@ fn trained(parts: &Parts<'_>, epochs: usize, tolerance: Tolerance) -> Check {
         log_every: 1,
         eval_every: 1000,
         precision: Precision::F32,
-        ..TrainerConfig::default()
+        ..ReinforcementConfig::default().trainer
     };
     let run = tempfile::tempdir()?;
     let mut seen = Recorder::default();

@@ -179,9 +179,9 @@ fn generation(case: Generation) -> Check {
     let Arguments { max_length, min_length } = case.arguments;
     for beginning in &case.decoder_prefix {
         let lengths = Lengths { max_length, min_length };
-        let (max_new, min_new) = lengths.new_tokens(beginning.len() - 1)?;
-        equal("positions of the decoder", beginning.len() + max_new, max_length)?;
-        equal("positions before the end", beginning.len() + min_new, min_length)?;
+        let new = lengths.new_tokens(beginning.len() - 1)?;
+        equal("positions of the decoder", beginning.len() + new.max, max_length)?;
+        equal("positions before the end", beginning.len() + new.min, min_length)?;
     }
     Ok(())
 }

@@ -4,9 +4,10 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::path::Path;
 
+use ruminate_datasets::NullObserver;
 use ruminate_datasets::environments::{Benchmark, Compat, DEMONSTRATION, Problem};
 use ruminate_datasets::rise::{
-    Answerer, Ask, Failed, MultiTurn, Quiet, Reply, RolloutConfig, RolloutError, Setting,
+    Answerer, Ask, Failed, MultiTurn, Reply, RolloutConfig, RolloutError, Setting,
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -175,7 +176,7 @@ fn play(case: &Case, compat: Compat) -> Check<Played> {
     let turns = MultiTurn::new(&*environment, config, &answerers)?.batch(1);
     let folder = tempfile::tempdir()?;
     let file = folder.path().join("rollout.jsonl");
-    let (log, aborted) = match turns.play(&problems, Some(&file), &mut Quiet) {
+    let (log, aborted) = match turns.play(&problems, Some(&file), &mut NullObserver) {
         Ok(log) => (serde_json::to_value(log)?, false),
         Err(RolloutError::BlockedFirst { .. }) => (kept(&file)?, true),
         Err(error) => return Err(error.into()),

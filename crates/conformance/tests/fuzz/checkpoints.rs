@@ -6,7 +6,7 @@ use ruminate_algorithms::crystal::{
     CrystalData, Imitation, ImitationConfig, Lengths, QuestionEncoder, read_silver,
 };
 use ruminate_algorithms::trainer::{MANIFEST, seal, verify};
-use ruminate_algorithms::{Error, Sft, Silent, Trainer, TrainerConfig};
+use ruminate_algorithms::{Error, NullObserver, Sft, Trainer, TrainerConfig};
 use ruminate_datasets::{Compat, Split, TaskEntry};
 use ruminate_models::{T5, Tokenizer};
 
@@ -31,7 +31,7 @@ impl Run {
             tasks: [("weather".to_string(), TaskEntry::new("uqa/weather".to_string()))].into(),
             ..CrystalData::default()
         };
-        let silver = |split| read_silver(&data, split).unwrap().0;
+        let silver = |split| read_silver(&data, split).unwrap().items;
         let (t5, tokenizer) = (tiny(), Tokenizer::open(&world("t5")).unwrap());
         let lengths = Lengths { max_question_len: 32, max_knowledge_len: 16, max_answer_len: 2 };
         let encoder =
@@ -48,7 +48,7 @@ impl Run {
     /// To the end, which is where the checkpoint stands unless it says something else.
     fn fit(&self, root: &Path) -> Result<(), Error> {
         let config = TrainerConfig { steps: STEPS, eval_every: 0, ..TrainerConfig::default() };
-        let fitted = Trainer::new(config, root)?.fit(&mut *self.sft.borrow_mut(), &mut Silent)?;
+        let fitted = Trainer::new(config, root)?.fit(&mut *self.sft.borrow_mut(), &mut NullObserver)?;
         assert_eq!(fitted.steps, STEPS);
         Ok(())
     }

@@ -18,8 +18,6 @@ pub use config::{RolloutConfig, Setting};
 pub use convert::{Conversion, ConvertConfig, Criterion, TrainingExample, Utterance, convert, solutions};
 pub use dialogue::{dialogue, is_degenerate};
 pub use log::{Episode, Log, Rescored, TurnHistory};
-pub use rollout::{
-    Answerer, Ask, BLOCKED, Failed, MultiTurn, Quiet, Reply, RolloutError, RolloutObserver, Stopped,
-};
+pub use rollout::{Answerer, Ask, BLOCKED, Failed, MultiTurn, Reply, RolloutError, RolloutObserver, Stopped};
 pub use teacher::TeacherAnswerer;
 pub use training::{Layout, TrainingText, training_text};

@@ -85,11 +85,7 @@ pub trait RolloutObserver {
     fn blocked(&mut self, _row: usize, _turn: usize, _reason: &str) {}
 }
 
-/// Looks away.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Quiet;
-
-impl RolloutObserver for Quiet {}
+impl RolloutObserver for crate::NullObserver {}
 
 /// Why a rollout ended early.
 #[derive(Debug, thiserror::Error)]
@@ -167,7 +163,8 @@ pub enum RolloutError {
 /// # Example
 /// ```
 /// use ruminate_datasets::environments::{Gsm8k, Problem};
-/// use ruminate_datasets::rise::{Ask, Failed, MultiTurn, Quiet, Reply, RolloutConfig};
+/// use ruminate_datasets::NullObserver;
+/// use ruminate_datasets::rise::{Ask, Failed, MultiTurn, Reply, RolloutConfig};
 ///
 /// // Somebody who is right in the second attempt.
 /// let student = |asks: &[Ask]| -> Result<Vec<Reply>, Failed> {
@@ -176,7 +173,7 @@ pub enum RolloutError {
 /// let problems = [Problem { question: "2+3?".into(), solution: "#### 5".into(), ..Problem::default() }];
 /// let environment = Gsm8k::default();
 /// let turns = MultiTurn::new(&environment, RolloutConfig::collect(&[1, 1]), &[&student, &student])?;
-/// let log = turns.play(&problems, None, &mut Quiet)?;
+/// let log = turns.play(&problems, None, &mut NullObserver)?;
 /// assert_eq!(log.episodes[0].turn_history.best_rewards, [0.0, 1.0]);
 /// # Ok::<(), ruminate_datasets::rise::RolloutError>(())
 /// ```

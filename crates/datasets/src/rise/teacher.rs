@@ -5,7 +5,8 @@ use std::fmt;
 use std::path::PathBuf;
 
 use super::{Answerer, Ask, Failed, Reply, Stopped};
-use crate::teacher::{AnswerFile, Request, Sampling, Silent, Teacher, TeacherObserver};
+use crate::NullObserver;
+use crate::teacher::{AnswerFile, Request, Sampling, Teacher, TeacherObserver};
 
 /// Answers by a large model behind an address. Its answers are kept in a file, so that a run that is begun again pays for none of
 /// them twice. The file is read at the first question and stays open.
@@ -34,7 +35,7 @@ impl TeacherAnswerer {
             top_p: Some(1.0),
             ..Sampling::default()
         };
-        let observer = RefCell::new(Box::new(Silent));
+        let observer = RefCell::new(Box::new(NullObserver));
         Self { teacher, sampling, path: path.into(), file: RefCell::default(), observer }
     }
 

@@ -96,10 +96,11 @@ mod tests {
     use std::cell::RefCell;
 
     use super::*;
+    use crate::NullObserver;
     use crate::chat::JinjaTemplate;
     use crate::environments::{Gsm8k, Problem};
     use crate::rise::{
-        Answerer, Ask, ConvertConfig, Failed, MultiTurn, Quiet, Reply, RolloutConfig, Utterance, convert,
+        Answerer, Ask, ConvertConfig, Failed, MultiTurn, Reply, RolloutConfig, Utterance, convert,
     };
 
     fn example(turns: &[(&str, &str, f64)]) -> TrainingExample {
@@ -161,7 +162,7 @@ mod tests {
             };
             let players: [&dyn Answerer; 4] = [&model; 4];
             let turns = MultiTurn::new(&environment, RolloutConfig::collect(&[1; 4]), &players).unwrap();
-            let log = turns.play(std::slice::from_ref(&problem), None, &mut Quiet).unwrap();
+            let log = turns.play(std::slice::from_ref(&problem), None, &mut NullObserver).unwrap();
             let stored = &log.episodes[0].turn_history.best_actions;
             for remove_duplicates in [false, true] {
                 let config = ConvertConfig { remove_duplicates, shuffle: false, ..ConvertConfig::default() };

@@ -24,7 +24,8 @@ const TICK: Duration = Duration::from_millis(200);
 ///
 /// # Example
 /// ```no_run
-/// use ruminate_datasets::teacher::{Answer, KeySource, Message, Request, Silent, Teacher, TeacherConfig};
+/// use ruminate_datasets::NullObserver;
+/// use ruminate_datasets::teacher::{Answer, KeySource, Message, Request, Teacher, TeacherConfig};
 /// let config = TeacherConfig {
 ///     base_url: "http://localhost:8000/v1".into(),
 ///     model: "llama".into(),
@@ -36,7 +37,7 @@ const TICK: Duration = Duration::from_millis(200);
 ///     "yes" | "no" => Ok(()),
 ///     other => Err(format!("`{other}` is neither yes nor no")),
 /// };
-/// let outcome = Teacher::new(config)?.ask(&requests, "answers.jsonl".as_ref(), valid, &mut Silent)?;
+/// let outcome = Teacher::new(config)?.ask(&requests, "answers.jsonl".as_ref(), valid, &mut NullObserver)?;
 /// assert!(outcome.answers[0].is_some());
 /// # Ok::<(), ruminate_datasets::teacher::TeacherError>(())
 /// ```

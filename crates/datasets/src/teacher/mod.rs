@@ -18,7 +18,7 @@ pub use ask::{Outcome, Teacher};
 pub use config::{KeySource, TeacherConfig, TokenLimit};
 pub use error::TeacherError;
 pub use file::{AnswerFile, Exchange, match_answers, read_answers};
-pub use observer::{Plan, Progress, Silent, TeacherObserver};
+pub use observer::{Plan, Progress, TeacherObserver};
 pub use request::{Answer, Completion, Message, Prices, Request, Sampling, Usage};
 
 /// The result of asking a teacher.

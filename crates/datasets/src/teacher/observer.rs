@@ -71,11 +71,7 @@ pub trait TeacherObserver {
     fn ended(&mut self, _outcome: &Outcome) {}
 }
 
-/// Watches nothing.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Silent;
-
-impl TeacherObserver for Silent {}
+impl TeacherObserver for crate::NullObserver {}
 
 #[cfg(test)]
 mod tests {

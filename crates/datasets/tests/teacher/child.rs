@@ -5,7 +5,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use ruminate_datasets::teacher::{KeySource, Silent, Teacher, TeacherConfig, TeacherError, read_answers};
+use ruminate_datasets::NullObserver;
+use ruminate_datasets::teacher::{KeySource, Teacher, TeacherConfig, TeacherError, read_answers};
 
 use crate::stub::{self, Act, Stub};
 use crate::{any, ask, assert_complete, echo, requests};
@@ -60,7 +61,7 @@ fn asks() {
         Err(error) => return println!("error: {error}\n{error:?}"),
     };
     println!("{teacher:?}");
-    match teacher.ask(&requests(1000), path.as_ref(), any, &mut Silent) {
+    match teacher.ask(&requests(1000), path.as_ref(), any, &mut NullObserver) {
         Ok(outcome) => println!("done: {outcome:?}"),
         Err(error) => println!("error: {error}\n{error:?}"),
     }

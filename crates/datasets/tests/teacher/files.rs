@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use proptest::prelude::*;
-use ruminate_datasets::Error;
 use ruminate_datasets::teacher::{
-    AnswerFile, Request, Silent, Teacher, TeacherConfig, TeacherError, match_answers, read_answers,
+    AnswerFile, Request, Teacher, TeacherConfig, TeacherError, match_answers, read_answers,
 };
+use ruminate_datasets::{Error, NullObserver};
 use serde_json::json;
 
 use crate::stub::{Stub, completion};
@@ -142,7 +142,8 @@ fn a_file_that_stays_open_is_read_once_and_belongs_to_one() {
     std::fs::write(&path, line(&requests[0], "answer to prompt 0") + &unnamed + "\n{\"id\": cut").unwrap();
     let teacher = Teacher::new(stub.config()).unwrap();
     let mut file = AnswerFile::open(&path).unwrap();
-    let mut ask_into = |requests: &[Request]| teacher.ask_into(&mut file, requests, crate::any, &mut Silent);
+    let mut ask_into =
+        |requests: &[Request]| teacher.ask_into(&mut file, requests, crate::any, &mut NullObserver);
     let first = ask_into(&requests[..2]).unwrap();
     assert_eq!((first.progress.stored, stub.seen().len()), (1, 1));
     // Its own answers are known, too, and those without an id serve whoever asks.

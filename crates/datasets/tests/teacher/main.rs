@@ -11,9 +11,10 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use ruminate_datasets::NullObserver;
 use ruminate_datasets::teacher::{
-    Answer, Message, Outcome, Prices, Progress, Request, Sampling, Silent, Teacher, TeacherConfig,
-    TeacherError, TeacherObserver, TokenLimit, read_answers,
+    Answer, Message, Outcome, Prices, Progress, Request, Sampling, Teacher, TeacherConfig, TeacherError,
+    TeacherObserver, TokenLimit, read_answers,
 };
 use stub::{Act, Seen, Stub};
 
@@ -34,7 +35,7 @@ pub(crate) fn echo(seen: &Seen) -> Act {
 }
 
 pub(crate) fn ask(config: TeacherConfig, requests: &[Request], path: &Path) -> Result<Outcome, TeacherError> {
-    Teacher::new(config)?.ask(requests, path, any, &mut Silent)
+    Teacher::new(config)?.ask(requests, path, any, &mut NullObserver)
 }
 
 /// Every request is answered, by its own answer, and stands in the file once.
@@ -238,7 +239,7 @@ fn answers_that_are_not_valid_are_asked_for_again() {
         text => Err(format!("`{text}` is no answer")),
     };
     let teacher = Teacher::new(TeacherConfig { concurrency: 1, ..stub.config() }).unwrap();
-    let outcome = teacher.ask(&requests, &path, valid, &mut Silent).unwrap();
+    let outcome = teacher.ask(&requests, &path, valid, &mut NullObserver).unwrap();
     let reason = "the answer is not valid: `maybe` is no answer".to_string();
     assert_eq!(outcome.failed, [("id-0".to_string(), reason)]);
     assert_eq!(outcome.progress.invalid, 4);
@@ -464,7 +465,7 @@ fn a_validator_that_panics_leaves_nobody_waiting() {
     let teacher = Teacher::new(stub.config()).unwrap();
     let path = folder.path().join("answers.jsonl");
     let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        teacher.ask(&requests(50), &path, |_, _| panic!("on purpose"), &mut Silent).map(drop)
+        teacher.ask(&requests(50), &path, |_, _| panic!("on purpose"), &mut NullObserver).map(drop)
     }));
     assert!(caught.is_err());
     assert_complete(&requests(50), &ask(stub.config(), &requests(50), &path).unwrap(), &path);

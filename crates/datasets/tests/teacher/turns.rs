@@ -2,10 +2,9 @@
 
 use std::ops::ControlFlow;
 
+use ruminate_datasets::NullObserver;
 use ruminate_datasets::environments::{Gsm8k, Problem};
-use ruminate_datasets::rise::{
-    Answerer, Ask, Failed, MultiTurn, Quiet, Reply, RolloutConfig, TeacherAnswerer,
-};
+use ruminate_datasets::rise::{Answerer, Ask, Failed, MultiTurn, Reply, RolloutConfig, TeacherAnswerer};
 use ruminate_datasets::teacher::{Message, Progress, Teacher, TeacherConfig, TeacherObserver};
 
 use crate::stub::{Act, Stub};
@@ -34,7 +33,7 @@ fn whoever_watches_the_teacher_may_stop_the_rollout() {
     let environment = Gsm8k::default();
     let play = |teacher: TeacherAnswerer| {
         let turns = MultiTurn::new(&environment, RolloutConfig::collect(&[1]), &[&teacher]).unwrap();
-        turns.play(&problems, Some(&episodes), &mut Quiet).unwrap()
+        turns.play(&problems, Some(&episodes), &mut NullObserver).unwrap()
     };
     let config = || TeacherConfig { concurrency: 1, ..stub.config() };
     let teacher = || TeacherAnswerer::new(Teacher::new(config()).unwrap(), &path);
@@ -102,7 +101,7 @@ fn a_teacher_answers_what_the_student_cannot_and_is_asked_once() {
         let teacher = TeacherAnswerer::new(Teacher::new(stub.config()).unwrap(), &path);
         let answerers: [&dyn Answerer; 2] = [&student, &teacher];
         let turns = MultiTurn::new(&environment, RolloutConfig::collect(&[1, 2]), &answerers).unwrap();
-        turns.batch(3).play(&problems, None, &mut Quiet).unwrap()
+        turns.batch(3).play(&problems, None, &mut NullObserver).unwrap()
     };
     let log = play();
     for (row, episode) in log.episodes.iter().enumerate() {

@@ -212,6 +212,8 @@ impl<M: ScoreChoices> TextReward for Consistency<M> {
 
 #[cfg(test)]
 mod tests {
+    use approx::assert_abs_diff_eq;
+
     use super::*;
     use tch::{Device, Tensor};
 
@@ -261,8 +263,8 @@ mod tests {
     fn rewards_by_hand() {
         let (even, second) = (vec![0.0, 0.0], vec![0.0, 3f64.ln()]);
         let reward = |mode: ConsistencyMode, gold| mode.reward(&even, &second, gold).unwrap();
-        assert!((reward(ConsistencyMode::Continuous, 1) - 0.25).abs() < 1e-12);
-        assert!((reward(ConsistencyMode::Continuous, 0) + 0.25).abs() < 1e-12);
+        assert_abs_diff_eq!(reward(ConsistencyMode::Continuous, 1), 0.25, epsilon = 1e-12);
+        assert_abs_diff_eq!(reward(ConsistencyMode::Continuous, 0), -0.25, epsilon = 1e-12);
         assert_eq!(reward(ConsistencyMode::Discrete, 1), 1.0);
         assert_eq!(reward(ConsistencyMode::Discrete, 0), -1.0);
         assert_eq!(ConsistencyMode::Discrete.reward(&second, &second, 1).unwrap(), 0.0);

@@ -249,6 +249,8 @@ fn label(value: f64, step: f64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use approx::assert_abs_diff_eq;
+
     use super::*;
 
     fn labels(low: f64, high: f64) -> Vec<String> {
@@ -267,7 +269,8 @@ mod tests {
         assert_eq!(labels(0.0, 5e6), ["0", "1M", "2M", "3M", "4M", "5M"]);
         let scale = Scale::logarithmic((2e-3, 700.0), (0.0, 1.0));
         assert_eq!(scale.ticks(5).len(), 4);
-        assert!((scale.at(1e-3) - 0.0).abs() < 1e-9 && (scale.at(1000.0) - 1.0).abs() < 1e-9);
+        assert_abs_diff_eq!(scale.at(1e-3), 0.0, epsilon = 1e-9);
+        assert_abs_diff_eq!(scale.at(1000.0), 1.0, epsilon = 1e-9);
     }
 
     #[test]

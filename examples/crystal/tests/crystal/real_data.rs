@@ -3,6 +3,7 @@
 
 use std::fs;
 
+use approx::assert_abs_diff_eq;
 use serde_json::Value;
 
 use crate::support::{Workplace, lines, names, root, succeed, write_t5};
@@ -139,7 +140,7 @@ fn evaluate_in_all_ways(place: &Workplace) {
         correct += inferred["ok"].as_f64().unwrap();
     }
     let accuracy = accuracies["acc_weighted"].as_f64().unwrap();
-    assert!((accuracy - correct / inference.len() as f64).abs() < 1e-9, "{accuracies}");
+    assert_abs_diff_eq!(accuracy, correct / inference.len() as f64, epsilon = 1e-9);
     let (_, baseline) =
         read(&format!("{folder}/inference/inference_rainier-ckp-1.knowledge_rainier-ckp-1.json"));
     assert!(

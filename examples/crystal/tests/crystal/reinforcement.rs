@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use approx::{abs_diff_eq, relative_eq};
 use serde_json::Value;
 
 use crate::bad_input::refused;
@@ -71,12 +72,12 @@ fn a_run_leaves_what_it_should() {
         assert_eq!(has("train/loss/qka"), !reinforces, "{line}");
         let [delta, acc, less] =
             ["train/acc_delta", "train/acc", "train/acc_knowless"].map(|key| line[key].as_f64().unwrap());
-        assert!((delta - (acc - less)).abs() < 1e-6, "{line}");
+        assert!(abs_diff_eq!(delta, acc - less, epsilon = 1e-6), "{line}");
         if reinforces {
             let value = |key: &str| line[key].as_f64().unwrap();
             let (raw, normalized) = (value("train/reward/raw"), value("train/reward/normalized"));
             let expected = scale["gain"].as_f64().unwrap() * raw + scale["bias"].as_f64().unwrap();
-            assert!((normalized - expected).abs() < 1e-5 * (1.0 + expected.abs()), "{line}");
+            assert!(relative_eq!(normalized, expected, epsilon = 1e-5, max_relative = 1e-5), "{line}");
         }
     }
     // The policy is the reference before it has moved.

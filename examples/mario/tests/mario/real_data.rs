@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use approx::abs_diff_eq;
 use serde_json::Value;
 
 use crate::support::{Workplace, lines, root, succeed};
@@ -97,7 +98,7 @@ fn responses_of_other_models_give_what_their_rows_say() {
                 |of: &dyn Fn(&(bool, f64)) -> f64| said.iter().map(of).sum::<f64>() / said.len() as f64;
             let near = |value: &Value, expected: f64| {
                 let value = value.as_f64().unwrap();
-                assert!((value - expected).abs() < 1e-9, "{name}: {value}, not {expected}");
+                assert!(abs_diff_eq!(value, expected, epsilon = 1e-9), "{name}: {value}, not {expected}");
             };
             near(&result["accuracy"]["mean"], mean(&|(correct, _)| f64::from(u8::from(*correct)) * 100.0));
             near(&result["scores"]["diversity"]["mean"], mean(&|(_, diversity)| *diversity));

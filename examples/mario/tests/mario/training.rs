@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use approx::assert_abs_diff_eq;
+
 use crate::support::{Workplace, lines, mario, succeed};
 
 #[test]
@@ -129,7 +131,7 @@ fn reward_models_learn_and_judge() {
     assert!(consistency > 0.25 && consistency <= 1.0, "{result}");
     // Of accuracy (100), consistency and diversity (no repetition in so short a text).
     let expected = (200.0 + 50.0 * (consistency + 1.0)) / 3.0;
-    assert!((result["normalised_average"]["mean"].as_f64().unwrap() - expected).abs() < 1e-9, "{result}");
+    assert_abs_diff_eq!(result["normalised_average"]["mean"].as_f64().unwrap(), expected, epsilon = 1e-9);
     let table = lines(&format!("{out}/eval_output_othergold.csv"));
     assert_eq!(
         table[0],

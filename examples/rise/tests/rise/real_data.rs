@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use approx::abs_diff_eq;
 use ruminate_datasets::BadRows;
 use ruminate_datasets::environments::{Benchmark, Compat, gold_number};
 use serde_json::Value;
@@ -250,7 +251,7 @@ fn a_published_log_gives_its_metrics() {
         ("p1@t5", 11.0),
     ] {
         let value = result["metrics"][name].as_f64().unwrap();
-        assert!((value - right / 15.0).abs() < 1e-9, "{name} is {value}");
+        assert!(abs_diff_eq!(value, right / 15.0, epsilon = 1e-9), "{name} is {value}");
         let interval = &result["intervals"][name];
         assert!(interval["low"].as_f64().unwrap() < value && value < interval["high"].as_f64().unwrap());
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use approx::assert_abs_diff_eq;
 use serde_json::Value;
 
 use crate::stub::{Act, Seen, Stub};
@@ -145,5 +146,5 @@ fn every_phase_survives_a_kill_on_real_questions() {
     let row = &published[0];
     assert!(row["input"].as_str().unwrap().ends_with("\nSummarize:") && row["GT"].is_string(), "{row}");
     let right = published.iter().take(150).filter(|row| row["prediction"] == row["GT"]).count();
-    assert!((answers["runs"][0].as_f64().unwrap() - right as f64 / 150.0).abs() < 1e-9);
+    assert_abs_diff_eq!(answers["runs"][0].as_f64().unwrap(), right as f64 / 150.0, epsilon = 1e-9);
 }

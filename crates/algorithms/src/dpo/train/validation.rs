@@ -3,9 +3,9 @@
 use ruminate_models::Policy;
 
 use super::super::config::PreferenceLoss;
-use super::super::metrics::{Records, Told};
+use super::super::metrics::{MetricsMessage, Records};
 use super::{Dpo, Pair, PairSource};
-use crate::{Error, Observer, Peers, Result};
+use crate::{Collective, Error, Observer, Result};
 
 /// Held-out pairs in a batch.
 const EVAL_BATCH: usize = 32;
@@ -25,12 +25,12 @@ impl<P: Policy, S: PairSource> Dpo<P, S> {
     }
 
     /// Sums over the held-out pairs, and their records. They are divided among the ranks, unless a running mean goes through them.
-    pub(super) fn validate(&self, observer: &mut dyn Observer) -> Result<(HeldOut, Vec<Told>)> {
+    pub(super) fn validate(&self, observer: &mut dyn Observer) -> Result<(HeldOut, Vec<MetricsMessage>)> {
         let batches: Vec<Vec<&Pair>> =
             self.held_out.chunks(EVAL_BATCH).map(|batch| batch.iter().collect()).collect();
-        let alone = Peers::default();
-        let peers = if self.running_means() > 0 { &alone } else { &self.peers };
-        let parts = peers.map(batches.len(), |mine| {
+        let alone = Collective::default();
+        let collective = if self.running_means() > 0 { &alone } else { &self.collective };
+        let parts = collective.map(batches.len(), |mine| {
             let total: usize = mine.iter().map(|&i| batches[i].len()).sum();
             // The running mean belongs to training.
             let (mut state, mut done) = (self.state, 0);
@@ -41,7 +41,7 @@ impl<P: Policy, S: PairSource> Dpo<P, S> {
                     tch::no_grad(|| self.forward(&batches[i], &mut state, &mut records, &|own| Ok(own)))?;
                 let nll = forward.nll.map(|sum| sum.f_double_value(&[])).transpose()?;
                 let sums = [forward.preference.f_double_value(&[])?, nll.unwrap_or_default()];
-                parts.push((sums.map(f64::to_bits), records.told()?));
+                parts.push((sums.map(f64::to_bits), records.message()?));
                 done += batches[i].len();
                 observer.progress("validation", done as u64, total as u64).map_err(Error::Observer)?;
             }
@@ -51,6 +51,6 @@ impl<P: Policy, S: PairSource> Dpo<P, S> {
         let nll = self.config.nll_weight() > 0.0;
         let tokens = if nll { batches.iter().map(|batch| self.nll_count(batch)).sum() } else { 0 };
         let sums = HeldOut { preference: sum(0), nll: sum(1), tokens };
-        Ok((sums, parts.into_iter().map(|(_, told)| told).collect()))
+        Ok((sums, parts.into_iter().map(|(_, message)| message).collect()))
     }
 }

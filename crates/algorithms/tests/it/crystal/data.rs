@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use ruminate_algorithms::Error;
-use ruminate_algorithms::crystal::{CrystalData, read_eval, read_silver};
+use ruminate_algorithms::crystal::{CrystalData, ReadItems, read_eval, read_silver};
 use ruminate_datasets::{Annotated, Error as DataError, Split};
 
 use super::{TASKS, data};
@@ -34,7 +34,7 @@ fn silver_folder(task: &str, content: &str) -> (tempfile::TempDir, CrystalData) 
 
 #[test]
 fn the_world_is_read_in_the_order_of_its_tasks() {
-    let (items, notices) = read_eval(&data("clean"), Split::Dev).unwrap();
+    let ReadItems { items, notices } = read_eval(&data("clean"), Split::Dev).unwrap();
     assert!(notices.is_empty());
     let lines = |split: &str| {
         TASKS.map(|task| {
@@ -47,7 +47,7 @@ fn the_world_is_read_in_the_order_of_its_tasks() {
     assert_eq!(counts(&items), lines("dev"));
     assert!(items.is_sorted_by_key(|item| item.question.task_ix));
     assert!(items.iter().all(|item| item.knowledges.is_empty()));
-    let (silver, notices) = read_silver(&data("noisy"), Split::Train).unwrap();
+    let ReadItems { items: silver, notices } = read_silver(&data("noisy"), Split::Train).unwrap();
     assert!(notices.is_empty() && silver.iter().all(|item| !item.knowledges.is_empty()));
     let [lives, weather, twohop] = lines("train");
     assert_eq!(counts(&silver), [lives, weather, twohop]);
@@ -55,16 +55,16 @@ fn the_world_is_read_in_the_order_of_its_tasks() {
     let (second, third) = (lives, lives + weather);
     let halves =
         [&silver[..lives / 2], &silver[second..second + weather / 2], &silver[third..third + twohop / 2]];
-    assert_eq!(read_silver(&half, Split::Train).unwrap().0, halves.concat());
+    assert_eq!(read_silver(&half, Split::Train).unwrap().items, halves.concat());
     // What is not trained on is never cut.
     assert_eq!(read_silver(&half, Split::Dev).unwrap(), read_silver(&data("noisy"), Split::Dev).unwrap());
-    assert_eq!(counts(&read_eval(&half, Split::Train).unwrap().0), [lives, weather, twohop]);
+    assert_eq!(counts(&read_eval(&half, Split::Train).unwrap().items), [lives, weather, twohop]);
 }
 
 #[test]
 fn a_task_without_a_file_is_left_out() {
     // The world has no test split but for one task.
-    let (items, notices) = read_eval(&data("clean"), Split::Test).unwrap();
+    let ReadItems { items, notices } = read_eval(&data("clean"), Split::Test).unwrap();
     assert!(!items.is_empty());
     assert!(items.iter().all(|item| item.question.task == "twohop" && item.question.task_ix == 2));
     let left_out: Vec<&str> = notices.iter().map(|notice| notice.task.as_str()).collect();
@@ -78,14 +78,15 @@ fn a_task_without_a_file_is_left_out() {
     let hidden = "Q1 \\n (A) x (B) y\t-\nQ2 \\n (A) x (B) y\t-\n";
     for skip_bad_rows in [false, true] {
         let (_folder, data) = folder(&[("lives", hidden), ("weather", GOOD), ("twohop", hidden)]);
-        let (items, notices) = read_eval(&CrystalData { skip_bad_rows, ..data }, Split::Dev).unwrap();
+        let ReadItems { items, notices } =
+            read_eval(&CrystalData { skip_bad_rows, ..data }, Split::Dev).unwrap();
         let left_out: Vec<&str> = notices.iter().map(|notice| notice.task.as_str()).collect();
         assert_eq!((items.len(), left_out), (1, vec!["lives", "twohop"]));
         assert!(notices[0].text.contains("there is no label"), "{notices:?}");
     }
     // An empty file is as good as none.
     let (_folder, data) = folder(&[("lives", GOOD), ("weather", ""), ("twohop", GOOD)]);
-    let (items, notices) = read_eval(&data, Split::Dev).unwrap();
+    let ReadItems { items, notices } = read_eval(&data, Split::Dev).unwrap();
     assert_eq!((items.len(), notices.len(), notices[0].task.as_str()), (2, 1, "weather"));
 }
 
@@ -120,7 +121,7 @@ fn bad_rows_are_refused_or_left_out() {
     let error = read_eval(&data, Split::Dev).unwrap_err().to_string();
     assert!(error.contains("weather/dev.tsv: line 1, columns"), "{error}");
     let skipping = CrystalData { skip_bad_rows: true, ..data };
-    let (items, notices) = read_eval(&skipping, Split::Dev).unwrap();
+    let ReadItems { items, notices } = read_eval(&skipping, Split::Dev).unwrap();
     assert_eq!(items.len(), 3);
     assert_eq!((notices.len(), notices[0].task.as_str()), (1, "weather"));
     assert!(notices[0].text.starts_with("2 rows were left out, the first: line 1, columns"), "{notices:?}");
@@ -144,7 +145,7 @@ fn a_file_that_cannot_be_read_is_not_left_out() {
 fn statements_made_elsewhere_are_read_by_task() {
     let path = data("noisy").knowledge_path.replace("{engine}", "noisy");
     let given = CrystalData { data_path: path, ..data("clean") };
-    let (items, notices) = read_eval(&given, Split::Test).unwrap();
+    let ReadItems { items, notices } = read_eval(&given, Split::Test).unwrap();
     assert_eq!(notices.len(), 2);
     assert!(!items.is_empty() && items.iter().all(|item| item.knowledges.len() > 1));
 
@@ -172,7 +173,7 @@ fn an_evaluation_file_is_read_as_it_is() {
             Split::Test,
         )
     };
-    let (items, notices) = read(&path).unwrap();
+    let ReadItems { items, notices } = read(&path).unwrap();
     assert!(notices.is_empty());
     assert_eq!((items[0].question.task.as_str(), items[0].question.split), ("new", Split::Dev));
     assert_eq!(items[0].knowledges, ["k", "l"]);
@@ -197,7 +198,8 @@ fn silver_knowledge_must_be_whole() {
     let (_folder, bad) = silver_folder("lives", &format!("[{}, {good}]", good.replace("\"x\"", "\"z\"")));
     let error = read_silver(&bad, Split::Train).unwrap_err();
     assert!(matches!(error, Error::Data(DataError::BadRow { .. })), "{error}");
-    let (items, notices) = read_silver(&CrystalData { skip_bad_rows: true, ..bad }, Split::Train).unwrap();
+    let ReadItems { items, notices } =
+        read_silver(&CrystalData { skip_bad_rows: true, ..bad }, Split::Train).unwrap();
     assert_eq!(items.len(), 1);
     assert!(notices[0].text.starts_with("1 row was left out, the first: item 0, answer"), "{notices:?}");
 

@@ -3,8 +3,11 @@
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 
-use ruminate_algorithms::crystal::{EvaluationConfig, EvaluationReport, KnowledgeSource, evaluate};
-use ruminate_algorithms::{Error, Silent};
+use approx::assert_abs_diff_eq;
+use ruminate_algorithms::crystal::{
+    EnsembleAccuracy, EvaluationConfig, EvaluationReport, KnowledgeSource, evaluate,
+};
+use ruminate_algorithms::{Error, NullObserver};
 use ruminate_datasets::{Annotated, Split};
 use ruminate_models::{
     Generate, Generated, GenerationConfig, Result, Sampling, ScoreChoices, Strategy, T5, TokenId,
@@ -21,7 +24,7 @@ fn config(knowledge: KnowledgeSource) -> EvaluationConfig {
 }
 
 fn run(t5: &T5, questions: &[Annotated], config: &EvaluationConfig) -> EvaluationReport {
-    evaluate(t5, &encoder(), questions, config, &mut Silent).unwrap()
+    evaluate(t5, &encoder(), questions, config, &mut NullObserver).unwrap()
 }
 
 /// Questions with statements: a repeated one, one that another question has too, none at all.
@@ -105,7 +108,7 @@ fn without_knowledge_the_bare_question_answers() {
         assert_eq!((item.pred, item.ok, item.rectified), (item.pred_knowless, item.ok_knowless, 0));
     }
     assert_eq!(report.acc_weighted(), report.acc_weighted_knowless());
-    assert!(report.ensembles.iter().all(|(_, accuracy)| *accuracy == report.acc_weighted()));
+    assert!(report.ensembles.iter().all(|of| of.accuracy == report.acc_weighted()));
 }
 
 #[test]
@@ -136,7 +139,7 @@ fn statements_are_drawn_as_the_settings_say() {
     let t5 = model(0.0, 1);
     let witness = Witness::new(&t5);
     let config = EvaluationConfig { min_new_tokens: 4, ..config(KnowledgeSource::Sampled) };
-    evaluate(&witness, &encoder(), &questions(), &config, &mut Silent).unwrap();
+    evaluate(&witness, &encoder(), &questions(), &config, &mut NullObserver).unwrap();
     let expected = GenerationConfig {
         strategy: Strategy::Sample(config.sampling),
         max_new_tokens: 16,
@@ -149,7 +152,7 @@ fn statements_are_drawn_as_the_settings_say() {
     assert_eq!(witness.generations.borrow().len(), questions().len().div_ceil(4));
     let allowed = EvaluationConfig { forbid_pad: false, ..config };
     let witness = Witness::new(&t5);
-    evaluate(&witness, &encoder(), &questions(), &allowed, &mut Silent).unwrap();
+    evaluate(&witness, &encoder(), &questions(), &allowed, &mut NullObserver).unwrap();
     assert!(witness.generations.borrow().iter().all(|generation| generation.forbidden_ids.is_empty()));
 }
 
@@ -196,7 +199,7 @@ fn each_prompt_is_scored_once_and_as_if_alone() {
     let ensemble = EnsembleConfig { no_knowless_expert: false, ..EnsembleConfig::default() };
     let config = EvaluationConfig { num_samples: 4, ensemble, ..config(KnowledgeSource::Given) };
     let witness = Witness::new(&t5);
-    let report = evaluate(&witness, &encoder, &questions, &config, &mut Silent).unwrap();
+    let report = evaluate(&witness, &encoder, &questions, &config, &mut NullObserver).unwrap();
     for (item, Annotated { question, knowledges }) in report.inference.iter().zip(&questions) {
         assert_eq!(item.knowledge.knowledges, *knowledges);
         let q = encoder.question(&question.question).unwrap();
@@ -230,7 +233,7 @@ fn given_statements_are_cut_to_their_number() {
     let (t5, questions) = (model(0.0, 1), annotated());
     let witness = Witness::new(&t5);
     let config = EvaluationConfig { num_samples: 2, ..config(KnowledgeSource::Given) };
-    let report = evaluate(&witness, &encoder(), &questions, &config, &mut Silent).unwrap();
+    let report = evaluate(&witness, &encoder(), &questions, &config, &mut NullObserver).unwrap();
     assert!(witness.generations.borrow().is_empty());
     for (i, (item, question)) in report.inference.iter().zip(&questions).enumerate() {
         let first: Vec<String> = question.knowledges.iter().take(2).cloned().collect();
@@ -296,12 +299,12 @@ fn accuracies_are_shares_of_the_items() {
         assert_eq!((task.accuracy, task.accuracy_knowless), (share(|i| i.ok), share(|i| i.ok_knowless)));
         unweighted = (unweighted.0 + task.accuracy / 3.0, unweighted.1 + task.accuracy_knowless / 3.0);
     }
-    assert!((report.acc_unweighted() - unweighted.0).abs() < 1e-12);
-    assert!((report.acc_unweighted_knowless() - unweighted.1).abs() < 1e-12);
+    assert_abs_diff_eq!(report.acc_unweighted(), unweighted.0, epsilon = 1e-12);
+    assert_abs_diff_eq!(report.acc_unweighted_knowless(), unweighted.1, epsilon = 1e-12);
     // What each way of combining would have given is what it gives.
-    let modes: Vec<Ensemble> = report.ensembles.iter().map(|(mode, _)| *mode).collect();
+    let modes: Vec<Ensemble> = report.ensembles.iter().map(|of| of.ensemble).collect();
     assert_eq!(modes, Ensemble::ALL);
-    for (mode, accuracy) in &report.ensembles {
+    for EnsembleAccuracy { ensemble: mode, accuracy } in &report.ensembles {
         assert_eq!(of(*mode).acc_weighted(), *accuracy, "{mode}");
     }
 }
@@ -327,8 +330,9 @@ fn an_observer_sees_both_phases_and_can_end_them() {
 fn wrong_settings_are_refused() {
     let _alone = alone();
     let (t5, questions) = (model(0.0, 1), questions());
-    let refusal =
-        |config: EvaluationConfig| evaluate(&t5, &encoder(), &questions, &config, &mut Silent).unwrap_err();
+    let refusal = |config: EvaluationConfig| {
+        evaluate(&t5, &encoder(), &questions, &config, &mut NullObserver).unwrap_err()
+    };
     let sampled = || config(KnowledgeSource::Sampled);
     let error = refusal(EvaluationConfig { num_samples: 0, ..sampled() });
     assert!(matches!(&error, Error::Config { key, .. } if key == "num_samples"), "{error}");

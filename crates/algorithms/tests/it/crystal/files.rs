@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use ruminate_algorithms::Silent;
+use ruminate_algorithms::NullObserver;
 use ruminate_algorithms::crystal::{
     EvaluationConfig, EvaluationReport, KnowledgeSource, evaluate, evaluation_folder, write_evaluation,
 };
@@ -15,7 +15,7 @@ use crate::support::{alone, chain, model, names};
 
 fn report(knowledge: KnowledgeSource) -> EvaluationReport {
     let config = EvaluationConfig { knowledge, num_samples: 2, ..EvaluationConfig::default() };
-    evaluate(&model(0.0, 1), &encoder(), &questions()[..3], &config, &mut Silent).unwrap()
+    evaluate(&model(0.0, 1), &encoder(), &questions()[..3], &config, &mut NullObserver).unwrap()
 }
 
 fn read(path: &Path) -> Vec<Value> {

@@ -1,8 +1,9 @@
 //! Stage I: what is trained when, and how it is validated.
 
+use approx::abs_diff_eq;
 use ruminate_algorithms::crystal::{BestBy, Imitation, ImitationConfig};
 use ruminate_algorithms::{
-    Curriculum, Ending, Error, Evaluation, Objective, Sft, Silent, Trainer, TrainerConfig, mean_loss,
+    Curriculum, Ending, Error, Evaluation, NullObserver, Objective, Sft, Trainer, TrainerConfig, mean_loss,
 };
 use ruminate_datasets::prompts::{ANSWER_SEPARATOR, KNOWLEDGE_SEPARATOR};
 use ruminate_datasets::{Annotated, Instances, Order, Question, Split};
@@ -48,7 +49,7 @@ fn next(imitation: &mut Imitation, step: u64) -> Vec<Objective> {
 }
 
 fn evaluate(imitation: &mut Imitation, t5: &T5, step: u64) -> Evaluation {
-    imitation.evaluate(t5, step, &mut Silent).unwrap()
+    imitation.evaluate(t5, step, &mut NullObserver).unwrap()
 }
 
 /// What a prompt should be: the whole text in one piece. The world's words do not run into each other, so that this
@@ -210,7 +211,7 @@ fn data_that_cannot_be_trained_on_is_refused() {
 fn half_taught() -> T5 {
     let folder = tempfile::tempdir().unwrap();
     let mut sft = Sft::new(model(0.0, 1), imitation(config(ALL), "clean"), tokenizer());
-    Trainer::new(short(25), folder.path()).unwrap().fit(&mut sft, &mut Silent).unwrap();
+    Trainer::new(short(25), folder.path()).unwrap().fit(&mut sft, &mut NullObserver).unwrap();
     sft.into_policy()
 }
 
@@ -250,7 +251,7 @@ fn validation_counts_what_it_says() {
     let value = |name: &str| metrics.iter().find(|(n, _)| n == name).unwrap().1;
     let close = |name: &str, want: f64| {
         let got = value(name);
-        assert!((got - want).abs() < 1e-5, "{name}: {got} {want}");
+        assert!(abs_diff_eq!(got, want, epsilon = 1e-5), "{name}: {got} {want}");
     };
 
     // Losses: the mean over batches of 9 of their means, the incomplete last one included.

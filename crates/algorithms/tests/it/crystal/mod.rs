@@ -36,7 +36,7 @@ fn encoder() -> QuestionEncoder {
 }
 
 fn silver(engine: &str, split: Split) -> Vec<Annotated> {
-    read_silver(&data(engine), split).unwrap().0
+    read_silver(&data(engine), split).unwrap().items
 }
 
 /// Stage I on the world.
@@ -51,7 +51,7 @@ fn statement() -> String {
 
 /// Questions of all three tasks, of three different lengths.
 fn questions() -> Vec<Annotated> {
-    let all = read_eval(&data("clean"), Split::Dev).unwrap().0;
+    let all = read_eval(&data("clean"), Split::Dev).unwrap().items;
     all.into_iter().step_by(5).collect()
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::rc::Rc;
 
-use ruminate_algorithms::Metrics;
+use ruminate_algorithms::{Collective, Metrics};
 use ruminate_torch::dist::Sharding;
 use tempfile::TempDir;
 
@@ -102,7 +102,7 @@ fn as_one(method: Method, cases: &[Case]) -> Vec<(Rc<TempDir>, TempDir)> {
     let _alone = alone();
     let whole = Rc::new(tempfile::tempdir().unwrap());
     let setup = Setup { method, ..Setup::default() };
-    let (_, single) = fit(&setup, whole.path(), None).unwrap();
+    let (_, single) = fit(&setup, whole.path(), &Collective::default()).unwrap();
     let mut folders = vec![];
     for &(size, accumulate, sharding) in cases {
         let folder = tempfile::tempdir().unwrap();
@@ -138,10 +138,10 @@ fn goes_on(method: Method) -> [TempDir; 2] {
     let _alone = alone();
     let setup = Setup { method, ..Setup::default() };
     let [through, moved] = [(); 2].map(|()| tempfile::tempdir().unwrap());
-    fit(&setup, through.path(), None).unwrap();
+    fit(&setup, through.path(), &Collective::default()).unwrap();
     run(&Setup { stop: Some((0, 6)), ..setup.clone() }, moved.path(), 4);
     run(&Setup { stop: Some((0, 12)), ..setup.clone() }, moved.path(), 2);
-    fit(&setup, moved.path(), None).unwrap();
+    fit(&setup, moved.path(), &Collective::default()).unwrap();
     same_model(through.path(), moved.path());
     [through, moved]
 }

@@ -7,21 +7,21 @@ use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use approx::relative_eq;
 use ruminate_algorithms::dpo::{Dpo, DpoConfig, PreferenceLoss, Reference, ShuffledPairs, WeightedLoss};
 use ruminate_algorithms::{
-    Curriculum, Ending, Evaluation, Fitted, Metrics, Objective, Observer, Peers, Result, Sft, Trainer,
+    Collective, Curriculum, Ending, Evaluation, Fitted, Metrics, Objective, Observer, Result, Sft, Trainer,
     TrainerConfig, mean_loss,
 };
 use ruminate_datasets::{Cursor, Order, Shard, TrainBatches};
 use ruminate_models::{Example, Policy};
-use ruminate_torch::dist::{ProcessGroup, Sharding, World};
+use ruminate_torch::dist::Sharding;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
-use crate::support::{Recorder, alone, chain, examples, model, tokenizer};
+use crate::support::{Recorder, alone, chain, examples, model, short, tokenizer};
 
 /// The test that is one of several processes.
 const RANK: &str = "distributed::rank";
@@ -102,8 +102,8 @@ impl Uneven {
 }
 
 impl<P: Policy> Curriculum<P> for Uneven {
-    fn deal(&mut self, shard: Shard) -> Result<()> {
-        self.batches = Self::batches(self.batch, shard);
+    fn distribute(&mut self, collective: &Collective) -> Result<()> {
+        self.batches = Self::batches(self.batch, collective.shard()?);
         Ok(())
     }
 
@@ -151,13 +151,13 @@ fn config(setup: &Setup) -> TrainerConfig {
         max_grad_norm: 1.0,
         eval_every: 8,
         log_every: 2,
-        ..TrainerConfig::default()
+        ..short(steps)
     }
 }
 
 /// One process: the only one, or one of a group.
-fn fit(setup: &Setup, folder: &Path, group: Option<Rc<ProcessGroup>>) -> Result<(Fitted, Recorder)> {
-    let (rank, size) = group.as_ref().map_or((0, 1), |group| (group.rank(), group.size()));
+fn fit(setup: &Setup, folder: &Path, collective: &Collective) -> Result<(Fitted, Recorder)> {
+    let (rank, size) = (collective.rank(), collective.size());
     tch::manual_seed(3);
     // Rank 0 gives its parameters to the others.
     let mut policy = model(setup.dropout, 1 + rank as i64);
@@ -165,8 +165,7 @@ fn fit(setup: &Setup, folder: &Path, group: Option<Rc<ProcessGroup>>) -> Result<
         let config = ruminate_models::T5Config { d_ff: 48, ..crate::support::tiny(0.0) };
         policy = ruminate_models::T5::new(config, tch::Kind::Float, Device::Cpu, 1).unwrap();
     }
-    let peers = Peers::from(group.clone());
-    let trainer = Trainer::across(config(setup), folder, group)?;
+    let trainer = Trainer::across(config(setup), folder, collective)?;
     let mut recorder = Recorder::default();
     if let Some((_, step)) = setup.stop.filter(|(who, _)| *who == rank) {
         recorder.stop_after = Some(step);
@@ -202,7 +201,7 @@ fn fit(setup: &Setup, folder: &Path, group: Option<Rc<ProcessGroup>>) -> Result<
         Method::Reflect => {
             let (round, batch) = (folder.join("round"), (whole, setup.accumulate));
             let mut dpo =
-                crate::tinythinker::reflection_of_ranks(&round, batch, &peers, &mut Recorder::default())?;
+                crate::tinythinker::reflection_of_ranks(&round, batch, collective, &mut Recorder::default())?;
             trainer.fit(&mut dpo, &mut recorder)?
         }
     };
@@ -216,11 +215,10 @@ fn fit(setup: &Setup, folder: &Path, group: Option<Rc<ProcessGroup>>) -> Result<
 fn rank() {
     tch::set_num_threads(1);
     let setup: Setup = serde_json::from_str(&std::env::var(SETUP).unwrap()).unwrap();
-    let world = World::from_env().unwrap().unwrap();
-    let group = Rc::new(ProcessGroup::join(&world, Device::Cpu, TIMEOUT).unwrap());
+    let collective = Collective::from_env(Device::Cpu, TIMEOUT).unwrap();
     let folder = std::env::var("RUMINATE_TEST_FOLDER").unwrap();
-    std::fs::write(joined(Path::new(&folder), group.rank()), "").unwrap();
-    match fit(&setup, Path::new(&folder), Some(group)) {
+    std::fs::write(joined(Path::new(&folder), collective.rank()), "").unwrap();
+    match fit(&setup, Path::new(&folder), &collective) {
         Ok((fitted, recorder)) => {
             let ending = if fitted.ending == Ending::Stopped { "stopped" } else { "finished" };
             let record = Record {
@@ -336,7 +334,7 @@ fn a_rank_that_asks_stops_all_and_a_resumed_run_is_the_same_bit_for_bit() {
 fn divided_states_go_on_with_another_number_of_ranks() {
     let _alone = alone();
     let [through, moved] = [(); 2].map(|()| tempfile::tempdir().unwrap());
-    let (_, single) = fit(&Setup::default(), through.path(), None).unwrap();
+    let (_, single) = fit(&Setup::default(), through.path(), &Collective::default()).unwrap();
     let sharded = Setup { sharding: Sharding::Optimizer, ..Setup::default() };
     let mut losses = vec![];
     let mut part = |setup: Setup, size: usize| {
@@ -356,7 +354,10 @@ fn divided_states_go_on_with_another_number_of_ranks() {
     for (step, metrics) in losses {
         let (found, expected) = (loss(&metrics), loss(&single.metrics[&step]));
         if let (Some(found), Some(expected)) = (found, expected) {
-            assert!((found - expected).abs() < 1e-5 * expected.abs(), "step {step}: {found}, not {expected}");
+            assert!(
+                relative_eq!(found, expected, epsilon = 0.0, max_relative = 1e-5),
+                "step {step}: {found}, not {expected}"
+            );
         }
     }
 }
@@ -399,7 +400,7 @@ fn ranks_draw_different_dropout() {
 fn a_rank_that_dies_ends_the_others_and_the_run_resumes() {
     let _alone = alone();
     let [through, broken] = [(); 2].map(|()| tempfile::tempdir().unwrap());
-    fit(&Setup::default(), through.path(), None).unwrap();
+    fit(&Setup::default(), through.path(), &Collective::default()).unwrap();
     for dying in [0, 1] {
         let step = 10 + dying as u64;
         let started = Instant::now();

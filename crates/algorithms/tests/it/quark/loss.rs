@@ -109,7 +109,7 @@ fn the_code_stands_before_the_response_and_has_no_loss() {
     let kl_vocab = quark.tokens().id_range().start;
     let mut samples = 0;
     for batch in &batches {
-        let sums = quark.sums(batch).unwrap();
+        let sums = quark.losses(batch).unwrap();
         let terms = quark.terms(batch);
         let names: Vec<_> = terms.iter().map(|term| (term.name, term.weight)).collect();
         assert_eq!(names, [("loss/lm", 1.0), ("loss/kl", 0.05), ("loss/entropy", -0.02)]);

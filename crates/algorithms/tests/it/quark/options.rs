@@ -2,10 +2,10 @@
 
 use ruminate_algorithms::ppo::KlPenalty;
 use ruminate_algorithms::quark::{
-    AddTo, Buckets, Condition, ControlConfig, ControlTokens, ExpertConfig, Lengths, Quark, QuarkConfig,
-    QuarkData, RewardSpec, SamplingConfig, Single, Source, StageSchedule, Ties, TrainOption,
+    AddTo, Buckets, Condition, ControlConfig, ControlTokens, ExpertConfig, Lengths, NewTokens, Quark,
+    QuarkConfig, QuarkData, RewardSpec, SamplingConfig, Single, Source, StageSchedule, Ties, TrainOption,
 };
-use ruminate_algorithms::{Algorithm, Error, Silent};
+use ruminate_algorithms::{Algorithm, Error, NullObserver};
 
 use super::{Share, config, data, experts, parts, prompts, quark_of};
 use crate::support::{alone, chain, model, tokenizer};
@@ -159,9 +159,9 @@ fn expert_rows_come_in_as_they_are_asked_for() {
 #[test]
 fn lengths_count_the_code() {
     let lengths = Lengths { max_length: 256, min_length: 10 };
-    assert_eq!(lengths.new_tokens(0).unwrap(), (255, 9));
-    assert_eq!(lengths.new_tokens(4).unwrap(), (251, 5));
-    assert_eq!(Lengths { max_length: 6, min_length: 3 }.new_tokens(4).unwrap(), (1, 0));
+    assert_eq!(lengths.new_tokens(0).unwrap(), NewTokens { max: 255, min: 9 });
+    assert_eq!(lengths.new_tokens(4).unwrap(), NewTokens { max: 251, min: 5 });
+    assert_eq!(Lengths { max_length: 6, min_length: 3 }.new_tokens(4).unwrap(), NewTokens { max: 1, min: 0 });
     assert!(lengths.new_tokens(255).is_err());
 }
 
@@ -224,7 +224,7 @@ fn validation_without_a_score_is_an_error() {
     let (tokenizer, policy) = parts(&config().control, 1);
     let data = QuarkData { train: prompts(4), expert: vec![], held_out: prompts(2) };
     let mut quark = Quark::new(config(), policy, model(0.0, 1), tokenizer, Never, data).unwrap();
-    let error = quark.evaluate(0, &mut Silent).unwrap_err().to_string();
+    let error = quark.evaluate(0, &mut NullObserver).unwrap_err().to_string();
     assert!(error.contains("no held-out response has a score"), "{error}");
 }
 

@@ -256,11 +256,11 @@ fn what_the_reference_earned_makes_no_checkpoint_the_best() {
     };
     let best = || fs::read_link(folder.path().join("best")).ok();
     let stopped = run(4, &mut Recorder::stopping_after(0));
-    assert_eq!((stopped.best.0, stopped.best.1.is_nan(), best()), (1, true, None));
+    assert_eq!((stopped.best.step, stopped.best.score.is_nan(), best()), (1, true, None));
     // Validation is done where it was done before.
     let mut seen = Recorder::default();
     let fitted = run(4, &mut seen);
-    assert_eq!((fitted.best.0, best()), (2, Some("step-2".into())));
+    assert_eq!((fitted.best.step, best()), (2, Some("step-2".into())));
     assert!(!seen.events.contains(&"evaluated 0".to_string()), "{:?}", seen.events);
     let state: TrainerState = read_json(&folder.path().join("last/state.json")).unwrap();
     assert_eq!(
