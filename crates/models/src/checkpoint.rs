@@ -1,4 +1,6 @@
-//! Safetensors files and Hugging Face model folders.
+//! Safetensors files and Hugging Face model folders; GGUF files become such folders.
+
+mod gguf;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -10,6 +12,8 @@ use tch::{Device, Kind, Tensor};
 
 use crate::config::once;
 use crate::{Error, Result};
+
+pub use gguf::convert_gguf;
 
 /// Weights in one file.
 pub const WEIGHTS: &str = "model.safetensors";
@@ -330,10 +334,8 @@ fn other_weights(folder: &Path) -> String {
     }
     if let Some(name) = first(&|name| name.ends_with(".gguf")) {
         return format!(
-            "only {name}. Convert it once, with the packages gguf and accelerate beside transformers: \
-             python3 -c \"import sys, transformers as t; f, g = sys.argv[1:]; \
-             t.AutoModelForCausalLM.from_pretrained(f, gguf_file=g).save_pretrained(f); \
-             t.AutoTokenizer.from_pretrained(f, gguf_file=g).save_pretrained(f)\" {} {name}",
+            "only {name}. Convert it once, in a checkout of ruminate: \
+             cargo run --release -p ruminate-models --example gguf_to_hf -- {0}/{name} {0}",
             folder.display()
         );
     }

@@ -32,6 +32,16 @@ pub enum Error {
         /// The reader's reason.
         source: safetensors::SafeTensorError,
     },
+    /// A GGUF file is damaged, or holds something that is not implemented.
+    #[error("{}: `{place}` {reason}", path.display())]
+    Gguf {
+        /// The file.
+        path: PathBuf,
+        /// The key of the metadata, the tensor, or the byte.
+        place: String,
+        /// What is wrong with it, and what to do where something can be done.
+        reason: String,
+    },
     /// Something else stands in the place of a file.
     #[error("{} {reason}", path.display())]
     NotThere {

@@ -12,6 +12,7 @@ mod host;
 mod levels;
 mod libtorch;
 mod lint;
+mod model;
 mod pip;
 mod problem;
 mod provision;
@@ -56,6 +57,8 @@ enum Command {
     Doctor(Cuda),
     /// Write the bundled world, the data of the demos and of many tests, to fixtures/world
     World(World),
+    /// Fetch a small real model into the folder models, unless it is there already
+    Model(model::Model),
     /// Print shell commands that let plain cargo and the built programs find libtorch
     ///
     /// Use: eval "$(cargo xtask env --cuda)". The CPU build needs this only for `cargo test --doc`.
@@ -107,6 +110,7 @@ fn run(command: Command) -> Result<u8> {
         Command::Lint(args) => lint::lint(&root, args.into()),
         Command::Doctor(args) => doctor::doctor(&root, args.into()),
         Command::World(args) => world::run(args.check).map(|()| 0),
+        Command::Model(args) => model::model(&root, &args),
         Command::Env(args) => commands::env(&root, args.into()),
     }
 }

@@ -1,4 +1,4 @@
-//! Installing packages into a folder with pip.
+//! Installing packages into a folder with pip, and fetching them.
 
 use std::fs;
 use std::path::Path;
@@ -39,6 +39,21 @@ fn command(target: &Path, scratch: &Path, flavour: Flavour) -> Command {
         pip.arg("--no-deps");
     }
     pip.args(flavour.packages());
+    quiet(&mut pip, scratch);
+    pip
+}
+
+/// A command that downloads the wheels of a requirements file with hashes into `folder`, and installs nothing.
+pub(crate) fn download(requirements: &Path, folder: &Path) -> Command {
+    let mut pip = Command::new("python3");
+    pip.args(["-m", "pip", "download", "--no-deps", "--require-hashes", "--only-binary=:all:", "--dest"]);
+    pip.arg(folder).arg("--requirement").arg(requirements);
+    quiet(&mut pip, folder);
+    pip
+}
+
+/// Settings of every pip: `scratch` for temporary files, no questions, everything to stderr.
+fn quiet(pip: &mut Command, scratch: &Path) {
     // On the disk of the checkout, which was checked for space; the usual folder is often small, and in memory.
     pip.env("TMPDIR", scratch);
     // Settings that are meant for installing into an environment do not work together with --target.
@@ -46,7 +61,6 @@ fn command(target: &Path, scratch: &Path, flavour: Flavour) -> Command {
     pip.env("PIP_NO_INPUT", "1").env("PIP_DISABLE_PIP_VERSION_CHECK", "1");
     pip.env("PIP_ROOT_USER_ACTION", "ignore");
     pip.stdin(Stdio::null()).stdout(std::io::stderr());
-    pip
 }
 
 #[cfg(test)]

@@ -244,13 +244,14 @@ fn what_stands_in_the_place_of_weights_is_named_with_the_way_out() {
     refused(load(folder.path()), &["neither model.safetensors"]);
     for (name, command) in [
         ("adapter_model.safetensors", "merge_and_unload"),
-        ("SmolLM2.Q4_1.gguf", "gguf_file"),
+        ("SmolLM2.Q4_1.gguf", "gguf_to_hf"),
         ("pytorch_model-00001-of-00002.bin", "save_pretrained"),
         ("model.bin", "save_pretrained"),
     ] {
         fs::write(folder.path().join(name), "x").unwrap();
         let here = folder.path().to_str().unwrap();
-        refused(load(folder.path()), &[name, command, "python3 -c", here]);
+        let program = if name.ends_with(".gguf") { "cargo run" } else { "python3 -c" };
+        refused(load(folder.path()), &[name, command, program, here]);
     }
 }
 

@@ -8,6 +8,7 @@ mod checkpoint;
 mod config;
 mod decoding;
 mod generation;
+mod gguf;
 mod llama;
 mod llama_config;
 mod llama_writing;
