@@ -309,7 +309,7 @@ impl Weights {
     }
 }
 
-/// Why a folder has no weights that can be read, and the command that mends it.
+/// Why a folder has no weights that can be read, and the command that fixes it.
 fn other_weights(folder: &Path) -> String {
     let names: Vec<String> = fs::read_dir(folder)
         .into_iter()

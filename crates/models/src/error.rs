@@ -47,7 +47,7 @@ pub enum Error {
     NotThere {
         /// The file.
         path: PathBuf,
-        /// The reason, and the command that mends it.
+        /// The reason, and the command that fixes it.
         reason: String,
     },
     /// A model folder lacks its weights.

@@ -174,7 +174,7 @@ impl ModelSection {
         match (&self.pretrained, &self.config) {
             (Some(folder), None) if !folder.is_dir() => {
                 let reason = format!(
-                    "pretrained: there is no folder {}; name one with config.json, model.safetensors and tokenizer.json, \
+                    "model.pretrained: there is no folder {}; name one with config.json, model.safetensors and tokenizer.json, \
                      as Hugging Face's hub has them",
                     folder.display()
                 );

@@ -156,11 +156,11 @@ fs::path cache_file(const Nvrtc &nvrtc, Kernel kernel, const std::string &arch) 
 }
 
 // From the cache, or compiled and put there. A cache that cannot be written costs time only.
-std::string code_of(Kernel kernel, const std::string &arch, bool anew) {
+std::string code_of(Kernel kernel, const std::string &arch, bool recompile) {
   const auto *compiler = nvrtc();
   TORCH_CHECK(compiler, "NVRTC, which compiles kernels, was not found: install NVIDIA's nvidia-cuda-nvrtc beside libtorch");
   const auto file = cache_file(*compiler, kernel, arch);
-  if (!anew && !file.empty()) {
+  if (!recompile && !file.empty()) {
     std::ifstream from(file, std::ios::binary);
     std::string code((std::istreambuf_iterator<char>(from)), std::istreambuf_iterator<char>());
     if (from && !code.empty()) {

@@ -11,7 +11,7 @@ at::Tensor product(const at::Tensor &a, const at::Tensor &b);
 void set_product(at::Tensor &out, const at::Tensor &a, const at::Tensor &b);
 void add_product(at::Tensor &out, const at::Tensor &a, const at::Tensor &b);
 
-// x [..., k] times the transposed weights [n_i, k], side by side: one product. The weights are joined anew in each pass, since a
+// x [..., k] times the transposed weights [n_i, k], side by side: one product. The weights are joined again in each pass, since a
 // copy that waited for the backward pass would cost memory. The other two are its parts without a graph, forward and backward: the
 // gradients of x and of each weight.
 at::Tensor joined_linear(const at::Tensor &x, const std::vector<at::Tensor> &weights);

@@ -16,5 +16,6 @@ mod ppo;
 mod quark;
 mod resume;
 mod rwr;
+mod supervised;
 mod support;
 mod tinythinker;

@@ -39,11 +39,11 @@ pub(super) fn search<D: Decoder>(
     // Enough continuations that `num_beams` are left when every end token of every beam is among the best.
     let width = (beams * (1 + stop_ids.len()).max(2)).min(beams * vocab as usize) as i64;
 
-    let Started { mut steps, mut logits, given, padding } =
+    let Started { mut steps, mut logits, prompt, padding } =
         model.prefill(prompts, &config.prefix, beams, new)?;
-    let prefix = given.size()[1];
+    let prefix = prompt.size()[1];
     let processors = processors(config, &stop_ids, prefix);
-    let mut tokens = token_table(&given, new as i64)?;
+    let mut tokens = token_table(&prompt, new as i64)?;
     // All beams of a prompt begin alike; only the first one counts in the first step.
     let start =
         |beam| Candidate { ids: vec![], log_probs: vec![], total: if beam == 0 { 0.0 } else { -1e9 } };

@@ -85,11 +85,11 @@ fn check_choice(model: &impl Decoder, config: &GenerationConfig) -> Result<()> {
 
 /// Refuses more tokens at once than can be counted.
 fn check_rows(prompts: usize, config: &GenerationConfig) -> Result<()> {
-    let each = match config.strategy {
+    let rows_per_prompt = match config.strategy {
         Strategy::Beam(Beam { num_beams, .. }) => num_beams,
         _ => config.samples_per_prompt,
     };
-    let rows = prompts.checked_mul(each);
+    let rows = prompts.checked_mul(rows_per_prompt);
     if rows.and_then(|rows| rows.checked_mul(config.max_new_tokens)).is_some_and(|all| all <= MAX_TOKENS) {
         return Ok(());
     }
@@ -106,7 +106,7 @@ struct Loop<'a, S> {
     /// Logits of the next token `[rows, vocab]`.
     logits: Tensor,
     /// Tokens before the first new one.
-    given: i64,
+    prompt_len: i64,
     /// Of them, those at the front of each row that are padding `[rows, 1]`.
     padding: Option<Tensor>,
     stop_ids: Tensor,
@@ -135,8 +135,8 @@ impl<'a, S: Steps> Loop<'a, S> {
         started: Started<S>,
     ) -> Result<Self> {
         let device = model.device();
-        let Started { steps, logits, given, padding } = started;
-        let (rows, width) = given.size2()?;
+        let Started { steps, logits, prompt, padding } = started;
+        let (rows, prompt_len) = prompt.size2()?;
         let time = config.max_new_tokens as i64;
         let stop_ids = stop_ids(model, config);
         Ok(Self {
@@ -145,11 +145,11 @@ impl<'a, S: Steps> Loop<'a, S> {
             device,
             logits,
             stop_strings: StopStrings::new(model.tokenizer(), config, &stop_ids, rows as usize)?,
-            processors: processors(config, &stop_ids, width),
+            processors: processors(config, &stop_ids, prompt_len),
             stop_ids: Tensor::f_from_slice(&stop_ids)?.f_to_device(device)?,
             uniform: uniform.map(|numbers| numbers.f_to_device(device)).transpose()?,
-            tokens: token_table(&given, time)?,
-            given: width,
+            tokens: token_table(&prompt, time)?,
+            prompt_len,
             padding,
             log_probs: Tensor::f_zeros([rows, time], (Kind::Float, device))?,
             sampling_log_probs: Tensor::f_zeros([rows, time], (Kind::Float, device))?,
@@ -169,7 +169,7 @@ impl<'a, S: Steps> Loop<'a, S> {
             if self.drop_finished(step)? {
                 return Ok(self.results);
             }
-            let last = self.tokens.f_narrow(1, self.given + step as i64, 1)?;
+            let last = self.tokens.f_narrow(1, self.prompt_len + step as i64, 1)?;
             self.logits = self.steps.next_logits(&last)?;
         }
         let rest: Vec<usize> = (0..self.prompts.len()).collect();
@@ -179,7 +179,7 @@ impl<'a, S: Steps> Loop<'a, S> {
 
     /// Chooses the next token of every row.
     fn choose(&mut self, step: usize) -> Result<()> {
-        let (at, written) = (step as i64, self.given + step as i64);
+        let (at, written) = (step as i64, self.prompt_len + step as i64);
         let history = self.tokens.f_narrow(1, 0, written)?;
         let history = History { tokens: &history, padding: self.padding.as_ref() };
         let mut allowed = self.logits.shallow_clone();
@@ -248,7 +248,7 @@ impl<'a, S: Steps> Loop<'a, S> {
 
     /// Brings the rows of some prompts to the host and cuts them behind their stop tokens.
     fn collect(&mut self, prompts: &[usize]) -> Result<()> {
-        let tokens = self.tokens.f_narrow(1, self.given, self.config.max_new_tokens as i64)?;
+        let tokens = self.tokens.f_narrow(1, self.prompt_len, self.config.max_new_tokens as i64)?;
         let tokens: Vec<Vec<TokenId>> = Vec::try_from(tokens)?;
         let log_probs: Vec<Vec<f32>> = Vec::try_from(&self.log_probs)?;
         let sampling: Vec<Vec<f32>> = match self.uniform {

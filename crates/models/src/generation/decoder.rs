@@ -40,8 +40,8 @@ pub(crate) struct Started<S> {
     pub(crate) steps: S,
     /// Logits of the first new token `[rows, vocab]`, `f32`.
     pub(crate) logits: Tensor,
-    /// The tokens that stand before it, `[rows, given]`.
-    pub(crate) given: Tensor,
+    /// The tokens that stand before it, `[rows, prompt_len]`.
+    pub(crate) prompt: Tensor,
     /// How many at the front of each row are padding, `[rows, 1]`, where some are.
     pub(crate) padding: Option<Tensor>,
 }
@@ -49,8 +49,8 @@ pub(crate) struct Started<S> {
 impl<S> Started<S> {
     /// With other steps.
     pub(super) fn with<T>(self, make: impl FnOnce(S) -> Result<T>) -> Result<Started<T>> {
-        let Self { steps, logits, given, padding } = self;
-        Ok(Started { steps: make(steps)?, logits, given, padding })
+        let Self { steps, logits, prompt, padding } = self;
+        Ok(Started { steps: make(steps)?, logits, prompt, padding })
     }
 }
 

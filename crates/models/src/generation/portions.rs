@@ -50,38 +50,38 @@ pub(super) fn portions(
     config: &GenerationConfig,
 ) -> Vec<Portion> {
     let budget = config.budget(model.device() == tch::Device::Cpu);
-    let given: Vec<usize> = prompts.iter().map(Vec::len).collect();
+    let prompt_lens: Vec<usize> = prompts.iter().map(Vec::len).collect();
     let new = config.prefix.len() + config.max_new_tokens;
     let bytes = |prompts, longest, rows| model.bytes_in_flight(prompts, longest, rows, new);
-    divide(&given, config, budget, &bytes)
+    divide(&prompt_lens, config, budget, &bytes)
 }
 
-/// Divides prompts of the lengths `given`. `bytes` tells the memory of so many prompts, the tokens of the longest of them, and so many rows.
+/// Divides prompts of these lengths. `bytes` tells the memory of so many prompts, the tokens of the longest of them, and so many rows.
 pub(super) fn divide(
-    given: &[usize],
+    prompt_lens: &[usize],
     config: &GenerationConfig,
     budget: u64,
     bytes: &dyn Fn(usize, usize, usize) -> u64,
 ) -> Vec<Portion> {
     let samples = config.samples_per_prompt;
     // Beams of a prompt are extended together.
-    let each = match config.strategy {
+    let rows_per_prompt = match config.strategy {
         Strategy::Beam(beam) => beam.num_beams,
         _ => samples,
     };
     let mut portions = vec![];
     let mut first = 0;
-    while first < given.len() {
+    while first < prompt_lens.len() {
         let (mut end, mut longest) = (first, 0);
-        while let Some(&length) = given.get(end) {
+        while let Some(&length) = prompt_lens.get(end) {
             let prompts = end + 1 - first;
-            if end > first && bytes(prompts, longest.max(length), prompts * each) > budget {
+            if end > first && bytes(prompts, longest.max(length), prompts * rows_per_prompt) > budget {
                 break;
             }
             (end, longest) = (end + 1, longest.max(length));
         }
         let mut at_once = samples;
-        if end - first == 1 && each == samples {
+        if end - first == 1 && rows_per_prompt == samples {
             while at_once > 1 && bytes(1, longest, at_once) > budget {
                 at_once = at_once.div_ceil(2);
             }
@@ -103,19 +103,23 @@ mod tests {
         (prompts * longest + 10 * rows) as u64
     }
 
-    fn of(given: &[usize], config: &GenerationConfig, budget: u64) -> Vec<(Range<usize>, Range<usize>)> {
-        divide(given, config, budget, &bytes).into_iter().map(|p| (p.prompts, p.samples)).collect()
+    fn of(
+        prompt_lens: &[usize],
+        config: &GenerationConfig,
+        budget: u64,
+    ) -> Vec<(Range<usize>, Range<usize>)> {
+        divide(prompt_lens, config, budget, &bytes).into_iter().map(|p| (p.prompts, p.samples)).collect()
     }
 
     #[test]
     fn rows_wait_for_memory() {
         let config =
             |samples_per_prompt| GenerationConfig { samples_per_prompt, ..GenerationConfig::default() };
-        let given = [5, 5, 20, 5];
-        assert_eq!(of(&given, &config(2), 1000), [(0..4, 0..2)]);
+        let prompt_lens = [5, 5, 20, 5];
+        assert_eq!(of(&prompt_lens, &config(2), 1000), [(0..4, 0..2)]);
         // Two prompts of 5 take 50; with the long one, three would take 120.
-        assert_eq!(of(&given, &config(2), 90), [(0..2, 0..2), (2..4, 0..2)]);
-        assert_eq!(of(&given, &config(2), 50), [(0..2, 0..2), (2..3, 0..2), (3..4, 0..2)]);
+        assert_eq!(of(&prompt_lens, &config(2), 90), [(0..2, 0..2), (2..4, 0..2)]);
+        assert_eq!(of(&prompt_lens, &config(2), 50), [(0..2, 0..2), (2..3, 0..2), (3..4, 0..2)]);
         // The samples of one prompt are divided, too, and there is always one.
         assert_eq!(of(&[5], &config(5), 40), [(0..1, 0..3), (0..1, 3..5)]);
         assert_eq!(of(&[5], &config(3), 1), [(0..1, 0..1), (0..1, 1..2), (0..1, 2..3)]);

@@ -10,9 +10,9 @@ pub(super) fn stop_ids(model: &impl Decoder, config: &GenerationConfig) -> Vec<T
     if config.stop_ids.is_empty() { model.end_ids().to_vec() } else { config.stop_ids.clone() }
 }
 
-/// What changes the logits before temperature, top-k and top-p, in the order of transformers; `given` tokens stand before
+/// What changes the logits before temperature, top-k and top-p, in the order of transformers; `prompt_len` tokens stand before
 /// the first new one.
-pub(super) fn processors(config: &GenerationConfig, stop_ids: &[TokenId], given: i64) -> Vec<Processor> {
+pub(super) fn processors(config: &GenerationConfig, stop_ids: &[TokenId], prompt_len: i64) -> Vec<Processor> {
     let mut processors = vec![];
     if !config.sequence_bias.is_empty() {
         processors.push(Processor::SequenceBias(config.sequence_bias.clone()));
@@ -24,11 +24,11 @@ pub(super) fn processors(config: &GenerationConfig, stop_ids: &[TokenId], given:
         processors.push(Processor::NoRepeatNgram(config.no_repeat_ngram_size));
     }
     if config.min_new_tokens > 0 {
-        let length = (given as usize).saturating_add(config.min_new_tokens);
+        let length = (prompt_len as usize).saturating_add(config.min_new_tokens);
         processors.push(Processor::SuppressUntil { length, ids: stop_ids.to_vec() });
     }
     if let Some(id) = config.forced_eos_token_id {
-        let length = (given as usize).saturating_add(config.max_new_tokens - 1);
+        let length = (prompt_len as usize).saturating_add(config.max_new_tokens - 1);
         processors.push(Processor::ForceAt { length, id });
     }
     if !config.forbidden_ids.is_empty() {
@@ -37,8 +37,8 @@ pub(super) fn processors(config: &GenerationConfig, stop_ids: &[TokenId], given:
     processors
 }
 
-/// The given tokens `[rows, given]` with room for `time` new ones.
-pub(super) fn token_table(given: &Tensor, time: i64) -> Result<Tensor> {
-    let room = Tensor::f_zeros([given.size()[0], time], (Kind::Int64, given.device()))?;
-    Ok(Tensor::f_cat(&[given, &room], 1)?)
+/// The prompt's tokens `[rows, prompt_len]` with room for `time` new ones.
+pub(super) fn token_table(prompt: &Tensor, time: i64) -> Result<Tensor> {
+    let room = Tensor::f_zeros([prompt.size()[0], time], (Kind::Int64, prompt.device()))?;
+    Ok(Tensor::f_cat(&[prompt, &room], 1)?)
 }

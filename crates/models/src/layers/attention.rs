@@ -98,21 +98,23 @@ pub(crate) struct Attention {
 }
 
 impl Attention {
-    /// Attention of tokens `[tokens, width]` to their own rows, behind the keys and values of a `prefix` where there is one. Also
-    /// returns their keys and values.
+    /// Attention of tokens `[tokens, width]` to their own rows, behind the keys and values of a `prefix` where there is one. `kept`
+    /// receives their own keys and values.
     pub(crate) fn to_itself(
         &self,
         x: Input<'_>,
         blocks: &[AttentionBlock],
         prefix: Option<&KeyValues>,
+        kept: Option<&mut Vec<KeyValues>>,
         pass: &Pass,
-    ) -> Result<(Tensor, KeyValues)> {
+    ) -> Result<Tensor> {
         let qkv = Linear::forward_all(&[&self.q, &self.k, &self.v], x)?;
         let [queries, keys, values] = self.split_heads(&qkv)?;
         let [queries, keys] = self.rotate([queries, keys], pass.rope.as_ref())?;
-        let (context, kv) =
-            attend_in_blocks(&queries, &keys, &values, blocks, prefix, self.shape.scale, pass)?;
-        Ok((self.o.forward(&context)?, kv))
+        let [queries, keys, values] = [&queries, &keys, &values];
+        let context =
+            attend_in_blocks([queries, keys, values], blocks, prefix, kept, self.shape.scale, pass)?;
+        self.o.forward(&context)
     }
 
     /// Attention of tokens `[tokens, width]` to the encoder's states `[encoder tokens, width]`.
@@ -123,7 +125,7 @@ impl Attention {
         let kv = kv.f_chunk(2, 1)?;
         let [keys, values] = &kv[..] else { return Err(no_width()) };
         let blocks = &pass.cross_attention;
-        let (context, _) = attend_in_blocks(&queries, keys, values, blocks, None, scale, pass)?;
+        let context = attend_in_blocks([&queries, keys, values], blocks, None, None, scale, pass)?;
         self.o.forward(&context)
     }
 
@@ -171,24 +173,23 @@ fn no_width() -> Error {
     Error::invalid("attention", "its width is 0")
 }
 
-/// Attention within each block: queries, keys and values `[tokens, heads, head_dim]`, the result `[tokens, heads * head_dim]`. Also
-/// returns keys and values of the first block.
+/// Attention within each block: queries, keys and values `[tokens, heads, head_dim]`, the result `[tokens, heads * head_dim]`. `kept`
+/// receives keys and values of each block.
 fn attend_in_blocks(
-    queries: &Tensor,
-    keys: &Tensor,
-    values: &Tensor,
+    [queries, keys, values]: [&Tensor; 3],
     blocks: &[AttentionBlock],
     prefix: Option<&KeyValues>,
+    mut kept: Option<&mut Vec<KeyValues>>,
     scale: f64,
     pass: &Pass,
-) -> Result<(Tensor, KeyValues)> {
+) -> Result<Tensor> {
     let split = |all: &Tensor, tokens: fn(&AttentionBlock) -> i64| -> Result<Vec<Tensor>> {
         let sizes: Vec<i64> = blocks.iter().map(tokens).collect();
         Ok(if sizes.len() == 1 { vec![all.shallow_clone()] } else { all.f_split_with_sizes(&sizes, 0)? })
     };
     let queries = split(queries, |block| block.rows * block.time)?;
     let [keys, values] = [keys, values].map(|t| split(t, |block| block.batch * block.keys));
-    let (mut contexts, mut first) = (vec![], None);
+    let mut contexts = vec![];
     for (((block, queries), keys), values) in blocks.iter().zip(queries).zip(keys?).zip(values?) {
         let (_, heads, head_dim) = queries.size3()?;
         let queries = queries.f_view_([block.rows, block.time, heads, head_dim])?;
@@ -199,11 +200,12 @@ fn attend_in_blocks(
         let parts: Vec<&KeyValues> = prefix.into_iter().chain([&own]).collect();
         let context = attention(&queries, &parts, &block.bias, scale, pass.dropout.attention)?;
         contexts.push(context.f_flatten(0, 1)?);
-        first.get_or_insert(own);
+        if let Some(kept) = kept.as_deref_mut() {
+            // The values are a view into queries, keys and values together, whose memory can end with the block.
+            kept.push(KeyValues { values: own.values.f_contiguous()?, ..own });
+        }
     }
-    let context = if contexts.len() == 1 { contexts.remove(0) } else { Tensor::f_cat(&contexts, 0)? };
-    let nothing = || Error::invalid("attention", "there is nothing to attend to");
-    Ok((context, first.ok_or_else(nothing)?))
+    Ok(if contexts.len() == 1 { contexts.remove(0) } else { Tensor::f_cat(&contexts, 0)? })
 }
 
 /// `softmax(scale * q k^T + bias) v` of queries `[rows, time, heads, head_dim]` over the keys of all parts, one part behind the other. A

@@ -50,26 +50,27 @@ pub(crate) struct Block {
 }
 
 impl Block {
-    /// `x` `[tokens, width]` after the block, and the keys and values of its self-attention. `encoder` are the encoder's states
-    /// `[encoder tokens, width]`; `prefix` are keys and values that all rows attend to first.
+    /// `x` `[tokens, width]` after the block. `encoder` are the encoder's states `[encoder tokens, width]`; `prefix` are keys and values
+    /// that all rows attend to first; `kept` receives those of the tokens themselves.
     pub(crate) fn forward(
         &self,
         x: &Tensor,
         encoder: Option<&Tensor>,
         prefix: Option<&KeyValues>,
+        kept: Option<&mut Vec<KeyValues>>,
         pass: &Pass,
-    ) -> Result<(Tensor, KeyValues)> {
+    ) -> Result<Tensor> {
         let rate = pass.dropout.hidden;
         let blocks = if self.sliding { &pass.sliding_attention } else { &pass.self_attention };
-        let (h, kv) =
-            self.self_attention.to_itself(self.self_attention_norm.fused(x), blocks, prefix, pass)?;
+        let h =
+            self.self_attention.to_itself(self.self_attention_norm.fused(x), blocks, prefix, kept, pass)?;
         let mut x = x.f_add(&dropout(&h, rate)?)?;
         if let (Some(CrossAttention { norm, attention }), Some(encoder)) = (&self.cross_attention, encoder) {
             let h = attention.to_encoder(norm.fused(&x), encoder, pass)?;
             x = x.f_add(&dropout(&h, rate)?)?;
         }
         let h = self.mlp.forward(self.mlp_norm.fused(&x), rate)?;
-        Ok((x.f_add(&dropout(&h, rate)?)?, kv))
+        Ok(x.f_add(&dropout(&h, rate)?)?)
     }
 
     /// [`forward`](Self::forward) that keeps only its inputs for the backward pass, which runs the block again.
@@ -88,7 +89,7 @@ impl Block {
                     block.bias = AttentionBias::Scores(input.shallow_clone().into());
                 }
             }
-            Ok(block.forward(&inputs[0], rest.next(), None, &pass)?.0)
+            block.forward(&inputs[0], rest.next(), None, None, &pass)
         })
     }
 }
@@ -118,7 +119,7 @@ impl Stack {
             let view = encoder.map(Tensor::f_alias).transpose()?;
             x = match self.gradient_checkpointing {
                 true => block.forward_checkpointed(&x, view.as_ref(), pass)?,
-                false => block.forward(&x, view.as_ref(), None, pass)?.0,
+                false => block.forward(&x, view.as_ref(), None, None, pass)?,
             };
             if let Some(trace) = trace.as_deref_mut() {
                 trace.push(x.shallow_clone());
@@ -135,14 +136,11 @@ impl Stack {
         prefix: Option<&[KeyValues]>,
         pass: &Pass,
     ) -> Result<(Tensor, Vec<KeyValues>)> {
-        let (mut x, mut all) = (x.shallow_clone(), vec![]);
+        let (mut x, mut kept) = (x.shallow_clone(), vec![]);
         for (i, block) in self.blocks.iter().enumerate() {
-            let (out, kv) = block.forward(&x, None, prefix.map(|prefix| &prefix[i]), pass)?;
-            x = out;
-            // The values are a view into queries, keys and values together, whose memory ends here.
-            all.push(KeyValues { values: kv.values.f_contiguous()?, ..kv });
+            x = block.forward(&x, None, prefix.map(|prefix| &prefix[i]), Some(&mut kept), pass)?;
         }
-        Ok((self.final_norm.forward(&x)?, all))
+        Ok((self.final_norm.forward(&x)?, kept))
     }
 }
 

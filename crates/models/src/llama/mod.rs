@@ -209,7 +209,7 @@ impl Network for LlamaNetwork {
             capacity: prompt_len + max_new - 1,
         });
         let logits = repeat_interleave(&steps.logits(&last)?)?;
-        Ok(Started { steps, logits, given: repeat_interleave(&batch.ids)?, padding })
+        Ok(Started { steps, logits, prompt: repeat_interleave(&batch.ids)?, padding })
     }
 }
 

@@ -281,16 +281,16 @@ impl Network for T5Network {
         let context = Context { training: false, ..context };
         let beginning = [&[self.config.decoder_start_token_id], prefix].concat();
         let (rows, width) = ((prompts.len() * samples_per_prompt) as i64, beginning.len() as i64);
-        let given = Tensor::f_from_slice(&beginning)?.f_to_device(context.device)?;
-        let given = given.f_unsqueeze(0)?.f_repeat([rows, 1])?;
+        let prompt = Tensor::f_from_slice(&beginning)?.f_to_device(context.device)?;
+        let prompt = prompt.f_unsqueeze(0)?.f_repeat([rows, 1])?;
         let encoded = self.encode(context, &self.batch(context, prompts)?, None)?;
         let mut steps = self.start_decoding(&encoded, rows, width + max_new as i64 - 1)?;
-        // All but the last of the given tokens only fill the cache.
+        // All but the last of the prompt's tokens only fill the cache.
         for position in 0..width - 1 {
-            steps.fill(&given.f_narrow(1, position, 1)?)?;
+            steps.fill(&prompt.f_narrow(1, position, 1)?)?;
         }
-        let logits = steps.next_logits(&given.f_narrow(1, width - 1, 1)?)?;
-        Ok(Started { steps, logits, given, padding: None })
+        let logits = steps.next_logits(&prompt.f_narrow(1, width - 1, 1)?)?;
+        Ok(Started { steps, logits, prompt, padding: None })
     }
 }
 

@@ -1,4 +1,4 @@
-//! Llama and Mistral write: with a cache as without, alone as in company.
+//! Llama and the families of its form write: the cache changes nothing, and neither does the rest of the batch.
 
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;

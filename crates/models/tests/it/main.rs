@@ -1,6 +1,7 @@
 //! The models of this crate, tiny and random, from the outside. Their agreement with `transformers` is tested by the
 //! golden vectors of `ruminate-conformance`.
 
+mod any;
 mod arguments;
 mod beam;
 mod bfloat16;

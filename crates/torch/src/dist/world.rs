@@ -15,7 +15,7 @@ pub struct World {
     pub master_addr: String,
     /// Port at which rank 0 listens.
     pub master_port: u16,
-    /// Where torchrun itself listens at that port, instead of rank 0: how often it has started the ranks anew.
+    /// Where torchrun itself listens at that port, instead of rank 0: how often it has started the ranks again.
     pub attempt: Option<u32>,
 }
 
@@ -55,7 +55,7 @@ impl World {
         Self::from_vars(|name| std::env::var(name).ok())
     }
 
-    /// How often torchrun has started this process anew (`--max-restarts`), after a rank had failed; 0 without it.
+    /// How often torchrun has started this process again (`--max-restarts`), after a rank had failed; 0 without it.
     ///
     /// # Errors
     /// When its variable makes no sense.
@@ -135,7 +135,7 @@ impl World {
     }
 }
 
-/// How often torchrun has started the ranks anew, after one of them had failed.
+/// How often torchrun has started the ranks again, after one of them had failed.
 fn restarts(var: &impl Fn(&str) -> Option<String>) -> Result<u32> {
     let Some(text) = var(RESTARTS) else { return Ok(0) };
     text.trim()

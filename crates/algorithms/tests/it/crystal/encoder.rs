@@ -3,7 +3,7 @@
 use ruminate_algorithms::Error;
 use ruminate_algorithms::crystal::{Lengths, QuestionEncoder};
 use ruminate_datasets::Compat;
-use ruminate_models::{T5Config, Tokenizer};
+use ruminate_models::{LlamaConfig, T5Config, Tokenizer};
 
 use super::{encoder, questions, statement};
 use crate::support::{tiny, tokenizer, world};
@@ -38,6 +38,46 @@ fn texts_are_cut_to_their_length_and_keep_their_end() {
     let label = |letter: &str| vec![tokenizer().token_id(letter).unwrap(), encoder.eos];
     assert_eq!(encoder.label("A").unwrap(), label("A"));
     assert_eq!(encoder.labels(&["B".into(), "D".into()]).unwrap(), [label("B"), label("D")]);
+}
+
+/// Of a model without an encoder: a tokenizer that adds nothing to a text.
+#[test]
+fn prompts_end_open_where_there_is_no_encoder() {
+    let text = std::fs::read_to_string(world("t5/tokenizer.json")).unwrap();
+    let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    json["post_processor"] = serde_json::Value::Null;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), json.to_string()).unwrap();
+    let mut plain = Tokenizer::open(file.path()).unwrap();
+    let config = serde_json::json!({
+        "vocab_size": 300, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "eos_token_id": 1, "bos_token_id": null,
+    });
+    let config = LlamaConfig::from_json(config.as_object().unwrap().clone(), "config.json".as_ref()).unwrap();
+    let new = |tokenizer: &Tokenizer, config: &LlamaConfig| {
+        QuestionEncoder::new(tokenizer.clone(), &config.clone().into(), LENGTHS, Compat::Reference)
+    };
+    // It does not say with which token a text ends.
+    assert!(new(&plain, &config).is_err());
+    plain.set_end_token("</s>").unwrap();
+    let encoder = new(&plain, &config).unwrap();
+
+    let text = &questions()[0].question.question;
+    let (question, knowledge) = (encoder.question(text).unwrap(), encoder.statement(&statement()).unwrap());
+    assert_eq!((question.len(), question.last()), (8, Some(&encoder.eos)));
+    assert_eq!((knowledge.len(), knowledge.last()), (4, Some(&encoder.eos)));
+    assert_eq!(encoder.label("A").unwrap(), [plain.token_id("A").unwrap(), encoder.eos]);
+    let prompts = [
+        encoder.prompts.qk(&question),
+        encoder.prompts.qa(&question),
+        encoder.prompts.qka(&question, &knowledge),
+    ];
+    for prompt in &prompts {
+        assert!(prompt.starts_with(&question[..7]) && !prompt.contains(&encoder.eos), "{prompt:?}");
+    }
+    assert_eq!(prompts[2].len(), prompts[0].len() + 3 + prompts[1].len() - 7);
+    // Its end token is none of the model's.
+    assert!(new(&plain, &LlamaConfig { eos_token_ids: vec![2], ..config }).is_err());
 }
 
 #[test]

@@ -421,7 +421,7 @@ impl<'a> Reader<'a> {
         let offset = self.size()?;
         let kind = BlockType::from_id(id).ok_or_else(|| {
             refuse(format!(
-                "has the type {}, which is not read; read are {SUPPORTED}. Quantise the model anew to one of them: \
+                "has the type {}, which is not read; read are {SUPPORTED}. Quantise the model again, to one of them: \
                  llama-quantize --allow-requantize OLD.gguf NEW.gguf Q8_0",
                 type_name(id)
             ))
