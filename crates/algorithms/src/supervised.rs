@@ -42,8 +42,9 @@ pub fn encode_supervised(
                 let (end, _) = tokenizer.end_token().ok_or_else(|| Error::config("tokenizer", no_end))?;
                 let end = if completion.ends_with(end) { "" } else { end };
                 let text = format!("{prompt}{completion}{end}");
-                let spans = vec![prompt.len()..text.len()];
-                return one(tokenizer, TrainingText { text, spans, weight: 1.0 }, max_length);
+                let completion = prompt.len()..text.len();
+                let text = TrainingText { text, spans: [completion].into(), weight: 1.0 };
+                return one(tokenizer, text, max_length);
             }
             SupervisedExample::Dialogue { messages } => (messages.clone(), 0),
             SupervisedExample::Answer { prompt, completion } => {

@@ -119,7 +119,7 @@ fn lengths_need_room_for_a_token() {
     for (expected, change) in changes {
         let mut lengths = LENGTHS;
         change(&mut lengths);
-        let error = refusal(tokenizer(), &tiny(0.0).into(), lengths);
+        let error = refusal(tokenizer(), &tiny(0.0), lengths);
         assert!(matches!(&error, Error::Config { key, .. } if key == expected), "{expected}: {error}");
     }
 }
