@@ -18,7 +18,7 @@ pub(super) struct Portion {
 impl GenerationConfig {
     /// How many rows of `prompts` prompts of up to `longest` tokens are written at the same time, on the host or on a GPU, and the bytes that
     /// they take; `bytes` tells those of so many prompts of so many tokens with so many rows of so many new tokens, such as
-    /// [`LlamaConfig::decoding_bytes`](crate::LlamaConfig::decoding_bytes).
+    /// [`ModelShape::decoding_bytes`](crate::ModelShape::decoding_bytes).
     #[must_use]
     pub fn rows_in_flight(
         &self,
