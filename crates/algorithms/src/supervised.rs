@@ -1,9 +1,11 @@
 //! A plain data set for supervised fine-tuning: prompts with completions, and dialogues.
 
+use std::ops::Range;
+
 use ruminate_datasets::SupervisedExample;
 use ruminate_datasets::chat::ChatTemplate;
 use ruminate_datasets::rise::TrainingText;
-use ruminate_models::{Example, Policy, Tokenizer};
+use ruminate_models::{Example, Policy, Tokenizer, Truncate};
 use tch::Kind;
 
 use crate::rwr::{TooLong, encode_texts};
@@ -11,70 +13,93 @@ use crate::shuffled::Shuffled;
 use crate::trainer::Evaluation;
 use crate::{Collective, Curriculum, Error, Objective, Observer, Result};
 
-/// Token ids of examples. The loss is on completions, and on the assistant's messages of dialogues.
+/// Encodes examples as token ids. A completion is one target; each of the assistant's messages in a dialogue is a target of its own,
+/// behind everything that was said before.
 ///
-/// The tokenizer tells the family: T5's puts an end token behind every text and nothing in front, so that prompt and completion are
-/// encoded alone. For all others they are one text, with the tokenizer's end token behind a completion that lacks it. Dialogues are
-/// rendered by `template`. Texts of more than `max_length` tokens lose their end.
+/// The tokenizer tells the family: T5's puts an end token behind every text and nothing in front, so that prompt and target are encoded
+/// alone. For all others they are one text, with the tokenizer's end token behind a completion that lacks it. Dialogues are rendered by
+/// `template`.
+///
+/// Longer texts are cut to `max_length` tokens: of a T5, prompt and target each, with their end tokens; of others, the end of the whole, so
+/// that targets which begin later are left out.
 ///
 /// # Errors
-/// When there is a dialogue but no template, the template refuses a dialogue, an example has no token to train, or the tokenizer
-/// names no end token or fails. The error names the example's number, counted from 0.
+/// When there is a dialogue but no template, the template refuses a dialogue, an example has no token to train, `max_length` is
+/// below 2, or the tokenizer names no end token or fails. The error names the example's number, counted from 0.
 pub fn encode_supervised(
     tokenizer: &Tokenizer,
     template: Option<&ChatTemplate>,
     examples: &[SupervisedExample],
     max_length: usize,
 ) -> Result<Vec<Example>> {
-    let apart = matches!(tokenizer.added_tokens()?, (0, 1..));
-    let encode = |example: &SupervisedExample| -> Result<Option<Example>> {
-        let (messages, given) = match example {
-            SupervisedExample::Completion { prompt, completion } if apart => {
-                let (mut prompt, mut target) =
-                    (tokenizer.encode(prompt)?, tokenizer.encode_target(completion)?);
-                prompt.truncate(max_length);
-                target.truncate(max_length);
-                return Ok((!prompt.is_empty() && !target.is_empty()).then_some(Example { prompt, target }));
-            }
-            SupervisedExample::Completion { prompt, completion } => {
-                let no_end = "names no end token, which completions get: put tokenizer_config.json with `eos_token` beside \
-                              tokenizer.json, or call Tokenizer::set_end_token";
-                let (end, _) = tokenizer.end_token().ok_or_else(|| Error::config("tokenizer", no_end))?;
-                let end = if completion.ends_with(end) { "" } else { end };
-                let text = format!("{prompt}{completion}{end}");
-                let completion = prompt.len()..text.len();
-                let text = TrainingText { text, spans: [completion].into(), weight: 1.0 };
-                return one(tokenizer, text, max_length);
-            }
-            SupervisedExample::Dialogue { messages } => (messages.clone(), 0),
-            SupervisedExample::Answer { prompt, completion } => {
-                ([&prompt[..], completion].concat(), prompt.len())
-            }
-        };
-        let template = template.ok_or_else(|| {
-            Error::config(
-                "template",
-                "is missing, but dialogues need one: ChatTemplate::open(folder) reads the model's",
-            )
-        })?;
-        let rendered = template.conversation(&messages)?;
-        let trained: Vec<bool> =
-            messages.iter().enumerate().map(|(i, m)| i >= given && m.role == "assistant").collect();
-        let spans = rendered.spans(&trained);
-        one(tokenizer, TrainingText { text: rendered.text, spans, weight: 1.0 }, max_length)
-    };
-    let encoded = examples.iter().enumerate().map(|(i, example)| {
-        let nothing = || {
-            let reason = format!("number {i} has no token to train within {max_length} tokens; raise max_length or leave it out");
-            Error::config("examples", reason)
-        };
-        encode(example)?.ok_or_else(nothing)
-    });
-    encoded.collect()
+    let mut encoded = vec![];
+    for (i, example) in examples.iter().enumerate() {
+        let before = encoded.len();
+        for text in texts(tokenizer, template, example)? {
+            encoded.extend(encode(tokenizer, text, max_length)?);
+        }
+        if encoded.len() == before {
+            let reason = format!(
+                "number {i} has no token to train within {max_length} tokens; raise max_length or leave it out"
+            );
+            return Err(Error::config("examples", reason));
+        }
+    }
+    Ok(encoded)
 }
 
-/// The example of a text, if a token of it is trained.
-fn one(tokenizer: &Tokenizer, text: TrainingText, max_length: usize) -> Result<Option<Example>> {
+/// A text of which the end is trained.
+struct Text {
+    text: String,
+    /// Where the target begins, in bytes.
+    target: usize,
+}
+
+/// One text for each target of an example.
+fn texts(
+    tokenizer: &Tokenizer,
+    template: Option<&ChatTemplate>,
+    example: &SupervisedExample,
+) -> Result<Vec<Text>> {
+    let (messages, given) = match example {
+        SupervisedExample::Completion { prompt, completion } => {
+            let no_end = "names no end token, which completions get: put tokenizer_config.json with `eos_token` beside \
+                          tokenizer.json, or call Tokenizer::set_end_token";
+            let end = match (encodes_apart(tokenizer)?, tokenizer.end_token()) {
+                (true, _) => "",
+                (false, Some((end, _))) if completion.ends_with(end) => "",
+                (false, Some((end, _))) => end,
+                (false, None) => return Err(Error::config("tokenizer", no_end)),
+            };
+            return Ok(vec![Text { text: format!("{prompt}{completion}{end}"), target: prompt.len() }]);
+        }
+        SupervisedExample::Dialogue { messages } => (messages.clone(), 0),
+        SupervisedExample::Answer { prompt, completion } => {
+            ([&prompt[..], completion].concat(), prompt.len())
+        }
+    };
+    let missing = "is missing, but dialogues need one: ChatTemplate::open(folder) reads the model's";
+    let rendered = template.ok_or_else(|| Error::config("template", missing))?.conversation(&messages)?;
+    let answers = rendered.answers.iter().filter(|answer| answer.message >= given);
+    let text = |span: &Range<usize>| Text { text: rendered.text[..span.end].into(), target: span.start };
+    Ok(answers.map(|answer| text(&answer.span)).collect())
+}
+
+/// Whether prompts and targets are encoded alone, each with its end token, as T5 wants them.
+fn encodes_apart(tokenizer: &Tokenizer) -> Result<bool> {
+    Ok(matches!(tokenizer.added_tokens()?, (0, 1..)))
+}
+
+/// The example of a text, if a token of its target is within the limit.
+fn encode(tokenizer: &Tokenizer, Text { text, target }: Text, max_length: usize) -> Result<Option<Example>> {
+    if encodes_apart(tokenizer)? {
+        let encode = |text: &str| tokenizer.encode_truncated(text, max_length, Truncate::End);
+        let example = Example { prompt: encode(&text[..target])?, target: encode(&text[target..])? };
+        // An end token alone is no text.
+        return Ok((example.target.len() > 1).then_some(example));
+    }
+    let completion = target..text.len();
+    let text = TrainingText { text, spans: [completion].into(), weight: 1.0 };
     let encoded = encode_texts(tokenizer, &[text], max_length, TooLong::Cut)?;
     Ok(encoded.examples.into_iter().next().map(|weighted| weighted.example))
 }
@@ -111,8 +136,8 @@ pub struct SupervisedData {
 }
 
 impl SupervisedData {
-    /// Micro-batches of `batch_size` examples, in an order that `seed` decides. Without held-out examples, every checkpoint scores
-    /// alike.
+    /// Micro-batches of `batch_size` examples, in an order that `seed` decides. Without held-out examples, the last checkpoint counts as
+    /// the best.
     ///
     /// # Errors
     /// When there are fewer examples than a batch needs.
@@ -132,7 +157,7 @@ impl SupervisedData {
                     done += 1;
                     observer.progress("validation", done, mine.len() as u64).map_err(Error::Observer)?;
                     let sum = loss.sum.f_to_kind(Kind::Double)?.f_double_value(&[])?;
-                    // Floats that are no number do not travel.
+                    // JSON cannot encode NaN.
                     Ok((sum.to_bits(), loss.count))
                 })
                 .collect()
@@ -154,9 +179,9 @@ impl<P: Policy> Curriculum<P> for SupervisedData {
         Ok(vec![Objective { name: "loss", weight: 1.0, examples: self.train.next_batch() }])
     }
 
-    fn evaluate(&mut self, policy: &P, _: u64, observer: &mut dyn Observer) -> Result<Evaluation> {
+    fn evaluate(&mut self, policy: &P, step: u64, observer: &mut dyn Observer) -> Result<Evaluation> {
         if self.held_out.is_empty() {
-            return Ok(Evaluation { metrics: vec![], score: 0.0 });
+            return Ok(Evaluation { metrics: vec![], score: step as f64 });
         }
         let (sum, tokens) = self.loss(policy, observer)?;
         let loss = sum / tokens;

@@ -60,14 +60,49 @@ fn only_the_assistant_is_trained_in_dialogues() {
     let last =
         SupervisedExample::Answer { prompt: messages[..3].to_vec(), completion: messages[3..].to_vec() };
     let encoded = encode_supervised(&tokenizer, Some(&template), &[all.clone(), last], 512).unwrap();
-    let (both, one) = (text(&encoded[0]), text(&encoded[1]));
-    assert!(both.contains('4') && both.contains('9') && !both.contains(['8', '7']), "{both}");
-    assert!(one.contains('9') && !one.contains(['4', '8', '7']), "{one}");
+    // Each answer is a target of its own, behind all that was said before; no token of a prompt is hidden from the model.
+    assert_eq!(encoded.len(), 3);
+    for (example, (answer, said)) in encoded.iter().zip([('4', "86"), ('9', "86147"), ('9', "86147")]) {
+        let target = text(example);
+        assert!(target.contains(answer) && !target.contains(['8', '7']), "{target}");
+        assert!(!example.target.contains(&IGNORED));
+        let prompt = tokenizer.decode(&example.prompt, true).unwrap();
+        assert!(said.chars().all(|digit| prompt.contains(digit)), "{prompt}");
+    }
+    assert_eq!(encoded[1], encoded[2]);
     let error = encode_supervised(&tokenizer, None, &[all], 512).unwrap_err().to_string();
     assert!(error.contains("template"), "{error}");
     let silent = SupervisedExample::Dialogue { messages: messages[..1].to_vec() };
     let error = encode_supervised(&tokenizer, Some(&template), &[silent], 512).unwrap_err().to_string();
     assert!(error.contains("number 0"), "{error}");
+}
+
+#[test]
+fn long_texts_are_cut_where_it_is_said() {
+    let [(t5, rows), (llama, sums)] = families();
+    let tokenizer_of = tokenizer;
+    let tokenizer = tokenizer_of(t5);
+    let (_, end) = tokenizer.end_token().unwrap();
+    let cut = encode_supervised(&tokenizer, None, &rows, 2).unwrap();
+    assert!(cut.iter().all(|row| row.prompt.len() <= 2 && row.prompt.last() == Some(&end)));
+    assert!(cut.iter().all(|row| row.target.len() == 2 && row.target.last() == Some(&end)));
+    // Of a single text, the target is at the end.
+    let error = encode_supervised(&tokenizer_of(llama), None, &sums, 3).unwrap_err().to_string();
+    assert!(error.contains("number 0") && error.contains("max_length"), "{error}");
+}
+
+#[test]
+fn without_held_out_examples_the_last_checkpoint_is_the_best() {
+    let (family, rows) = &families()[0];
+    let tokenizer = tokenizer(family);
+    let config = ModelConfig::open(&world(family).join("config.json")).unwrap();
+    let model = Model::new(config, Kind::Float, Device::Cpu, 1).unwrap();
+    let encoded = encode_supervised(&tokenizer, None, rows, 64).unwrap();
+    let mut sft = Sft::new(model, SupervisedData::new(encoded, vec![], 2, 1).unwrap(), tokenizer);
+    let runs = tempfile::tempdir().unwrap();
+    let trainer = TrainerConfig { steps: 4, eval_every: 2, ..TrainerConfig::default() };
+    let fitted = Trainer::new(trainer, runs.path()).unwrap().fit(&mut sft, &mut NullObserver).unwrap();
+    assert_eq!(fitted.best.step, 4);
 }
 
 #[test]
