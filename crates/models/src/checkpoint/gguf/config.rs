@@ -15,7 +15,7 @@ pub(super) enum Architecture {
     Qwen3,
 }
 
-/// What the file says about the network.
+/// The network's configuration, as the file states it.
 #[derive(Debug)]
 pub(super) struct ModelConfig {
     architecture: Architecture,

@@ -26,7 +26,7 @@ pub(super) struct Gguf<'a> {
 enum Value<'a> {
     /// Any of the integer types.
     Integer(i128),
-    /// Of `f32` the number with the same decimal digits: 0.00001 stays that.
+    /// A float. An `f32` becomes the number with the same decimal digits: 0.00001 stays 0.00001.
     Float(f64),
     Bool(bool),
     /// UTF-8, which is checked where it is used.
