@@ -7,15 +7,15 @@ use serde::{Deserialize, Serialize};
 use crate::Result;
 use crate::teacher::Message;
 
-/// What a model is to write. In files, further fields are not looked at.
+/// An example of what a model should write. Further fields of a file's row are ignored.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(untagged, expecting = "an object with prompt and completion, or with messages")]
 pub enum SupervisedExample {
     /// A text and how it goes on.
     Completion {
-        /// What is given.
+        /// The text that is given.
         prompt: String,
-        /// What is to be written.
+        /// The text that should follow.
         completion: String,
     },
     /// A dialogue, of which the assistant's messages are to be written.
@@ -36,7 +36,7 @@ pub enum SupervisedExample {
 /// "content"}]}`, or `prompt` and `completion` as lists of messages. Forms may be mixed.
 ///
 /// # Errors
-/// As [`json::read_rows`](crate::json::read_rows).
+/// When the file cannot be read, or a row has none of these forms; see [`json::read_rows`](crate::json::read_rows).
 ///
 /// # Example
 /// ```

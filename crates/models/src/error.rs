@@ -39,7 +39,7 @@ pub enum Error {
         path: PathBuf,
         /// The key of the metadata, the tensor, or the byte.
         place: String,
-        /// What is wrong with it, and what to do where something can be done.
+        /// The problem, and the remedy where there is one.
         reason: String,
     },
     /// Something else stands in the place of a file.

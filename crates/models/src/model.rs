@@ -53,8 +53,8 @@ impl<N: Network> LanguageModel<N> {
     /// the output matrix is the embedding is decided by the weights: a matrix of its own is used, whatever `tie_word_embeddings` says.
     ///
     /// # Errors
-    /// When a file cannot be read, the configuration asks for something unknown, or tensors are missing, unexpected
-    /// or misshapen; the error names them all.
+    /// When a file cannot be read, the configuration asks for something unknown, tensors are missing, unexpected or misshapen (the error
+    /// names them all), or the tokenizer has more tokens than the embedding.
     pub fn load(folder: &Path, kind: Kind, device: Device) -> Result<Self> {
         if !folder.is_dir() {
             let reason = "there is no such folder".into();
@@ -72,7 +72,7 @@ impl<N: Network> LanguageModel<N> {
     /// The weights of a folder with a configuration from elsewhere, and no tokenizer.
     ///
     /// # Errors
-    /// As [`load`](Self::load).
+    /// When weights cannot be read or do not fit the configuration; see [`load`](Self::load).
     pub fn load_with(mut config: N::Config, folder: &Path, kind: Kind, device: Device) -> Result<Self> {
         let mut weights = Weights::open(folder, Device::Cpu)?;
         N::adapt(&mut config, &mut weights)?;

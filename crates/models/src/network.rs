@@ -1,4 +1,4 @@
-//! What a family of models must provide. Everything else is written once, on [`LanguageModel`](crate::LanguageModel).
+//! The interface that a family of models implements. Everything else is written once, on [`LanguageModel`](crate::LanguageModel).
 
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
@@ -103,7 +103,7 @@ pub trait Network: std::fmt::Debug + Sized {
     /// with room for `max_new` more tokens, of which the last is never read.
     ///
     /// # Errors
-    /// As [`target_states`](Self::target_states).
+    /// When a prompt is empty, an id is outside the vocabulary, or libtorch refuses.
     fn prefill(
         &self,
         context: Context,

@@ -68,7 +68,7 @@ pub struct LogitStatistics {
 }
 
 impl LogitStatistics {
-    /// Of the logits that follow from states of [`ScoreOptions::states`] under a policy's output matrix.
+    /// Computes the statistics from states of [`ScoreOptions::states`], under a policy's output matrix.
     ///
     /// # Errors
     /// When the policy has no output matrix, or shapes do not fit.

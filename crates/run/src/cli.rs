@@ -224,7 +224,7 @@ impl RunArgs {
         self.resumes() && self.config.is_none()
     }
 
-    /// What this process works with, once it has joined the others. Call it after [`launch`](Self::launch).
+    /// Device, seed and collective of this process, once it has joined the others. Call it after [`launch`](Self::launch).
     ///
     /// # Errors
     /// Those of [`setup`](Self::setup), [`Collective::from_env`] and [`StopFlag::on_ctrl_c`].

@@ -37,7 +37,7 @@ pub enum ModelError {
 pub struct PlannedShape {
     /// The configuration.
     pub shape: ModelConfig,
-    /// What is missing for a real run.
+    /// The reason why a real run would fail.
     pub missing: Option<ModelError>,
 }
 

@@ -148,7 +148,7 @@ pub fn append_kv(
     Ok(rotated.f_narrow(2, 0, heads)?.f_contiguous()?)
 }
 
-/// As [`append_kv`], at a position `[1]` that is known on the device only.
+/// Appends like [`append_kv`], at a position `[1]` that is known on the device only.
 ///
 /// # Errors
 /// When shapes do not fit; on a CPU also when the position lies behind the cache, which CUDA tells by an error of some later call.

@@ -53,7 +53,7 @@ pub struct Packed {
     outputs: Option<i64>,
 }
 
-/// What a product does to its input first, in the same pass over memory.
+/// A function that a product applies to its input, in the same pass over memory.
 #[derive(Debug, Clone, Copy)]
 pub enum Prologue<'a> {
     /// Nothing.

@@ -80,8 +80,11 @@ impl CrystalConfig {
     pub(crate) fn open(&self, folder: &Path, device: Device) -> anyhow::Result<(Model, QuestionEncoder)> {
         verify(folder)?;
         let model = Model::load(folder, Kind::Float, device)?;
-        let own = folder.join("tokenizer.json").is_file();
-        let path = self.model.tokenizer.as_deref().filter(|_| !own).unwrap_or(folder);
+        if let Some(own) = model.tokenizer() {
+            let encoder = self.encoder(own.clone(), model.config(), folder)?;
+            return Ok((model, encoder));
+        }
+        let path = self.model.tokenizer.as_deref().unwrap_or(folder);
         let tokenizer =
             Tokenizer::open(path).with_context(|| format!("cannot use the tokenizer {}", path.display()))?;
         let encoder = self.encoder(tokenizer, model.config(), path)?;

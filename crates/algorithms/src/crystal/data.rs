@@ -91,7 +91,7 @@ pub struct Notice {
 pub struct ReadItems<T> {
     /// The rows.
     pub items: Vec<T>,
-    /// What was left out, and why.
+    /// Rows that were left out, with the reason.
     pub notices: Vec<Notice>,
 }
 

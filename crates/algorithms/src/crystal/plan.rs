@@ -173,7 +173,7 @@ impl ReinforcementData {
     }
 }
 
-/// What there is to train on of one task.
+/// Questions and training instances of one task.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TaskCount {
     /// The task.

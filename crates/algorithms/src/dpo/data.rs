@@ -221,12 +221,12 @@ fn both_ends(prompt: &[TokenId], max: usize, tail: usize) -> Vec<TokenId> {
     [&prompt[..max - tail], &prompt[prompt.len() - tail..]].concat()
 }
 
-/// What [`encode_pairs`] and [`encode_dialogues`] return.
+/// Pairs in token ids: the result of [`encode_pairs`] and [`encode_dialogues`].
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct EncodedPairs {
     /// The pairs that can be trained on.
     pub pairs: Vec<Pair>,
-    /// What was cut and left out.
+    /// Counts of pairs that were cut or left out.
     pub counts: EncodedCounts,
 }
 

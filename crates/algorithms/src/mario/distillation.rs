@@ -96,7 +96,7 @@ pub fn quark_data(
 /// How [`answers`] asks a model.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Asking {
-    /// What the control tokens ask for; without any, the model writes as one of the supervised stage.
+    /// The quantiles that the control tokens ask for; without any, the model writes as one of the supervised stage.
     pub condition: Option<Condition>,
     /// The model's step, which tells which control tokens are in use, where they come one after another.
     pub step: u64,

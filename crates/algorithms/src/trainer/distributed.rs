@@ -1,4 +1,4 @@
-//! What a trainer needs of several processes. With one process, nothing changes.
+//! The trainer's operations across several processes. With one process, nothing changes.
 
 use ruminate_models::Policy;
 use ruminate_torch::rng;

@@ -70,7 +70,7 @@ pub enum EarlyStopping {
     Never,
 }
 
-/// What happens to a distribution before a token is drawn, in this order: temperature, top-k, top-p, min-p, typical-p.
+/// Settings of a draw. Filters apply in this order: temperature, top-k, top-p, min-p, typical-p.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Sampling {

@@ -1,4 +1,4 @@
-//! What greedy choice, sampling and beam search have in common.
+//! Helpers shared by greedy choice, sampling and beam search.
 
 use tch::{Kind, Tensor};
 
@@ -10,7 +10,7 @@ pub(super) fn stop_ids(model: &impl Decoder, config: &GenerationConfig) -> Vec<T
     if config.stop_ids.is_empty() { model.end_ids().to_vec() } else { config.stop_ids.clone() }
 }
 
-/// What changes the logits before temperature, top-k and top-p, in the order of transformers; `prompt_len` tokens stand before
+/// The processors that run before temperature, top-k and top-p, in the order of transformers; `prompt_len` tokens stand before
 /// the first new one.
 pub(super) fn processors(config: &GenerationConfig, stop_ids: &[TokenId], prompt_len: i64) -> Vec<Processor> {
     let mut processors = vec![];

@@ -18,7 +18,7 @@ pub(crate) struct KeyValues {
     pub(crate) values: Tensor,
 }
 
-/// What is added to attention scores.
+/// A mask or bias on attention scores.
 #[derive(Debug, Clone)]
 pub(crate) enum AttentionBias {
     /// Nothing: every query sees every key.

@@ -16,12 +16,12 @@ pub(crate) struct Dropout {
     pub(crate) hidden: f64,
 }
 
-/// What all blocks of one forward pass share. Tokens of all rows lie one behind the other, `[tokens, width]`.
+/// Settings and masks that all blocks of one forward pass share. Tokens of all rows lie one behind the other, `[tokens, width]`.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Pass {
     /// How self-attention divides the tokens, in blocks that see all positions before a token.
     pub(crate) self_attention: Vec<AttentionBlock>,
-    /// The same for blocks with a sliding window.
+    /// How self-attention divides the tokens, in blocks with a sliding window.
     pub(crate) sliding_attention: Vec<AttentionBlock>,
     /// How attention to the encoder divides the tokens.
     pub(crate) cross_attention: Vec<AttentionBlock>,
@@ -144,13 +144,13 @@ impl Stack {
     }
 }
 
-/// What all blocks of one decoding step share.
+/// Position, rotation and masks that all blocks of one decoding step share.
 pub(crate) struct Step<'a> {
     pub(crate) position: Position<'a>,
     pub(crate) rope: Option<&'a Rope>,
-    /// What blocks see that see all positions before a token.
+    /// The view of blocks without a window.
     pub(crate) full: View,
-    /// What blocks with a sliding window see.
+    /// The view of blocks with a sliding window.
     pub(crate) sliding: View,
     /// Added to the scores of the encoder's states, `[prompts, 1, 1, source]`.
     pub(crate) encoder_bias: Option<&'a Tensor>,

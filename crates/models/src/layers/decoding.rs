@@ -28,7 +28,7 @@ pub(crate) struct LeftPadding {
     pub(crate) lengths: Tensor,
 }
 
-/// What decoding starts from.
+/// The parts that decoding starts from.
 #[derive(Debug)]
 pub(crate) struct Start<'a> {
     pub(crate) embeddings: &'a Embeddings,
@@ -258,7 +258,7 @@ fn run(
 }
 
 impl View {
-    /// Of a kind of block that there is none of.
+    /// An empty view, for a kind of block that the stack lacks.
     const NOTHING: Self = Self { positions: 0..0, bias: None };
 }
 

@@ -16,7 +16,7 @@ use crate::{Error, Result, TokenId};
 pub(crate) struct Embeddings {
     /// Name and matrix `[vocab, width]`.
     embedding: (String, Tensor),
-    /// The same of the output matrix, where it is not the embedding.
+    /// Name and output matrix `[vocab, width]`, where it is not the embedding.
     lm_head: Option<(String, Tensor)>,
     /// Factor on the states before the output matrix.
     scale: f64,

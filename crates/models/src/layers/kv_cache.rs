@@ -21,9 +21,9 @@ pub(crate) enum Position<'a> {
 /// The keys and values of one layer. All memory is taken when decoding starts.
 #[derive(Debug)]
 pub(crate) struct KvCache {
-    /// Of the prompts `[prompts, kv_heads, prompt_len, head_dim]`, where several rows share each.
+    /// Keys and values of the prompts `[prompts, kv_heads, prompt_len, head_dim]`, where several rows share each.
     shared: Option<KeyValues>,
-    /// Of each row `[rows, kv_heads, capacity, head_dim]`: its prompt, unless that is shared, and its new tokens.
+    /// Keys and values of each row `[rows, kv_heads, capacity, head_dim]`: its prompt, unless that is shared, and its new tokens.
     rows: KeyValues,
 }
 
@@ -130,13 +130,13 @@ pub(crate) fn attend_from_position(
 }
 
 impl KeyValues {
-    /// Of the positions `from..to`.
+    /// Views of the positions `from..to`.
     fn narrow(&self, from: i64, to: i64) -> Result<Self> {
         let narrow = |t: &Tensor| t.f_narrow(2, from, to - from);
         Ok(Self { keys: narrow(&self.keys)?, values: narrow(&self.values)? })
     }
 
-    /// Of some batch entries.
+    /// Keeps some batch entries, in this order.
     pub(crate) fn select(&mut self, entries: &Tensor) -> Result<()> {
         self.keys = self.keys.f_index_select(0, entries)?;
         self.values = self.values.f_index_select(0, entries)?;

@@ -7,7 +7,7 @@ use super::TensorHandle;
 use crate::Result;
 use crate::parameters::{Builder, Init};
 
-/// What a projection reads: `prologue(x)`, computed in the projection's own pass over memory.
+/// The input of a projection: `prologue(x)`, computed in the projection's own pass over memory.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Input<'a> {
     pub(crate) x: &'a Tensor,
@@ -71,7 +71,7 @@ pub(crate) struct PackedLinear {
 }
 
 impl PackedLinear {
-    /// As [`Linear::forward_all`] joins them.
+    /// Joins projections as [`Linear::forward_all`] does.
     pub(crate) fn new(layers: &[&Linear]) -> Result<Self> {
         let weights: Vec<&Tensor> = layers.iter().map(|layer| &*layer.weight).collect();
         let bias = Linear::joint_bias(layers)?;

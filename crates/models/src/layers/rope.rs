@@ -260,7 +260,7 @@ impl RopeScaling {
     }
 }
 
-/// What the rotation of a model's queries and keys depends on.
+/// Settings of the rotation of queries and keys.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RopeConfig {
     pub(crate) theta: f64,
@@ -378,7 +378,7 @@ impl RopeConfig {
 pub(crate) struct Rope {
     /// `[1 or rows, time, 1, head_dim]`.
     cos: Tensor,
-    /// As `cos`, with the sines of the first half negated.
+    /// Sines in the layout of `cos`; those of the first half are negated.
     sin: Tensor,
 }
 
@@ -389,7 +389,7 @@ impl Clone for Rope {
 }
 
 impl Rope {
-    /// Of positions `[1 or rows, time]` in texts of `lengths` tokens, broadcast to the positions.
+    /// Tables of positions `[1 or rows, time]` in texts of `lengths` tokens, broadcast to the positions.
     pub(crate) fn new(config: &RopeConfig, positions: &Tensor, lengths: &Tensor, kind: Kind) -> Result<Self> {
         let (cos, sin) = config.cos_sin(positions, lengths)?;
         let first = sin.f_narrow(-1, 0, config.head_dim / 2)?;

@@ -66,7 +66,7 @@ impl LlamaFamily {
     }
 }
 
-/// What `config.json` says about a Llama, Mistral, Qwen2 or Qwen3; the field names are Hugging Face's.
+/// The `config.json` of a Llama, Mistral, Qwen2 or Qwen3; the field names are Hugging Face's.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LlamaConfig {
     /// Which of the families it is.
@@ -141,7 +141,7 @@ impl LlamaConfig {
         let mut config = Self::from_json(read_json(&file)?, &file)?;
         if let Some(ids) = generation_end_tokens(path)? {
             config.eos_token_ids = ids;
-            config.check_sizes()?;
+            config.check()?;
         }
         Ok(config)
     }
@@ -218,7 +218,7 @@ impl LlamaConfig {
             bos_token_id: keys.nullable("bos_token_id", (!qwen).then_some(1))?,
             eos_token_ids: keys.end_tokens(if qwen { &[] } else { &[2] })?,
         };
-        config.check_sizes()?;
+        config.check()?;
         keys.finish();
         Ok(config)
     }
@@ -336,8 +336,12 @@ impl LlamaFamily {
     }
 }
 
-impl LlamaConfig {
-    pub(super) fn check_sizes(&self) -> Result<()> {
+impl NetworkConfig for LlamaConfig {
+    fn open(path: &Path) -> Result<Self> {
+        Self::open(path)
+    }
+
+    fn check(&self) -> Result<()> {
         let sizes = [
             ("vocab_size", self.vocab_size),
             ("hidden_size", self.hidden_size),
@@ -384,16 +388,6 @@ impl LlamaConfig {
             }
             None => Ok(()),
         }
-    }
-}
-
-impl NetworkConfig for LlamaConfig {
-    fn open(path: &Path) -> Result<Self> {
-        Self::open(path)
-    }
-
-    fn check(&self) -> Result<()> {
-        self.check_sizes()
     }
 
     fn to_json(&self) -> Value {

@@ -266,7 +266,7 @@ impl LlamaNetwork {
         rows.unpack(&self.stack.forward(&embedded, None, &pass, None)?, time)
     }
 
-    /// The same states where consecutive targets share a prompt, which is read once.
+    /// The states of targets that share prompts: each prompt is read once, its targets behind it.
     fn states_behind_prompts(
         &self,
         context: Context,
@@ -440,7 +440,7 @@ impl Llama {
 }
 
 impl LlamaConfig {
-    /// What rotary positions depend on.
+    /// Settings of the rotary positions.
     pub(crate) fn rope(&self) -> RopeConfig {
         RopeConfig {
             theta: self.rope_theta,

@@ -85,7 +85,7 @@ impl T5Config {
         let mut config = Self::from_json(read_json(&file)?, &file)?;
         if let Some(ids) = generation_end_tokens(path)? {
             config.eos_token_ids = ids;
-            config.check_sizes()?;
+            config.check()?;
         }
         Ok(config)
     }
@@ -164,7 +164,7 @@ impl T5Config {
             eos_token_ids: keys.end_tokens(&[1])?,
             decoder_start_token_id: keys.or("decoder_start_token_id", pad_token_id)?,
         };
-        config.check_sizes()?;
+        config.check()?;
         keys.finish();
         Ok(config)
     }
@@ -248,8 +248,12 @@ impl FeedForward {
     }
 }
 
-impl T5Config {
-    pub(super) fn check_sizes(&self) -> Result<()> {
+impl NetworkConfig for T5Config {
+    fn open(path: &Path) -> Result<Self> {
+        Self::open(path)
+    }
+
+    fn check(&self) -> Result<()> {
         let sizes = [
             ("vocab_size", self.vocab_size),
             ("d_model", self.d_model),
@@ -286,16 +290,6 @@ impl T5Config {
             }
             None => Ok(()),
         }
-    }
-}
-
-impl NetworkConfig for T5Config {
-    fn open(path: &Path) -> Result<Self> {
-        Self::open(path)
-    }
-
-    fn check(&self) -> Result<()> {
-        self.check_sizes()
     }
 
     fn to_json(&self) -> Value {

@@ -40,7 +40,7 @@ fn texts_are_cut_to_their_length_and_keep_their_end() {
     assert_eq!(encoder.labels(&["B".into(), "D".into()]).unwrap(), [label("B"), label("D")]);
 }
 
-/// Of a model without an encoder: a tokenizer that adds nothing to a text.
+/// A model without an encoder has a tokenizer that adds nothing to a text.
 #[test]
 fn prompts_end_open_where_there_is_no_encoder() {
     let text = std::fs::read_to_string(world("t5/tokenizer.json")).unwrap();
