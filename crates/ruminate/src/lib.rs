@@ -4,8 +4,11 @@ pub use ruminate_algorithms as algorithms;
 pub use ruminate_datasets as datasets;
 pub use ruminate_models as models;
 pub use ruminate_rewards as rewards;
+#[cfg(feature = "run")]
 pub use ruminate_run as run;
 pub use ruminate_torch as torch;
+/// The bindings to libtorch that ruminate is built on: tensors, devices, kinds.
+pub use tch;
 
 /// The examples of the project's README, so that they keep compiling.
 #[cfg(doctest)]

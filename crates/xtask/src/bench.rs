@@ -10,9 +10,10 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 
-use crate::cargo::{announce_first_build, cargo, hand_over, run};
-use crate::problem::Problem;
-use crate::{Cuda, provision};
+use ruminate_libtorch::Problem;
+
+use crate::Cuda;
+use crate::cargo::{cargo, hand_over, run};
 use pair::{Comparison, Side};
 
 /// What to time.
@@ -94,9 +95,7 @@ pub(crate) fn bench(root: &Path, args: &Bench) -> Result<u8> {
 }
 
 fn criterion(root: &Path, args: &Bench) -> Result<u8> {
-    let libtorch = provision::ensure(root, args.cuda.into())?;
-    let mut cargo = cargo(root, &libtorch)?;
-    announce_first_build(root, &cargo);
+    let mut cargo = cargo(root, args.cuda)?;
     cargo.args([
         "bench",
         "--profile",
@@ -128,9 +127,7 @@ fn against_python(root: &Path, args: &Bench) -> Result<u8> {
             Problem::new("--rounds 0 compares nothing", "give at least 1; 5 or more for a claim").into()
         );
     }
-    let libtorch = provision::ensure(root, args.cuda.into())?;
-    let mut build = cargo(root, &libtorch)?;
-    announce_first_build(root, &build);
+    let mut build = cargo(root, args.cuda)?;
     build.args(["build", "--release", "--quiet", "--package", "ruminate-benches", "--bin", "workload"]);
     if run(&mut build)? != 0 {
         return Ok(1);
@@ -159,7 +156,7 @@ fn against_python(root: &Path, args: &Bench) -> Result<u8> {
         eprintln!("{bench} ...");
         let ours = || {
             // Cargo finds the program; a build of it has just succeeded, so it starts at once.
-            let mut ours = cargo(root, &libtorch)?;
+            let mut ours = cargo(root, args.cuda)?;
             ours.args([
                 "run",
                 "--release",

@@ -1,53 +1,69 @@
 //! Running cargo with the environment that libtorch needs.
 
-use std::ffi::OsStr;
-use std::fs;
+use std::ffi::OsString;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 
 use anyhow::{Context, Result};
 
-use crate::host;
-use crate::libtorch::{LOADER_PATH, Libtorch};
+use ruminate_libtorch::{Build, Problem, Source};
 
-/// A `cargo` command that builds with, and runs with, the given libtorch.
-pub(crate) fn cargo(root: &Path, libtorch: &Libtorch) -> Result<Command> {
-    let mut cargo = Command::new(program());
-    for (name, value) in libtorch.build_environment(root) {
-        match value {
-            Some(value) => cargo.env(name, value),
-            None => cargo.env_remove(name),
-        };
-    }
-    let folders = libtorch.loader_folders(root);
-    cargo.env(LOADER_PATH, host::search_path(&folders, std::env::var_os(LOADER_PATH)));
+use crate::{Cuda, host};
+
+/// Where the loader looks for libraries.
+const LOADER_PATH: &str = "LD_LIBRARY_PATH";
+
+/// A `cargo` command that builds with libtorch, which is fetched first where it is missing.
+pub(crate) fn cargo(root: &Path, cuda: Cuda) -> Result<Command> {
+    let build = Build::from(cuda);
+    provide(build)?;
     let compiler = host::compiler()?;
+    let mut cargo = Command::new(program());
     if compiler.needs_cxx {
         cargo.env("CXX", compiler.command);
+    }
+    if build == Build::Cuda {
+        // A folder of its own, so that CPU and CUDA builds do not undo each other.
+        let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+        cargo.env("RUMINATE_CUDA", "1").env("CARGO_TARGET_DIR", target.join("cuda"));
+        // The compiler of kernels at run time looks for its own library here.
+        let library = build.installation(&ruminate_libtorch::cache()?).join("nvidia/cu13/lib");
+        cargo.env(LOADER_PATH, search_path(&library, std::env::var_os(LOADER_PATH)));
     }
     Ok(cargo)
 }
 
-/// Says that a build will be long, if it will.
-pub(crate) fn announce_first_build(root: &Path, cargo: &Command) {
-    let target = cargo
-        .get_envs()
-        .find_map(|(name, value)| value.filter(|_| name == OsStr::new("CARGO_TARGET_DIR")))
-        .map(PathBuf::from)
-        .or_else(|| std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from))
-        .unwrap_or_else(|| root.join("target"));
-    if !has_bindings(&target) {
+/// Makes sure that there is a libtorch.
+pub(crate) fn provide(build: Build) -> Result<()> {
+    check_cuda(build, &Source::from_env(build))?;
+    if ruminate_libtorch::find(build)?.is_none() {
+        // Not needed for the download, but right after it: better to hear of it before waiting.
+        host::compiler()?;
+        ruminate_libtorch::fetch(build, &|text| eprintln!("{text}"))?;
         eprintln!("The first build takes a few minutes: it compiles the bindings to libtorch.");
     }
+    Ok(())
 }
 
-/// Whether the bindings, by far the longest part of a build, have been compiled in a target folder.
-fn has_bindings(target: &Path) -> bool {
-    let Ok(builds) = fs::read_dir(target.join("release/build")) else { return false };
-    builds.flatten().any(|build| {
-        build.file_name().to_string_lossy().starts_with("torch-sys-") && build.path().join("output").exists()
-    })
+fn check_cuda(build: Build, source: &Source) -> Result<(), Problem> {
+    if build == Build::Cuda && !matches!(source, Source::Cache(_)) {
+        return Err(Problem::new(
+            "--cuda fetches a libtorch, but LIBTORCH or LIBTORCH_USE_PYTORCH names one already",
+            "leave --cuda out to use that one, or unset the variable",
+        ));
+    }
+    Ok(())
+}
+
+/// A folder and what is present already, as the value of a variable such as `LD_LIBRARY_PATH`.
+fn search_path(folder: &Path, present: Option<OsString>) -> OsString {
+    let mut joined = folder.as_os_str().to_os_string();
+    if let Some(present) = present.filter(|present| !present.is_empty()) {
+        joined.push(":");
+        joined.push(present);
+    }
+    joined
 }
 
 /// Cargo itself says which cargo it is; it may be a pinned one.
@@ -85,13 +101,17 @@ mod tests {
     }
 
     #[test]
-    fn a_first_build_is_recognised() {
-        let target = tempfile::tempdir().unwrap();
-        let build = target.path().join("release/build/torch-sys-0123456789abcdef");
-        assert!(!has_bindings(target.path()));
-        fs::create_dir_all(&build).unwrap();
-        assert!(!has_bindings(target.path()), "begun, not finished");
-        fs::write(build.join("output"), "").unwrap();
-        assert!(has_bindings(target.path()));
+    fn search_paths_have_no_empty_entries() {
+        let folder = Path::new("/a/lib");
+        assert_eq!(search_path(folder, None), "/a/lib");
+        assert_eq!(search_path(folder, Some("".into())), "/a/lib");
+        assert_eq!(search_path(folder, Some("/b:/c".into())), "/a/lib:/b:/c");
+    }
+
+    #[test]
+    fn an_own_libtorch_and_the_option_do_not_go_together() {
+        let own = Source::Folder("/opt/libtorch".into());
+        assert!(check_cuda(Build::Cuda, &own).unwrap_err().fix.contains("--cuda"));
+        assert!(check_cuda(Build::Cpu, &own).is_ok() && check_cuda(Build::Cuda, &Source::Cache(Build::Cuda)).is_ok());
     }
 }

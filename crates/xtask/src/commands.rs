@@ -1,17 +1,16 @@
 //! The commands that run something built from this workspace.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Args;
 
-use crate::cargo::{announce_first_build, cargo, hand_over};
-use crate::host::search_path;
-use crate::libtorch::{FOLDER, Flavour, LOADER_PATH, Libtorch};
-use crate::problem::Problem;
-use crate::{Cuda, levels, provision};
+use ruminate_libtorch::{Build, Problem, Source};
+
+use crate::cargo::{cargo, hand_over, provide};
+use crate::{Cuda, levels};
 
 /// What to demonstrate.
 #[derive(Debug, Args)]
@@ -55,28 +54,25 @@ pub(crate) struct Golden {
     cuda: Cuda,
 }
 
-pub(crate) fn setup(root: &Path, flavour: Flavour) -> Result<u8> {
-    let libtorch = provision::ensure(root, flavour)?;
-    match libtorch {
-        Libtorch::Provisioned(flavour) => {
-            eprintln!("libtorch ({} build) is in {FOLDER}.", flavour.name());
-            if flavour == Flavour::Cuda {
-                eprintln!(
-                    "Plain cargo uses the CPU build; to change that: eval \"$(cargo xtask env --cuda)\""
-                );
+pub(crate) fn setup(build: Build) -> Result<u8> {
+    provide(build)?;
+    match Source::from_env(build) {
+        Source::Cache(build) => {
+            let folder = build.installation(&ruminate_libtorch::cache()?);
+            eprintln!("libtorch ({} build) is in {}.", build.name(), folder.display());
+            if build == Build::Cuda {
+                eprintln!("Plain cargo uses the CPU build, unless RUMINATE_CUDA=1 is set.");
             }
         }
-        Libtorch::Own(folder) => eprintln!("LIBTORCH is set: using {}.", folder.display()),
-        Libtorch::Python => eprintln!("LIBTORCH_USE_PYTORCH is set: using the PyTorch of your Python."),
+        Source::Folder(folder) => eprintln!("LIBTORCH is set: using {}.", folder.display()),
+        Source::Python => eprintln!("LIBTORCH_USE_PYTORCH is set: using the PyTorch of your Python."),
     }
     Ok(0)
 }
 
 pub(crate) fn demo(root: &Path, args: &Demo) -> Result<u8> {
     let system = find_system(&root.join("examples"), &args.system)?;
-    let libtorch = provision::ensure(root, args.cuda.into())?;
-    let mut cargo = cargo(root, &libtorch)?;
-    announce_first_build(root, &cargo);
+    let mut cargo = cargo(root, args.cuda)?;
     cargo.args(["run", "--release", "--bin", &args.system, "--manifest-path"]).arg(system);
     cargo.args(["--", "demo"]).args(args.json.then_some("--json")).args(&args.extra);
     hand_over(cargo)
@@ -87,9 +83,7 @@ pub(crate) fn test(root: &Path, args: &Test) -> Result<u8> {
     if args.cargo.is_empty() && args.programs.is_empty() {
         levels::test_lesser(root, args.cuda)?;
     }
-    let libtorch = provision::ensure(root, args.cuda.into())?;
-    let mut cargo = cargo(root, &libtorch)?;
-    announce_first_build(root, &cargo);
+    let mut cargo = cargo(root, args.cuda)?;
     // Tests run side by side, and threads of libtorch that wait by spinning would take the cores from one another.
     if std::env::var_os("OMP_WAIT_POLICY").is_none() {
         cargo.env("OMP_WAIT_POLICY", "passive");
@@ -123,9 +117,7 @@ fn test_arguments(args: &Test) -> Vec<OsString> {
 }
 
 pub(crate) fn golden(root: &Path, args: &Golden) -> Result<u8> {
-    let libtorch = provision::ensure(root, args.cuda.into())?;
-    let mut cargo = cargo(root, &libtorch)?;
-    announce_first_build(root, &cargo);
+    let mut cargo = cargo(root, args.cuda)?;
     cargo.args(["run", "--release", "--quiet", "--package", "ruminate-conformance", "--bin", "golden", "--"]);
     for folder in &args.root {
         cargo.arg("--root").arg(folder);
@@ -134,25 +126,6 @@ pub(crate) fn golden(root: &Path, args: &Golden) -> Result<u8> {
         cargo.arg("--topic").arg(topic);
     }
     hand_over(cargo)
-}
-
-pub(crate) fn env(root: &Path, flavour: Flavour) -> Result<u8> {
-    let libtorch = Libtorch::select(root, flavour)?;
-    for (name, value) in libtorch.build_environment(root) {
-        match value {
-            Some(value) => println!("export {name}={}", quoted(&value)),
-            None => println!("unset {name}"),
-        }
-    }
-    // The present value is left to the shell: here, cargo has added to it.
-    let folders = quoted(&search_path(&libtorch.loader_folders(root), None));
-    println!("export {LOADER_PATH}={folders}\"${{{LOADER_PATH}:+:${LOADER_PATH}}}\"");
-    Ok(0)
-}
-
-/// A value as one word of a POSIX shell.
-fn quoted(value: &OsStr) -> String {
-    format!("'{}'", value.to_string_lossy().replace('\'', r"'\''"))
 }
 
 /// The manifest of a system in `examples`.
@@ -220,10 +193,5 @@ mod tests {
             let problem = error.downcast_ref::<Problem>().unwrap();
             assert_eq!(problem.fix, "choose one of these: crystal, rise", "{name}");
         }
-    }
-
-    #[test]
-    fn values_survive_the_shell() {
-        assert_eq!(quoted(OsStr::new("$ORIGIN/it's here")), r"'$ORIGIN/it'\''s here'");
     }
 }

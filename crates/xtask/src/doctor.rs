@@ -3,11 +3,13 @@
 use std::path::Path;
 
 use anyhow::Result;
+use ruminate_libtorch::machine::{self, first_line};
+use ruminate_libtorch::{Build, Libtorch, Problem, Source, VERSION};
 
 use crate::host;
-use crate::libtorch::{self, FOLDER, Flavour, Libtorch};
-use crate::problem::Problem;
-use crate::provision::{BUILD_DISK, check_own, no_pytorch};
+
+/// Bytes that building the workspace takes in `target`.
+const BUILD_DISK: u64 = 3_000_000_000;
 
 /// The oldest Rust that compiles the workspace.
 const MSRV: &str = env!("CARGO_PKG_RUST_VERSION");
@@ -15,34 +17,33 @@ const MSRV: &str = env!("CARGO_PKG_RUST_VERSION");
 /// What is known of one thing: fine, or not, or only worth knowing.
 type Finding = Result<String, Problem>;
 
-pub(crate) fn doctor(root: &Path, wanted: Flavour) -> Result<u8> {
-    let selected = Libtorch::select(root, wanted);
+pub(crate) fn doctor(root: &Path, build: Build) -> Result<u8> {
+    let source = Source::from_env(build);
+    let found = ruminate_libtorch::find(build);
     // How much has yet to be fetched, and so what fetching needs.
-    let to_fetch = match &selected {
-        Ok(Libtorch::Provisioned(flavour)) if !libtorch::installed(&root.join(FOLDER), *flavour) => {
-            Some(*flavour)
-        }
-        _ => None,
-    };
+    let to_fetch = matches!(found, Ok(None));
+    let cache = ruminate_libtorch::cache();
+    let cache = cache.as_deref().unwrap_or(root);
 
     let mut findings: Vec<(&str, Finding)> = vec![
-        ("rustc", rustc(host::first_line("rustc", &["--version"]))),
+        ("rustc", rustc(first_line("rustc", &["--version"]))),
         ("C++ compiler", host::compiler().map(|compiler| compiler.version)),
         ("python", python(to_fetch)),
-        ("disk", host::disk(root, BUILD_DISK + to_fetch.map_or(0, Flavour::peak_disk))),
+        ("disk", machine::disk(root, BUILD_DISK)),
     ];
-    if to_fetch.is_some() {
-        findings.push(("platform", host::platform()));
+    if to_fetch {
+        findings.push(("platform", machine::platform()));
+        // The cache may not be there yet; the checkout is more likely beside it than anywhere else.
+        let folder = cache.ancestors().find(|folder| folder.exists()).unwrap_or(root);
+        findings.push(("cache", machine::disk(folder, build.peak_disk())));
     }
-    findings.push(("LIBTORCH", selected.clone().map(|libtorch| origin(&libtorch))));
-    if let Ok(libtorch) = &selected {
-        findings.push(("libtorch", describe(root, libtorch)));
-    }
+    findings.push(("LIBTORCH", Ok(origin(&source))));
+    findings.push(("libtorch", found.and_then(|libtorch| describe(libtorch, build))));
 
     for (name, finding) in &findings {
         print!("{}", line(name, finding));
     }
-    for note in notes(&selected) {
+    for note in notes(&source) {
         println!("note     {note}");
     }
     Ok(u8::from(findings.iter().any(|(_, finding)| finding.is_err())))
@@ -72,62 +73,42 @@ fn numbers(text: &str) -> Option<(u32, u32)> {
     })
 }
 
-fn python(to_fetch: Option<Flavour>) -> Finding {
-    match (host::python(), to_fetch) {
-        (Err(_), None) => Ok("not needed: libtorch is there".into()),
-        (finding, _) => finding,
+fn python(to_fetch: bool) -> Finding {
+    match machine::python() {
+        Err(_) if !to_fetch => Ok("not needed: libtorch is there".into()),
+        finding => finding,
     }
 }
 
-fn origin(libtorch: &Libtorch) -> String {
-    match libtorch {
-        Libtorch::Provisioned(_) => "not set by you: this checkout's own libtorch is used".into(),
-        Libtorch::Own(folder) => format!("set to your own: {}", folder.display()),
-        Libtorch::Python => "LIBTORCH_USE_PYTORCH is set: the PyTorch of your Python is used".into(),
+fn origin(source: &Source) -> String {
+    match source {
+        Source::Cache(_) => "not set by you: the cache is used".into(),
+        Source::Folder(folder) => format!("set to your own: {}", folder.display()),
+        Source::Python => "LIBTORCH_USE_PYTORCH is set: the PyTorch of your Python is used".into(),
     }
 }
 
-fn describe(root: &Path, libtorch: &Libtorch) -> Finding {
-    let folder = libtorch.folder(root).ok_or_else(no_pytorch)?;
-    match libtorch {
-        Libtorch::Provisioned(flavour) => {
-            if !libtorch::installed(&root.join(FOLDER), *flavour) {
-                let option = if *flavour == Flavour::Cuda { " --cuda" } else { "" };
-                return Err(Problem::new(
-                    format!("{} ({} build) is not set up", libtorch::VERSION, flavour.name()),
-                    format!("cargo xtask setup{option} ({})", flavour.size()),
-                ));
-            }
-        }
-        Libtorch::Own(folder) => check_own(folder)?,
-        Libtorch::Python => {}
-    }
-    let Some(version) = libtorch::version_in(&folder) else {
-        return Ok(format!("of unknown version in {} ({} is needed)", folder.display(), libtorch::VERSION));
-    };
-    if !libtorch::fits(&version) {
+fn describe(libtorch: Option<Libtorch>, build: Build) -> Finding {
+    let Some(libtorch) = libtorch else {
+        let option = if build == Build::Cuda { " --cuda" } else { "" };
         return Err(Problem::new(
-            format!("{version} in {}, but the bindings are made for {}", folder.display(), libtorch::VERSION),
-            "point LIBTORCH at that version, or unset it and run cargo xtask setup",
+            format!("{VERSION} ({} build) is not in the cache", build.name()),
+            format!("cargo xtask setup{option} ({})", build.size()),
         ));
-    }
-    let cuda = folder.join("lib/libtorch_cuda.so").exists();
-    let build = if cuda { Flavour::Cuda } else { Flavour::Cpu }.name();
-    Ok(format!("{version}, {build} build, in {}", folder.display()))
+    };
+    let kind = if libtorch.has_cuda() { Build::Cuda } else { Build::Cpu }.name();
+    let version = match &libtorch.version {
+        Some(version) => version.clone(),
+        None => format!("of unknown version ({VERSION} is needed)"),
+    };
+    Ok(format!("{version}, {kind} build, in {}", libtorch.folder.display()))
 }
 
 /// What is not wrong, but explains surprises.
-fn notes(selected: &Result<Libtorch, Problem>) -> Vec<&'static str> {
+fn notes(source: &Source) -> Vec<&'static str> {
     let mut notes = vec!["what a built program finds on this machine, it tells itself: crystal doctor"];
-    let on_cpu = matches!(selected, Ok(Libtorch::Provisioned(Flavour::Cpu)));
-    if on_cpu && Path::new("/proc/driver/nvidia/version").exists() {
+    if *source == Source::Cache(Build::Cpu) && Path::new("/proc/driver/nvidia/version").exists() {
         notes.push("this machine has an NVIDIA driver: the commands use its GPU with --cuda");
-    }
-    if std::env::var_os("RUSTFLAGS").is_some_and(|flags| !flags.is_empty()) {
-        notes.push(
-            "RUSTFLAGS replaces the flags by which built programs find libtorch: start them through cargo xtask, \
-             or after eval \"$(cargo xtask env)\"",
-        );
     }
     notes
 }
@@ -152,22 +133,10 @@ mod tests {
     }
 
     #[test]
-    fn an_own_libtorch_of_another_version_is_a_problem() {
-        let folder = tempfile::tempdir().unwrap();
-        let own = Libtorch::Own(folder.path().to_path_buf());
-        assert!(describe(folder.path(), &own).unwrap_err().what.contains("LIBTORCH"));
-        std::fs::create_dir(folder.path().join("lib")).unwrap();
-        assert!(describe(folder.path(), &own).unwrap().contains("unknown version"));
-        std::fs::write(folder.path().join("build-version"), "2.9.1+cpu").unwrap();
-        assert!(describe(folder.path(), &own).unwrap_err().what.starts_with("2.9.1+cpu"));
-        std::fs::write(folder.path().join("build-version"), "2.11.0+cpu").unwrap();
-        assert!(describe(folder.path(), &own).unwrap().starts_with("2.11.0+cpu, CPU build"));
-    }
-
-    #[test]
-    fn what_is_not_set_up_says_which_command_does_it() {
-        let root = tempfile::tempdir().unwrap();
-        let problem = describe(root.path(), &Libtorch::Provisioned(Flavour::Cuda)).unwrap_err();
+    fn what_is_not_there_says_which_command_gets_it() {
+        let problem = describe(None, Build::Cuda).unwrap_err();
         assert!(problem.fix.starts_with("cargo xtask setup --cuda"));
+        let own = Libtorch { folder: "/opt".into(), lib: "/opt/lib".into(), include: vec![], version: None };
+        assert!(describe(Some(own), Build::Cpu).unwrap().contains("unknown version"));
     }
 }

@@ -7,12 +7,11 @@ use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
+use ruminate_libtorch::Problem;
 use serde_json::Value;
 
 use crate::Cuda;
-use crate::cargo::{announce_first_build, cargo};
-use crate::problem::Problem;
-use crate::provision;
+use crate::cargo::cargo;
 
 /// The emulator of user programs that Debian's package `qemu-user` brings.
 const EMULATOR: &str = "qemu-x86_64";
@@ -37,9 +36,7 @@ struct Built {
 
 impl Built {
     fn new(root: &Path, cuda: Cuda) -> Result<Self> {
-        let libtorch = provision::ensure(root, cuda.into())?;
-        let mut cargo = cargo(root, &libtorch)?;
-        announce_first_build(root, &cargo);
+        let mut cargo = cargo(root, cuda)?;
         cargo.args(["test", "--release", "--workspace", "--no-run", "--quiet"]);
         cargo.args(["--message-format", "json-render-diagnostics"]).stdout(Stdio::piped());
         let environment =

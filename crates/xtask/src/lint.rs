@@ -4,28 +4,26 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::Result;
+use ruminate_libtorch::machine::first_line;
 
-use crate::cargo::{announce_first_build, cargo, program, run};
-use crate::libtorch::Flavour;
-use crate::{host, provision};
+use crate::Cuda;
+use crate::cargo::{cargo, program, run};
 
 /// Words that the spell checker does not know, and files that it need not read.
 const SPELLING: &str = "crates/xtask/typos.toml";
 
-pub(crate) fn lint(root: &Path, flavour: Flavour) -> Result<u8> {
-    let libtorch = provision::ensure(root, flavour)?;
+pub(crate) fn lint(root: &Path, cuda: Cuda) -> Result<u8> {
     let plain = |args: &[&str]| {
         let mut command = Command::new(program());
         command.args(args);
         command
     };
 
-    let mut clippy = cargo(root, &libtorch)?;
-    announce_first_build(root, &clippy);
+    let mut clippy = cargo(root, cuda)?;
     // In the profile of everything else, which shares the compiled bindings.
     clippy.args(["clippy", "--release", "--workspace", "--all-targets", "--", "--deny", "warnings"]);
 
-    let mut docs = cargo(root, &libtorch)?;
+    let mut docs = cargo(root, cuda)?;
     docs.args(["doc", "--release", "--no-deps", "--workspace"]);
     docs.env("RUSTDOCFLAGS", deny_warnings(std::env::var("RUSTDOCFLAGS").ok()));
 
@@ -45,7 +43,7 @@ pub(crate) fn lint(root: &Path, flavour: Flavour) -> Result<u8> {
     let mut outcomes = Vec::new();
     for (name, tool, mut command) in steps {
         let outcome = match tool {
-            Some(tool) if host::first_line(tool, &["--version"]).is_none() => Outcome::Skipped(tool),
+            Some(tool) if first_line(tool, &["--version"]).is_none() => Outcome::Skipped(tool),
             _ => {
                 eprintln!("--- {name}");
                 match run(command.current_dir(root))? {

@@ -10,12 +10,8 @@ mod commands;
 mod doctor;
 mod host;
 mod levels;
-mod libtorch;
 mod lint;
 mod model;
-mod pip;
-mod problem;
-mod provision;
 mod world;
 
 use std::path::{Path, PathBuf};
@@ -23,13 +19,13 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
+use ruminate_libtorch::{Build, Problem};
 
-use crate::libtorch::Flavour;
 
 /// The developer's commands of ruminate.
 ///
-/// Commands that need libtorch set it up first where it is missing: in `.libtorch` of this checkout, from the
-/// Python package `torch`. A LIBTORCH of your own, or LIBTORCH_USE_PYTORCH=1, is used as it is.
+/// Commands that need libtorch fetch it first where it is missing, into the cache of all checkouts (RUMINATE_CACHE, else ruminate in
+/// the user's cache folder), from the Python package `torch`. A LIBTORCH of your own, or LIBTORCH_USE_PYTORCH=1, is used as it is.
 #[derive(Debug, Parser)]
 #[command(bin_name = "cargo xtask", disable_help_subcommand = true)]
 struct Cli {
@@ -39,7 +35,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Download libtorch into this checkout, unless it is there already
+    /// Download libtorch into the cache, unless it is there already
     Setup(Cuda),
     /// Build a system and run its demo: training and evaluation in miniature, in minutes on a CPU
     Demo(commands::Demo),
@@ -59,10 +55,6 @@ enum Command {
     World(World),
     /// Fetch a small real model into the folder models, unless it is there already
     Model(model::Model),
-    /// Print shell commands that let plain cargo and the built programs find libtorch
-    ///
-    /// Use: eval "$(cargo xtask env --cuda)". The CPU build needs this only for `cargo test --doc`.
-    Env(Cuda),
 }
 
 /// Which libtorch a command works with.
@@ -81,7 +73,7 @@ struct World {
     check: bool,
 }
 
-impl From<Cuda> for Flavour {
+impl From<Cuda> for Build {
     fn from(args: Cuda) -> Self {
         if args.cuda { Self::Cuda } else { Self::Cpu }
     }
@@ -91,9 +83,20 @@ fn main() -> ExitCode {
     match run(Cli::parse().command) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            problem::print(&error);
+            print_error(&error);
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Prints an error, its causes and, where one is known, the next step.
+fn print_error(error: &anyhow::Error) {
+    eprintln!("error: {error}");
+    for cause in error.chain().skip(1) {
+        eprintln!("  caused by: {cause}");
+    }
+    if let Some(problem) = error.downcast_ref::<Problem>() {
+        eprintln!("  what to do: {}", problem.fix);
     }
 }
 
@@ -101,17 +104,16 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<u8> {
     let root = root();
     match command {
-        Command::Setup(args) => commands::setup(&root, args.into()),
+        Command::Setup(args) => commands::setup(args.into()),
         Command::Demo(args) => commands::demo(&root, &args),
         Command::Test(args) => commands::test(&root, &args),
         Command::Emulate(args) => levels::emulate(&root, args),
         Command::Golden(args) => commands::golden(&root, &args),
         Command::Bench(args) => bench::bench(&root, &args),
-        Command::Lint(args) => lint::lint(&root, args.into()),
+        Command::Lint(args) => lint::lint(&root, args),
         Command::Doctor(args) => doctor::doctor(&root, args.into()),
         Command::World(args) => world::run(args.check).map(|()| 0),
         Command::Model(args) => model::model(&root, &args),
-        Command::Env(args) => commands::env(&root, args.into()),
     }
 }
 

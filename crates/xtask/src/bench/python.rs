@@ -6,8 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
-
-use crate::problem::Problem;
+use ruminate_libtorch::Problem;
 
 /// Below `target`: what is built from the requirements, and can be thrown away.
 const FOLDER: &str = "target/bench/python";
