@@ -105,7 +105,7 @@ fn cpu_view(installation: &Path) -> std::io::Result<()> {
     let view = installation.join("torch-cpu");
     let lib = view.join("lib");
     fs::create_dir_all(&lib)?;
-    symlink(Path::new("../torch/include"), &view.join("include"))?;
+    symlink(Path::new("../torch/include"), view.join("include").as_path())?;
     for library in Build::Cpu.libraries() {
         let source = installation.join("torch/lib").join(library);
         let relative = PathBuf::from("../../torch/lib").join(library);

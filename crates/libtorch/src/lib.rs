@@ -1,11 +1,4 @@
-//! Finds libtorch for a build, or fetches it.
-//!
-//! [`find`] looks, in this order, at `LIBTORCH_USE_PYTORCH` (the PyTorch of the Python at hand), `LIBTORCH` (a folder that holds
-//! `lib/` and `include/`), and the cache that all builds of this user share: `RUMINATE_CACHE`, else `ruminate` in the user's cache
-//! folder. [`fetch`] fills the cache from the Python package `torch` with pip, which checks each file against a pinned hash.
-//! `RUMINATE_CUDA=1` asks for the CUDA build instead of the CPU build.
-//!
-//! The build script of `ruminate-torch` and the developer's commands (`cargo xtask`) use it; programs do not need it.
+#![doc = include_str!("../README.md")]
 
 mod fetch;
 pub mod machine;
@@ -138,11 +131,7 @@ pub enum Source {
 impl Source {
     /// The source that the environment asks for; `build` is the one of the cache.
     pub fn from_env(build: Build) -> Self {
-        Self::choose(
-            build,
-            std::env::var_os("LIBTORCH"),
-            std::env::var_os("LIBTORCH_USE_PYTORCH").is_some(),
-        )
+        Self::choose(build, std::env::var_os("LIBTORCH"), std::env::var_os("LIBTORCH_USE_PYTORCH").is_some())
     }
 
     fn choose(build: Build, folder: Option<OsString>, use_pytorch: bool) -> Self {
@@ -175,8 +164,14 @@ impl Libtorch {
         for (what, path) in [("lib", &lib), ("include", &headers)] {
             if !path.is_dir() {
                 return Err(Problem::new(
-                    format!("{} is to be a libtorch, but there is no folder {what}: {}", folder.display(), path.display()),
-                    format!("set LIBTORCH to the folder of a libtorch {VERSION} that holds lib/ and include/, or unset it"),
+                    format!(
+                        "{} is to be a libtorch, but there is no folder {what}: {}",
+                        folder.display(),
+                        path.display()
+                    ),
+                    format!(
+                        "set LIBTORCH to the folder of a libtorch {VERSION} that holds lib/ and include/, or unset it"
+                    ),
                 ));
             }
         }
@@ -186,7 +181,10 @@ impl Libtorch {
             && std::env::var_os("LIBTORCH_BYPASS_VERSION_CHECK").is_none()
         {
             return Err(Problem::new(
-                format!("{} is libtorch {version}, but the bindings are made for {VERSION}", folder.display()),
+                format!(
+                    "{} is libtorch {version}, but the bindings are made for {VERSION}",
+                    folder.display()
+                ),
                 "point LIBTORCH at that version, or unset it: the build then fetches the right one",
             ));
         }

@@ -7,7 +7,8 @@ use std::process::{Command, Stdio};
 /// everything temporary.
 pub(crate) fn install(requirements: &Path, target: &Path, scratch: &Path) -> Command {
     let mut pip = Command::new("python3");
-    pip.args(["-m", "pip", "install", "--no-deps", "--require-hashes", "--no-compile", "--target"]).arg(target);
+    pip.args(["-m", "pip", "install", "--no-deps", "--require-hashes", "--no-compile", "--target"])
+        .arg(target);
     // Only the libraries in the wheel matter. One fixed Python version serves whichever Python runs pip, even one
     // that torch has no wheel for, and gives the same files on every machine.
     pip.args(["--only-binary=:all:", "--implementation=cp", "--python-version=3.12", "--abi=cp312"]);
@@ -15,7 +16,11 @@ pub(crate) fn install(requirements: &Path, target: &Path, scratch: &Path) -> Com
     for glibc_minor in (5..=28).rev() {
         pip.arg(format!("--platform=manylinux_2_{glibc_minor}_x86_64"));
     }
-    pip.args(["--platform=manylinux2014_x86_64", "--platform=manylinux2010_x86_64", "--platform=linux_x86_64"]);
+    pip.args([
+        "--platform=manylinux2014_x86_64",
+        "--platform=manylinux2010_x86_64",
+        "--platform=linux_x86_64",
+    ]);
     pip.arg("--requirement").arg(requirements);
     quiet(&mut pip, scratch);
     pip

@@ -49,17 +49,29 @@ fn log_prob(output: &Output) -> f64 {
     line.unwrap_or_else(|| panic!("no log-probability in: {text}")).parse().unwrap()
 }
 
+/// `clap = ...` as the workspace has it.
+fn clap() -> String {
+    let manifest = fs::read_to_string(root().join("Cargo.toml")).unwrap();
+    let line = manifest.lines().find_map(|line| line.strip_prefix("clap = { ")).unwrap();
+    format!("clap = {{ optional = true, {line}")
+}
+
 #[test]
-fn the_readmes_program_runs_in_a_crate_of_its_own() {
+fn the_readmes_program_and_that_of_xtask_new_run_in_a_crate_of_their_own() {
     let folder = tempfile::tempdir().unwrap();
     let (package, model) = (folder.path().join("answers"), folder.path().join("t5"));
-    fs::create_dir_all(package.join("src")).unwrap();
+    fs::create_dir_all(package.join("src/bin")).unwrap();
     fs::create_dir(&model).unwrap();
     write_model(&model);
+    let template = root().join("crates/xtask/template");
     fs::write(package.join("src/main.rs"), program_of_the_readme(&model)).unwrap();
+    fs::copy(template.join("src/main.rs"), package.join("src/bin/finetune.rs")).unwrap();
     let manifest = format!(
-        "[package]\nname = \"answers\"\nversion = \"0.1.0\"\nedition = \"2024\"\n\n\
-         [dependencies]\nruminate = {{ path = {:?} }}\n",
+        "[package]\nname = \"answers\"\nversion = \"0.1.0\"\nedition = \"2024\"\ndefault-run = \"answers\"\n\n\
+         [features]\nfinetune = [\"dep:clap\", \"ruminate/run\"]\n\n\
+         [[bin]]\nname = \"finetune\"\nrequired-features = [\"finetune\"]\n\n\
+         [dependencies]\n{}\nruminate = {{ path = {:?} }}\n",
+        clap(),
         root().join("crates/ruminate")
     );
     fs::write(package.join("Cargo.toml"), manifest).unwrap();
@@ -67,12 +79,23 @@ fn the_readmes_program_runs_in_a_crate_of_its_own() {
     fs::copy(root().join("Cargo.lock"), package.join("Cargo.lock")).unwrap();
     // Kept from one run to the next.
     let target = root().join("target/outside");
+    let cargo = |arguments: &[&str]| {
+        let mut cargo = clean(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()), &package);
+        cargo.args(["run", "--release", "--offline", "--quiet"]).args(arguments);
+        cargo.env("CARGO_TARGET_DIR", &target).output().unwrap()
+    };
 
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut run = clean(cargo, &package);
-    run.args(["run", "--release", "--offline", "--quiet"]).env("CARGO_TARGET_DIR", &target);
-    let through_cargo = log_prob(&run.output().unwrap());
+    let through_cargo = log_prob(&cargo(&[]));
     assert!(through_cargo.is_finite() && through_cargo < 0.0, "{through_cargo}");
     let direct = log_prob(&clean(target.join("release/answers"), &package).output().unwrap());
     assert_eq!(direct, through_cargo);
+
+    let (model, data) =
+        (model.display().to_string(), template.join("data/train.jsonl").display().to_string());
+    let finetune = ["--features", "finetune", "--bin", "finetune", "--", "--model", &model, "--data", &data];
+    let output = cargo(&[&finetune[..], &["--steps", "2", "--batch-size", "2"]].concat());
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(text.contains("checkpoint: runs/sft/") && text.contains("first answer: "), "{text}");
+    assert!(package.join("runs/sft/step-2/model.safetensors").is_file(), "{text}");
 }

@@ -51,7 +51,7 @@ impl Finding {
 const VERSION: &str = "2.11";
 /// How a program is built that computes on a GPU.
 const BUILD_CUDA: &str =
-    "cargo xtask setup --cuda && eval \"$(cargo xtask env --cuda)\" && cargo build --release";
+    "RUMINATE_CUDA=1 cargo build --release";
 /// Less than this is not enough for a checkpoint of a large model.
 const LITTLE_DISK: u64 = 10_000_000_000;
 
@@ -121,7 +121,7 @@ fn setting<'a>(info: &'a str, key: &str) -> Option<&'a str> {
 
 fn libtorch(info: &str) -> Finding {
     let Some(version) = setting(info, "TORCH_VERSION") else {
-        return Finding::problem("libtorch", "does not tell its version", "cargo xtask setup");
+        return Finding::problem("libtorch", "does not tell its version", "unset LIBTORCH and rebuild");
     };
     let build = if setting(info, "USE_CUDA") == Some("1") { "CUDA" } else { "CPU" };
     let place =
@@ -250,7 +250,7 @@ fn blas(info: &str) -> Finding {
         if tch::utils::has_openmp() { "yes" } else { "no" },
     );
     if setting(info, "BLAS_INFO").is_none() && !tch::utils::has_mkl() {
-        return Finding::note("blas", found, "use the libtorch of cargo xtask setup, which has one");
+        return Finding::note("blas", found, "unset LIBTORCH and rebuild: the libtorch that the build fetches has one");
     }
     Finding::ok("blas", found)
 }

@@ -66,7 +66,9 @@ fn linker(
     };
     // A name with a slash is what programs then ask the loader for: this very file.
     if macos {
-        linker.args(["-dynamiclib", "-undefined", "dynamic_lookup", "-Wl,-install_name"]).arg(flag("-Wl,", name));
+        linker
+            .args(["-dynamiclib", "-undefined", "dynamic_lookup", "-Wl,-install_name"])
+            .arg(flag("-Wl,", name));
     } else {
         // Functions of tch that write to streams stay open: the program brings them.
         linker.arg("-shared").arg(flag("-Wl,-soname,", name));

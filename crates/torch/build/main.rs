@@ -6,6 +6,12 @@
 //! for all checkouts, profiles and choices of features. A program that was moved to a machine without this cache starts with
 //! `LD_PRELOAD=/new/place/libruminate_torch.so`.
 
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a build script tells cargo what to do by printing"
+)]
+
 mod library;
 mod sources;
 
@@ -19,7 +25,9 @@ fn main() {
     println!("cargo:rerun-if-changed=build");
     println!("cargo:rerun-if-changed=shim");
     println!("cargo:rustc-check-cfg=cfg(ruminate_cuda)");
-    for variable in VARIABLES.iter().chain(&["DOCS_RS", "RUMINATE_OFFLINE", "CXX", "CXXFLAGS", sources::BINDINGS]) {
+    for variable in
+        VARIABLES.iter().chain(&["DOCS_RS", "RUMINATE_OFFLINE", "CXX", "CXXFLAGS", sources::BINDINGS])
+    {
         println!("cargo:rerun-if-env-changed={variable}");
     }
     // Documentation is built without libtorch and without a network; nothing is linked either.
@@ -54,12 +62,17 @@ fn libtorch() -> Result<Libtorch, Problem> {
     if env::var_os("RUMINATE_OFFLINE").is_some_and(|value| !value.is_empty() && value != "0") {
         return Err(Problem::new(
             "there is no libtorch, and RUMINATE_OFFLINE forbids to fetch it",
-            format!("unset RUMINATE_OFFLINE, or set LIBTORCH to the folder of a libtorch {VERSION} that holds lib/ and include/"),
+            format!(
+                "unset RUMINATE_OFFLINE, or set LIBTORCH to the folder of a libtorch {VERSION} that holds lib/ and include/"
+            ),
         ));
     }
     ruminate_libtorch::fetch(build, &|text| eprintln!("{text}"))?;
     ruminate_libtorch::find(build)?.ok_or_else(|| {
-        Problem::new("libtorch was fetched, but is not in the cache", "remove the cache folder and build again")
+        Problem::new(
+            "libtorch was fetched, but is not in the cache",
+            "remove the cache folder and build again",
+        )
     })
 }
 

@@ -118,7 +118,9 @@ fn shim(libtorch: &Libtorch, out: &Path) -> Group {
         build.flag("-fopenmp");
         flags += " -fopenmp";
     } else {
-        println!("cargo:warning=loops of the shim run on one core: only GCC's OpenMP is that of libtorch; set CXX=g++");
+        println!(
+            "cargo:warning=loops of the shim run on one core: only GCC's OpenMP is that of libtorch; set CXX=g++"
+        );
     }
     // Gloo's names lie in shim, in case libtorch comes without its headers.
     build.includes(&libtorch.include).include(out).include("shim");
@@ -154,7 +156,10 @@ fn loops() -> Vec<Group> {
 /// Writes the sources of all kernels, in the order of the shim's enumeration, as text in the program.
 fn kernel_sources(to: &Path) -> Result<(), Problem> {
     let failed = |path: &Path, error: std::io::Error| {
-        Problem::new(format!("{}: {error}", path.display()), "restore the file from the sources of this crate")
+        Problem::new(
+            format!("{}: {error}", path.display()),
+            "restore the file from the sources of this crate",
+        )
     };
     let read = |name: &str| {
         let path = Path::new("shim/kernels").join(name);

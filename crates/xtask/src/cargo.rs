@@ -112,6 +112,9 @@ mod tests {
     fn an_own_libtorch_and_the_option_do_not_go_together() {
         let own = Source::Folder("/opt/libtorch".into());
         assert!(check_cuda(Build::Cuda, &own).unwrap_err().fix.contains("--cuda"));
-        assert!(check_cuda(Build::Cpu, &own).is_ok() && check_cuda(Build::Cuda, &Source::Cache(Build::Cuda)).is_ok());
+        assert!(
+            check_cuda(Build::Cpu, &own).is_ok()
+                && check_cuda(Build::Cuda, &Source::Cache(Build::Cuda)).is_ok()
+        );
     }
 }

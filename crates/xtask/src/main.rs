@@ -12,6 +12,7 @@ mod host;
 mod levels;
 mod lint;
 mod model;
+mod new;
 mod world;
 
 use std::path::{Path, PathBuf};
@@ -20,7 +21,6 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use ruminate_libtorch::{Build, Problem};
-
 
 /// The developer's commands of ruminate.
 ///
@@ -53,6 +53,8 @@ enum Command {
     Doctor(Cuda),
     /// Write the bundled world, the data of the demos and of many tests, to fixtures/world
     World(World),
+    /// Write a crate of your own, outside of this workspace, with a program that fine-tunes a model
+    New(new::New),
     /// Fetch a small real model into the folder models, unless it is there already
     Model(model::Model),
 }
@@ -113,6 +115,7 @@ fn run(command: Command) -> Result<u8> {
         Command::Lint(args) => lint::lint(&root, args),
         Command::Doctor(args) => doctor::doctor(&root, args.into()),
         Command::World(args) => world::run(args.check).map(|()| 0),
+        Command::New(args) => new::new(&root, &args),
         Command::Model(args) => model::model(&root, &args),
     }
 }
