@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 /// A command that installs a requirements file with hashes into `target`, for Linux on x86-64 whatever Python runs pip, with `scratch` for
 /// everything temporary.
-pub(crate) fn install(requirements: &Path, target: &Path, scratch: &Path) -> Command {
+pub fn install(requirements: &Path, target: &Path, scratch: &Path) -> Command {
     let mut pip = Command::new("python3");
     pip.args(["-m", "pip", "install", "--no-deps", "--require-hashes", "--no-compile", "--target"])
         .arg(target);

@@ -1,16 +1,21 @@
 //! `cargo xtask lint`: the checks that need no test to run.
 
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use ruminate_libtorch::machine::first_line;
+use ruminate_libtorch::{Problem, pip};
 
-use crate::Cuda;
 use crate::cargo::{cargo, program, run};
+use crate::{Cuda, features};
 
-/// Words that the spell checker does not know, and files that it need not read.
-const SPELLING: &str = "crates/xtask/typos.toml";
+/// The spell checker as a Python package; with a hash, pip takes nothing else.
+const TYPOS: &str =
+    "typos==1.52.0 --hash=sha256:418fd85f7fc11dec14e5482e747f6e916af56da96207cde0cdd69540a4b389f6\n";
+/// Below the root: tools that the checks fetch.
+const TOOLS: &str = "target/tools";
 
 pub(crate) fn lint(root: &Path, cuda: Cuda) -> Result<u8> {
     let plain = |args: &[&str]| {
@@ -27,9 +32,11 @@ pub(crate) fn lint(root: &Path, cuda: Cuda) -> Result<u8> {
     docs.args(["doc", "--release", "--no-deps", "--workspace"]);
     docs.env("RUSTDOCFLAGS", deny_warnings(std::env::var("RUSTDOCFLAGS").ok()));
 
-    let mut typos = Command::new("typos");
-    typos.args(["--config", SPELLING]);
+    let typos = Command::new(typos(root)?);
 
+    let mut outcomes = Vec::new();
+    eprintln!("--- features");
+    outcomes.push(("features", if features::check(root)? { Outcome::Passed } else { Outcome::Failed }));
     let steps = [
         ("formatting", None, plain(&["fmt", "--all", "--check"])),
         ("clippy", None, clippy),
@@ -37,10 +44,9 @@ pub(crate) fn lint(root: &Path, cuda: Cuda) -> Result<u8> {
         ("dependencies", Some("cargo-deny"), plain(&["deny", "check", "bans", "licenses", "sources"])),
         // Apart from the others: it fetches the list of known vulnerabilities, so it fails without a network.
         ("advisories", Some("cargo-deny"), plain(&["deny", "check", "advisories"])),
-        ("spelling", Some("typos"), typos),
+        ("spelling", None, typos),
     ];
 
-    let mut outcomes = Vec::new();
     for (name, tool, mut command) in steps {
         let outcome = match tool {
             Some(tool) if first_line(tool, &["--version"]).is_none() => Outcome::Skipped(tool),
@@ -74,11 +80,34 @@ impl Outcome {
             Self::Passed => "ok".into(),
             Self::Failed => "FAILED".into(),
             Self::Skipped(tool) => {
-                let package = if tool == "typos" { "typos-cli" } else { tool };
-                format!("skipped, not installed: cargo install --locked {package}")
+                format!("skipped, not installed: cargo install --locked {tool}")
             }
         }
     }
+}
+
+/// The spell checker: an installed one, or a pinned one that is fetched once.
+fn typos(root: &Path) -> Result<PathBuf> {
+    if first_line("typos", &["--version"]).is_some() {
+        return Ok("typos".into());
+    }
+    let folder = root.join(TOOLS).join("typos");
+    let (program, stamp) = (folder.join("bin/typos"), folder.join("requirements.txt"));
+    if fs::read_to_string(&stamp).is_ok_and(|installed| installed == TYPOS) && program.is_file() {
+        return Ok(program);
+    }
+    if folder.exists() {
+        fs::remove_dir_all(&folder).with_context(|| format!("removing {}", folder.display()))?;
+    }
+    fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
+    let requirements = folder.join("wanted.txt");
+    fs::write(&requirements, TYPOS).with_context(|| format!("writing {}", requirements.display()))?;
+    if run(&mut pip::install(&requirements, &folder, &folder))? != 0 {
+        let fix = "cargo install --locked typos-cli, or run this again when this machine is online";
+        return Err(Problem::new("pip did not fetch the spell checker typos", fix).into());
+    }
+    fs::rename(&requirements, &stamp).with_context(|| format!("writing {}", stamp.display()))?;
+    Ok(program)
 }
 
 fn deny_warnings(present: Option<String>) -> String {
@@ -97,7 +126,6 @@ mod tests {
 
     #[test]
     fn a_skipped_step_says_how_to_have_it() {
-        assert!(Outcome::Skipped("typos").describe().ends_with("typos-cli"));
         assert!(Outcome::Skipped("cargo-deny").describe().ends_with("cargo-deny"));
     }
 }

@@ -8,6 +8,7 @@ mod bench;
 mod cargo;
 mod commands;
 mod doctor;
+mod features;
 mod host;
 mod levels;
 mod lint;

@@ -257,3 +257,17 @@ fn show(notices: &[Notice], quiet: bool) {
         eprintln!("note: {} ({}): {}", notice.task, notice.split, notice.text);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::Cli;
+
+    /// With UPDATE_EXPECT=1, the page is written.
+    #[test]
+    fn the_reference_page_is_that_of_the_command_line() {
+        let page = clap_markdown::help_markdown_command(&Cli::command());
+        expect_test::expect_file!["../../../docs/reference/crystal.md"].assert_eq(&page);
+    }
+}
