@@ -34,15 +34,20 @@ fn a_clone_alone_has_vectors_of_every_kind() {
     }
     for topic in TOPICS {
         let folder = root.join(topic.name);
-        let with_cases = report.kinds.iter().filter(|kind| kind.topic == topic.name && !kind.cases().is_empty());
+        let with_cases =
+            report.kinds.iter().filter(|kind| kind.topic == topic.name && !kind.cases().is_empty());
         let covered: Vec<String> = with_cases
             .map(|kind| {
                 let file = if topic.folders { kind.kind.clone() } else { format!("{}.json", kind.kind) };
                 topic.kind_of(&folder.join(file))
             })
             .collect();
-        let missing: Vec<&str> =
-            topic.kinds.iter().map(|(kind, _)| *kind).filter(|kind| !covered.iter().any(|c| c == kind)).collect();
+        let missing: Vec<&str> = topic
+            .kinds
+            .iter()
+            .map(|(kind, _)| *kind)
+            .filter(|kind| !covered.iter().any(|c| c == kind))
+            .collect();
         assert!(missing.is_empty(), "topic {}: no public vector of {missing:?}\n{text}", topic.name);
     }
 }
@@ -51,8 +56,12 @@ fn a_clone_alone_has_vectors_of_every_kind() {
 #[test]
 fn topics_in_documents_exist() {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let folders = ["", "docs/papers", "docs/guide", "crates/conformance"].map(|folder| workspace.join(folder));
-    let entries = folders.iter().flat_map(|folder| std::fs::read_dir(folder).unwrap()).map(|entry| entry.unwrap().path());
+    let folders =
+        ["", "docs/papers", "docs/guide", "crates/conformance"].map(|folder| workspace.join(folder));
+    let entries = folders
+        .iter()
+        .flat_map(|folder| std::fs::read_dir(folder).unwrap())
+        .map(|entry| entry.unwrap().path());
     let mut shown = 0;
     for file in entries.filter(|file| file.extension().is_some_and(|e| e == "md")) {
         let document = std::fs::read_to_string(&file).unwrap();
@@ -60,7 +69,11 @@ fn topics_in_documents_exist() {
             let name: String = rest.chars().take_while(|c| c.is_ascii_alphanumeric()).collect();
             // `NAME` and `TOPIC` stand for any.
             if name.chars().any(|c| c.is_ascii_lowercase()) {
-                assert!(TOPICS.iter().any(|topic| topic.name == name), "{}: no topic `{name}`", file.display());
+                assert!(
+                    TOPICS.iter().any(|topic| topic.name == name),
+                    "{}: no topic `{name}`",
+                    file.display()
+                );
                 shown += 1;
             }
         }

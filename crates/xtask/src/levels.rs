@@ -166,13 +166,7 @@ pub(crate) fn emulate(root: &Path, cuda: Cuda) -> Result<u8> {
     Ok(0)
 }
 
-fn on_processor(
-    built: &Built,
-    processor: &str,
-    level: &str,
-    native: &Path,
-    golden: &Path,
-) -> Result<String> {
+fn on_processor(built: &Built, processor: &str, level: &str, native: &Path, golden: &Path) -> Result<String> {
     let emulated = |program: &Path| {
         let mut command = built.command(EMULATOR);
         command.args(["-cpu", processor]).arg(program).env("OMP_NUM_THREADS", "1").env_remove("RUMINATE_CPU");

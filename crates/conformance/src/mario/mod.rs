@@ -9,7 +9,6 @@ mod quark_loss;
 mod rewards;
 
 use crate::KindFn;
-use std::path::Path;
 
 /// The kinds that are covered.
 pub const KINDS: &[(&str, KindFn)] = &[

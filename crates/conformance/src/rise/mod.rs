@@ -7,8 +7,6 @@ mod rollout;
 mod texts;
 mod training;
 
-use std::path::Path;
-
 use ruminate_datasets::environments::Compat;
 
 use crate::KindFn;
