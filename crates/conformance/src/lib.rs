@@ -53,18 +53,34 @@ pub struct CaseResult {
 pub struct Topic {
     /// The folder's name.
     pub name: &'static str,
-    /// Is each kind a folder of its own, rather than a JSON file?
+    /// Whether a vector is a folder rather than a JSON file.
     pub folders: bool,
-    /// What runs a kind, or nothing if the kind is not known. It may look into the path.
-    pub find: fn(kind: &str, path: &Path) -> Option<KindFn>,
+    /// The kinds that are covered, and what runs each.
+    pub kinds: &'static [(&'static str, KindFn)],
+}
+
+impl Topic {
+    /// The kind of a vector: the file's name without its ending; a folder may name it in its `cases.json`.
+    pub fn kind_of(&self, path: &Path) -> String {
+        if self.folders {
+            return models::kind_of(path);
+        }
+        path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
+    /// What runs a vector, or nothing if its kind is not known.
+    pub fn find(&self, path: &Path) -> Option<KindFn> {
+        let kind = self.kind_of(path);
+        self.kinds.iter().find(|(name, _)| *name == kind).map(|&(_, run)| run)
+    }
 }
 
 /// All topics.
 pub const TOPICS: [Topic; 6] = [
-    Topic { name: "models", folders: true, find: models::find },
-    Topic { name: "crystal", folders: false, find: crystal::find },
-    Topic { name: "mario", folders: false, find: mario::find },
-    Topic { name: "rise", folders: false, find: rise::find },
-    Topic { name: "tinythinker", folders: false, find: tinythinker::find },
-    Topic { name: "dpo", folders: false, find: dpo::find },
+    Topic { name: "models", folders: true, kinds: models::KINDS },
+    Topic { name: "crystal", folders: false, kinds: crystal::KINDS },
+    Topic { name: "mario", folders: false, kinds: mario::KINDS },
+    Topic { name: "rise", folders: false, kinds: rise::KINDS },
+    Topic { name: "tinythinker", folders: false, kinds: tinythinker::KINDS },
+    Topic { name: "dpo", folders: false, kinds: dpo::KINDS },
 ];

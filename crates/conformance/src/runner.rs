@@ -110,7 +110,7 @@ fn run_topic(root: &Path, topic: &Topic, report: &mut Report) {
                 .map(|s| s.to_string_lossy().into_owned())
         };
         let Some(kind) = kind else { continue };
-        let outcome = (topic.find)(&kind, &path).map(|run| run_kind(run, &path));
+        let outcome = topic.find(&path).map(|run| run_kind(run, &path));
         report.kinds.push(KindReport { root: root.into(), topic: topic.name.to_owned(), kind, outcome });
     }
 }
@@ -142,7 +142,7 @@ fn list(folder: &Path) -> Vec<PathBuf> {
     paths
 }
 
-fn name_of(path: &Path) -> String {
+pub(crate) fn name_of(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 

@@ -1,5 +1,6 @@
 //! The golden vectors that are there, and how the runner takes what is not in order.
 
+use ruminate_conformance::TOPICS;
 use ruminate_conformance::runner::{Report, default_roots, run};
 use std::path::{Path, PathBuf};
 
@@ -19,6 +20,65 @@ fn golden_vectors_pass() {
     }
     let report = run(&roots, &[]);
     assert!(report.passed(), "\n{}", text(&report));
+}
+
+/// The vectors that the project ships, without those beside it: what a clone has.
+#[test]
+fn a_clone_alone_has_vectors_of_every_kind() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/golden");
+    let report = run(std::slice::from_ref(&root), &[]);
+    let text = text(&report);
+    assert!(report.passed(), "\n{text}");
+    for kind in &report.kinds {
+        assert!(kind.outcome.is_some() && kind.pending().is_empty(), "{} {}\n{text}", kind.topic, kind.kind);
+    }
+    for topic in TOPICS {
+        let folder = root.join(topic.name);
+        let with_cases =
+            report.kinds.iter().filter(|kind| kind.topic == topic.name && !kind.cases().is_empty());
+        let covered: Vec<String> = with_cases
+            .map(|kind| {
+                let file = if topic.folders { kind.kind.clone() } else { format!("{}.json", kind.kind) };
+                topic.kind_of(&folder.join(file))
+            })
+            .collect();
+        let missing: Vec<&str> = topic
+            .kinds
+            .iter()
+            .map(|(kind, _)| *kind)
+            .filter(|kind| !covered.iter().any(|c| c == kind))
+            .collect();
+        assert!(missing.is_empty(), "topic {}: no public vector of {missing:?}\n{text}", topic.name);
+    }
+}
+
+/// Every `--topic NAME` that the documents show is a topic; all of them have cases in a clone.
+#[test]
+fn topics_in_documents_exist() {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let folders =
+        ["", "docs/papers", "docs/guide", "crates/conformance"].map(|folder| workspace.join(folder));
+    let entries = folders
+        .iter()
+        .flat_map(|folder| std::fs::read_dir(folder).unwrap())
+        .map(|entry| entry.unwrap().path());
+    let mut shown = 0;
+    for file in entries.filter(|file| file.extension().is_some_and(|e| e == "md")) {
+        let document = std::fs::read_to_string(&file).unwrap();
+        for rest in document.split("--topic ").skip(1) {
+            let name: String = rest.chars().take_while(|c| c.is_ascii_alphanumeric()).collect();
+            // `NAME` and `TOPIC` stand for any.
+            if name.chars().any(|c| c.is_ascii_lowercase()) {
+                assert!(
+                    TOPICS.iter().any(|topic| topic.name == name),
+                    "{}: no topic `{name}`",
+                    file.display()
+                );
+                shown += 1;
+            }
+        }
+    }
+    assert!(shown > 0);
 }
 
 /// A root with the given files.

@@ -148,7 +148,7 @@ pub(crate) fn emulate(root: &Path, cuda: Cuda) -> Result<u8> {
         let runs: Vec<_> = PROCESSORS
             .iter()
             .map(|&(processor, level)| {
-                let (built, native, golden) = (&built, &native, golden.as_deref());
+                let (built, native, golden) = (&built, &native, &golden);
                 scope.spawn(move || on_processor(built, processor, level, native, golden))
             })
             .collect();
@@ -163,13 +163,7 @@ pub(crate) fn emulate(root: &Path, cuda: Cuda) -> Result<u8> {
     Ok(0)
 }
 
-fn on_processor(
-    built: &Built,
-    processor: &str,
-    level: &str,
-    native: &Path,
-    golden: Option<&Path>,
-) -> Result<String> {
+fn on_processor(built: &Built, processor: &str, level: &str, native: &Path, golden: &Path) -> Result<String> {
     let emulated = |program: &Path| {
         let mut command = built.command(EMULATOR);
         command.args(["-cpu", processor]).arg(program).env("OMP_NUM_THREADS", "1").env_remove("RUMINATE_CPU");
@@ -192,26 +186,20 @@ fn on_processor(
     doctor.arg("doctor");
     let named = format!("our loops use {level}");
     ensure!(quiet(doctor)?.contains(&named), "doctor does not say \"{named}\"");
-    let Some(golden) = golden else {
-        return Ok("training, writing and scoring as here; no golden vectors".into());
-    };
     let mut vectors = emulated(&built.golden);
     vectors.arg("--root").arg(golden).args(["--topic", "models"]);
     let text = quiet(vectors)?;
     Ok(format!("training, writing and scoring as here; {}", text.lines().last().unwrap_or_default()))
 }
 
-/// A root with the golden folders that run under emulation, where they are to be had.
-fn golden_root(root: &Path, folder: &Path) -> Result<Option<PathBuf>> {
-    let models = root.join("../shared/golden/models");
+/// A root with the golden folders that run under emulation.
+fn golden_root(root: &Path, folder: &Path) -> Result<PathBuf> {
+    let models = root.join("fixtures/golden/models");
     let own = folder.join("golden");
     let _ = fs::remove_dir_all(&own);
     fs::create_dir_all(own.join("models"))?;
-    let mut any = false;
     for name in GOLDEN {
-        let Ok(from) = models.join(name).canonicalize() else { continue };
-        symlink(from, own.join("models").join(name))?;
-        any = true;
+        symlink(models.join(name).canonicalize()?, own.join("models").join(name))?;
     }
-    Ok(any.then_some(own))
+    Ok(own)
 }

@@ -29,23 +29,20 @@ const EOS: TokenId = 1;
 type Rows<T> = Vec<Vec<T>>;
 
 /// The kinds that are covered.
-pub fn find(kind: &str, _file: &Path) -> Option<KindFn> {
-    Some(match kind {
-        "parse_lines" => parse_lines,
-        "prompt_assembly" => prompt_assembly,
-        "ensembling" => ensembling,
-        "choice_scoring_mean_nll" => choice_scoring_mean_nll,
-        "eval_output" => eval_output,
-        "sampling_filter" => sampling_filter,
-        "bookkeeping" => bookkeeping::check,
-        "masked_stats" => ppo::masked_stats,
-        "ppo_loss" => ppo::ppo_loss,
-        "ppo_distributed" => ppo::ppo_distributed,
-        "self_feedback_reward" => ppo::self_feedback_reward,
-        "tiny_t5_step" => step::tiny_t5_step,
-        _ => return None,
-    })
-}
+pub const KINDS: &[(&str, KindFn)] = &[
+    ("parse_lines", parse_lines),
+    ("prompt_assembly", prompt_assembly),
+    ("ensembling", ensembling),
+    ("choice_scoring_mean_nll", choice_scoring_mean_nll),
+    ("eval_output", eval_output),
+    ("sampling_filter", sampling_filter),
+    ("bookkeeping", bookkeeping::check),
+    ("masked_stats", ppo::masked_stats),
+    ("ppo_loss", ppo::ppo_loss),
+    ("ppo_distributed", ppo::ppo_distributed),
+    ("self_feedback_reward", ppo::self_feedback_reward),
+    ("tiny_t5_step", step::tiny_t5_step),
+];
 
 fn parse_lines(path: &Path) -> Result<Outcome, GoldenError> {
     #[derive(Deserialize)]

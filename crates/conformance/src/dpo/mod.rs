@@ -18,16 +18,13 @@ use std::path::Path;
 use tch::{Kind, Tensor};
 
 /// The kinds that are covered.
-pub fn find(kind: &str, _file: &Path) -> Option<KindFn> {
-    Some(match kind {
-        "sequence_logps" => sequence_logps,
-        "losses_from_logps" => losses_from_logps,
-        "reference_free_losses" => reference_free_losses,
-        "encoder_decoder_step" => steps::encoder_decoder_step,
-        "decoder_only_step" => steps::decoder_only_step,
-        _ => return None,
-    })
-}
+pub const KINDS: &[(&str, KindFn)] = &[
+    ("sequence_logps", sequence_logps),
+    ("losses_from_logps", losses_from_logps),
+    ("reference_free_losses", reference_free_losses),
+    ("encoder_decoder_step", steps::encoder_decoder_step),
+    ("decoder_only_step", steps::decoder_only_step),
+];
 
 /// What numbers made in double precision must agree to, where the file does not say.
 const DOUBLE: Tolerance = Tolerance { absolute: 1e-12, relative: 1e-9 };

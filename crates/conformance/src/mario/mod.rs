@@ -9,22 +9,18 @@ mod quark_loss;
 mod rewards;
 
 use crate::KindFn;
-use std::path::Path;
 
 /// The kinds that are covered.
-pub fn find(kind: &str, _file: &Path) -> Option<KindFn> {
-    Some(match kind {
-        "answer_extraction" => data::answer_extraction,
-        "consistency" => rewards::consistency,
-        "control_tokens" => control_tokens::control_tokens,
-        "data_pool" => data_pool::data_pool,
-        "diversity" => rewards::diversity,
-        "evaluation" => evaluation::evaluation,
-        "pipeline" => data::pipeline,
-        "plausibility" => rewards::plausibility,
-        "prompts" => data::prompts,
-        "quark_loss" => quark_loss::quark_loss,
-        "slices" => evaluation::slices,
-        _ => return None,
-    })
-}
+pub const KINDS: &[(&str, KindFn)] = &[
+    ("answer_extraction", data::answer_extraction),
+    ("consistency", rewards::consistency),
+    ("control_tokens", control_tokens::control_tokens),
+    ("data_pool", data_pool::data_pool),
+    ("diversity", rewards::diversity),
+    ("evaluation", evaluation::evaluation),
+    ("pipeline", data::pipeline),
+    ("plausibility", rewards::plausibility),
+    ("prompts", data::prompts),
+    ("quark_loss", quark_loss::quark_loss),
+    ("slices", evaluation::slices),
+];

@@ -19,6 +19,7 @@ use tch::{Kind, Tensor};
 use crate::compare::{Check, Mismatch};
 use crate::file::{GoldenError, GoldenFile};
 use crate::references::References;
+use crate::runner::name_of;
 use crate::{KindFn, Outcome};
 
 /// Tolerances of the fixtures' README, which their files do not repeat.
@@ -26,22 +27,24 @@ const VALUES: f64 = 1e-4;
 const OPTIMIZER: f64 = 1e-5;
 const ADAFACTOR_OPTIMIZER: f64 = 1e-4;
 
-/// What runs a folder. Checkpoints say in their `cases.json` what they are; the other folders are known by name.
-pub fn find(kind: &str, folder: &Path) -> Option<KindFn> {
-    match kind {
-        "tokenization" => Some(|folder| usable(folder, tokenization::run)),
-        "optim" => Some(|folder| usable(folder, optim::run)),
-        "processors" => Some(|folder| usable(folder, processors::run)),
-        _ => {
-            let cases = GoldenFile::read(&folder.join("cases.json")).ok()?;
-            match cases.content()["kind"].as_str() {
-                Some("llama" | "mistral" | "qwen2" | "qwen3") => Some(|folder| usable(folder, llama::run)),
-                Some("t5") => Some(|folder| usable(folder, t5::run)),
-                Some("vera") => Some(|folder| usable(folder, vera::run)),
-                _ => None,
-            }
-        }
-    }
+/// What runs folders: three that are known by name, and checkpoints by the architecture that their `cases.json` names.
+pub const KINDS: &[(&str, KindFn)] = &[
+    ("tokenization", |folder| usable(folder, tokenization::run)),
+    ("optim", |folder| usable(folder, optim::run)),
+    ("processors", |folder| usable(folder, processors::run)),
+    ("llama", |folder| usable(folder, llama::run)),
+    ("mistral", |folder| usable(folder, llama::run)),
+    ("qwen2", |folder| usable(folder, llama::run)),
+    ("qwen3", |folder| usable(folder, llama::run)),
+    ("t5", |folder| usable(folder, t5::run)),
+    ("vera", |folder| usable(folder, vera::run)),
+];
+
+/// The kind of a folder: its architecture, or else its name.
+pub fn kind_of(folder: &Path) -> String {
+    let cases = GoldenFile::read(&folder.join("cases.json")).ok();
+    let architecture = cases.as_ref().and_then(|cases| cases.content()["kind"].as_str());
+    architecture.map_or_else(|| name_of(folder), str::to_owned)
 }
 
 /// Outside the cases, whatever goes wrong makes the folder unusable.

@@ -7,28 +7,23 @@ mod rollout;
 mod texts;
 mod training;
 
-use std::path::Path;
-
 use ruminate_datasets::environments::Compat;
 
 use crate::KindFn;
 
 /// The kinds that are covered.
-pub fn find(kind: &str, _file: &Path) -> Option<KindFn> {
-    Some(match kind {
-        "convert" => training::convert,
-        "gsm8k_reward" => texts::gsm8k_reward,
-        "label_mask" => training::label_mask,
-        "math_answers" => texts::math_answers,
-        "metrics" => metrics::metrics,
-        "prompts" => texts::prompts,
-        "rollout" => rollout::rollout,
-        "rope" => llama::rope,
-        "rwr_loss" => loss::rwr_loss,
-        "tiny_llama_rwr" => llama::training,
-        _ => return None,
-    })
-}
+pub const KINDS: &[(&str, KindFn)] = &[
+    ("convert", training::convert),
+    ("gsm8k_reward", texts::gsm8k_reward),
+    ("label_mask", training::label_mask),
+    ("math_answers", texts::math_answers),
+    ("metrics", metrics::metrics),
+    ("prompts", texts::prompts),
+    ("rollout", rollout::rollout),
+    ("rope", llama::rope),
+    ("rwr_loss", loss::rwr_loss),
+    ("tiny_llama_rwr", llama::training),
+];
 
 /// Both modes, and their names.
 const MODES: [(Compat, &str); 2] = [(Compat::Reference, "reference"), (Compat::Fixed, "fixed")];

@@ -18,21 +18,20 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// The kinds that are covered.
-pub fn find(kind: &str, _file: &Path) -> Option<KindFn> {
-    Some(match kind {
-        "answers" => data::answers,
-        "candidate_selection" => teacher::candidate_selection,
-        "dpo_pairs" => pairs::dpo_pairs,
-        "interval_schedule" => interval_schedule,
-        "lr_schedule" => lr_schedule,
-        "records_csqa" | "records_obqa" | "records_strategyqa" => data::records,
-        "stage_prompts" => data::stage_prompts,
-        "teacher_extract" => teacher::teacher_extract,
-        "teacher_filter" => teacher::teacher_filter,
-        "teacher_prompts" => teacher::teacher_prompts,
-        _ => return None,
-    })
-}
+pub const KINDS: &[(&str, KindFn)] = &[
+    ("answers", data::answers),
+    ("candidate_selection", teacher::candidate_selection),
+    ("dpo_pairs", pairs::dpo_pairs),
+    ("interval_schedule", interval_schedule),
+    ("lr_schedule", lr_schedule),
+    ("records_csqa", data::records),
+    ("records_obqa", data::records),
+    ("records_strategyqa", data::records),
+    ("stage_prompts", data::stage_prompts),
+    ("teacher_extract", teacher::teacher_extract),
+    ("teacher_filter", teacher::teacher_filter),
+    ("teacher_prompts", teacher::teacher_prompts),
+];
 
 fn source(name: &str) -> Check<Source> {
     Ok(serde_json::from_value(Value::String(name.to_owned()))?)
