@@ -5,6 +5,7 @@ mod batch;
 pub mod checkpoint;
 mod config;
 mod error;
+mod files;
 mod generation;
 mod layers;
 mod llama;
