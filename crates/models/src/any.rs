@@ -5,8 +5,9 @@ use std::path::Path;
 use serde_json::{Map, Value};
 use tch::{Kind, Tensor};
 
-use crate::checkpoint::{Weights, read_json};
+use crate::checkpoint::Weights;
 use crate::config::refuse;
+use crate::files::read_json;
 use crate::generation::Started;
 use crate::layers::{Decoding, Embeddings};
 use crate::llama::LlamaFamily;
@@ -171,6 +172,10 @@ impl NetworkConfig for ModelConfig {
         each!(self, config => config.to_json())
     }
 
+    fn has_encoder(&self) -> bool {
+        self.has_encoder()
+    }
+
     fn pad_token_id(&self) -> TokenId {
         each!(self, config => config.pad_token_id())
     }
@@ -281,12 +286,12 @@ impl Model {
     /// # Errors
     /// Gives the model back when it is of another family.
     pub fn into_t5(self) -> std::result::Result<T5, Box<Self>> {
-        let Self { network, context, parameters, tokenizer } = self;
+        let Self { network, context, parameters, tokenizer, folder } = self;
         match network.family {
-            Family::T5(network) => Ok(LanguageModel { network, context, parameters, tokenizer }),
+            Family::T5(network) => Ok(LanguageModel { network, context, parameters, tokenizer, folder }),
             family @ Family::Llama(_) => {
                 let network = AnyNetwork { family, ..network };
-                Err(Box::new(Self { network, context, parameters, tokenizer }))
+                Err(Box::new(Self { network, context, parameters, tokenizer, folder }))
             }
         }
     }
@@ -294,18 +299,18 @@ impl Model {
 
 impl From<T5> for Model {
     fn from(model: T5) -> Self {
-        let LanguageModel { network, context, parameters, tokenizer } = model;
+        let LanguageModel { network, context, parameters, tokenizer, folder } = model;
         let config = ModelConfig::T5(network.config().clone());
         let network = AnyNetwork { config, family: Family::T5(network) };
-        Self { network, context, parameters, tokenizer }
+        Self { network, context, parameters, tokenizer, folder }
     }
 }
 
 impl From<Llama> for Model {
     fn from(model: Llama) -> Self {
-        let LanguageModel { network, context, parameters, tokenizer } = model;
+        let LanguageModel { network, context, parameters, tokenizer, folder } = model;
         let config = ModelConfig::Llama(network.config().clone());
         let network = AnyNetwork { config, family: Family::Llama(network) };
-        Self { network, context, parameters, tokenizer }
+        Self { network, context, parameters, tokenizer, folder }
     }
 }

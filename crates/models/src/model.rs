@@ -1,11 +1,13 @@
 //! Language models: networks with parameters, tokenizer and mode.
 
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use ruminate_datasets::chat::{ChatError, ChatTemplate};
 use tch::{Device, Kind, Tensor};
 
-use crate::checkpoint::{SHARD_BYTES, Weights, write_json, write_model};
+use crate::checkpoint::{SHARD_BYTES, Weights, write_model};
+use crate::files::write_json;
 use crate::generation::{Decoder, Generate, Generated, GenerationConfig, Interrupt, Started, generate};
 use crate::layers::Decoding;
 use crate::network::{Context, Network, NetworkConfig};
@@ -23,12 +25,12 @@ use crate::{CrossEntropy, Error, Example, IGNORED, ModelShape, Result, TokenId, 
 ///
 /// # Example
 /// ```no_run
-/// use ruminate_models::{Generate, GenerationConfig, Model};
+/// use ruminate_models::{Generate, Model};
 /// use tch::{Device, Kind};
 /// let model = Model::load("Qwen2.5-0.5B".as_ref(), Kind::Float, Device::cuda_if_available())?;
 /// let tokenizer = model.tokenizer().ok_or("the folder has no tokenizer.json")?;
 /// let prompt = tokenizer.encode("The capital of France is")?;
-/// let written = model.generate(&[prompt], &GenerationConfig::default(), &[])?;
+/// let written = model.generate(&[prompt], &model.generation_config()?, &[1])?;
 /// println!("{}", tokenizer.decode(&written[0][0].ids, true)?);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -38,6 +40,8 @@ pub struct LanguageModel<N> {
     pub(crate) context: Context,
     pub(crate) parameters: Parameters,
     pub(crate) tokenizer: Option<Tokenizer>,
+    /// Where the weights come from.
+    pub(crate) folder: Option<PathBuf>,
 }
 
 impl<N: Network> LanguageModel<N> {
@@ -76,7 +80,8 @@ impl<N: Network> LanguageModel<N> {
     pub fn load_with(mut config: N::Config, folder: &Path, kind: Kind, device: Device) -> Result<Self> {
         let mut weights = Weights::open(folder, Device::Cpu)?;
         N::adapt(&mut config, &mut weights)?;
-        Self::build(config, Builder::new(Some(weights), kind, device))
+        let model = Self::build(config, Builder::new(Some(weights), kind, device))?;
+        Ok(Self { folder: Some(folder.to_path_buf()), ..model })
     }
 
     fn build(config: N::Config, mut builder: Builder) -> Result<Self> {
@@ -84,7 +89,7 @@ impl<N: Network> LanguageModel<N> {
         let (kind, device) = builder.options();
         let network = N::build(config, &mut builder)?;
         let context = Context { kind, device, training: false };
-        Ok(Self { network, context, parameters: builder.finish()?, tokenizer: None })
+        Ok(Self { network, context, parameters: builder.finish()?, tokenizer: None, folder: None })
     }
 
     /// Writes `config.json` and the weights into an existing folder.
@@ -129,6 +134,30 @@ impl<N: Network> LanguageModel<N> {
     /// Sets the tokenizer, which generation needs to find stop strings, and nothing else does.
     pub fn set_tokenizer(&mut self, tokenizer: Tokenizer) {
         self.tokenizer = Some(tokenizer);
+    }
+
+    /// How the model's folder wants it to write; see [`GenerationConfig::open`]. A new model has the defaults of [`GenerationConfig`].
+    ///
+    /// The folder is read when this is called: a model whose defaults ask for something that is not implemented still trains.
+    ///
+    /// # Errors
+    /// As [`GenerationConfig::open`].
+    pub fn generation_config(&self) -> Result<GenerationConfig> {
+        match &self.folder {
+            Some(folder) => GenerationConfig::open(folder, self.config()),
+            None => Ok(GenerationConfig::default()),
+        }
+    }
+
+    /// The chat template of the model's folder, where it has one. The folder is read when this is called.
+    ///
+    /// # Errors
+    /// When the template cannot be read.
+    pub fn chat_template(&self) -> Result<Option<ChatTemplate>> {
+        match self.folder.as_deref().map(ChatTemplate::open) {
+            None | Some(Err(ChatError::NoTemplate { .. })) => Ok(None),
+            Some(template) => Ok(Some(template?)),
+        }
     }
 
     /// Training mode switches dropout on. A new or loaded model is in evaluation mode.
@@ -322,6 +351,10 @@ impl<N: Network> Decoder for LanguageModel<N> {
 
     fn end_ids(&self) -> &[TokenId] {
         self.config().eos_token_ids()
+    }
+
+    fn given_tokens(&self, prompt: &[TokenId]) -> usize {
+        if self.config().has_encoder() { 1 } else { prompt.len() }
     }
 
     fn tokenizer(&self) -> Option<&Tokenizer> {

@@ -39,6 +39,9 @@ pub trait NetworkConfig: ModelShape + Clone {
     /// The keys of `config.json`, so that transformers reads the same model.
     fn to_json(&self) -> Value;
 
+    /// Whether an encoder reads the prompt. Without one, the prompt and what is written behind it are one row.
+    fn has_encoder(&self) -> bool;
+
     /// The token that rows are filled up with. Padding is masked, so any token will do.
     fn pad_token_id(&self) -> TokenId;
 

@@ -19,6 +19,9 @@ pub(crate) trait Decoder {
     /// Finds stop strings, where the model has one.
     fn tokenizer(&self) -> Option<&Tokenizer>;
 
+    /// Tokens that stand before the first new one of a prompt's rows, without the prefix: the prompt, or the start token where an encoder reads it.
+    fn given_tokens(&self, prompt: &[TokenId]) -> usize;
+
     /// Bytes that are held while `rows` rows of `prompts` prompts are written: the prompts have up to `longest` tokens, and each row gets
     /// `new` more.
     fn bytes_in_flight(&self, prompts: usize, longest: usize, rows: usize, new: usize) -> u64;

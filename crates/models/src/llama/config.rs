@@ -5,8 +5,8 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 use tch::Tensor;
 
-use crate::checkpoint::{read_json, write_json};
 use crate::config::{Keys, UNIMPLEMENTED, Unimplemented, end_tokens_json, generation_end_tokens, refuse};
+use crate::files::{read_json, write_json};
 use crate::layers::RopeScaling;
 use crate::network::NetworkConfig;
 use crate::{Result, TokenId};
@@ -392,6 +392,10 @@ impl NetworkConfig for LlamaConfig {
 
     fn to_json(&self) -> Value {
         self.to_json()
+    }
+
+    fn has_encoder(&self) -> bool {
+        false
     }
 
     fn pad_token_id(&self) -> TokenId {

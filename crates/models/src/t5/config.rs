@@ -4,8 +4,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use crate::checkpoint::{read_json, write_json};
 use crate::config::{Keys, UNIMPLEMENTED, Unimplemented, end_tokens_json, generation_end_tokens, refuse};
+use crate::files::{read_json, write_json};
 use crate::network::NetworkConfig;
 use crate::{Result, TokenId};
 
@@ -294,6 +294,10 @@ impl NetworkConfig for T5Config {
 
     fn to_json(&self) -> Value {
         self.to_json()
+    }
+
+    fn has_encoder(&self) -> bool {
+        true
     }
 
     fn pad_token_id(&self) -> TokenId {
