@@ -7,15 +7,14 @@ use tch::{Kind, Tensor};
 
 use crate::checkpoint::Weights;
 use crate::config::refuse;
-use crate::files::read_json;
-use crate::generation::Started;
+use crate::generation::{Prefill, Started};
 use crate::layers::{Decoding, Embeddings};
 use crate::llama::LlamaFamily;
-use crate::network::{Context, Network, NetworkConfig};
+use crate::network::{Context, Network, NetworkConfig, TargetRows};
 use crate::parameters::Builder;
 use crate::{
-    BatchShape, Labels, LanguageModel, Llama, LlamaConfig, LlamaNetwork, ModelShape, Result, T5, T5Config,
-    T5Network, TokenId,
+    BatchShape, LanguageModel, Llama, LlamaConfig, LlamaNetwork, ModelShape, Result, T5, T5Config, T5Network,
+    TokenId,
 };
 
 /// The model of a folder, whatever its family; see [`ModelConfig`].
@@ -51,23 +50,7 @@ impl ModelConfig {
     /// # Ok::<(), std::io::Error>(())
     /// ```
     pub fn open(path: &Path) -> Result<Self> {
-        let file = if path.is_dir() { path.join("config.json") } else { path.to_path_buf() };
-        let json: Map<String, Value> = read_json(&file)?;
-        let known = Self::MODEL_TYPES.join(", ");
-        match json.get("model_type").and_then(Value::as_str) {
-            Some("t5" | "mt5") => T5Config::open(path).map(Self::T5),
-            Some(other) if LlamaFamily::of_model_type(other).is_some() => {
-                LlamaConfig::open(path).map(Self::Llama)
-            }
-            Some(other) => {
-                let reason = format!("`{other}` in {} is not implemented; known are {known}", file.display());
-                Err(refuse("model_type", reason))
-            }
-            None => {
-                let reason = format!("is missing in {}; known are {known}", file.display());
-                Err(refuse("model_type", reason))
-            }
-        }
+        NetworkConfig::open(path)
     }
 
     /// The configuration of a published model, by its name on the hub in lower case; see [`T5Config::published`] and
@@ -160,8 +143,17 @@ impl ModelShape for ModelConfig {
 }
 
 impl NetworkConfig for ModelConfig {
-    fn open(path: &Path) -> Result<Self> {
-        Self::open(path)
+    fn from_json(json: Map<String, Value>, path: &Path) -> Result<Self> {
+        let model_type = json.get("model_type").and_then(Value::as_str);
+        let reason = match model_type {
+            Some("t5" | "mt5") => return T5Config::from_json(json, path).map(Self::T5),
+            Some(name) if LlamaFamily::of_model_type(name).is_some() => {
+                return LlamaConfig::from_json(json, path).map(Self::Llama);
+            }
+            Some(other) => format!("`{other}` in {} is not implemented", path.display()),
+            None => format!("is missing in {}", path.display()),
+        };
+        Err(refuse("model_type", format!("{reason}; known are {}", Self::MODEL_TYPES.join(", "))))
     }
 
     fn check(&self) -> Result<()> {
@@ -182,6 +174,10 @@ impl NetworkConfig for ModelConfig {
 
     fn eos_token_ids(&self) -> &[TokenId] {
         each!(self, config => &config.eos_token_ids)
+    }
+
+    fn set_eos_token_ids(&mut self, ids: Vec<TokenId>) {
+        each!(self, config => config.eos_token_ids = ids);
     }
 
     fn set_vocab_size(&mut self, vocab_size: i64) {
@@ -257,26 +253,12 @@ impl Network for AnyNetwork {
         family!(&mut self.family, network => network.set_gradient_checkpointing(on));
     }
 
-    fn target_states(
-        &self,
-        context: Context,
-        prompts: &[&[TokenId]],
-        targets: &[&[TokenId]],
-    ) -> Result<(Tensor, Labels)> {
-        family!(&self.family, network => network.target_states(context, prompts, targets))
+    fn target_states(&self, context: Context, rows: &TargetRows<'_>) -> Result<Tensor> {
+        family!(&self.family, network => network.target_states(context, rows))
     }
 
-    fn prefill(
-        &self,
-        context: Context,
-        prompts: &[Vec<TokenId>],
-        prefix: &[TokenId],
-        samples_per_prompt: usize,
-        max_new: usize,
-    ) -> Result<Started<Decoding<'_>>> {
-        family!(&self.family, network => {
-            network.prefill(context, prompts, prefix, samples_per_prompt, max_new)
-        })
+    fn prefill(&self, context: Context, prefill: Prefill<'_>) -> Result<Started<Decoding<'_>>> {
+        family!(&self.family, network => network.prefill(context, prefill))
     }
 }
 

@@ -7,6 +7,7 @@ mod config;
 mod error;
 mod files;
 mod generation;
+mod generation_config;
 mod layers;
 mod llama;
 mod model;

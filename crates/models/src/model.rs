@@ -7,16 +7,17 @@ use ruminate_datasets::chat::{ChatError, ChatTemplate};
 use tch::{Device, Kind, Tensor};
 
 use crate::checkpoint::{SHARD_BYTES, Weights, write_model};
-use crate::files::write_json;
-use crate::generation::{Decoder, Generate, Generated, GenerationConfig, Interrupt, Started, generate};
+use crate::generation::{
+    Decoder, Generate, Generated, GenerationConfig, Interrupt, Prefill, Started, generate,
+};
 use crate::layers::Decoding;
-use crate::network::{Context, Network, NetworkConfig};
+use crate::network::{Context, Network, NetworkConfig, TargetRows};
 use crate::parameters::{Builder, Parameters, seeded};
 use crate::policy::{
     Policy, ScoreOptions, TokenScores, check_targets, label_cross_entropy, label_scores, tokens_of,
 };
 use crate::scoring::{ScoreChoices, check_choices, padded_targets, padded_tokens};
-use crate::{CrossEntropy, Error, Example, IGNORED, ModelShape, Result, TokenId, Tokenizer};
+use crate::{CrossEntropy, Error, Example, IGNORED, Labels, ModelShape, Result, TokenId, Tokenizer};
 
 /// A language model. Its parameters have their Hugging Face names, so that folders written here load in `transformers` and theirs load
 /// here.
@@ -97,7 +98,7 @@ impl<N: Network> LanguageModel<N> {
     /// # Errors
     /// When the folder is not writable or the disk is full.
     pub fn save(&self, folder: &Path) -> Result<()> {
-        write_json(&folder.join("config.json"), &self.config().to_json())?;
+        self.config().save(folder)?;
         write_model(folder, &self.parameters, SHARD_BYTES)
     }
 
@@ -206,6 +207,14 @@ impl<N: Network> LanguageModel<N> {
         Ok(())
     }
 
+    /// The states from which the tokens of targets are predicted, and the targets. A request to stop is looked at before.
+    fn target_states(&self, prompts: &[&[TokenId]], targets: &[&[TokenId]]) -> Result<(Tensor, Labels)> {
+        Interrupt::check()?;
+        let rows = TargetRows::new(self.config().vocab_size(), prompts, targets, self.context.device)?;
+        let states = self.network.target_states(self.context, &rows)?;
+        Ok((states, rows.labels))
+    }
+
     /// Score of targets that share prompts: states, log-probabilities, entropies.
     fn score_rows(
         &self,
@@ -213,8 +222,7 @@ impl<N: Network> LanguageModel<N> {
         targets: &[&[TokenId]],
         options: ScoreOptions,
     ) -> Result<TokenScores> {
-        Interrupt::check()?;
-        let (states, labels) = self.network.target_states(self.context, prompts, targets)?;
+        let (states, labels) = self.target_states(prompts, targets)?;
         let output = self.network.embeddings().output_projection();
         let (log_probs, entropy) = label_scores(&states, output, &labels, options.entropy)?;
         let tokens = tokens_of(prompts, &labels);
@@ -283,17 +291,15 @@ impl<N: Network> Policy for LanguageModel<N> {
     }
 
     fn cross_entropy(&self, examples: &[Example]) -> Result<CrossEntropy> {
-        Interrupt::check()?;
         let (prompts, targets) = rows(examples);
-        let (states, labels) = self.network.target_states(self.context, &prompts, &targets)?;
+        let (states, labels) = self.target_states(&prompts, &targets)?;
         let sum = label_cross_entropy(&states, self.network.embeddings().output_projection(), &labels)?;
         Ok(CrossEntropy { sum, count: labels.count, tokens: tokens_of(&prompts, &labels) })
     }
 
     fn states(&self, examples: &[Example]) -> Result<Option<Tensor>> {
-        Interrupt::check()?;
         let (prompts, targets) = rows(examples);
-        Ok(Some(self.network.target_states(self.context, &prompts, &targets)?.0))
+        Ok(Some(self.target_states(&prompts, &targets)?.0))
     }
 
     fn save(&self, folder: &Path) -> Result<()> {
@@ -311,13 +317,12 @@ impl<N: Network> ScoreChoices for LanguageModel<N> {
     }
 
     fn first_token_logits(&self, prompts: &[Vec<TokenId>], tokens: &[Vec<TokenId>]) -> Result<Vec<Vec<f32>>> {
-        Interrupt::check()?;
         let capacity = check_choices(prompts, tokens)?;
         check_targets(self.config().vocab_size(), &tokens.iter().map(Vec::as_slice).collect::<Vec<_>>())?;
         let ids = padded_tokens(tokens, capacity, self.context.device)?;
         let rows: Vec<&[TokenId]> = prompts.iter().map(Vec::as_slice).collect();
         let first: &[TokenId] = &[IGNORED];
-        let (states, _) = self.network.target_states(self.context, &rows, &vec![first; rows.len()])?;
+        let (states, _) = self.target_states(&rows, &vec![first; rows.len()])?;
         let logits = self.logits_of(&states.f_squeeze_dim(1)?, &ids)?;
         let mut logits: Vec<Vec<f32>> = Vec::try_from(logits)?;
         logits.iter_mut().zip(tokens).for_each(|(row, tokens)| row.truncate(tokens.len()));
@@ -365,13 +370,7 @@ impl<N: Network> Decoder for LanguageModel<N> {
         self.config().decoding_bytes(prompts, longest, rows, new, self.context.kind)
     }
 
-    fn prefill(
-        &self,
-        prompts: &[Vec<TokenId>],
-        prefix: &[TokenId],
-        samples_per_prompt: usize,
-        max_new: usize,
-    ) -> Result<Started<Decoding<'_>>> {
-        self.network.prefill(self.context, prompts, prefix, samples_per_prompt, max_new)
+    fn prefill(&self, prefill: Prefill<'_>) -> Result<Started<Decoding<'_>>> {
+        self.network.prefill(self.context, prefill)
     }
 }

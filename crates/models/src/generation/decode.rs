@@ -15,8 +15,8 @@ use super::replay::Replayed;
 use super::rules::{processors, stop_ids, token_table};
 use super::stop_strings::StopStrings;
 use super::{
-    Beam, Decoder, Finish, Generated, GenerationConfig, History, Interrupt, MAX_TOKENS, Processor, Started,
-    Steps, Strategy, beam,
+    Beam, Decoder, Finish, Generated, GenerationConfig, History, Interrupt, MAX_TOKENS, Prefill, Processor,
+    Started, Steps, Strategy, beam,
 };
 use crate::{Error, Result, TokenId};
 
@@ -110,7 +110,9 @@ fn write<D: Decoder>(
     if let Strategy::Beam(settings) = &config.strategy {
         return beam::search(model, prompts, config, settings);
     }
-    let started = model.prefill(prompts, &config.prefix, config.samples_per_prompt, config.max_new_tokens)?;
+    let GenerationConfig { prefix, samples_per_prompt, max_new_tokens: max_new, .. } = config;
+    let (samples_per_prompt, max_new) = (*samples_per_prompt, *max_new);
+    let started = model.prefill(Prefill { prompts, prefix, samples_per_prompt, max_new })?;
     if Kernel::Graphs.is_on() {
         let started = started.with(|steps| Replayed::new(steps, model.device()))?;
         return Loop::new(model, limits, config, uniform, started)?.run();

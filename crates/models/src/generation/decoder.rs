@@ -26,15 +26,19 @@ pub(crate) trait Decoder {
     /// `new` more.
     fn bytes_in_flight(&self, prompts: usize, longest: usize, rows: usize, new: usize) -> u64;
 
-    /// Reads the prompts, each once, and the prefix behind each, without gradients and dropout. A prompt has
-    /// `samples_per_prompt` consecutive rows with room for `max_new` more tokens, of which the last need not be read.
-    fn prefill(
-        &self,
-        prompts: &[Vec<TokenId>],
-        prefix: &[TokenId],
-        samples_per_prompt: usize,
-        max_new: usize,
-    ) -> Result<Started<Decoding<'_>>>;
+    /// Reads prompts, without gradients and dropout.
+    fn prefill(&self, prefill: Prefill<'_>) -> Result<Started<Decoding<'_>>>;
+}
+
+/// What is read before the first new token: the prompts, each once, and the prefix behind each.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Prefill<'a> {
+    pub(crate) prompts: &'a [Vec<TokenId>],
+    pub(crate) prefix: &'a [TokenId],
+    /// Consecutive rows of each prompt.
+    pub(crate) samples_per_prompt: usize,
+    /// New tokens that each row has room for. The last is never read.
+    pub(crate) max_new: usize,
 }
 
 /// A decoder that has read its prompts.

@@ -3,7 +3,6 @@
 mod beam;
 mod decode;
 mod decoder;
-mod defaults;
 mod interrupt;
 mod portions;
 mod processor;
@@ -16,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::{Error, Result, TokenId};
 
 pub(crate) use decode::generate;
-pub(crate) use decoder::{Decoder, Started, Steps};
+pub(crate) use decoder::{Decoder, Prefill, Started, Steps};
 pub use interrupt::Interrupt;
 pub use processor::{History, Processor, filter_logits, forbid};
 

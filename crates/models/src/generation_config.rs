@@ -6,10 +6,11 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use super::{Beam, EarlyStopping, GenerationConfig, Sampling, SequenceBias, Strategy};
 use crate::files::{GENERATION_CONFIG, read_json};
 use crate::network::NetworkConfig;
-use crate::{Error, Result, TokenId};
+use crate::{
+    Beam, EarlyStopping, Error, GenerationConfig, Result, Sampling, SequenceBias, Strategy, TokenId,
+};
 
 /// New tokens where the folder sets no limit, as in transformers.
 const NEW_TOKENS: usize = 20;
