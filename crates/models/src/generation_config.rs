@@ -18,6 +18,9 @@ const NEW_TOKENS: usize = 20;
 /// The `top_k` of transformers where the folder names none.
 const TOP_K: usize = 50;
 
+/// A key that is not implemented here, and which of its values change nothing.
+type Unimplemented<'a> = (&'static str, &'a dyn Fn(&Value) -> bool);
+
 /// A token id, or several.
 #[derive(Deserialize)]
 #[serde(untagged, expecting = "a token id or a list of them")]
@@ -162,7 +165,7 @@ impl Settings {
         let is_empty = |value: &Value| value.as_array().is_some_and(Vec::is_empty);
         let is_no_share = |value: &Value| value.as_f64().is_some_and(|x| !(x > 0.0 && x < 1.0));
         let start = model.to_json().get("decoder_start_token_id").cloned();
-        let keys: [(&str, &dyn Fn(&Value) -> bool); 20] = [
+        let keys: [Unimplemented<'_>; 20] = [
             ("guidance_scale", &|value| is(value, 1.0)),
             ("encoder_repetition_penalty", &|value| is(value, 1.0)),
             ("encoder_no_repeat_ngram_size", &|value| is(value, 0.0)),

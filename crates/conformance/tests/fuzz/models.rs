@@ -2,7 +2,8 @@ use std::path::Path;
 
 use ruminate_models::checkpoint::{read_tensors, write_model};
 use ruminate_models::{
-    Example, Generate, GenerationConfig, Llama, LlamaConfig, Policy, ScoreOptions, T5, T5Config, Tokenizer,
+    Example, Generate, GenerationConfig, Llama, LlamaConfig, NetworkConfig, Policy, ScoreOptions, T5,
+    T5Config, Tokenizer,
 };
 use tch::{Device, Kind};
 

@@ -137,7 +137,8 @@ pub struct GenerationConfig {
     /// Tokens after which a row stops at the latest.
     pub max_new_tokens: usize,
     /// Tokens of a row at most, those before the first new one included: the prompt (where an encoder reads it, the start token instead)
-    /// and `prefix`. The lower of this and `max_new_tokens` ends a row; a prompt that leaves no room is an error.
+    /// and `prefix`. The lower of this and `max_new_tokens` ends a row; a prompt that leaves no room is an error. Each row has its own
+    /// limit, where transformers counts the padding of its batch, too.
     pub max_length: Option<usize>,
     /// Tokens before which no stop token may come.
     pub min_new_tokens: usize,

@@ -209,49 +209,6 @@ impl LlamaConfig {
         Ok(config)
     }
 
-    /// Writes `config.json`; see [`NetworkConfig::save`].
-    ///
-    /// # Errors
-    /// When the folder is not writable.
-    pub fn save(&self, folder: &Path) -> Result<()> {
-        NetworkConfig::save(self, folder)
-    }
-
-    /// The keys of `config.json`.
-    #[must_use]
-    pub fn to_json(&self) -> Value {
-        let mut json = json!({
-            "architectures": [self.family.architecture()],
-            "model_type": self.family.model_type(),
-            "vocab_size": self.vocab_size,
-            "hidden_size": self.hidden_size,
-            "intermediate_size": self.intermediate_size,
-            "num_hidden_layers": self.num_hidden_layers,
-            "num_attention_heads": self.num_attention_heads,
-            "num_key_value_heads": self.num_key_value_heads,
-            "head_dim": self.head_dim,
-            "hidden_act": "silu",
-            "max_position_embeddings": self.max_position_embeddings,
-            "rms_norm_eps": self.rms_norm_eps,
-            "rope_theta": self.rope_theta,
-            "rope_scaling": self.rope_scaling.to_json(),
-            "tie_word_embeddings": self.tie_word_embeddings,
-            "attention_dropout": self.attention_dropout,
-            "initializer_range": self.initializer_range,
-            "pad_token_id": self.pad_token_id,
-            "bos_token_id": self.bos_token_id,
-            "eos_token_id": end_tokens_json(&self.eos_token_ids),
-        });
-        if self.family != LlamaFamily::Llama {
-            json["sliding_window"] = json!(self.sliding_window);
-        }
-        if self.family.is_qwen() {
-            json["use_sliding_window"] = json!(self.sliding_window.is_some());
-            json["max_window_layers"] = json!(self.max_window_layers);
-        }
-        json
-    }
-
     /// Tokens that the model can read: `max_position_embeddings`, and what the scaling of rotary positions adds to it.
     ///
     /// ```
@@ -377,7 +334,36 @@ impl NetworkConfig for LlamaConfig {
     }
 
     fn to_json(&self) -> Value {
-        self.to_json()
+        let mut json = json!({
+            "architectures": [self.family.architecture()],
+            "model_type": self.family.model_type(),
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.num_hidden_layers,
+            "num_attention_heads": self.num_attention_heads,
+            "num_key_value_heads": self.num_key_value_heads,
+            "head_dim": self.head_dim,
+            "hidden_act": "silu",
+            "max_position_embeddings": self.max_position_embeddings,
+            "rms_norm_eps": self.rms_norm_eps,
+            "rope_theta": self.rope_theta,
+            "rope_scaling": self.rope_scaling.to_json(),
+            "tie_word_embeddings": self.tie_word_embeddings,
+            "attention_dropout": self.attention_dropout,
+            "initializer_range": self.initializer_range,
+            "pad_token_id": self.pad_token_id,
+            "bos_token_id": self.bos_token_id,
+            "eos_token_id": end_tokens_json(&self.eos_token_ids),
+        });
+        if self.family != LlamaFamily::Llama {
+            json["sliding_window"] = json!(self.sliding_window);
+        }
+        if self.family.is_qwen() {
+            json["use_sliding_window"] = json!(self.sliding_window.is_some());
+            json["max_window_layers"] = json!(self.max_window_layers);
+        }
+        json
     }
 
     fn has_encoder(&self) -> bool {

@@ -154,48 +154,6 @@ impl T5Config {
         keys.finish();
         Ok(config)
     }
-
-    /// Writes `config.json`; see [`NetworkConfig::save`].
-    ///
-    /// # Errors
-    /// When the folder is not writable.
-    pub fn save(&self, folder: &Path) -> Result<()> {
-        NetworkConfig::save(self, folder)
-    }
-
-    /// The keys of `config.json`.
-    #[must_use]
-    pub fn to_json(&self) -> Value {
-        let architecture =
-            if self.is_encoder_decoder { "T5ForConditionalGeneration" } else { "T5EncoderModel" };
-        json!({
-            "architectures": [architecture],
-            "model_type": "t5",
-            "vocab_size": self.vocab_size,
-            "d_model": self.d_model,
-            "d_kv": self.d_kv,
-            "d_ff": self.d_ff,
-            "num_layers": self.num_layers,
-            "num_decoder_layers": self.num_decoder_layers,
-            "num_heads": self.num_heads,
-            "relative_attention_num_buckets": self.relative_attention_num_buckets,
-            "relative_attention_max_distance": self.relative_attention_max_distance,
-            "dropout_rate": self.dropout_rate,
-            "layer_norm_epsilon": self.layer_norm_epsilon,
-            "initializer_factor": self.initializer_factor,
-            "feed_forward_proj": match self.feed_forward {
-                FeedForward::Relu => "relu",
-                FeedForward::GatedGelu => "gated-gelu",
-                FeedForward::GatedSilu => "gated-silu",
-            },
-            "tie_word_embeddings": self.tie_word_embeddings,
-            "scale_decoder_outputs": self.scale_decoder_outputs,
-            "is_encoder_decoder": self.is_encoder_decoder,
-            "pad_token_id": self.pad_token_id,
-            "eos_token_id": end_tokens_json(&self.eos_token_ids),
-            "decoder_start_token_id": self.decoder_start_token_id,
-        })
-    }
 }
 
 const ARCHITECTURES: [&str; 7] = [
@@ -279,7 +237,35 @@ impl NetworkConfig for T5Config {
     }
 
     fn to_json(&self) -> Value {
-        self.to_json()
+        let architecture =
+            if self.is_encoder_decoder { "T5ForConditionalGeneration" } else { "T5EncoderModel" };
+        json!({
+            "architectures": [architecture],
+            "model_type": "t5",
+            "vocab_size": self.vocab_size,
+            "d_model": self.d_model,
+            "d_kv": self.d_kv,
+            "d_ff": self.d_ff,
+            "num_layers": self.num_layers,
+            "num_decoder_layers": self.num_decoder_layers,
+            "num_heads": self.num_heads,
+            "relative_attention_num_buckets": self.relative_attention_num_buckets,
+            "relative_attention_max_distance": self.relative_attention_max_distance,
+            "dropout_rate": self.dropout_rate,
+            "layer_norm_epsilon": self.layer_norm_epsilon,
+            "initializer_factor": self.initializer_factor,
+            "feed_forward_proj": match self.feed_forward {
+                FeedForward::Relu => "relu",
+                FeedForward::GatedGelu => "gated-gelu",
+                FeedForward::GatedSilu => "gated-silu",
+            },
+            "tie_word_embeddings": self.tie_word_embeddings,
+            "scale_decoder_outputs": self.scale_decoder_outputs,
+            "is_encoder_decoder": self.is_encoder_decoder,
+            "pad_token_id": self.pad_token_id,
+            "eos_token_id": end_tokens_json(&self.eos_token_ids),
+            "decoder_start_token_id": self.decoder_start_token_id,
+        })
     }
 
     fn has_encoder(&self) -> bool {
