@@ -78,7 +78,7 @@ fn texts(
             ([&prompt[..], completion].concat(), prompt.len())
         }
     };
-    let missing = "is missing, but dialogues need one: ChatTemplate::open(folder) reads the model's";
+    let missing = "is missing, but dialogues need one: Model::chat_template reads that of the model's folder";
     let rendered = template.ok_or_else(|| Error::config("template", missing))?.conversation(&messages)?;
     let answers = rendered.answers.iter().filter(|answer| answer.message >= given);
     let text = |span: &Range<usize>| Text { text: rendered.text[..span.end].into(), target: span.start };
@@ -111,18 +111,18 @@ fn encode(tokenizer: &Tokenizer, Text { text, target }: Text, max_length: usize)
 /// Fine-tunes the model of a folder on a file of JSON lines:
 /// ```no_run
 /// use ruminate_algorithms::{NullObserver, Sft, SupervisedData, Trainer, TrainerConfig, encode_supervised};
-/// use ruminate_datasets::{chat::ChatTemplate, supervised};
-/// use ruminate_models::{Model, Tokenizer};
+/// use ruminate_datasets::supervised;
+/// use ruminate_models::Model;
 /// use tch::{Device, Kind};
 ///
-/// let (folder, device) = ("models/qwen2.5-0.5b".as_ref(), Device::cuda_if_available());
-/// let (model, tokenizer) = (Model::load(folder, Kind::Float, device)?, Tokenizer::open(folder)?);
-/// let template = ChatTemplate::open(folder).ok();
+/// let model = Model::load("models/qwen2.5-0.5b".as_ref(), Kind::Float, Device::cuda_if_available())?;
+/// let tokenizer = model.tokenizer().ok_or("the folder has no tokenizer.json")?.clone();
+/// let template = model.chat_template()?;
 /// let read = |file: &str| -> Result<_, Box<dyn std::error::Error>> {
 ///     Ok(encode_supervised(&tokenizer, template.as_ref(), &supervised::read(file.as_ref())?, 1024)?)
 /// };
 /// let data = SupervisedData::new(read("train.jsonl")?, read("valid.jsonl")?, 8, 1)?;
-/// let mut sft = Sft::new(model, data, tokenizer.clone());
+/// let mut sft = Sft::new(model, data, tokenizer);
 /// let fitted = Trainer::new(TrainerConfig::default(), "runs/sft".as_ref())?.fit(&mut sft, &mut NullObserver)?;
 /// println!("the best model is in {}", fitted.best.path.display());
 /// # Ok::<(), Box<dyn std::error::Error>>(())

@@ -5,16 +5,16 @@ use std::path::Path;
 use serde_json::{Map, Value};
 use tch::{Kind, Tensor};
 
-use crate::checkpoint::{Weights, read_json};
+use crate::checkpoint::Weights;
 use crate::config::refuse;
-use crate::generation::Started;
+use crate::generation::{Prefill, Started};
 use crate::layers::{Decoding, Embeddings};
 use crate::llama::LlamaFamily;
-use crate::network::{Context, Network, NetworkConfig};
+use crate::network::{Context, Network, NetworkConfig, TargetRows};
 use crate::parameters::Builder;
 use crate::{
-    BatchShape, Labels, LanguageModel, Llama, LlamaConfig, LlamaNetwork, ModelShape, Result, T5, T5Config,
-    T5Network, TokenId,
+    BatchShape, LanguageModel, Llama, LlamaConfig, LlamaNetwork, ModelShape, Result, T5, T5Config, T5Network,
+    TokenId,
 };
 
 /// The model of a folder, whatever its family; see [`ModelConfig`].
@@ -50,23 +50,7 @@ impl ModelConfig {
     /// # Ok::<(), std::io::Error>(())
     /// ```
     pub fn open(path: &Path) -> Result<Self> {
-        let file = if path.is_dir() { path.join("config.json") } else { path.to_path_buf() };
-        let json: Map<String, Value> = read_json(&file)?;
-        let known = Self::MODEL_TYPES.join(", ");
-        match json.get("model_type").and_then(Value::as_str) {
-            Some("t5" | "mt5") => T5Config::open(path).map(Self::T5),
-            Some(other) if LlamaFamily::of_model_type(other).is_some() => {
-                LlamaConfig::open(path).map(Self::Llama)
-            }
-            Some(other) => {
-                let reason = format!("`{other}` in {} is not implemented; known are {known}", file.display());
-                Err(refuse("model_type", reason))
-            }
-            None => {
-                let reason = format!("is missing in {}; known are {known}", file.display());
-                Err(refuse("model_type", reason))
-            }
-        }
+        NetworkConfig::open(path)
     }
 
     /// The configuration of a published model, by its name on the hub in lower case; see [`T5Config::published`] and
@@ -159,8 +143,17 @@ impl ModelShape for ModelConfig {
 }
 
 impl NetworkConfig for ModelConfig {
-    fn open(path: &Path) -> Result<Self> {
-        Self::open(path)
+    fn from_json(json: Map<String, Value>, path: &Path) -> Result<Self> {
+        let model_type = json.get("model_type").and_then(Value::as_str);
+        let reason = match model_type {
+            Some("t5" | "mt5") => return T5Config::from_json(json, path).map(Self::T5),
+            Some(name) if LlamaFamily::of_model_type(name).is_some() => {
+                return LlamaConfig::from_json(json, path).map(Self::Llama);
+            }
+            Some(other) => format!("`{other}` in {} is not implemented", path.display()),
+            None => format!("is missing in {}", path.display()),
+        };
+        Err(refuse("model_type", format!("{reason}; known are {}", Self::MODEL_TYPES.join(", "))))
     }
 
     fn check(&self) -> Result<()> {
@@ -171,12 +164,20 @@ impl NetworkConfig for ModelConfig {
         each!(self, config => config.to_json())
     }
 
+    fn has_encoder(&self) -> bool {
+        self.has_encoder()
+    }
+
     fn pad_token_id(&self) -> TokenId {
         each!(self, config => config.pad_token_id())
     }
 
     fn eos_token_ids(&self) -> &[TokenId] {
         each!(self, config => &config.eos_token_ids)
+    }
+
+    fn set_eos_token_ids(&mut self, ids: Vec<TokenId>) {
+        each!(self, config => config.eos_token_ids = ids);
     }
 
     fn set_vocab_size(&mut self, vocab_size: i64) {
@@ -252,26 +253,12 @@ impl Network for AnyNetwork {
         family!(&mut self.family, network => network.set_gradient_checkpointing(on));
     }
 
-    fn target_states(
-        &self,
-        context: Context,
-        prompts: &[&[TokenId]],
-        targets: &[&[TokenId]],
-    ) -> Result<(Tensor, Labels)> {
-        family!(&self.family, network => network.target_states(context, prompts, targets))
+    fn target_states(&self, context: Context, rows: &TargetRows<'_>) -> Result<Tensor> {
+        family!(&self.family, network => network.target_states(context, rows))
     }
 
-    fn prefill(
-        &self,
-        context: Context,
-        prompts: &[Vec<TokenId>],
-        prefix: &[TokenId],
-        samples_per_prompt: usize,
-        max_new: usize,
-    ) -> Result<Started<Decoding<'_>>> {
-        family!(&self.family, network => {
-            network.prefill(context, prompts, prefix, samples_per_prompt, max_new)
-        })
+    fn prefill(&self, context: Context, prefill: Prefill<'_>) -> Result<Started<Decoding<'_>>> {
+        family!(&self.family, network => network.prefill(context, prefill))
     }
 }
 
@@ -281,12 +268,12 @@ impl Model {
     /// # Errors
     /// Gives the model back when it is of another family.
     pub fn into_t5(self) -> std::result::Result<T5, Box<Self>> {
-        let Self { network, context, parameters, tokenizer } = self;
+        let Self { network, context, parameters, tokenizer, folder } = self;
         match network.family {
-            Family::T5(network) => Ok(LanguageModel { network, context, parameters, tokenizer }),
+            Family::T5(network) => Ok(LanguageModel { network, context, parameters, tokenizer, folder }),
             family @ Family::Llama(_) => {
                 let network = AnyNetwork { family, ..network };
-                Err(Box::new(Self { network, context, parameters, tokenizer }))
+                Err(Box::new(Self { network, context, parameters, tokenizer, folder }))
             }
         }
     }
@@ -294,18 +281,18 @@ impl Model {
 
 impl From<T5> for Model {
     fn from(model: T5) -> Self {
-        let LanguageModel { network, context, parameters, tokenizer } = model;
+        let LanguageModel { network, context, parameters, tokenizer, folder } = model;
         let config = ModelConfig::T5(network.config().clone());
         let network = AnyNetwork { config, family: Family::T5(network) };
-        Self { network, context, parameters, tokenizer }
+        Self { network, context, parameters, tokenizer, folder }
     }
 }
 
 impl From<Llama> for Model {
     fn from(model: Llama) -> Self {
-        let LanguageModel { network, context, parameters, tokenizer } = model;
+        let LanguageModel { network, context, parameters, tokenizer, folder } = model;
         let config = ModelConfig::Llama(network.config().clone());
         let network = AnyNetwork { config, family: Family::Llama(network) };
-        Self { network, context, parameters, tokenizer }
+        Self { network, context, parameters, tokenizer, folder }
     }
 }

@@ -2,13 +2,10 @@
 
 use tch::{Device, Kind, Tensor};
 
+pub use ruminate_datasets::TokenId;
+pub use ruminate_datasets::chat::IGNORED;
+
 use crate::{Error, Result};
-
-/// A token id. Signed, because libtorch indexes with `i64` and because [`IGNORED`] marks positions without loss.
-pub type TokenId = i64;
-
-/// The label of a position without loss.
-pub const IGNORED: TokenId = -100;
 
 /// On which side rows shorter than the longest are filled up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

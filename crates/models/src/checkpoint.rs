@@ -10,15 +10,11 @@ use safetensors::tensor::{Dtype, SafeTensors, View};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-use crate::config::once;
+use crate::files::{check_pointer, once, readable_by_all};
 use crate::{Error, Result};
 
+pub use crate::files::{WEIGHTS, WEIGHTS_INDEX, read_json, write_json};
 pub use gguf::convert_gguf;
-
-/// Weights in one file.
-pub const WEIGHTS: &str = "model.safetensors";
-/// Weights in several files.
-pub const WEIGHTS_INDEX: &str = "model.safetensors.index.json";
 
 /// Above this size a saved model is split into several files, as Hugging Face does.
 pub(crate) const SHARD_BYTES: u64 = 5_000_000_000;
@@ -86,17 +82,6 @@ pub fn write_tensors<'a>(
     readable_by_all(path).map_err(Error::write(path))
 }
 
-/// Temporary files are private; a checkpoint is to have the permissions of any other file.
-fn readable_by_all(path: &Path) -> std::io::Result<()> {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        fs::set_permissions(path, fs::Permissions::from_mode(0o644))?;
-    }
-    let _ = path;
-    Ok(())
-}
-
 /// Writes a model's parameters by name into a folder as Hugging Face does: one `model.safetensors`, or, above
 /// `shard_bytes`, numbered shards and an index.
 ///
@@ -144,66 +129,6 @@ fn remove(path: &Path) -> Result<()> {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::write(path)(e)),
         _ => Ok(()),
     }
-}
-
-/// Writes indented JSON with a final newline, under a temporary name first.
-///
-/// # Errors
-/// When the folder is not writable or the disk is full.
-pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
-    let mut text = serde_json::to_string_pretty(value)
-        .map_err(|source| Error::Json { path: path.to_path_buf(), source })?;
-    text.push('\n');
-    write_text(path, &text)
-}
-
-/// Writes a file under a temporary name, flushes it and renames it.
-pub(crate) fn write_text(path: &Path, text: &str) -> Result<()> {
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut temporary = tempfile::NamedTempFile::new_in(folder).map_err(Error::write(path))?;
-    std::io::Write::write_all(&mut temporary, text.as_bytes()).map_err(Error::write(path))?;
-    temporary.as_file().sync_all().map_err(Error::write(path))?;
-    temporary.persist(path).map_err(|e| Error::write(path)(e.error))?;
-    readable_by_all(path).map_err(Error::write(path))
-}
-
-/// Reads and parses a JSON file. A byte order mark at its head is no part of it.
-///
-/// # Errors
-/// When the file cannot be read or does not parse; the error says where.
-pub fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
-    serde_json::from_slice(&read_bytes(path)?)
-        .map_err(|source| Error::Json { path: path.to_path_buf(), source })
-}
-
-/// The bytes of a text file in UTF-8, without a byte order mark.
-pub(crate) fn read_bytes(path: &Path) -> Result<Vec<u8>> {
-    let mut bytes = fs::read(path).map_err(Error::read(path))?;
-    check_pointer(path, &bytes)?;
-    if bytes.starts_with(b"\xEF\xBB\xBF") {
-        bytes.drain(..3);
-    }
-    if matches!(bytes[..], [0xFF, 0xFE, _, 0, ..] | [0xFE, 0xFF, 0, _, ..]) {
-        let file = path.display();
-        let reason =
-            format!("is UTF-16. Make it UTF-8: iconv -f UTF-16 -t UTF-8 {file} > new && mv new {file}");
-        return Err(Error::NotThere { path: path.to_path_buf(), reason });
-    }
-    Ok(bytes)
-}
-
-/// Refuses a text that points to a file in Git LFS instead of being it.
-fn check_pointer(path: &Path, bytes: &[u8]) -> Result<()> {
-    if !bytes.starts_with(b"version https://git-lfs.github.com/spec/") {
-        return Ok(());
-    }
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let reason = format!(
-        "is a pointer of Git LFS: the repository was cloned without its large files. Fetch them: git lfs install && \
-         git -C {} lfs pull",
-        folder.display()
-    );
-    Err(Error::NotThere { path: path.to_path_buf(), reason })
 }
 
 #[derive(Serialize, Deserialize)]

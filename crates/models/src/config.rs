@@ -1,18 +1,13 @@
 //! What the readers of `config.json` share: keys are taken one by one, and what nobody took is named once.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
-use crate::checkpoint::read_json;
+use crate::files::{GENERATION_CONFIG, WEIGHTS, once, read_json};
 use crate::{Error, Result, TokenId};
-
-/// Defaults of generation beside a model; its end tokens take the place of those in `config.json`.
-const GENERATION_CONFIG: &str = "generation_config.json";
 
 /// A key that transformers reads for a model type and that is not implemented here, with the values that change nothing.
 pub(crate) type Unimplemented = (&'static str, fn(&Value) -> bool);
@@ -24,7 +19,7 @@ pub(crate) const UNIMPLEMENTED: [Unimplemented; 4] = [
     // Weights that are not plain numbers.
     ("quantization_config", Value::is_null),
     // Another name of the weights' file.
-    ("transformers_weights", |value| value.is_null() || value == crate::checkpoint::WEIGHTS),
+    ("transformers_weights", |value| value.is_null() || value == WEIGHTS),
     ("fusion_config", Value::is_null),
 ];
 
@@ -167,7 +162,8 @@ impl Keys {
     }
 }
 
-/// The end tokens that `generation_config.json` beside a `config.json` names, where it has the key.
+/// The end tokens that `generation_config.json` beside a `config.json` names, where it has the key; they take the place of those in
+/// `config.json`.
 pub(crate) fn generation_end_tokens(folder: &Path) -> Result<Option<Vec<TokenId>>> {
     let path = folder.join(GENERATION_CONFIG);
     if !path.exists() {
@@ -204,14 +200,6 @@ pub(crate) fn end_tokens_json(ids: &[TokenId]) -> Value {
         [] => Value::Null,
         [id] => json!(id),
         ids => json!(ids),
-    }
-}
-
-/// Says something about a file the first time only: a configuration is read by more than one part of a program.
-pub(crate) fn once(message: &str, say: impl FnOnce()) {
-    static SAID: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
-    if SAID.lock().unwrap_or_else(PoisonError::into_inner).insert(message.into()) {
-        say();
     }
 }
 

@@ -74,6 +74,17 @@ pub enum Error {
         /// Why it is refused.
         reason: String,
     },
+    /// The generation defaults of a model folder are wrong, or ask for something that this crate does not know.
+    #[error("{}: {reason}", path.display())]
+    GenerationConfig {
+        /// `generation_config.json`, or `config.json` where the defaults stand there.
+        path: PathBuf,
+        /// The key, and why it is refused.
+        reason: String,
+    },
+    /// The chat template of a model folder cannot be read.
+    #[error(transparent)]
+    ChatTemplate(#[from] ruminate_datasets::chat::ChatError),
     /// The tokenizer library failed.
     #[error("tokenizer: {reason}")]
     Tokenizer {

@@ -1,20 +1,23 @@
 //! Language models: networks with parameters, tokenizer and mode.
 
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use ruminate_datasets::chat::{ChatError, ChatTemplate};
 use tch::{Device, Kind, Tensor};
 
-use crate::checkpoint::{SHARD_BYTES, Weights, write_json, write_model};
-use crate::generation::{Decoder, Generate, Generated, GenerationConfig, Interrupt, Started, generate};
+use crate::checkpoint::{SHARD_BYTES, Weights, write_model};
+use crate::generation::{
+    Decoder, Generate, Generated, GenerationConfig, Interrupt, Prefill, Started, generate,
+};
 use crate::layers::Decoding;
-use crate::network::{Context, Network, NetworkConfig};
+use crate::network::{Context, Network, NetworkConfig, TargetRows};
 use crate::parameters::{Builder, Parameters, seeded};
 use crate::policy::{
     Policy, ScoreOptions, TokenScores, check_targets, label_cross_entropy, label_scores, tokens_of,
 };
 use crate::scoring::{ScoreChoices, check_choices, padded_targets, padded_tokens};
-use crate::{CrossEntropy, Error, Example, IGNORED, ModelShape, Result, TokenId, Tokenizer};
+use crate::{CrossEntropy, Error, Example, IGNORED, Labels, ModelShape, Result, TokenId, Tokenizer};
 
 /// A language model. Its parameters have their Hugging Face names, so that folders written here load in `transformers` and theirs load
 /// here.
@@ -23,12 +26,12 @@ use crate::{CrossEntropy, Error, Example, IGNORED, ModelShape, Result, TokenId, 
 ///
 /// # Example
 /// ```no_run
-/// use ruminate_models::{Generate, GenerationConfig, Model};
+/// use ruminate_models::{Generate, Model};
 /// use tch::{Device, Kind};
 /// let model = Model::load("Qwen2.5-0.5B".as_ref(), Kind::Float, Device::cuda_if_available())?;
 /// let tokenizer = model.tokenizer().ok_or("the folder has no tokenizer.json")?;
 /// let prompt = tokenizer.encode("The capital of France is")?;
-/// let written = model.generate(&[prompt], &GenerationConfig::default(), &[])?;
+/// let written = model.generate(&[prompt], &model.generation_config()?, &[1])?;
 /// println!("{}", tokenizer.decode(&written[0][0].ids, true)?);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -38,6 +41,8 @@ pub struct LanguageModel<N> {
     pub(crate) context: Context,
     pub(crate) parameters: Parameters,
     pub(crate) tokenizer: Option<Tokenizer>,
+    /// Where the weights come from.
+    pub(crate) folder: Option<PathBuf>,
 }
 
 impl<N: Network> LanguageModel<N> {
@@ -76,7 +81,8 @@ impl<N: Network> LanguageModel<N> {
     pub fn load_with(mut config: N::Config, folder: &Path, kind: Kind, device: Device) -> Result<Self> {
         let mut weights = Weights::open(folder, Device::Cpu)?;
         N::adapt(&mut config, &mut weights)?;
-        Self::build(config, Builder::new(Some(weights), kind, device))
+        let model = Self::build(config, Builder::new(Some(weights), kind, device))?;
+        Ok(Self { folder: Some(folder.to_path_buf()), ..model })
     }
 
     fn build(config: N::Config, mut builder: Builder) -> Result<Self> {
@@ -84,7 +90,7 @@ impl<N: Network> LanguageModel<N> {
         let (kind, device) = builder.options();
         let network = N::build(config, &mut builder)?;
         let context = Context { kind, device, training: false };
-        Ok(Self { network, context, parameters: builder.finish()?, tokenizer: None })
+        Ok(Self { network, context, parameters: builder.finish()?, tokenizer: None, folder: None })
     }
 
     /// Writes `config.json` and the weights into an existing folder.
@@ -92,7 +98,7 @@ impl<N: Network> LanguageModel<N> {
     /// # Errors
     /// When the folder is not writable or the disk is full.
     pub fn save(&self, folder: &Path) -> Result<()> {
-        write_json(&folder.join("config.json"), &self.config().to_json())?;
+        self.config().save(folder)?;
         write_model(folder, &self.parameters, SHARD_BYTES)
     }
 
@@ -129,6 +135,30 @@ impl<N: Network> LanguageModel<N> {
     /// Sets the tokenizer, which generation needs to find stop strings, and nothing else does.
     pub fn set_tokenizer(&mut self, tokenizer: Tokenizer) {
         self.tokenizer = Some(tokenizer);
+    }
+
+    /// How the model's folder wants it to write; see [`GenerationConfig::open`]. A new model has the defaults of [`GenerationConfig`].
+    ///
+    /// The folder is read when this is called: a model whose defaults ask for something that is not implemented still trains.
+    ///
+    /// # Errors
+    /// As [`GenerationConfig::open`].
+    pub fn generation_config(&self) -> Result<GenerationConfig> {
+        match &self.folder {
+            Some(folder) => GenerationConfig::open(folder, self.config()),
+            None => Ok(GenerationConfig::default()),
+        }
+    }
+
+    /// The chat template of the model's folder, where it has one. The folder is read when this is called.
+    ///
+    /// # Errors
+    /// When the template cannot be read.
+    pub fn chat_template(&self) -> Result<Option<ChatTemplate>> {
+        match self.folder.as_deref().map(ChatTemplate::open) {
+            None | Some(Err(ChatError::NoTemplate { .. })) => Ok(None),
+            Some(template) => Ok(Some(template?)),
+        }
     }
 
     /// Training mode switches dropout on. A new or loaded model is in evaluation mode.
@@ -177,6 +207,14 @@ impl<N: Network> LanguageModel<N> {
         Ok(())
     }
 
+    /// The states from which the tokens of targets are predicted, and the targets. A request to stop is looked at before.
+    fn target_states(&self, prompts: &[&[TokenId]], targets: &[&[TokenId]]) -> Result<(Tensor, Labels)> {
+        Interrupt::check()?;
+        let rows = TargetRows::new(self.config().vocab_size(), prompts, targets, self.context.device)?;
+        let states = self.network.target_states(self.context, &rows)?;
+        Ok((states, rows.labels))
+    }
+
     /// Score of targets that share prompts: states, log-probabilities, entropies.
     fn score_rows(
         &self,
@@ -184,8 +222,7 @@ impl<N: Network> LanguageModel<N> {
         targets: &[&[TokenId]],
         options: ScoreOptions,
     ) -> Result<TokenScores> {
-        Interrupt::check()?;
-        let (states, labels) = self.network.target_states(self.context, prompts, targets)?;
+        let (states, labels) = self.target_states(prompts, targets)?;
         let output = self.network.embeddings().output_projection();
         let (log_probs, entropy) = label_scores(&states, output, &labels, options.entropy)?;
         let tokens = tokens_of(prompts, &labels);
@@ -254,17 +291,15 @@ impl<N: Network> Policy for LanguageModel<N> {
     }
 
     fn cross_entropy(&self, examples: &[Example]) -> Result<CrossEntropy> {
-        Interrupt::check()?;
         let (prompts, targets) = rows(examples);
-        let (states, labels) = self.network.target_states(self.context, &prompts, &targets)?;
+        let (states, labels) = self.target_states(&prompts, &targets)?;
         let sum = label_cross_entropy(&states, self.network.embeddings().output_projection(), &labels)?;
         Ok(CrossEntropy { sum, count: labels.count, tokens: tokens_of(&prompts, &labels) })
     }
 
     fn states(&self, examples: &[Example]) -> Result<Option<Tensor>> {
-        Interrupt::check()?;
         let (prompts, targets) = rows(examples);
-        Ok(Some(self.network.target_states(self.context, &prompts, &targets)?.0))
+        Ok(Some(self.target_states(&prompts, &targets)?.0))
     }
 
     fn save(&self, folder: &Path) -> Result<()> {
@@ -282,13 +317,12 @@ impl<N: Network> ScoreChoices for LanguageModel<N> {
     }
 
     fn first_token_logits(&self, prompts: &[Vec<TokenId>], tokens: &[Vec<TokenId>]) -> Result<Vec<Vec<f32>>> {
-        Interrupt::check()?;
         let capacity = check_choices(prompts, tokens)?;
         check_targets(self.config().vocab_size(), &tokens.iter().map(Vec::as_slice).collect::<Vec<_>>())?;
         let ids = padded_tokens(tokens, capacity, self.context.device)?;
         let rows: Vec<&[TokenId]> = prompts.iter().map(Vec::as_slice).collect();
         let first: &[TokenId] = &[IGNORED];
-        let (states, _) = self.network.target_states(self.context, &rows, &vec![first; rows.len()])?;
+        let (states, _) = self.target_states(&rows, &vec![first; rows.len()])?;
         let logits = self.logits_of(&states.f_squeeze_dim(1)?, &ids)?;
         let mut logits: Vec<Vec<f32>> = Vec::try_from(logits)?;
         logits.iter_mut().zip(tokens).for_each(|(row, tokens)| row.truncate(tokens.len()));
@@ -324,6 +358,10 @@ impl<N: Network> Decoder for LanguageModel<N> {
         self.config().eos_token_ids()
     }
 
+    fn given_tokens(&self, prompt: &[TokenId]) -> usize {
+        if self.config().has_encoder() { 1 } else { prompt.len() }
+    }
+
     fn tokenizer(&self) -> Option<&Tokenizer> {
         self.tokenizer.as_ref()
     }
@@ -332,13 +370,7 @@ impl<N: Network> Decoder for LanguageModel<N> {
         self.config().decoding_bytes(prompts, longest, rows, new, self.context.kind)
     }
 
-    fn prefill(
-        &self,
-        prompts: &[Vec<TokenId>],
-        prefix: &[TokenId],
-        samples_per_prompt: usize,
-        max_new: usize,
-    ) -> Result<Started<Decoding<'_>>> {
-        self.network.prefill(self.context, prompts, prefix, samples_per_prompt, max_new)
+    fn prefill(&self, prefill: Prefill<'_>) -> Result<Started<Decoding<'_>>> {
+        self.network.prefill(self.context, prefill)
     }
 }

@@ -1,14 +1,17 @@
 //! The interface that a family of models implements. Everything else is written once, on [`LanguageModel`](crate::LanguageModel).
 
-use serde_json::Value;
-use tch::{Device, Kind, Tensor};
-
 use std::path::Path;
 
+use serde_json::{Map, Value};
+use tch::{Device, Kind, Tensor};
+
 use crate::checkpoint::Weights;
-use crate::generation::Started;
+use crate::config::generation_end_tokens;
+use crate::files::{read_json, write_json};
+use crate::generation::{Prefill, Started};
 use crate::layers::{Decoding, Embeddings};
 use crate::parameters::Builder;
+use crate::policy::{check_targets, targets_per_prompt};
 use crate::{Labels, ModelShape, Result, TokenId};
 
 /// How a network runs.
@@ -24,11 +27,40 @@ pub struct Context {
 
 /// The configuration of a network: what `config.json` says.
 pub trait NetworkConfig: ModelShape + Clone {
-    /// Reads `config.json` of a model folder, or a configuration file of any name.
+    /// Reads `config.json` of a model folder, or a configuration file of any name. Where `generation_config.json` of the folder
+    /// names end tokens, they take the place of those in `config.json`, as in transformers.
     ///
     /// # Errors
     /// When a file cannot be read, or asks for something that this crate does not know.
-    fn open(path: &Path) -> Result<Self>;
+    fn open(path: &Path) -> Result<Self> {
+        if !path.is_dir() {
+            return Self::from_json(read_json(path)?, path);
+        }
+        let file = path.join("config.json");
+        let mut config = Self::from_json(read_json(&file)?, &file)?;
+        if let Some(ids) = generation_end_tokens(path)? {
+            config.set_eos_token_ids(ids);
+            config.check()?;
+        }
+        Ok(config)
+    }
+
+    /// Writes `config.json` so that transformers 4 and 5 read the same model.
+    ///
+    /// # Errors
+    /// When the folder is not writable.
+    fn save(&self, folder: &Path) -> Result<()> {
+        write_json(&folder.join("config.json"), &self.to_json())
+    }
+
+    /// Checks and reads the keys of a `config.json`; `path` is for messages.
+    ///
+    /// Keys that transformers' implementation of the `model_type` does not read change nothing: they are named once through the
+    /// crate `log`, at level `info`.
+    ///
+    /// # Errors
+    /// When a key is missing, or has a value that changes what the model computes and that is not implemented.
+    fn from_json(json: Map<String, Value>, path: &Path) -> Result<Self>;
 
     /// Checks that sizes and token ids are possible.
     ///
@@ -39,11 +71,17 @@ pub trait NetworkConfig: ModelShape + Clone {
     /// The keys of `config.json`, so that transformers reads the same model.
     fn to_json(&self) -> Value;
 
+    /// Whether an encoder reads the prompt. Without one, the prompt and what is written behind it are one row.
+    fn has_encoder(&self) -> bool;
+
     /// The token that rows are filled up with. Padding is masked, so any token will do.
     fn pad_token_id(&self) -> TokenId;
 
     /// The tokens that end a text.
     fn eos_token_ids(&self) -> &[TokenId];
+
+    /// Changes the tokens that end a text.
+    fn set_eos_token_ids(&mut self, ids: Vec<TokenId>);
 
     /// Changes the number of rows of the embedding.
     fn set_vocab_size(&mut self, vocab_size: i64);
@@ -87,29 +125,40 @@ pub trait Network: std::fmt::Debug + Sized {
     /// Whether blocks run again in the backward pass instead of keeping their activations.
     fn set_gradient_checkpointing(&mut self, on: bool);
 
-    /// The states after the final norm from which each target token is predicted, `[rows, time, width]`, and the targets. Each prompt
-    /// has equally many consecutive targets.
+    /// The states after the final norm from which each target token is predicted, `[rows, time, width]`.
     ///
     /// # Errors
     /// When a prompt is empty, an id is outside the vocabulary, or libtorch refuses.
-    fn target_states(
-        &self,
-        context: Context,
-        prompts: &[&[TokenId]],
-        targets: &[&[TokenId]],
-    ) -> Result<(Tensor, Labels)>;
+    fn target_states(&self, context: Context, rows: &TargetRows<'_>) -> Result<Tensor>;
 
-    /// Reads the prompts, each once, and `prefix` behind each, without dropout. A prompt has `samples_per_prompt` consecutive rows
-    /// with room for `max_new` more tokens, of which the last is never read.
+    /// Reads prompts, without dropout.
     ///
     /// # Errors
     /// When a prompt is empty, an id is outside the vocabulary, or libtorch refuses.
-    fn prefill(
-        &self,
-        context: Context,
-        prompts: &[Vec<TokenId>],
-        prefix: &[TokenId],
-        samples_per_prompt: usize,
-        max_new: usize,
-    ) -> Result<Started<Decoding<'_>>>;
+    fn prefill(&self, context: Context, prefill: Prefill<'_>) -> Result<Started<Decoding<'_>>>;
+}
+
+/// Targets and the prompts that they follow.
+#[derive(Debug)]
+pub(crate) struct TargetRows<'a> {
+    pub(crate) prompts: &'a [&'a [TokenId]],
+    /// Each prompt has equally many consecutive ones.
+    pub(crate) targets: &'a [&'a [TokenId]],
+    /// How many each prompt has.
+    pub(crate) per_prompt: usize,
+    /// The targets as tensors.
+    pub(crate) labels: Labels,
+}
+
+impl<'a> TargetRows<'a> {
+    pub(crate) fn new(
+        vocab_size: i64,
+        prompts: &'a [&'a [TokenId]],
+        targets: &'a [&'a [TokenId]],
+        device: Device,
+    ) -> Result<Self> {
+        let per_prompt = targets_per_prompt(prompts.len(), targets.len())?;
+        check_targets(vocab_size, targets)?;
+        Ok(Self { prompts, targets, per_prompt, labels: Labels::new(targets, device)? })
+    }
 }

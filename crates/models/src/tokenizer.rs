@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokenizers::{AddedToken, PostProcessor, TruncationDirection};
 
-use crate::checkpoint::{read_bytes, read_json, write_text};
+use crate::files::{read_bytes, read_json, write_text};
 use crate::{Error, Result, TokenId};
 
 /// Which end of a text that is too long is cut off.

@@ -43,8 +43,8 @@ fn main() -> anyhow::Result<()> {
         "Anna Anna Anna Anna Anna. So the answer is (A).",
     ];
     let responses = texts.map(|text| Response { question, gold: "(B)", text });
-    for (name, scores) in rewards.names().iter().zip(rewards.scores(&responses)?) {
-        println!("{name}: {scores:.2?}");
+    for (name, scores) in rewards.names().iter().zip(rewards.scores(&responses)?.columns()) {
+        println!("{name}: {scores:.2}");
     }
 
     // For Quark: a control token for each of three quantiles, or for right and wrong. The names are those of the rewards.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use ndarray::Array2;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
@@ -31,10 +32,10 @@ pub(super) struct Records {
     referenced: bool,
 }
 
-/// [`Records`] as one process sends them to the others. Rows travel as `f64` bits because JSON cannot encode NaN.
+/// [`Records`] as one process sends them to the others. Rows `[pairs, columns]` travel as `f64` bits because JSON cannot encode NaN.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct MetricsMessage {
-    rows: Vec<Vec<u64>>,
+    rows: Array2<u64>,
     sources: Vec<String>,
     referenced: bool,
 }
@@ -94,11 +95,16 @@ impl Records {
     /// The records since the last call.
     pub(super) fn message(&mut self) -> Result<MetricsMessage> {
         let Self { batches, sources, referenced } = std::mem::take(self);
-        let rows: Vec<Vec<f64>> = match batches.is_empty() {
-            true => vec![],
-            false => Vec::try_from(Tensor::f_cat(&batches, 0)?)?,
+        let rows = match batches.is_empty() {
+            true => Array2::default((0, Pair::COLUMNS)),
+            false => {
+                let table = Tensor::f_cat(&batches, 0)?;
+                let (pairs, columns) = table.size2()?;
+                let values: Vec<f64> = Vec::try_from(table.f_view_([-1])?)?;
+                let at = |(pair, column): (usize, usize)| values[pair * columns as usize + column].to_bits();
+                Array2::from_shape_fn((pairs as usize, columns as usize), at)
+            }
         };
-        let rows = rows.into_iter().map(|row| row.into_iter().map(f64::to_bits).collect()).collect();
         Ok(MetricsMessage { rows, sources, referenced })
     }
 
@@ -114,7 +120,7 @@ impl MetricsMessage {
         let referenced = all.iter().any(|message| message.referenced);
         let rows: Vec<Vec<f64>> = all
             .iter()
-            .flat_map(|message| &message.rows)
+            .flat_map(|message| message.rows.outer_iter())
             .map(|row| row.iter().map(|&bits| f64::from_bits(bits)).collect())
             .collect();
         let sources: Vec<&String> = all.iter().flat_map(|message| &message.sources).collect();

@@ -7,15 +7,15 @@ use ruminate_datasets::mario::{
     GivenResponse, MarioDataset, MarioRow, OutputRow, OutputTable, label, num_sents, num_words, quark_rows,
     rationale, target, training_rows_file, training_summary_file,
 };
-use ruminate_models::{Generate, Policy, Tokenizer};
+use ruminate_models::{Generate, Policy, Sampling, Tokenizer};
 use ruminate_rewards::mario::{MarioItem, Summary};
 
 use super::TextScorer;
 use super::rows::replace_line;
 use crate::ppo::{KlPenalty, Prompt, Response};
 use crate::quark::{
-    Batch, Buckets, Condition, ControlConfig, ControlTokens, Expert, Judged, Quark, QuarkConfig, QuarkData,
-    RewardSpec, respond, shown_sample, summarize,
+    Batch, Buckets, Condition, ControlConfig, ControlTokens, Expert, Judged, Lengths, Quark, QuarkConfig,
+    QuarkData, RewardSpec, SamplingConfig, respond, shown_sample, summarize,
 };
 use crate::trainer::{Algorithm, Evaluation, Losses, Term};
 use crate::{Collective, Error, Metrics, Observer, Phases, Result, Schedule, TrainerConfig};
@@ -23,7 +23,8 @@ use crate::{Collective, Error, Metrics, Observer, Phases, Result, Schedule, Trai
 /// Responses shown as samples of each validation.
 const SAMPLES: usize = 6;
 
-/// The settings of the published command, with the paper's four rewards in its order; `{dataset}` stands for the data set.
+/// The settings of the published command for NumerSense, with the paper's four rewards in its order; `{dataset}` stands for the data set. The
+/// authors set no top-k; 50 is what their library does then.
 #[must_use]
 pub fn published_quark() -> QuarkConfig {
     let names = ["{dataset}-rationale-quality-continuous", "accuracy", "plausibility", "diversity"];
@@ -31,8 +32,19 @@ pub fn published_quark() -> QuarkConfig {
         "accuracy" => RewardSpec::new(name).buckets(Buckets::Correctness),
         _ => RewardSpec::new(name),
     };
+    let lengths = Lengths { max_length: 256, min_length: 10 };
     QuarkConfig {
         control: ControlConfig { rewards: names.map(spec).into(), ..ControlConfig::default() },
+        batch_size: 4,
+        sample_interval: 4000,
+        sampling: SamplingConfig {
+            sampling: Sampling { top_k: Some(50), top_p: Some(0.7), ..Sampling::default() },
+            lengths,
+            passes: 1,
+            batch_size: 150,
+            drop_last: true,
+        },
+        eval_lengths: lengths,
         kl: KlPenalty::Fixed { coef: 0.1 },
         kl_vocab: Some(32_000),
         retokenize: true,

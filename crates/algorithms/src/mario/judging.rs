@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use ndarray::ArrayView1;
 use ruminate_datasets::mario::{GivenResponse, OutputRow, OutputTable, num_sents, num_words};
 use ruminate_rewards::mario::{
     Interval, JudgedResponse, QuestionSummary, Response, RewardSet, Summary, bootstrap, by_question,
@@ -78,7 +79,7 @@ pub fn judge(responses: &[GivenResponse], rewards: &RewardSet, config: &JudgingC
         responses.iter().map(|r| Response { question: &r.question, gold: &r.gold, text: &r.text }).collect();
     let scores = rewards.scores(&given)?;
     let names = rewards.names();
-    let of = |ix: usize| scores.iter().map(move |column| Some(column[ix]));
+    let of = |ix: usize| scores.row(ix).to_vec().into_iter().map(Some);
     let rows: Vec<OutputRow> = responses
         .iter()
         .enumerate()
@@ -123,14 +124,14 @@ pub fn judge(responses: &[GivenResponse], rewards: &RewardSet, config: &JudgingC
         normalised_average(&metrics)
     };
     let correct: Vec<bool> = responses.iter().map(GivenResponse::correct).collect();
-    let correlation = |column: &Vec<f64>| {
+    let correlation = |column: ArrayView1<'_, f64>| {
         correlation_ratio(&correct, &column.iter().copied().map(Some).collect::<Vec<_>>())
     };
     Ok(Judged {
         accuracy_interval: interval(&accuracy),
         intervals: (0..columns.len()).map(|ix| interval(&|of: &[usize]| column(ix, of))).collect(),
         normalised: average(&all).map(|mean| NormalisedAverage { mean, interval: interval(&average) }),
-        correlations: scores.iter().map(correlation).collect(),
+        correlations: scores.columns().into_iter().map(correlation).collect(),
         table: OutputTable { rows, rewards: names },
         questions,
         summary,

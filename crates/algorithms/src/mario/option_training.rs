@@ -215,7 +215,12 @@ impl<P: Policy + ScoreChoices> Curriculum<P> for OptionTraining {
                 let rows = || portion.iter().map(|&ix| &self.dev[ix]);
                 let prompts: Vec<_> = rows().map(|(prompt, _)| prompt.clone()).collect();
                 let scores = option_scores(policy, &prompts, &self.options, self.config.eval_batch_size)?;
-                correct.extend(scores.iter().zip(rows()).map(|(scores, (_, gold))| argmax(scores) == *gold));
+                correct.extend(
+                    scores
+                        .outer_iter()
+                        .zip(rows())
+                        .map(|(scores, (_, gold))| argmax(&scores.to_vec()) == *gold),
+                );
                 observer
                     .progress("validation", correct.len() as u64, mine.len() as u64)
                     .map_err(Error::Observer)?;

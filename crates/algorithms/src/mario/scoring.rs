@@ -82,7 +82,7 @@ impl<P: ?Sized> Scorer<P, MarioItem> for TextScorer {
         let scores = self.rewards.scores(&responses)?;
         let correct = Accuracy.scores(&responses)?;
         let judged = |(i, response): (usize, &Response<'_>)| Judged {
-            scores: scores.iter().map(|column| Some(column[i])).collect(),
+            scores: scores.row(i).iter().copied().map(Some).collect(),
             valid: is_valid(response.text),
             correct: correct[i] > 0.5,
         };

@@ -18,9 +18,10 @@ pub struct Lengths {
     pub min_length: usize,
 }
 
+/// Room for 20 tokens behind the start token and one control token.
 impl Default for Lengths {
     fn default() -> Self {
-        Self { max_length: 256, min_length: 10 }
+        Self { max_length: 22, min_length: 0 }
     }
 }
 
@@ -48,11 +49,11 @@ impl Lengths {
     }
 }
 
-/// How the data pool is fed with responses.
+/// How the data pool is fed with responses. By default, one from the unmodified distribution for each prompt.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SamplingConfig {
-    /// Temperature, top-k and top-p. The authors of MaRio set no top-k; 50 is what their library does then.
+    /// Temperature, top-k and top-p.
     pub sampling: Sampling,
     /// How long responses are.
     pub lengths: Lengths,
@@ -68,11 +69,11 @@ pub struct SamplingConfig {
 impl Default for SamplingConfig {
     fn default() -> Self {
         Self {
-            sampling: Sampling { temperature: 1.0, top_k: Some(50), top_p: Some(0.7), ..Sampling::default() },
+            sampling: Sampling::default(),
             lengths: Lengths::default(),
             passes: 1,
-            batch_size: 150,
-            drop_last: true,
+            batch_size: 64,
+            drop_last: false,
         }
     }
 }
@@ -95,16 +96,16 @@ impl Default for ExpertConfig {
     }
 }
 
-/// Settings of [`Quark`](super::Quark). The numbers are those of MaRio's published command for NumerSense; only `control`
-/// must be given. Where its code has a quirk that is of no use elsewhere (`kl_vocab`, `retokenize`), the quirk is off.
+/// Settings of [`Quark`](super::Quark); only `control` must be given. Batch, interval, penalty and lengths are by default those of Quark's
+/// published code (arXiv 2205.13636), everything else is off. Those of MaRio are in [`published_quark`](crate::mario::published_quark).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct QuarkConfig {
     /// Rewards and their control tokens.
     pub control: ControlConfig,
-    /// Samples of the pool per update and process.
+    /// Samples of the pool per update and process. Default: 128.
     pub batch_size: usize,
-    /// Steps between two rounds of new samples.
+    /// Steps between two rounds of new samples. Default: 500.
     pub sample_interval: u64,
     /// How new samples are written.
     pub sampling: SamplingConfig,
@@ -116,7 +117,7 @@ pub struct QuarkConfig {
     pub sample_at_start: bool,
     /// Only right answers come into the pool.
     pub only_correct: bool,
-    /// Weight of the divergence from the reference. Its target is in nats per response.
+    /// Weight of the divergence from the reference. Default: 0.05. Its target is in nats per response.
     pub kl: KlPenalty,
     /// Weight of the entropy, which is a bonus: an adaptive one falls where there is more than its target, in nats of
     /// likelihood per response.
@@ -144,14 +145,14 @@ impl Default for QuarkConfig {
     fn default() -> Self {
         Self {
             control: ControlConfig::default(),
-            batch_size: 4,
-            sample_interval: 4000,
+            batch_size: 128,
+            sample_interval: 500,
             sampling: SamplingConfig::default(),
             expert: ExpertConfig::default(),
             start_sampling_at: 0,
             sample_at_start: true,
             only_correct: false,
-            kl: KlPenalty::Fixed { coef: 0.1 },
+            kl: KlPenalty::Fixed { coef: 0.05 },
             entropy: KlPenalty::Fixed { coef: 0.0 },
             kl_vocab: None,
             retokenize: false,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use ruminate_datasets::chat::trained_tokens;
 use ruminate_datasets::rise::TrainingText;
-use ruminate_models::{EncodedText, Example, IGNORED, Tokenizer};
+use ruminate_models::{EncodedText, Example, Tokenizer};
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
@@ -12,10 +12,20 @@ use crate::{Error, Result};
 /// An example, and the weight of its loss.
 #[derive(Debug, Clone, PartialEq)]
 pub struct WeightedExample {
-    /// What stands before the first trained token, and what follows.
+    /// What stands before the first trained token, and what follows up to the last one.
     pub example: Example,
+    /// Which tokens of the target are trained. The model reads the others, but there is no loss on them.
+    pub trained: Vec<bool>,
     /// The weight.
     pub weight: f32,
+}
+
+impl WeightedExample {
+    /// An example whose whole target is trained.
+    #[must_use]
+    pub fn new(example: Example, weight: f32) -> Self {
+        Self { trained: vec![true; example.target.len()], example, weight }
+    }
 }
 
 /// What the weights exp(r / tau) of a data set become.
@@ -109,7 +119,8 @@ pub struct EncodedExamples {
 }
 
 /// Token ids of texts, the begin token never doubled. An example's prompt ends before the first trained token; what stands behind
-/// the last one is left out, because nothing depends on it.
+/// the last one is left out, because nothing depends on it. What stands between two spans belongs to the target without being trained, so
+/// that the later span sees it.
 ///
 /// # Errors
 /// When `max_length` is below 2, or the tokenizer fails.
@@ -146,9 +157,9 @@ pub fn encode_texts(
             result.untrained += 1;
             continue;
         };
-        let label = |at: usize| if trained[at] { ids[at] } else { IGNORED };
-        let example = Example { prompt: ids[..first].to_vec(), target: (first..=last).map(label).collect() };
-        result.examples.push(WeightedExample { example, weight: text.weight as f32 });
+        let example = Example { prompt: ids[..first].to_vec(), target: ids[first..=last].to_vec() };
+        let trained = trained[first..=last].to_vec();
+        result.examples.push(WeightedExample { example, trained, weight: text.weight as f32 });
         result.texts.push(i);
     }
     Ok(result)

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use ruminate_models::{Example, Policy, ScoreOptions, Tokenizer};
+use ruminate_models::{Example, IGNORED, Policy, ScoreOptions, Tokenizer};
 use ruminate_torch::dist::Sharding;
 use tch::{Kind, Tensor};
 
@@ -78,11 +78,19 @@ impl<P: Policy> Rwr<P> {
         seed: u64,
         tokenizer: Tokenizer,
     ) -> Result<Self> {
-        for (i, WeightedExample { example, weight }) in examples.iter().chain(&held_out).enumerate() {
+        for (i, WeightedExample { example, trained, weight }) in examples.iter().chain(&held_out).enumerate()
+        {
             if !weight.is_finite() {
                 return Err(Error::config("weight", format!("of example {i} is {weight}")));
             }
-            if example.target.iter().all(|&id| id == ruminate_models::IGNORED) {
+            if trained.len() != example.target.len() {
+                let (marks, tokens) = (trained.len(), example.target.len());
+                let reason = format!(
+                    "example {i} has {marks} marks in `trained` for the {tokens} tokens of its target"
+                );
+                return Err(Error::config("examples", reason));
+            }
+            if !example.target.iter().zip(trained).any(|(&id, &trained)| trained && id != IGNORED) {
                 return Err(Error::config(
                     "examples",
                     format!("example {i} has no trained token; leave it out"),
@@ -123,7 +131,18 @@ impl<P: Policy> Rwr<P> {
         let weights: Vec<f32> = batch.iter().map(|weighted| weighted.weight).collect();
         let scores = self.policy.score(&examples, ScoreOptions::default())?;
         let weights = Tensor::f_from_slice(&weights)?.f_to_device(self.policy.device())?;
-        Ok((rwr_loss(&scores.log_probs, &scores.labels.mask, &weights)?, scores.tokens))
+        let labels = &scores.labels.mask;
+        let (rows, time) = labels.size2()?;
+        let trained: Vec<f32> = batch
+            .iter()
+            .flat_map(|weighted| {
+                let marks = weighted.trained.iter().map(|&trained| f32::from(u8::from(trained)));
+                marks.chain(std::iter::repeat(0.0)).take(time as usize)
+            })
+            .collect();
+        let trained = Tensor::f_from_slice(&trained)?.f_to_device(self.policy.device())?;
+        let mask = labels.f_mul(&trained.f_view_([rows, time])?)?;
+        Ok((rwr_loss(&scores.log_probs, &mask, &weights)?, scores.tokens))
     }
 
     /// Sums of weighted and of plain losses of the held-out examples.

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use approx::{assert_abs_diff_eq, assert_relative_eq};
+use proptest::prelude::*;
 use ruminate_algorithms::rwr::{
     EncodedExamples, LocalModel, Rwr, RwrConfig, RwrData, TooLong, WeightedExample, Weighting, encode_texts,
     trainer_config,
@@ -14,8 +15,8 @@ use ruminate_datasets::chat::{ChatTemplate, Message, NamedTemplate};
 use ruminate_datasets::environments::{Compat, Gsm8k, Problem, QuestionOnly};
 use ruminate_datasets::rise::{Answerer, Ask, MultiTurn, RolloutConfig, TrainingText};
 use ruminate_models::{
-    Example, Generate, Generated, GenerationConfig, IGNORED, Parameters, Policy, Sampling, ScoreOptions,
-    Strategy, T5, TokenId, TokenScores, Tokenizer,
+    Example, Generate, Generated, GenerationConfig, IGNORED, Llama, LlamaConfig, Parameters, Policy,
+    Sampling, ScoreOptions, Strategy, T5, TokenId, TokenScores, Tokenizer,
 };
 use tch::{Device, Kind};
 
@@ -28,7 +29,11 @@ fn weighted(count: i64) -> Vec<WeightedExample> {
         if i % 2 == 1 && example.target.len() > 2 {
             example.target[1] = IGNORED;
         }
-        WeightedExample { example, weight: weights[i % 3] }
+        let mut weighted = WeightedExample::new(example, weights[i % 3]);
+        if i % 4 == 2 {
+            weighted.trained[0] = false;
+        }
+        weighted
     };
     examples(count).into_iter().enumerate().map(example).collect()
 }
@@ -43,10 +48,15 @@ pub(crate) fn of_ranks(policy: T5, batch_size: usize) -> Result<Rwr<T5>> {
 }
 
 /// Weight times mean negative log-likelihood of one example alone.
-fn naive(model: &T5, WeightedExample { example, weight }: &WeightedExample) -> f64 {
+fn naive(model: &T5, WeightedExample { example, trained, weight }: &WeightedExample) -> f64 {
     let scores = model.score(std::slice::from_ref(example), ScoreOptions::default()).unwrap();
-    let sum = scores.log_probs.sum(Kind::Double).double_value(&[]);
-    -f64::from(*weight) * sum / scores.labels.count as f64
+    let log_probs: Vec<Vec<f64>> = Vec::try_from(scores.log_probs).unwrap();
+    let labels = example.target.iter().zip(trained);
+    let counted: Vec<f64> = { labels.zip(&log_probs[0]) }
+        .filter(|&((&id, &trained), _)| trained && id != IGNORED)
+        .map(|(_, &log_prob)| log_prob)
+        .collect();
+    -f64::from(*weight) * counted.iter().sum::<f64>() / counted.len() as f64
 }
 
 #[test]
@@ -75,9 +85,8 @@ fn every_example_counts_alike_however_batches_are_cut() {
 fn of_two_answers_the_heavier_one_is_learnt() {
     let _alone = alone();
     let prompt = examples(1)[0].prompt.clone();
-    let answer = |first, weight| WeightedExample {
-        example: Example { prompt: prompt.clone(), target: vec![first, 1] },
-        weight,
+    let answer = |first, weight| {
+        WeightedExample::new(Example { prompt: prompt.clone(), target: vec![first, 1] }, weight)
     };
     for (heavy, light) in [(60, 90), (90, 60)] {
         let data = vec![answer(heavy, 12.18), answer(light, 1.0)];
@@ -173,13 +182,62 @@ fn texts_become_examples_or_are_counted() {
     assert_eq!((kept, cut, too_long, untrained), (vec![0, 3, 4], 0, 0, 2));
     assert_eq!(examples[0].example, Example { prompt: ids[..2].to_vec(), target: ids[2..].to_vec() });
     assert_eq!(examples[1].example, Example { prompt: ids[..1].to_vec(), target: ids[1..2].to_vec() });
-    assert_eq!(examples[2].example.target, [ids[1], IGNORED, ids[3]]);
+    assert_eq!(examples[2].example.target, ids[1..]);
+    assert_eq!(examples[2].trained, [true, false, true]);
     assert!(examples.iter().all(|example| example.weight == 2.0));
     let cut = encode(3, TooLong::Cut);
     assert_eq!((cut.cut, cut.untrained, cut.examples[0].example.target.len()), (5, 2, 1));
     let dropped = encode(3, TooLong::Drop);
     assert_eq!((dropped.too_long, dropped.examples.len()), (5, 0));
     assert!(encode_texts(&tokenizer, &texts, 1, TooLong::Cut).is_err());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(24) })]
+
+    /// The loss of a text with several spans is that of its trained tokens in the whole text: each sees everything before it.
+    #[test]
+    fn spans_are_scored_as_in_the_whole_text(
+        words in prop::collection::vec(0usize..4, 2..12),
+        marks in prop::collection::vec(any::<bool>(), 12),
+    ) {
+        let _alone = alone();
+        let tokenizer = tokenizer();
+        // Words of the world, each a token.
+        let words: Vec<&str> = words.into_iter().map(|i| ["Ada", "Adam", "Agnes", "Alan"][i]).collect();
+        let text = words.join(" ");
+        let mut at = 0;
+        let spans = words.iter().map(|word| {
+            at += word.len() + 1;
+            at - 1 - word.len()..at - 1
+        });
+        let spans: Vec<_> = spans.zip(&marks).filter(|(_, trained)| **trained).map(|(span, _)| span).collect();
+        let ids = tokenizer.encode_plain(&text).unwrap();
+        prop_assert_eq!(ids.len(), words.len());
+        let texts = [TrainingText { text, spans, weight: 2.0 }];
+        let examples = encode_texts(&tokenizer, &texts, 50, TooLong::Cut).unwrap().examples;
+        // The first token is predicted from nothing.
+        let trained: Vec<bool> = marks[1..ids.len()].to_vec();
+        prop_assert_eq!(examples.len(), usize::from(trained.contains(&true)));
+        if examples.is_empty() {
+            return Ok(());
+        }
+        let keys = serde_json::json!({
+            "model_type": "llama", "vocab_size": tokenizer.vocab_size(), "hidden_size": 16, "intermediate_size": 24,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.3,
+        });
+        let config = LlamaConfig::from_json(keys.as_object().unwrap().clone(), Path::new("config.json")).unwrap();
+        let llama = Llama::new(config, Kind::Float, Device::Cpu, 1).unwrap();
+        let whole = [Example { prompt: ids[..1].to_vec(), target: ids[1..].to_vec() }];
+        let whole = llama.score(&whole, ScoreOptions::default()).unwrap().log_probs;
+        let whole: Vec<Vec<f64>> = Vec::try_from(whole).unwrap();
+        let spans: Vec<f64> =
+            whole[0].iter().zip(&trained).filter(|(_, trained)| **trained).map(|(x, _)| -x).collect();
+        let mut rwr = Rwr::new(llama, examples.clone(), examples, 1, 1, tokenizer).unwrap();
+        let metrics = rwr.evaluate(1, &mut NullObserver).unwrap().metrics;
+        let nll = metrics.iter().find(|(name, _)| name == "eval/nll").unwrap().1;
+        assert_relative_eq!(nll, spans.iter().sum::<f64>() / spans.len() as f64, max_relative = 1e-5);
+    }
 }
 
 #[test]
@@ -211,11 +269,12 @@ fn what_cannot_be_trained_is_refused() {
     };
     let example = weighted(1).remove(0);
     refused(WeightedExample { weight: f32::NAN, ..example.clone() }, "weight");
+    refused(WeightedExample { trained: vec![], ..example.clone() }, "0 marks");
+    let untrained = vec![false; example.trained.len()];
+    refused(WeightedExample { trained: untrained, ..example.clone() }, "no trained token");
     let prompt = example.example.prompt;
-    refused(
-        WeightedExample { example: Example { prompt, target: vec![IGNORED] }, weight: 1.0 },
-        "no trained token",
-    );
+    let ignored = Example { prompt, target: vec![IGNORED] };
+    refused(WeightedExample::new(ignored, 1.0), "no trained token");
     assert!(Rwr::new(model(0.0, 1), vec![], vec![], 1, 1, tokenizer()).is_err());
     trainer_config(100).validate().unwrap();
     assert_eq!(trainer_config(101).warmup_steps, 5);

@@ -142,7 +142,7 @@ pub(super) fn consistency(path: &Path) -> Result<Outcome, GoldenError> {
         }
         let scores = |said: &[Vec<f64>]| -> Check<Vec<f64>> {
             let options: Vec<Vec<TokenId>> = said.iter().map(|tokens| vec![1; tokens.len()]).collect();
-            Ok(option_scores(&Said(said), &[vec![1]], &options, 1)?.concat())
+            Ok(option_scores(&Said(said), &[vec![1]], &options, 1)?.into_raw_vec_and_offset().0)
         };
         let i2o = scores(&i2o_said)?;
         let ir2o = scores(&ir2o_said)?;

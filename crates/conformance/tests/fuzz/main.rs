@@ -7,6 +7,7 @@
 mod checkpoints;
 mod configurations;
 mod datasets;
+mod gguf;
 mod models;
 mod mutate;
 

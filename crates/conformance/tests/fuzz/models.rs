@@ -2,7 +2,8 @@ use std::path::Path;
 
 use ruminate_models::checkpoint::{read_tensors, write_model};
 use ruminate_models::{
-    Example, Generate, GenerationConfig, Llama, LlamaConfig, Policy, ScoreOptions, T5, T5Config, Tokenizer,
+    Example, Generate, GenerationConfig, Llama, LlamaConfig, NetworkConfig, Policy, ScoreOptions, T5,
+    T5Config, Tokenizer,
 };
 use tch::{Device, Kind};
 
@@ -62,8 +63,12 @@ fn llama() -> tempfile::TempDir {
     });
     let config = LlamaConfig::from_json(keys.as_object().unwrap().clone(), "config.json".as_ref()).unwrap();
     Llama::new(config, Kind::Float, Device::Cpu, 1).unwrap().save(folder.path()).unwrap();
-    std::fs::write(folder.path().join("generation_config.json"), r#"{"eos_token_id": [1, 3], "top_p": 0.9}"#)
-        .unwrap();
+    let defaults = serde_json::json!({
+        "eos_token_id": [1, 3], "do_sample": true, "temperature": 0.7, "top_k": 5, "top_p": 0.9, "max_length": 30,
+        "repetition_penalty": 1.1, "bad_words_ids": [[4], [5, 6]], "sequence_bias": [[[7], -1.5]], "suppress_tokens": [8],
+        "forced_eos_token_id": 3, "guidance_scale": 1.0, "num_beams": 1, "early_stopping": false,
+    });
+    std::fs::write(folder.path().join("generation_config.json"), defaults.to_string()).unwrap();
     folder
 }
 
@@ -71,6 +76,7 @@ fn load_llama(path: &Path) -> Result<(), Boxed> {
     let llama = Llama::load(path.parent().unwrap(), Kind::Float, Device::Cpu)?;
     let config = GenerationConfig { max_new_tokens: 3, ..GenerationConfig::default() };
     llama.generate(&[vec![5, 7, 1, 4], vec![9]], &config, &[])?;
+    llama.generation_config()?;
     Ok(())
 }
 

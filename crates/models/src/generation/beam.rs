@@ -4,7 +4,8 @@ use tch::{Kind, Tensor};
 
 use super::rules::{processors, stop_ids, token_table};
 use super::{
-    Beam, Decoder, EarlyStopping, Finish, Generated, GenerationConfig, History, Interrupt, Started, Steps,
+    Beam, Decoder, EarlyStopping, Finish, Generated, GenerationConfig, History, Interrupt, Prefill, Started,
+    Steps,
 };
 use crate::{Result, TokenId};
 
@@ -39,8 +40,12 @@ pub(super) fn search<D: Decoder>(
     // Enough continuations that `num_beams` are left when every end token of every beam is among the best.
     let width = (beams * (1 + stop_ids.len()).max(2)).min(beams * vocab as usize) as i64;
 
-    let Started { mut steps, mut logits, prompt, padding } =
-        model.prefill(prompts, &config.prefix, beams, new)?;
+    let Started { mut steps, mut logits, prompt, padding } = model.prefill(Prefill {
+        prompts,
+        prefix: &config.prefix,
+        samples_per_prompt: beams,
+        max_new: new,
+    })?;
     let prefix = prompt.size()[1];
     let processors = processors(config, &stop_ids, prefix);
     let mut tokens = token_table(&prompt, new as i64)?;

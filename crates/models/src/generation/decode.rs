@@ -15,8 +15,8 @@ use super::replay::Replayed;
 use super::rules::{processors, stop_ids, token_table};
 use super::stop_strings::StopStrings;
 use super::{
-    Beam, Decoder, Finish, Generated, GenerationConfig, History, Interrupt, MAX_TOKENS, Processor, Started,
-    Steps, Strategy, beam,
+    Beam, Decoder, Finish, Generated, GenerationConfig, History, Interrupt, MAX_TOKENS, Prefill, Processor,
+    Started, Steps, Strategy, beam,
 };
 use crate::{Error, Result, TokenId};
 
@@ -35,36 +35,89 @@ pub(crate) fn generate<D: Decoder>(
         return Ok(vec![]);
     }
     check_choice(model, config)?;
-    check_rows(prompts.len(), config)?;
     check_seeds(prompts.len(), config, seeds)?;
+    let limits = new_tokens(model, prompts, config)?;
+    let most = limits.iter().copied().max().unwrap_or(config.max_new_tokens);
+    let at_limit = matches!(config.strategy, Strategy::Beam(_)) || config.forced_eos_token_id.is_some();
+    if at_limit && limits.iter().any(|&limit| limit < most) {
+        return generate_by_limit(model, prompts, config, seeds, &limits);
+    }
+    let config = &GenerationConfig { max_new_tokens: most, ..config.clone() };
+    check_rows(prompts.len(), config)?;
     let mut results = vec![vec![]; prompts.len()];
     for Portion { prompts: range, samples } in portions(model, prompts, config) {
         Interrupt::check()?;
         let part = GenerationConfig { samples_per_prompt: samples.len(), ..config.clone() };
         let seeds = seeds.get(range.clone()).unwrap_or_default();
         let uniform = uniform_numbers(&part, samples, seeds)?;
-        let written = tch::no_grad(|| write(model, &prompts[range.clone()], &part, uniform))?;
+        let written =
+            tch::no_grad(|| write(model, &prompts[range.clone()], &limits[range.clone()], &part, uniform))?;
         results[range].iter_mut().zip(written).for_each(|(all, more)| all.extend(more));
     }
     Ok(results)
 }
 
-/// Writes all rows at the same time.
+/// How many tokens each prompt's rows get at most.
+fn new_tokens(
+    model: &impl Decoder,
+    prompts: &[Vec<TokenId>],
+    config: &GenerationConfig,
+) -> Result<Vec<usize>> {
+    let Some(max_length) = config.max_length else { return Ok(vec![config.max_new_tokens; prompts.len()]) };
+    let limit = |(i, prompt): (usize, &Vec<TokenId>)| {
+        let given = model.given_tokens(prompt) + config.prefix.len();
+        match max_length.saturating_sub(given) {
+            0 => {
+                let reason = format!(
+                    "the {given} tokens before the first new one of prompt {i} leave no room within max_length {max_length}"
+                );
+                Err(Error::invalid("generation", reason))
+            }
+            room => Ok(room.min(config.max_new_tokens)),
+        }
+    };
+    prompts.iter().enumerate().map(limit).collect()
+}
+
+/// Writes prompts of one limit at a time: beams are ranked and an end is forced at the limit, so it must be that of the whole batch.
+fn generate_by_limit<D: Decoder>(
+    model: &D,
+    prompts: &[Vec<TokenId>],
+    config: &GenerationConfig,
+    seeds: &[u64],
+    limits: &[usize],
+) -> Result<Vec<Vec<Generated>>> {
+    let mut results = vec![vec![]; prompts.len()];
+    for limit in limits.iter().copied().collect::<BTreeSet<_>>() {
+        let of: Vec<usize> = (0..prompts.len()).filter(|&i| limits[i] == limit).collect();
+        let config = GenerationConfig { max_new_tokens: limit, max_length: None, ..config.clone() };
+        let prompts: Vec<Vec<TokenId>> = of.iter().map(|&i| prompts[i].clone()).collect();
+        let seeds: Vec<u64> = of.iter().filter_map(|&i| seeds.get(i).copied()).collect();
+        let written = generate(model, &prompts, &config, &seeds)?;
+        of.into_iter().zip(written).for_each(|(i, written)| results[i] = written);
+    }
+    Ok(results)
+}
+
+/// Writes all rows at the same time, each up to its prompt's limit.
 fn write<D: Decoder>(
     model: &D,
     prompts: &[Vec<TokenId>],
+    limits: &[usize],
     config: &GenerationConfig,
     uniform: Option<Tensor>,
 ) -> Result<Vec<Vec<Generated>>> {
     if let Strategy::Beam(settings) = &config.strategy {
         return beam::search(model, prompts, config, settings);
     }
-    let started = model.prefill(prompts, &config.prefix, config.samples_per_prompt, config.max_new_tokens)?;
+    let GenerationConfig { prefix, samples_per_prompt, max_new_tokens: max_new, .. } = config;
+    let (samples_per_prompt, max_new) = (*samples_per_prompt, *max_new);
+    let started = model.prefill(Prefill { prompts, prefix, samples_per_prompt, max_new })?;
     if Kernel::Graphs.is_on() {
         let started = started.with(|steps| Replayed::new(steps, model.device()))?;
-        return Loop::new(model, prompts.len(), config, uniform, started)?.run();
+        return Loop::new(model, limits, config, uniform, started)?.run();
     }
-    Loop::new(model, prompts.len(), config, uniform, started)?.run()
+    Loop::new(model, limits, config, uniform, started)?.run()
 }
 
 /// Refuses settings under which no token is left to choose.
@@ -102,6 +155,8 @@ fn check_rows(prompts: usize, config: &GenerationConfig) -> Result<()> {
 struct Loop<'a, S> {
     steps: S,
     config: &'a GenerationConfig,
+    /// New tokens of each prompt's rows at most.
+    limits: &'a [usize],
     device: Device,
     /// Logits of the next token `[rows, vocab]`.
     logits: Tensor,
@@ -129,7 +184,7 @@ struct Loop<'a, S> {
 impl<'a, S: Steps> Loop<'a, S> {
     fn new<D: Decoder>(
         model: &'a D,
-        prompts: usize,
+        limits: &'a [usize],
         config: &'a GenerationConfig,
         uniform: Option<Tensor>,
         started: Started<S>,
@@ -142,6 +197,7 @@ impl<'a, S: Steps> Loop<'a, S> {
         Ok(Self {
             steps,
             config,
+            limits,
             device,
             logits,
             stop_strings: StopStrings::new(model.tokenizer(), config, &stop_ids, rows as usize)?,
@@ -154,8 +210,8 @@ impl<'a, S: Steps> Loop<'a, S> {
             log_probs: Tensor::f_zeros([rows, time], (Kind::Float, device))?,
             sampling_log_probs: Tensor::f_zeros([rows, time], (Kind::Float, device))?,
             finished: Tensor::f_zeros([rows, 1], (Kind::Bool, device))?,
-            prompts: (0..prompts).collect(),
-            results: vec![vec![]; prompts],
+            prompts: (0..limits.len()).collect(),
+            results: vec![vec![]; limits.len()],
         })
     }
 
@@ -218,7 +274,10 @@ impl<'a, S: Steps> Loop<'a, S> {
         }
         let samples = self.config.samples_per_prompt;
         let finished: Vec<bool> = Vec::try_from(self.finished.f_view_([-1])?)?;
-        let ended = |i: &usize| finished[i * samples..(i + 1) * samples].iter().all(|&done| done);
+        let ended = |&i: &usize| {
+            step + 1 >= self.limits[self.prompts[i]]
+                || finished[i * samples..(i + 1) * samples].iter().all(|&done| done)
+        };
         let (done, left): (Vec<usize>, Vec<usize>) = (0..self.prompts.len()).partition(ended);
         if !left.is_empty() && done.len() * 4 < self.prompts.len() {
             return Ok(false);
@@ -246,7 +305,7 @@ impl<'a, S: Steps> Loop<'a, S> {
         Ok(false)
     }
 
-    /// Brings the rows of some prompts to the host and cuts them behind their stop tokens.
+    /// Brings the rows of some prompts to the host and cuts them behind their stop tokens, or at their limits.
     fn collect(&mut self, prompts: &[usize]) -> Result<()> {
         let tokens = self.tokens.f_narrow(1, self.prompt_len, self.config.max_new_tokens as i64)?;
         let tokens: Vec<Vec<TokenId>> = Vec::try_from(tokens)?;
@@ -258,16 +317,19 @@ impl<'a, S: Steps> Loop<'a, S> {
         let stop_ids: Vec<TokenId> = Vec::try_from(&self.stop_ids)?;
         let samples = self.config.samples_per_prompt;
         for &i in prompts {
+            let limit = self.limits[self.prompts[i]];
             let rows = (i * samples..(i + 1) * samples).map(|row| {
-                let stop = tokens[row].iter().position(|id| stop_ids.contains(id)).map(|at| at + 1);
+                let tokens = &tokens[row][..limit];
+                let stop = tokens.iter().position(|id| stop_ids.contains(id)).map(|at| at + 1);
                 let string = self.stop_strings.as_ref().and_then(|strings| strings.length(row));
+                let string = string.filter(|&length| length <= limit);
                 let (length, finish) = match (string, stop) {
                     (Some(length), _) => (length, Finish::StopString),
                     (None, Some(length)) => (length, Finish::Stop),
-                    (None, None) => (tokens[row].len(), Finish::Length),
+                    (None, None) => (limit, Finish::Length),
                 };
                 Generated {
-                    ids: tokens[row][..length].to_vec(),
+                    ids: tokens[..length].to_vec(),
                     log_probs: log_probs[row][..length].to_vec(),
                     sampling_log_probs: sampling[row][..length].to_vec(),
                     finish,

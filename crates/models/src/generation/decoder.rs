@@ -19,19 +19,26 @@ pub(crate) trait Decoder {
     /// Finds stop strings, where the model has one.
     fn tokenizer(&self) -> Option<&Tokenizer>;
 
+    /// Tokens that stand before the first new one of a prompt's rows, without the prefix: the prompt, or the start token where an encoder reads it.
+    fn given_tokens(&self, prompt: &[TokenId]) -> usize;
+
     /// Bytes that are held while `rows` rows of `prompts` prompts are written: the prompts have up to `longest` tokens, and each row gets
     /// `new` more.
     fn bytes_in_flight(&self, prompts: usize, longest: usize, rows: usize, new: usize) -> u64;
 
-    /// Reads the prompts, each once, and the prefix behind each, without gradients and dropout. A prompt has
-    /// `samples_per_prompt` consecutive rows with room for `max_new` more tokens, of which the last need not be read.
-    fn prefill(
-        &self,
-        prompts: &[Vec<TokenId>],
-        prefix: &[TokenId],
-        samples_per_prompt: usize,
-        max_new: usize,
-    ) -> Result<Started<Decoding<'_>>>;
+    /// Reads prompts, without gradients and dropout.
+    fn prefill(&self, prefill: Prefill<'_>) -> Result<Started<Decoding<'_>>>;
+}
+
+/// What is read before the first new token: the prompts, each once, and the prefix behind each.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Prefill<'a> {
+    pub(crate) prompts: &'a [Vec<TokenId>],
+    pub(crate) prefix: &'a [TokenId],
+    /// Consecutive rows of each prompt.
+    pub(crate) samples_per_prompt: usize,
+    /// New tokens that each row has room for. The last is never read.
+    pub(crate) max_new: usize,
 }
 
 /// A decoder that has read its prompts.

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::{Error, Result, TokenId};
 
 pub(crate) use decode::generate;
-pub(crate) use decoder::{Decoder, Started, Steps};
+pub(crate) use decoder::{Decoder, Prefill, Started, Steps};
 pub use interrupt::Interrupt;
 pub use processor::{History, Processor, filter_logits, forbid};
 
@@ -136,6 +136,10 @@ pub struct GenerationConfig {
     pub strategy: Strategy,
     /// Tokens after which a row stops at the latest.
     pub max_new_tokens: usize,
+    /// Tokens of a row at most, those before the first new one included: the prompt (where an encoder reads it, the start token instead)
+    /// and `prefix`. The lower of this and `max_new_tokens` ends a row; a prompt that leaves no room is an error. Each row has its own
+    /// limit, where transformers counts the padding of its batch, too.
+    pub max_length: Option<usize>,
     /// Tokens before which no stop token may come.
     pub min_new_tokens: usize,
     /// Tokens that every sequence begins with, behind the start token or the prompt. They do not count as new.
@@ -154,7 +158,7 @@ pub struct GenerationConfig {
     pub forbidden_ids: Vec<TokenId>,
     /// Biases on the last token of sequences whose other tokens were just written.
     pub sequence_bias: Vec<SequenceBias>,
-    /// The token that is written at the limit of `max_new_tokens`, usually an end token.
+    /// The token that is written at the limit of `max_new_tokens` or `max_length`, usually an end token.
     pub forced_eos_token_id: Option<TokenId>,
     /// Sequences per prompt. The prompt is read once for all of them.
     pub samples_per_prompt: usize,
@@ -168,6 +172,7 @@ impl Default for GenerationConfig {
         Self {
             strategy: Strategy::Greedy,
             max_new_tokens: 32,
+            max_length: None,
             min_new_tokens: 0,
             prefix: vec![],
             repetition_penalty: 1.0,
@@ -252,7 +257,7 @@ pub enum Finish {
     Stop,
     /// Its last id completed a stop string.
     StopString,
-    /// It reached `max_new_tokens`.
+    /// It reached `max_new_tokens` or `max_length`.
     Length,
 }
 
@@ -283,7 +288,8 @@ pub trait Generate {
     /// [`max_memory`](GenerationConfig::max_memory).
     ///
     /// # Errors
-    /// When settings or seeds do not fit, forbidden tokens leave no other, a prompt is empty, or an [`Interrupt`] is raised.
+    /// When settings or seeds do not fit, forbidden tokens leave no other, a prompt is empty or leaves no room within
+    /// [`max_length`](GenerationConfig::max_length), or an [`Interrupt`] is raised.
     fn generate(
         &self,
         prompts: &[Vec<TokenId>],

@@ -5,8 +5,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 use tch::Tensor;
 
-use crate::checkpoint::{read_json, write_json};
-use crate::config::{Keys, UNIMPLEMENTED, Unimplemented, end_tokens_json, generation_end_tokens, refuse};
+use crate::config::{Keys, UNIMPLEMENTED, Unimplemented, end_tokens_json, refuse};
 use crate::layers::RopeScaling;
 use crate::network::NetworkConfig;
 use crate::{Result, TokenId};
@@ -128,31 +127,18 @@ fn no_bias(value: &Value) -> bool {
 }
 
 impl LlamaConfig {
-    /// Reads `config.json` of a model folder, or a configuration file of any name. Where `generation_config.json` of the folder
-    /// names end tokens, they take the place of those in `config.json`, as in transformers.
+    /// Reads `config.json` of a model folder, or a configuration file of any name; see [`NetworkConfig::open`].
     ///
     /// # Errors
-    /// When a file cannot be read, or asks for something that this crate does not know.
+    /// As [`NetworkConfig::open`].
     pub fn open(path: &Path) -> Result<Self> {
-        if !path.is_dir() {
-            return Self::from_json(read_json(path)?, path);
-        }
-        let file = path.join("config.json");
-        let mut config = Self::from_json(read_json(&file)?, &file)?;
-        if let Some(ids) = generation_end_tokens(path)? {
-            config.eos_token_ids = ids;
-            config.check()?;
-        }
-        Ok(config)
+        NetworkConfig::open(path)
     }
 
-    /// Checks and reads the keys of a `config.json`; `path` is for messages.
-    ///
-    /// Keys that transformers' implementation of the `model_type` does not read change nothing: they are named once through the
-    /// crate `log`, at level `info`.
+    /// Checks and reads the keys of a `config.json`; see [`NetworkConfig::from_json`].
     ///
     /// # Errors
-    /// When a key is missing, or has a value that changes what the model computes and that is not implemented.
+    /// As [`NetworkConfig::from_json`].
     pub fn from_json(json: Map<String, Value>, path: &Path) -> Result<Self> {
         let mut keys = Keys::new(json, path);
         let family = LlamaFamily::read(&mut keys)?;
@@ -221,49 +207,6 @@ impl LlamaConfig {
         config.check()?;
         keys.finish();
         Ok(config)
-    }
-
-    /// Writes `config.json` so that transformers 4 and 5 read the same model.
-    ///
-    /// # Errors
-    /// When the folder is not writable.
-    pub fn save(&self, folder: &Path) -> Result<()> {
-        write_json(&folder.join("config.json"), &self.to_json())
-    }
-
-    /// The keys of `config.json`.
-    #[must_use]
-    pub fn to_json(&self) -> Value {
-        let mut json = json!({
-            "architectures": [self.family.architecture()],
-            "model_type": self.family.model_type(),
-            "vocab_size": self.vocab_size,
-            "hidden_size": self.hidden_size,
-            "intermediate_size": self.intermediate_size,
-            "num_hidden_layers": self.num_hidden_layers,
-            "num_attention_heads": self.num_attention_heads,
-            "num_key_value_heads": self.num_key_value_heads,
-            "head_dim": self.head_dim,
-            "hidden_act": "silu",
-            "max_position_embeddings": self.max_position_embeddings,
-            "rms_norm_eps": self.rms_norm_eps,
-            "rope_theta": self.rope_theta,
-            "rope_scaling": self.rope_scaling.to_json(),
-            "tie_word_embeddings": self.tie_word_embeddings,
-            "attention_dropout": self.attention_dropout,
-            "initializer_range": self.initializer_range,
-            "pad_token_id": self.pad_token_id,
-            "bos_token_id": self.bos_token_id,
-            "eos_token_id": end_tokens_json(&self.eos_token_ids),
-        });
-        if self.family != LlamaFamily::Llama {
-            json["sliding_window"] = json!(self.sliding_window);
-        }
-        if self.family.is_qwen() {
-            json["use_sliding_window"] = json!(self.sliding_window.is_some());
-            json["max_window_layers"] = json!(self.max_window_layers);
-        }
-        json
     }
 
     /// Tokens that the model can read: `max_position_embeddings`, and what the scaling of rotary positions adds to it.
@@ -337,8 +280,8 @@ impl LlamaFamily {
 }
 
 impl NetworkConfig for LlamaConfig {
-    fn open(path: &Path) -> Result<Self> {
-        Self::open(path)
+    fn from_json(json: Map<String, Value>, path: &Path) -> Result<Self> {
+        Self::from_json(json, path)
     }
 
     fn check(&self) -> Result<()> {
@@ -391,7 +334,40 @@ impl NetworkConfig for LlamaConfig {
     }
 
     fn to_json(&self) -> Value {
-        self.to_json()
+        let mut json = json!({
+            "architectures": [self.family.architecture()],
+            "model_type": self.family.model_type(),
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.num_hidden_layers,
+            "num_attention_heads": self.num_attention_heads,
+            "num_key_value_heads": self.num_key_value_heads,
+            "head_dim": self.head_dim,
+            "hidden_act": "silu",
+            "max_position_embeddings": self.max_position_embeddings,
+            "rms_norm_eps": self.rms_norm_eps,
+            "rope_theta": self.rope_theta,
+            "rope_scaling": self.rope_scaling.to_json(),
+            "tie_word_embeddings": self.tie_word_embeddings,
+            "attention_dropout": self.attention_dropout,
+            "initializer_range": self.initializer_range,
+            "pad_token_id": self.pad_token_id,
+            "bos_token_id": self.bos_token_id,
+            "eos_token_id": end_tokens_json(&self.eos_token_ids),
+        });
+        if self.family != LlamaFamily::Llama {
+            json["sliding_window"] = json!(self.sliding_window);
+        }
+        if self.family.is_qwen() {
+            json["use_sliding_window"] = json!(self.sliding_window.is_some());
+            json["max_window_layers"] = json!(self.max_window_layers);
+        }
+        json
+    }
+
+    fn has_encoder(&self) -> bool {
+        false
     }
 
     fn pad_token_id(&self) -> TokenId {
@@ -400,6 +376,10 @@ impl NetworkConfig for LlamaConfig {
 
     fn eos_token_ids(&self) -> &[TokenId] {
         &self.eos_token_ids
+    }
+
+    fn set_eos_token_ids(&mut self, ids: Vec<TokenId>) {
+        self.eos_token_ids = ids;
     }
 
     fn set_vocab_size(&mut self, vocab_size: i64) {

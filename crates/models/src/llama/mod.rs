@@ -9,17 +9,16 @@ use tch::{Kind, Tensor};
 
 use crate::batch::{check_id_tensor, check_ids};
 use crate::checkpoint::Weights;
-use crate::generation::Started;
+use crate::generation::{Prefill, Started};
 use crate::layers::packing::{PackedRows, groups, padding_budget};
 use crate::layers::{
     Attention, AttentionBias, AttentionBlock, AttentionShape, Block, Decoding, Dropout, Embeddings,
     KeyValues, KvCache, LeftPadding, Linear, Mlp, Pass, Positions, RmsNorm, Rope, RopeConfig, Stack, Start,
     causal_bias, padding_bias,
 };
-use crate::network::{Context, Network, NetworkConfig};
+use crate::network::{Context, Network, NetworkConfig, TargetRows};
 use crate::parameters::Builder;
-use crate::policy::{check_targets, targets_per_prompt};
-use crate::{Batch, Error, IGNORED, Labels, LanguageModel, ModelShape, Result, Side, TokenId};
+use crate::{Batch, Error, IGNORED, LanguageModel, ModelShape, Result, Side, TokenId};
 
 pub use config::{LlamaConfig, LlamaFamily};
 
@@ -137,33 +136,17 @@ impl Network for LlamaNetwork {
 
     /// Prompt and target are read in one row. Several targets of a prompt share one pass over it, unless activations are
     /// checkpointed.
-    fn target_states(
-        &self,
-        context: Context,
-        prompts: &[&[TokenId]],
-        targets: &[&[TokenId]],
-    ) -> Result<(Tensor, Labels)> {
-        let per_prompt = targets_per_prompt(prompts.len(), targets.len())?;
-        check_prompts(prompts)?;
-        check_targets(self.config.vocab_size, targets)?;
-        let labels = Labels::new(targets, context.device)?;
-        let shares =
-            per_prompt > 1 && !self.stack.gradient_checkpointing && !self.config.rope().depends_on_length();
-        let states = match shares {
-            true => self.states_behind_prompts(context, prompts, &labels)?,
-            false => self.states_of_rows(context, prompts, per_prompt, targets, labels.ids.size()[1])?,
-        };
-        Ok((states, labels))
+    fn target_states(&self, context: Context, rows: &TargetRows<'_>) -> Result<Tensor> {
+        check_prompts(rows.prompts)?;
+        let apart = rows.per_prompt == 1 || self.stack.gradient_checkpointing;
+        match apart || self.config.rope().depends_on_length() {
+            true => self.states_of_rows(context, rows),
+            false => self.states_behind_prompts(context, rows),
+        }
     }
 
-    fn prefill(
-        &self,
-        context: Context,
-        prompts: &[Vec<TokenId>],
-        prefix: &[TokenId],
-        samples_per_prompt: usize,
-        max_new: usize,
-    ) -> Result<Started<Decoding<'_>>> {
+    fn prefill(&self, context: Context, prefill: Prefill<'_>) -> Result<Started<Decoding<'_>>> {
+        let Prefill { prompts, prefix, samples_per_prompt, max_new } = prefill;
         let context = Context { training: false, ..context };
         check_prompts(prompts)?;
         let rows: Vec<Vec<TokenId>> = prompts.iter().map(|prompt| [prompt, prefix].concat()).collect();
@@ -226,14 +209,8 @@ struct Prefix {
 impl LlamaNetwork {
     /// Each prompt in one row with its target. Rows of different lengths are hardly padded, and on the right, where no real token
     /// sees it.
-    fn states_of_rows(
-        &self,
-        context: Context,
-        prompts: &[&[TokenId]],
-        per_prompt: usize,
-        targets: &[&[TokenId]],
-        time: i64,
-    ) -> Result<Tensor> {
+    fn states_of_rows(&self, context: Context, rows: &TargetRows<'_>) -> Result<Tensor> {
+        let TargetRows { prompts, targets, per_prompt, ref labels } = *rows;
         check_ids(self.config.vocab_size, prompts)?;
         let pad = self.config.pad_token_id();
         // The last token of a target predicts nothing that is asked for.
@@ -263,19 +240,15 @@ impl LlamaNetwork {
         let [positions, lengths] = [positions, lengths].map(|flat| tensor(&flat)?.f_unsqueeze(0));
         pass.rope = Some(self.rope(context, &positions?, &lengths?)?);
         let embedded = self.embeddings.embed(&tensor(&rows.ids)?)?;
-        rows.unpack(&self.stack.forward(&embedded, None, &pass, None)?, time)
+        rows.unpack(&self.stack.forward(&embedded, None, &pass, None)?, labels.ids.size()[1])
     }
 
     /// The states of targets that share prompts: each prompt is read once, its targets behind it.
-    fn states_behind_prompts(
-        &self,
-        context: Context,
-        prompts: &[&[TokenId]],
-        labels: &Labels,
-    ) -> Result<Tensor> {
+    fn states_behind_prompts(&self, context: Context, rows: &TargetRows<'_>) -> Result<Tensor> {
+        let TargetRows { prompts, per_prompt, ref labels, .. } = *rows;
         let (last, prefix) = self.read_prompts(context, prompts)?;
         let (rows, time) = labels.ids.size2()?;
-        let per_prompt = rows / prompts.len() as i64;
+        let per_prompt = per_prompt as i64;
         let repeat_interleave = |t: &Tensor| t.f_repeat_interleave_self_int(per_prompt, 0, rows);
         let first = repeat_interleave(&last)?.f_unsqueeze(1)?;
         if time == 1 {

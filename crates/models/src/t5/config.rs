@@ -4,8 +4,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use crate::checkpoint::{read_json, write_json};
-use crate::config::{Keys, UNIMPLEMENTED, Unimplemented, end_tokens_json, generation_end_tokens, refuse};
+use crate::config::{Keys, UNIMPLEMENTED, Unimplemented, end_tokens_json, refuse};
 use crate::network::NetworkConfig;
 use crate::{Result, TokenId};
 
@@ -72,31 +71,18 @@ const UNIMPLEMENTED_HERE: [Unimplemented; 2] = [
 ];
 
 impl T5Config {
-    /// Reads `config.json` of a model folder, or a configuration file of any name. Where `generation_config.json` of the folder
-    /// names end tokens, they take the place of those in `config.json`, as in transformers.
+    /// Reads `config.json` of a model folder, or a configuration file of any name; see [`NetworkConfig::open`].
     ///
     /// # Errors
-    /// When a file cannot be read, or asks for something that this crate does not know.
+    /// As [`NetworkConfig::open`].
     pub fn open(path: &Path) -> Result<Self> {
-        if !path.is_dir() {
-            return Self::from_json(read_json(path)?, path);
-        }
-        let file = path.join("config.json");
-        let mut config = Self::from_json(read_json(&file)?, &file)?;
-        if let Some(ids) = generation_end_tokens(path)? {
-            config.eos_token_ids = ids;
-            config.check()?;
-        }
-        Ok(config)
+        NetworkConfig::open(path)
     }
 
-    /// Checks and reads the keys of a `config.json`; `path` is for messages.
-    ///
-    /// Keys that transformers' implementation of the `model_type` does not read change nothing: they are named once through the
-    /// crate `log`, at level `info`.
+    /// Checks and reads the keys of a `config.json`; see [`NetworkConfig::from_json`].
     ///
     /// # Errors
-    /// When a key is missing, or has a value that changes what the model computes and that is not implemented.
+    /// As [`NetworkConfig::from_json`].
     pub fn from_json(json: Map<String, Value>, path: &Path) -> Result<Self> {
         let mut keys = Keys::new(json, path);
         let kind: Option<String> = keys.nullable("model_type", None)?;
@@ -168,48 +154,6 @@ impl T5Config {
         keys.finish();
         Ok(config)
     }
-
-    /// Writes `config.json` so that transformers 4 and 5 read the same model.
-    ///
-    /// # Errors
-    /// When the folder is not writable.
-    pub fn save(&self, folder: &Path) -> Result<()> {
-        write_json(&folder.join("config.json"), &self.to_json())
-    }
-
-    /// The keys of `config.json`.
-    #[must_use]
-    pub fn to_json(&self) -> Value {
-        let architecture =
-            if self.is_encoder_decoder { "T5ForConditionalGeneration" } else { "T5EncoderModel" };
-        json!({
-            "architectures": [architecture],
-            "model_type": "t5",
-            "vocab_size": self.vocab_size,
-            "d_model": self.d_model,
-            "d_kv": self.d_kv,
-            "d_ff": self.d_ff,
-            "num_layers": self.num_layers,
-            "num_decoder_layers": self.num_decoder_layers,
-            "num_heads": self.num_heads,
-            "relative_attention_num_buckets": self.relative_attention_num_buckets,
-            "relative_attention_max_distance": self.relative_attention_max_distance,
-            "dropout_rate": self.dropout_rate,
-            "layer_norm_epsilon": self.layer_norm_epsilon,
-            "initializer_factor": self.initializer_factor,
-            "feed_forward_proj": match self.feed_forward {
-                FeedForward::Relu => "relu",
-                FeedForward::GatedGelu => "gated-gelu",
-                FeedForward::GatedSilu => "gated-silu",
-            },
-            "tie_word_embeddings": self.tie_word_embeddings,
-            "scale_decoder_outputs": self.scale_decoder_outputs,
-            "is_encoder_decoder": self.is_encoder_decoder,
-            "pad_token_id": self.pad_token_id,
-            "eos_token_id": end_tokens_json(&self.eos_token_ids),
-            "decoder_start_token_id": self.decoder_start_token_id,
-        })
-    }
 }
 
 const ARCHITECTURES: [&str; 7] = [
@@ -249,8 +193,8 @@ impl FeedForward {
 }
 
 impl NetworkConfig for T5Config {
-    fn open(path: &Path) -> Result<Self> {
-        Self::open(path)
+    fn from_json(json: Map<String, Value>, path: &Path) -> Result<Self> {
+        Self::from_json(json, path)
     }
 
     fn check(&self) -> Result<()> {
@@ -293,7 +237,39 @@ impl NetworkConfig for T5Config {
     }
 
     fn to_json(&self) -> Value {
-        self.to_json()
+        let architecture =
+            if self.is_encoder_decoder { "T5ForConditionalGeneration" } else { "T5EncoderModel" };
+        json!({
+            "architectures": [architecture],
+            "model_type": "t5",
+            "vocab_size": self.vocab_size,
+            "d_model": self.d_model,
+            "d_kv": self.d_kv,
+            "d_ff": self.d_ff,
+            "num_layers": self.num_layers,
+            "num_decoder_layers": self.num_decoder_layers,
+            "num_heads": self.num_heads,
+            "relative_attention_num_buckets": self.relative_attention_num_buckets,
+            "relative_attention_max_distance": self.relative_attention_max_distance,
+            "dropout_rate": self.dropout_rate,
+            "layer_norm_epsilon": self.layer_norm_epsilon,
+            "initializer_factor": self.initializer_factor,
+            "feed_forward_proj": match self.feed_forward {
+                FeedForward::Relu => "relu",
+                FeedForward::GatedGelu => "gated-gelu",
+                FeedForward::GatedSilu => "gated-silu",
+            },
+            "tie_word_embeddings": self.tie_word_embeddings,
+            "scale_decoder_outputs": self.scale_decoder_outputs,
+            "is_encoder_decoder": self.is_encoder_decoder,
+            "pad_token_id": self.pad_token_id,
+            "eos_token_id": end_tokens_json(&self.eos_token_ids),
+            "decoder_start_token_id": self.decoder_start_token_id,
+        })
+    }
+
+    fn has_encoder(&self) -> bool {
+        true
     }
 
     fn pad_token_id(&self) -> TokenId {
@@ -302,6 +278,10 @@ impl NetworkConfig for T5Config {
 
     fn eos_token_ids(&self) -> &[TokenId] {
         &self.eos_token_ids
+    }
+
+    fn set_eos_token_ids(&mut self, ids: Vec<TokenId>) {
+        self.eos_token_ids = ids;
     }
 
     fn set_vocab_size(&mut self, vocab_size: i64) {

@@ -9,17 +9,16 @@ use ruminate_torch::Gate;
 
 use crate::batch::{check_id_tensor, check_ids, check_rows};
 use crate::checkpoint::Weights;
-use crate::generation::{Started, Steps};
+use crate::generation::{Prefill, Started, Steps};
 use crate::layers::packing::{PackedRows, longest, padding_budget};
 use crate::layers::{
     Attention, AttentionBias, AttentionBlock, AttentionShape, Block, CrossAttention, Decoding, Dropout,
     Embeddings, KvCache, Linear, Mlp, Pass, Positions, RelativeBias, RmsNorm, Stack, Start, causal_bias,
     padding_bias,
 };
-use crate::network::{Context, Network};
+use crate::network::{Context, Network, TargetRows};
 use crate::parameters::Builder;
-use crate::policy::{check_targets, targets_per_prompt};
-use crate::{Batch, Error, IGNORED, Labels, LanguageModel, ModelShape, Result, Side, TokenId};
+use crate::{Batch, Error, IGNORED, LanguageModel, ModelShape, Result, Side, TokenId};
 
 pub use config::{FeedForward, T5Config};
 
@@ -201,19 +200,12 @@ impl Network for T5Network {
 
     /// The encoder reads the prompts, the decoder the targets behind the start token. Prompts and targets of different lengths are
     /// hardly padded.
-    fn target_states(
-        &self,
-        context: Context,
-        prompts: &[&[TokenId]],
-        targets: &[&[TokenId]],
-    ) -> Result<(Tensor, Labels)> {
-        let per_prompt = targets_per_prompt(prompts.len(), targets.len())?;
+    fn target_states(&self, context: Context, rows: &TargetRows<'_>) -> Result<Tensor> {
+        let TargetRows { prompts, targets, per_prompt, ref labels } = *rows;
         let Context { kind, device, .. } = context;
         let config = &self.config;
         check_rows(prompts)?;
         check_ids(config.vocab_size, prompts)?;
-        check_targets(config.vocab_size, targets)?;
-        let labels = Labels::new(targets, device)?;
         let decoder = self.decoder()?;
 
         // A target without tokens has its row all the same.
@@ -267,17 +259,11 @@ impl Network for T5Network {
         let embedded = self.embeddings.embed(&ids)?.f_split_with_sizes(sizes, 0)?;
         let encoded = self.encoder.stack.forward(&embedded[0], None, &encoder_pass, None)?;
         let states = decoder.stack.forward(&embedded[1], Some(&encoded), &decoder_pass, None)?;
-        Ok((inputs.unpack(&states, labels.ids.size()[1])?, labels))
+        inputs.unpack(&states, labels.ids.size()[1])
     }
 
-    fn prefill(
-        &self,
-        context: Context,
-        prompts: &[Vec<TokenId>],
-        prefix: &[TokenId],
-        samples_per_prompt: usize,
-        max_new: usize,
-    ) -> Result<Started<Decoding<'_>>> {
+    fn prefill(&self, context: Context, prefill: Prefill<'_>) -> Result<Started<Decoding<'_>>> {
+        let Prefill { prompts, prefix, samples_per_prompt, max_new } = prefill;
         let context = Context { training: false, ..context };
         let beginning = [&[self.config.decoder_start_token_id], prefix].concat();
         let (rows, width) = ((prompts.len() * samples_per_prompt) as i64, beginning.len() as i64);

@@ -7,7 +7,7 @@ use std::path::Path;
 use ruminate_models::checkpoint::{
     WEIGHTS, WEIGHTS_INDEX, read_json, read_tensors, write_json, write_model, write_tensors,
 };
-use ruminate_models::{Error, Example, Llama, Policy, ScoreOptions, T5, Tokenizer};
+use ruminate_models::{Error, Example, Llama, NetworkConfig, Policy, ScoreOptions, T5, Tokenizer};
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 use tempfile::TempDir;

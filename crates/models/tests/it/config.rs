@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use ruminate_models::{Error, FeedForward, Result, T5Config};
+use ruminate_models::{Error, FeedForward, NetworkConfig, Result, T5Config};
 use serde_json::{Value, json};
 
 use crate::support::{deep, encoder_only, gated, keys, keys_with, plain, refused};

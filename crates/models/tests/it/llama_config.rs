@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use ruminate_models::{Error, LlamaConfig, LlamaFamily, Result, RopeScaling};
+use ruminate_models::{Error, LlamaConfig, LlamaFamily, NetworkConfig, Result, RopeScaling};
 use serde_json::{Value, json};
 use tch::Tensor;
 

@@ -9,6 +9,7 @@ mod checkpoint;
 mod config;
 mod decoding;
 mod generation;
+mod generation_defaults;
 mod gguf;
 mod llama;
 mod llama_config;

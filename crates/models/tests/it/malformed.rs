@@ -4,7 +4,7 @@ use std::path::Path;
 
 use proptest::prelude::*;
 use ruminate_models::checkpoint::{read_tensors, write_tensors};
-use ruminate_models::{T5Config, Tokenizer};
+use ruminate_models::{NetworkConfig, T5Config, Tokenizer};
 use serde_json::{Map, Value, json};
 use tch::{Device, Tensor};
 

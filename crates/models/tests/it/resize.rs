@@ -4,8 +4,8 @@ use std::ops::Range;
 use std::path::Path;
 
 use ruminate_models::{
-    Example, Generate, GenerationConfig, Llama, Policy, Result, ScoreOptions, T5, TokenId, Tokenizer,
-    embedding_statistics,
+    Example, Generate, GenerationConfig, Llama, NetworkConfig, Policy, Result, ScoreOptions, T5, TokenId,
+    Tokenizer, embedding_statistics,
 };
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};

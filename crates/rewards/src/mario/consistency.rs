@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
+use ndarray::Array2;
 use ruminate_datasets::mario::{MarioDataset, RewardParts, i2o_input, ir2o_input};
 use ruminate_models::{ScoreChoices, TokenId, Tokenizer, by_length};
 use serde::{Deserialize, Serialize};
@@ -12,7 +13,7 @@ use super::{Response, TextReward};
 use crate::choices::{argmax, choice_probs};
 use crate::{ChoiceError, RewardError};
 
-/// Scores of the same options for several prompts: the mean log-probability of an option's tokens, end token included.
+/// Scores `[prompts, options]` of the same options for several prompts: the mean log-probability of an option's tokens, end token included.
 /// Prompts of similar length share a batch, and all options of a prompt its encoder output; equal prompts are scored once.
 ///
 /// # Errors
@@ -22,7 +23,7 @@ pub fn option_scores<M: ScoreChoices + ?Sized>(
     prompts: &[Vec<TokenId>],
     options: &[Vec<TokenId>],
     batch_size: usize,
-) -> ruminate_models::Result<Vec<Vec<f64>>> {
+) -> ruminate_models::Result<Array2<f64>> {
     let mut numbers: BTreeMap<&[TokenId], usize> = BTreeMap::new();
     let mut distinct: Vec<&[TokenId]> = vec![];
     let slots: Vec<usize> = prompts
@@ -34,7 +35,7 @@ pub fn option_scores<M: ScoreChoices + ?Sized>(
             })
         })
         .collect();
-    let scores = by_length(&distinct, batch_size, |batch| {
+    let scores: Vec<Vec<f64>> = by_length(&distinct, batch_size, |batch| {
         let rows: Vec<_> = batch.iter().map(|&i| distinct[i].to_vec()).collect();
         let labels = vec![options.to_vec(); rows.len()];
         let log_probs = tch::no_grad(|| model.choice_log_probs(&rows, &labels))?;
@@ -44,7 +45,9 @@ pub fn option_scores<M: ScoreChoices + ?Sized>(
             |row: Vec<f64>| row.iter().zip(options).map(|(sum, o)| sum / o.len() as f64).collect::<Vec<_>>();
         Ok::<_, ruminate_models::Error>(sums.into_iter().map(mean).collect())
     })?;
-    Ok(slots.into_iter().map(|slot: usize| scores[slot].clone()).collect())
+    Ok(Array2::from_shape_fn((prompts.len(), options.len()), |(prompt, option)| {
+        scores[slots[prompt]][option]
+    }))
 }
 
 /// How two judgements become a reward.
@@ -103,18 +106,19 @@ impl<M: ScoreChoices> OptionModel<M> {
         self.known.borrow_mut().clear();
     }
 
-    /// Scores of the labels for each input, in their order; no input is scored twice, until the model is told to
+    /// Scores `[inputs, labels]` of the labels for each input; no input is scored twice, until the model is told to
     /// [`forget`](Self::forget).
     ///
     /// # Errors
     /// When the tokenizer or the model fails.
-    pub fn scores(&self, inputs: &[String], batch_size: usize) -> Result<Vec<Vec<f64>>, RewardError> {
+    pub fn scores(&self, inputs: &[String], batch_size: usize) -> Result<Array2<f64>, RewardError> {
         let mut known = self.known.borrow_mut();
         let new: Vec<&String> = inputs.iter().filter(|input| !known.contains_key(*input)).collect();
         let prompts = new.iter().map(|input| self.tokenizer.encode(input)).collect::<Result<Vec<_>, _>>()?;
         let scores = option_scores(&self.model, &prompts, &self.options, batch_size)?;
-        known.extend(new.into_iter().cloned().zip(scores));
-        Ok(inputs.iter().map(|input| known[input].clone()).collect())
+        known.extend(new.into_iter().cloned().zip(scores.outer_iter().map(|row| row.to_vec())));
+        let rows: Vec<&Vec<f64>> = inputs.iter().map(|input| &known[input]).collect();
+        Ok(Array2::from_shape_fn((inputs.len(), self.options.len()), |(input, label)| rows[input][label]))
     }
 }
 
@@ -199,7 +203,8 @@ impl<M: ScoreChoices> TextReward for Consistency<M> {
         let score = |sample: usize| {
             let task = self.dataset.to_string();
             let refuse = |source| RewardError::Choices { sample, task, source };
-            self.mode.reward(&without[sample], &with[sample], gold[sample]).map_err(refuse)
+            let of = |scores: &Array2<f64>| scores.row(sample).to_vec();
+            self.mode.reward(&of(&without), &of(&with), gold[sample]).map_err(refuse)
         };
         (0..responses.len()).map(score).collect()
     }
@@ -255,7 +260,7 @@ mod tests {
         let prompts = [vec![5; 3], vec![5; 2], vec![5; 3]];
         let options = [vec![7, 8, 1], vec![9, 1]];
         let scores = option_scores(&model, &prompts, &options, 1).unwrap();
-        assert_eq!(scores, [[-50.0, -47.0], [-50.0, -48.0], [-50.0, -47.0]]);
+        assert_eq!(scores, ndarray::array![[-50.0, -47.0], [-50.0, -48.0], [-50.0, -47.0]]);
         assert_eq!(model.0.borrow().len(), 2);
     }
 

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use ndarray::{Array1, Array2};
+
 use super::{Response, TextReward};
 use crate::RewardError;
 
@@ -15,7 +17,7 @@ use crate::RewardError;
 /// let text = "Ice is frozen water. So the answer is yes.";
 /// let scores = rewards.scores(&[Response { question: "Is ice cold?", gold: "yes", text }])?;
 /// assert_eq!(rewards.names(), ["accuracy", "diversity"]);
-/// assert_eq!(scores, [[1.0], [1.0]]);
+/// assert_eq!(scores.row(0).to_vec(), [1.0, 1.0]);
 /// # Ok::<(), ruminate_rewards::RewardError>(())
 /// ```
 #[derive(Default)]
@@ -61,23 +63,22 @@ impl RewardSet {
         self.rewards.iter().for_each(|reward| reward.forget());
     }
 
-    /// `[reward][response]` scores, all finite.
+    /// Scores `[responses, rewards]`, all finite.
     ///
     /// # Errors
     /// Those of the rewards; [`RewardError::Count`] and [`RewardError::NotFinite`] when one does not keep its promise.
-    pub fn scores(&self, responses: &[Response<'_>]) -> Result<Vec<Vec<f64>>, RewardError> {
-        let score = |reward: &dyn TextReward| {
+    pub fn scores(&self, responses: &[Response<'_>]) -> Result<Array2<f64>, RewardError> {
+        let mut table = Array2::zeros((responses.len(), self.rewards.len()));
+        for (reward, mut column) in self.rewards.iter().zip(table.columns_mut()) {
             let scores = reward.scores(responses)?;
             if scores.len() != responses.len() {
                 return Err(RewardError::Count { samples: responses.len(), rewards: scores.len() });
             }
-            match scores.iter().position(|score| !score.is_finite()) {
-                Some(sample) => {
-                    Err(RewardError::NotFinite { sample, task: reward.name(), value: scores[sample] })
-                }
-                None => Ok(scores),
+            if let Some(sample) = scores.iter().position(|score| !score.is_finite()) {
+                return Err(RewardError::NotFinite { sample, task: reward.name(), value: scores[sample] });
             }
-        };
-        self.rewards.iter().map(|reward| score(reward.as_ref())).collect()
+            column.assign(&Array1::from(scores));
+        }
+        Ok(table)
     }
 }

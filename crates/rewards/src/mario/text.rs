@@ -179,9 +179,9 @@ mod tests {
         fn scores_keep_within_their_bounds(text in "([ab.] ?){0,40}(So the answer is [AB].)?", gold in "[AB]") {
             let set = RewardSet::new().add(Accuracy).add(Diversity::Rationale).add(Diversity::WholeResponse);
             let scores = set.scores(&[Response { question: "", gold: &gold, text: &text }]).unwrap();
-            for (scores, bounds) in scores.iter().zip(set.bounds()) {
+            for (score, bounds) in scores.row(0).iter().zip(set.bounds()) {
                 let (min, max) = bounds.unwrap();
-                prop_assert!((min..=max).contains(&scores[0]), "{:?}", scores);
+                prop_assert!((min..=max).contains(score), "{}", score);
             }
         }
 

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use clap::Parser;
 use ruminate::algorithms::{Algorithm, Sft, SupervisedData, Trainer, TrainerConfig, encode_supervised};
-use ruminate::datasets::{chat::ChatTemplate, supervised};
-use ruminate::models::{Generate, GenerationConfig, Model, Tokenizer};
+use ruminate::datasets::supervised;
+use ruminate::models::{Generate, Model};
 use ruminate::run::{ConsoleObserver, Verbosity};
 use ruminate::tch::{Device, Kind};
 
@@ -39,11 +39,12 @@ struct Args {
 fn main() -> Result<(), Box<dyn Error>> {
     let args = Args::parse();
     let model = Model::load(&args.model, Kind::Float, Device::cuda_if_available())?;
-    let tokenizer = Tokenizer::open(&args.model)?;
-    let template = ChatTemplate::open(&args.model).ok();
+    let tokenizer = model.tokenizer().ok_or("the folder has no tokenizer.json")?.clone();
+    let template = model.chat_template()?;
     let rows = supervised::read(&args.data)?;
     let examples = encode_supervised(&tokenizer, template.as_ref(), &rows, args.max_len)?;
     let prompt = examples[0].prompt.clone();
+    let generation = model.generation_config()?;
 
     let data = SupervisedData::new(examples, vec![], args.batch_size, 1)?;
     let mut sft = Sft::new(model, data, tokenizer.clone());
@@ -51,7 +52,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let fitted = Trainer::new(config, &args.out)?.fit(&mut sft, &mut ConsoleObserver::new(Verbosity::Normal))?;
     println!("checkpoint: {}", fitted.best.path.display());
 
-    let written = sft.policy().generate(&[prompt], &GenerationConfig::default(), &[])?;
+    let written = sft.policy().generate(&[prompt], &generation, &[])?;
     println!("first answer: {}", tokenizer.decode_clean(&written[0][0].ids)?);
     Ok(())
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::reader::Gguf;
-use crate::checkpoint::{write_json, write_text};
+use crate::files::{write_json, write_text};
 use crate::{Error, Result, TokenId};
 
 /// The vocabulary, in the order of ids.
