@@ -2,10 +2,9 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use ruminate_files::JsonLines;
 use ruminate_models::{
     CrossEntropy, Error as ModelError, Example, Finish, Generate, Generated, GenerationConfig, Parameters,
     Policy, Result as ModelResult, ScoreChoices, ScoreOptions, TokenId, TokenScores,
@@ -22,7 +21,7 @@ use crate::{Error, Result};
 pub(crate) struct KeptLines<T> {
     path: PathBuf,
     known: HashMap<String, T>,
-    file: Option<File>,
+    file: Option<JsonLines>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -34,22 +33,22 @@ struct Line<K, T> {
 impl<T: Serialize + DeserializeOwned + Clone> KeptLines<T> {
     /// Goes on with a file; without one, it is made when there is something to keep.
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        let mut known = HashMap::new();
+        let (mut known, mut file) = (HashMap::new(), None);
         if path.exists() {
-            let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
-            let whole = text.rfind('\n').map_or(0, |end| end + 1);
-            for (i, line) in text[..whole].lines().enumerate() {
-                let Line::<String, T> { key, value } = serde_json::from_str(line).map_err(|error| {
+            let mut lines = JsonLines::open(path).map_err(Error::io("write", path))?;
+            let text = lines.read_whole_lines().map_err(Error::io("read", path))?;
+            for (i, line) in text.split_inclusive(|&byte| byte == b'\n').enumerate() {
+                let Line::<String, T> { key, value } = serde_json::from_slice(line).map_err(|error| {
                     let reason =
                         format!("line {} is none of this program's ({error}); remove the file", i + 1);
                     Error::io("read", path)(std::io::Error::other(reason))
                 })?;
                 known.insert(key, value);
             }
-            let file = OpenOptions::new().write(true).open(path).map_err(Error::io("write", path))?;
-            file.set_len(whole as u64).map_err(Error::io("write", path))?;
+            lines.truncate(text.len() as u64).map_err(Error::io("write", path))?;
+            file = Some(lines);
         }
-        Ok(Self { path: path.into(), known, file: None })
+        Ok(Self { path: path.into(), known, file })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -66,17 +65,11 @@ impl<T: Serialize + DeserializeOwned + Clone> KeptLines<T> {
             return Ok(());
         }
         let io = |error| Error::io("write", &self.path)(error);
-        let mut text = vec![];
-        for (key, value) in &lines {
-            let line = Line { key: key.as_str(), value };
-            serde_json::to_writer(&mut text, &line).map_err(|error| io(error.into()))?;
-            text.push(b'\n');
-        }
         let file = match &mut self.file {
             Some(file) => file,
-            none => none.insert(OpenOptions::new().create(true).append(true).open(&self.path).map_err(io)?),
+            none => none.insert(JsonLines::open(&self.path).map_err(io)?),
         };
-        file.write_all(&text).map_err(io)?;
+        file.append_all(lines.iter().map(|(key, value)| Line { key: key.as_str(), value })).map_err(io)?;
         self.known.extend(lines);
         Ok(())
     }

@@ -5,7 +5,7 @@ use std::path::Path;
 use ruminate_datasets::NullObserver;
 use ruminate_models::Interrupt;
 
-use crate::Ending;
+use crate::{Ending, Error, Result as CrateResult};
 
 /// Named numbers in the order in which they are to be shown, e.g. `("train/qk_loss", 1.25)`.
 pub type Metrics = Vec<(String, f64)>;
@@ -59,6 +59,13 @@ pub trait Observer {
         Ok(())
     }
 
+    /// The values whose mean is the metric `name` of this step or validation, such as the reward of each response: for histograms and
+    /// intervals. Not every metric has them.
+    fn distribution(&mut self, step: u64, name: &str, values: &[f64]) -> Result<(), ObserverError> {
+        let _ = (step, name, values);
+        Ok(())
+    }
+
     /// A checkpoint is complete on disk.
     fn checkpoint(&mut self, step: u64, path: &Path) -> Result<(), ObserverError> {
         let _ = (step, path);
@@ -91,3 +98,15 @@ pub trait Observer {
 }
 
 impl Observer for NullObserver {}
+
+/// Tells which answers were right: the values behind the accuracy `name`, in which a right answer counts `right`.
+pub(crate) fn report_answers(
+    observer: &mut dyn Observer,
+    step: u64,
+    name: &str,
+    right: f64,
+    answers: impl IntoIterator<Item = bool>,
+) -> CrateResult<()> {
+    let values: Vec<f64> = answers.into_iter().map(|correct| if correct { right } else { 0.0 }).collect();
+    observer.distribution(step, name, &values).map_err(Error::Observer)
+}

@@ -102,8 +102,7 @@ fn parse<T: DeserializeOwned>(path: &Path, bytes: &[u8], place: Option<Place>) -
     Ok(value)
 }
 
-/// Writes a value to a JSON file: to a temporary file beside it, which then takes its name, so that nobody ever sees
-/// half a file. Missing folders are made.
+/// Writes a value to a JSON file in one step ([`ruminate_files::write_atomically`]). Missing folders are made.
 ///
 /// # Errors
 /// [`Error::Write`].
@@ -118,7 +117,7 @@ pub(crate) fn write_indented<T: Serialize + ?Sized>(path: &Path, value: &T, inde
         value.serialize(&mut serde_json::Serializer::with_formatter(out, formatter))?;
         Ok(())
     };
-    write_atomically(path, fill).map_err(|source| Error::Write { path: path.into(), source })
+    write_in_folder(path, fill)
 }
 
 /// As [`write()`], but a line of JSON for each value.
@@ -133,30 +132,18 @@ pub fn write_lines<T: Serialize>(path: &Path, values: &[T]) -> Result<()> {
         }
         Ok(())
     };
-    write_atomically(path, fill).map_err(|source| Error::Write { path: path.into(), source })
+    write_in_folder(path, fill)
 }
 
-fn write_atomically(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
-    let dir = match path.parent() {
-        Some(dir) if dir != Path::new("") => dir,
-        _ => Path::new("."),
+/// Writes a whole file in one step, making the folders above it.
+fn write_in_folder(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
+    let write = || {
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder)?;
+        }
+        ruminate_files::write_atomically(path, fill)
     };
-    std::fs::create_dir_all(dir)?;
-    let mut builder = tempfile::Builder::new();
-    #[cfg(unix)]
-    {
-        // The default of a temporary file is private to its owner; a result is as public as the umask says.
-        use std::os::unix::fs::PermissionsExt;
-        builder.permissions(std::fs::Permissions::from_mode(0o666));
-    }
-    let mut file = builder.prefix(".writing-").tempfile_in(dir)?;
-    let mut out = io::BufWriter::new(file.as_file_mut());
-    fill(&mut out)?;
-    out.flush()?;
-    drop(out);
-    file.as_file().sync_all()?;
-    file.persist(path).map_err(|error| error.error)?;
-    Ok(())
+    write().map_err(|source| Error::Write { path: path.into(), source })
 }
 
 struct PythonFormatter<'a>(PrettyFormatter<'a>);

@@ -1,6 +1,8 @@
 //! How files of text are read: all of them here, so that all forgive the same things.
 
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use crate::{Error, Result};
 
@@ -15,12 +17,30 @@ pub fn without_mark(bytes: &[u8]) -> &[u8] {
     bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(bytes)
 }
 
+static FILES_READ: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
+/// The files that this process has read through this crate, by the paths that it used: what its results depend on.
+///
+/// # Example
+/// ```
+/// let path = std::env::temp_dir().join("ruminate-read.txt");
+/// std::fs::write(&path, "text")?;
+/// ruminate_datasets::text::read(&path)?;
+/// assert!(ruminate_datasets::text::files_read().contains(&path));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[must_use]
+pub fn files_read() -> Vec<PathBuf> {
+    FILES_READ.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+}
+
 /// Reads a file's bytes, without a byte order mark.
 ///
 /// # Errors
 /// [`Error::Read`], and [`Error::NotUtf8`] for UTF-16, which begins with a mark of its own.
 pub fn read(path: &Path) -> Result<Vec<u8>> {
     let mut bytes = std::fs::read(path).map_err(|source| Error::Read { path: path.into(), source })?;
+    FILES_READ.lock().unwrap_or_else(PoisonError::into_inner).insert(path.into());
     if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
         utf8(path, &bytes)?;
     }

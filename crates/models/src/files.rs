@@ -29,14 +29,9 @@ pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     write_text(path, &text)
 }
 
-/// Writes a file under a temporary name, flushes it and renames it.
+/// Writes a text file in one step.
 pub(crate) fn write_text(path: &Path, text: &str) -> Result<()> {
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut temporary = tempfile::NamedTempFile::new_in(folder).map_err(Error::write(path))?;
-    std::io::Write::write_all(&mut temporary, text.as_bytes()).map_err(Error::write(path))?;
-    temporary.as_file().sync_all().map_err(Error::write(path))?;
-    temporary.persist(path).map_err(|e| Error::write(path)(e.error))?;
-    readable_by_all(path).map_err(Error::write(path))
+    ruminate_files::write_atomically(path, |file| file.write_all(text.as_bytes())).map_err(Error::write(path))
 }
 
 /// Reads and parses a JSON file. A byte order mark at its head is no part of it.

@@ -2,6 +2,7 @@
 
 mod error;
 mod overrides;
+mod value;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,6 +15,7 @@ use toml::{Table, Value};
 
 pub use error::ConfigError;
 use overrides::Override;
+use value::Node;
 
 /// Reads a configuration: the values of `file`, then each of `sets` (`path.to.key=value`, later ones win), then
 /// the defaults of `T` for all that is left.
@@ -54,10 +56,10 @@ fn resolve_file<T: Serialize + DeserializeOwned>(
     if let Some(defaults) = defaults::<T>() {
         fill(&mut table, defaults);
     }
-    serde_path_to_error::deserialize(Value::Table(table)).map_err(|error| {
+    serde_path_to_error::deserialize(Node(Value::Table(table))).map_err(|error| {
         let path = segments(error.path());
         let origin = origin(&path, file.as_ref(), &overrides);
-        error::explain(error.inner().message(), &path, origin, &known_keys::<T>())
+        error::explain(error.into_inner(), &path, origin, &known_keys::<T>())
     })
 }
 

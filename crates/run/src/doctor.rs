@@ -119,6 +119,11 @@ fn setting<'a>(info: &'a str, key: &str) -> Option<&'a str> {
     rest.strip_prefix('=').map(str::trim)
 }
 
+/// The version of libtorch.
+pub(crate) fn libtorch_version() -> Option<String> {
+    setting(&ruminate_torch::build_info().ok()?, "TORCH_VERSION").map(str::to_owned)
+}
+
 fn libtorch(info: &str) -> Finding {
     let Some(version) = setting(info, "TORCH_VERSION") else {
         return Finding::problem("libtorch", "does not tell its version", "unset LIBTORCH and rebuild");

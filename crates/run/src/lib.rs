@@ -3,6 +3,7 @@
 mod cli;
 pub mod config;
 mod console;
+mod distribution;
 mod doctor;
 mod exit;
 mod host;
@@ -37,7 +38,7 @@ pub use model::{ModelError, ModelSection, PlannedShape, resolve_link};
 pub use observer::{ConsoleObserver, RunObserver};
 pub use output::{Table, print_json, print_tables};
 pub use plan::{DataRow, DryRun, ShownPlan, decoding_memory, writing};
-pub use report::{Page as ReportPage, write as write_report};
+pub use report::{Page as ReportPage, write as write_report, write_comparison};
 pub use rollout::RolloutConsole;
 pub use rundir::{Difference, RunDir, RunDirError};
 pub use shared::SharedCommand;

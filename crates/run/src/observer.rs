@@ -3,11 +3,14 @@ use std::time::{Duration, Instant};
 
 use ruminate_algorithms::{Ending, Metrics, Observer, ObserverError, StepReport};
 use ruminate_models::Interrupt;
-use serde::ser::{Serialize, SerializeMap, Serializer};
+use serde::Serialize;
+use serde::ser::{SerializeMap, Serializer};
 use serde_json::json;
+use tch::Device;
 
 use crate::console::{Console, Verbosity};
-use crate::jsonl::JsonLines;
+use crate::distribution::Distribution;
+use crate::jsonl::StepLines;
 use crate::provenance;
 use crate::report::write_as as write_report;
 use crate::rundir::{RunDir, RunDirError};
@@ -17,6 +20,7 @@ use crate::tensorboard::EventFile;
 const TRAIN: &str = "train";
 const EVAL: &str = "eval";
 const END: &str = "end";
+pub(crate) const DISTRIBUTION: &str = "distribution";
 /// Between two reports pass at least this time, and as many times the time that it takes to write one.
 const REPORT_INTERVAL: Duration = Duration::from_secs(20);
 const REPORT_SHARE: u32 = 100;
@@ -29,10 +33,13 @@ const REPORT_SHARE: u32 = 100;
 ///   `{"kind":"end","step":100,"time":130.5,"ending":"finished","time/evaluation":2.1}`. `time` counts the seconds since
 ///   the start, without the breaks between interruption and resumption; `secs`, `tokens` and `time/PHASE` count since the
 ///   line of kind `train` before. JSON has no NaN and no infinity: they become `null`.
+/// - in `metrics.jsonl`, too: `{"kind":"distribution","step":0,"time":1.3,"name":"eval/acc_weighted","count":300,"mean":0.5,"std":0.5,
+///   "interval":[0.44,0.56],"low":0.0,"high":1.0,"bins":[...]}` where an algorithm tells the values behind a metric: a histogram in equally
+///   wide bins, and the 95 % interval of the mean.
 /// - `samples.jsonl`: `{"step":0,"time":1.3,"sample":{...}}`.
 /// - `report.html`: all of this on a page, written now and then; see [`write_report`](crate::write_report).
-/// - `run.json`: what the run is computed on (version, processor, vector unit, threads), one entry for each start. A run that is resumed
-///   with another vector unit or number of threads says so.
+/// - `run.json`: what each start of the run depends on: command line, version, commit, libtorch, machine, and the hashes of the files that
+///   were read. A run that is resumed with other data, another vector unit or number of threads says so.
 /// - TensorBoard event files with the same numbers, one for each process that worked on the run. Their step is the number
 ///   of updates taken, so that a training record stands beside the validation that follows it.
 ///
@@ -40,8 +47,9 @@ const REPORT_SHARE: u32 = 100;
 #[derive(Debug)]
 pub struct RunObserver {
     dir: RunDir,
-    metrics: JsonLines,
-    samples: JsonLines,
+    device: Device,
+    metrics: StepLines,
+    samples: StepLines,
     events: EventFile,
     /// Seconds and tokens of the steps since the last line.
     cost: (f64, u64),
@@ -60,18 +68,30 @@ pub struct RunObserver {
 }
 
 impl RunObserver {
-    /// An observer that writes into `dir` and asks the trainer to stop when `stop` is raised. It keeps `dir` locked.
+    /// An observer that writes into `dir` about a run on `device`, and asks the trainer to stop when `stop` is raised. It keeps `dir`
+    /// locked.
     ///
     /// # Errors
     /// The files cannot be created.
-    pub fn new(dir: &RunDir, verbosity: Verbosity, stop: StopFlag) -> Result<Self, RunDirError> {
-        Self::with_console(dir, Console::stderr(verbosity), stop)
+    pub fn new(
+        dir: &RunDir,
+        device: Device,
+        verbosity: Verbosity,
+        stop: StopFlag,
+    ) -> Result<Self, RunDirError> {
+        Self::with_console(dir, device, Console::stderr(verbosity), stop)
     }
 
-    fn with_console(dir: &RunDir, console: Console, stop: StopFlag) -> Result<Self, RunDirError> {
+    fn with_console(
+        dir: &RunDir,
+        device: Device,
+        console: Console,
+        stop: StopFlag,
+    ) -> Result<Self, RunDirError> {
         Ok(Self {
-            metrics: JsonLines::open(dir.metrics())?,
-            samples: JsonLines::open(dir.samples())?,
+            device,
+            metrics: StepLines::open(dir.metrics())?,
+            samples: StepLines::open(dir.samples())?,
             events: EventFile::new(dir.path()),
             cost: (0.0, 0),
             dir: dir.clone(),
@@ -122,6 +142,7 @@ impl Observer for RunObserver {
                 EVAL => line.step <= first_step,
                 // The end of a run that was stopped is no end; that of a finished one stays.
                 END => first_step >= total_steps,
+                DISTRIBUTION if line.name.starts_with(EVAL) => line.step <= first_step,
                 _ => line.step < first_step,
             })?;
             self.samples.retain(|line| line.step <= first_step)?;
@@ -131,7 +152,7 @@ impl Observer for RunObserver {
         }
         self.repeated_eval = repeats.then_some(first_step);
         self.repeated_samples = self.repeated_eval;
-        let note = if self.started { None } else { provenance::record(&self.dir)? };
+        let note = if self.started { None } else { provenance::record(&self.dir, self.device)? };
         self.started = true;
         self.ended = false;
         self.console.started(first_step, total_steps);
@@ -179,6 +200,24 @@ impl Observer for RunObserver {
         self.events.samples(step, samples)?;
         self.console.samples(step, samples);
         Ok(())
+    }
+
+    fn distribution(&mut self, step: u64, name: &str, values: &[f64]) -> Result<(), ObserverError> {
+        let Some(distribution) = Distribution::of(values) else { return Ok(()) };
+        let of_validation = name.starts_with(EVAL);
+        if of_validation && self.repeated_eval == Some(step) {
+            self.metrics
+                .retain(|line| line.step != step || line.kind != DISTRIBUTION || line.name != name)?;
+        }
+        let time = self.time();
+        self.metrics.write(&DistributionLine {
+            kind: DISTRIBUTION,
+            step,
+            time,
+            name,
+            distribution: &distribution,
+        })?;
+        Ok(self.events.histogram(if of_validation { step } else { step + 1 }, name, &distribution)?)
     }
 
     fn checkpoint(&mut self, step: u64, path: &Path) -> Result<(), ObserverError> {
@@ -266,6 +305,17 @@ impl Serialize for MetricsLine<'_> {
         }
         map.end()
     }
+}
+
+/// Values behind a metric.
+#[derive(Serialize)]
+struct DistributionLine<'a> {
+    kind: &'static str,
+    step: u64,
+    time: f64,
+    name: &'a str,
+    #[serde(flatten)]
+    distribution: &'a Distribution,
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 use std::fmt;
 use std::io::{self, Write};
 
+use comfy_table::CellAlignment;
 use serde::Serialize;
 
 /// Prints a result as one line of JSON on stdout, for `--json`.
@@ -87,24 +88,17 @@ impl Table {
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let widths = (0..self.header.len()).map(|column| {
-            let cells = || self.rows.iter().map(|row| &row[column]);
-            let width = cells().chain([&self.header[column]]).map(|cell| cell.chars().count()).max();
-            width.unwrap_or(0)
-        });
-        let columns: Vec<(usize, bool)> = widths.zip(self.numeric_columns()).collect();
-        let rule = columns.iter().map(|&(width, _)| "-".repeat(width)).collect();
-        for (number, row) in [&self.header, &rule].into_iter().chain(&self.rows).enumerate() {
-            let cells = row.iter().zip(&columns).map(|(cell, &(width, numeric))| {
-                if numeric { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
-            });
-            let line = cells.collect::<Vec<_>>().join("  ");
-            if number > 0 {
-                writeln!(f)?;
-            }
-            write!(f, "{}", line.trim_end())?;
+        let mut table = comfy_table::Table::new();
+        table.load_style(comfy_table::presets::NOTHING).add_row(&self.header).add_rows(&self.rows);
+        let widths = table.column_max_content_widths();
+        let mut whole = comfy_table::Table::new();
+        whole.load_style(comfy_table::presets::NOTHING).set_header(&self.header);
+        whole.add_row(widths.iter().map(|&width| "-".repeat(width.into()))).add_rows(&self.rows);
+        for (column, numeric) in whole.column_iter_mut().zip(self.numeric_columns()) {
+            let right = if numeric { CellAlignment::Right } else { CellAlignment::Left };
+            column.set_padding((0, 2)).set_cell_alignment(right);
         }
-        Ok(())
+        f.write_str(&whole.trim_fmt())
     }
 }
 
@@ -187,5 +181,9 @@ commonsense       0.7
 größe           0.125   10";
         assert_eq!(table.to_string(), expected);
         assert_eq!(Table::new(["a", "b"]).to_string(), "a  b\n-  -");
+        // Two columns of a terminal each.
+        let mut table = Table::new(["text", "n"]);
+        table.row(["蜂蜜は甘い", "1"]).row(["honey", "2"]);
+        assert_eq!(table.to_string(), "text        n\n----------  -\n蜂蜜は甘い  1\nhoney       2");
     }
 }

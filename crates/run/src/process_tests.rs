@@ -31,7 +31,7 @@ fn run(path: &Path) -> anyhow::Result<Outcome> {
         Some(_) => RunDir::resume(path, &config)?,
         None => RunDir::create(path, &config)?,
     };
-    let mut observer = RunObserver::new(&dir, Verbosity::Normal, stop)?;
+    let mut observer = RunObserver::new(&dir, tch::Device::Cpu, Verbosity::Normal, stop)?;
     let total_steps = 100_000;
     observer.started(0, total_steps).map_err(anyhow::Error::from_boxed)?;
     for step in 0..total_steps {

@@ -1,11 +1,20 @@
-//! What a run was computed on: `run.json` in its folder, one entry for each start.
+//! What a run depends on: `run.json` in its folder, one entry for each start.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
+use std::path::{Path, PathBuf};
 
+use ruminate_algorithms::trainer::MANIFEST;
+use ruminate_datasets::text::files_read;
 use ruminate_torch::CpuLevel;
+use ruminate_torch::dist::World;
 use serde::{Deserialize, Serialize};
+use tch::Device;
+use toml::Value;
 
+use crate::config;
+use crate::doctor::libtorch_version;
 use crate::host;
 use crate::rundir::{RunDir, RunDirError};
 
@@ -13,31 +22,130 @@ pub(crate) const PROVENANCE: &str = "run.json";
 
 /// All starts of a run, the first one and those that resumed it.
 #[derive(Debug, Default, Serialize, Deserialize)]
-struct Provenance {
-    starts: Vec<Start>,
+pub(crate) struct Provenance {
+    pub(crate) starts: Vec<Start>,
 }
 
-/// One start of the run: all that decides its numbers to the last bit, besides the configuration.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct Start {
+/// One start of the run: all that decides its numbers to the last bit, besides the configuration. Older versions recorded less.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Start {
+    /// When, in UTC.
+    pub(crate) time: String,
+    /// The command line.
+    pub(crate) command: Vec<String>,
     /// The version of this library.
-    version: String,
+    pub(crate) version: String,
+    /// The commit that it was built from, where that is known.
+    pub(crate) commit: Option<String>,
+    /// The version of libtorch.
+    pub(crate) libtorch: Option<String>,
+    /// Where the first process computes.
+    pub(crate) device: String,
+    /// How many processes work together.
+    pub(crate) processes: usize,
+    /// The machine's name.
+    pub(crate) host: Option<String>,
     /// The processor's name.
-    cpu: String,
+    pub(crate) cpu: String,
     /// Its vector unit in use, as `RUMINATE_CPU` names it.
-    cpu_level: String,
+    pub(crate) cpu_level: String,
     /// Threads of one process.
-    threads: i32,
+    pub(crate) threads: i32,
+    /// What was read before training began: data, and the model or checkpoint to start from.
+    pub(crate) files: BTreeMap<String, Hashed>,
+}
+
+/// The content of a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Hashed {
+    pub(crate) bytes: u64,
+    pub(crate) blake3: String,
 }
 
 impl Start {
-    fn now() -> Self {
+    fn now(config: &toml::Table, device: Device) -> Self {
         Self {
+            time: jiff::Timestamp::now().strftime("%FT%TZ").to_string(),
+            command: std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect(),
             version: env!("CARGO_PKG_VERSION").into(),
+            commit: option_env!("RUMINATE_COMMIT").map(str::to_owned),
+            libtorch: libtorch_version(),
+            device: device_name(device),
+            processes: World::from_env().ok().flatten().map_or(1, |world| world.size),
+            host: host::name(),
             cpu: host::cpu_name().unwrap_or_else(|| std::env::consts::ARCH.into()),
             cpu_level: CpuLevel::in_use().map_or_else(|error| error.to_string(), |level| level.to_string()),
             threads: tch::get_num_threads(),
+            files: hashes(inputs(config)),
         }
+    }
+}
+
+impl Provenance {
+    /// What the folder of a run tells; nothing where its file is missing or damaged.
+    pub(crate) fn read(folder: &Path) -> Self {
+        let text = fs::read(folder.join(PROVENANCE)).ok();
+        text.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
+    }
+}
+
+fn device_name(device: Device) -> String {
+    match device {
+        Device::Cuda(index) => {
+            let gpus: BTreeSet<String> = host::gpus().into_iter().map(|gpu| gpu.name).collect();
+            format!("cuda:{index} ({})", gpus.into_iter().collect::<Vec<_>>().join(", "))
+        }
+        Device::Cpu => "cpu".into(),
+        other => format!("{other:?}").to_lowercase(),
+    }
+}
+
+/// The files that the data sets were read from, and the files and model folders that the configuration names.
+fn inputs(config: &toml::Table) -> BTreeSet<PathBuf> {
+    let mut files: BTreeSet<PathBuf> = files_read().into_iter().collect();
+    let named = config::flatten(config).into_values();
+    for path in named
+        .filter_map(|value| if let Value::String(text) = value { Some(PathBuf::from(text)) } else { None })
+    {
+        if path.is_file() {
+            files.insert(path);
+        } else if ["config.json", "tokenizer.json"].iter().any(|name| path.join(name).is_file()) {
+            let entries = fs::read_dir(&path).into_iter().flatten().flatten().map(|entry| entry.path());
+            files.extend(entries.filter(|path| path.is_file()));
+        }
+    }
+    files
+}
+
+/// Files that are gone by now are left out: a record is no reason for a run to fail.
+fn hashes(files: BTreeSet<PathBuf>) -> BTreeMap<String, Hashed> {
+    let mut manifests: BTreeMap<PathBuf, Option<Manifest>> = BTreeMap::new();
+    let mut hashed = |path: &Path| -> Option<Hashed> {
+        let bytes = fs::metadata(path).ok()?.len();
+        let folder = path.parent()?;
+        // A checkpoint is compared with these when it is loaded.
+        let manifest = manifests.entry(folder.to_owned()).or_insert_with(|| Manifest::read(folder));
+        let listed = manifest.as_ref().and_then(|manifest| manifest.files.get(path.file_name()?.to_str()?));
+        if let Some(listed) = listed.filter(|listed| listed.bytes == bytes) {
+            return Some(listed.clone());
+        }
+        let mut hasher = blake3::Hasher::new();
+        hasher.update_mmap_rayon(path).ok()?;
+        Some(Hashed { bytes, blake3: hasher.finalize().to_hex().to_string() })
+    };
+    files.iter().filter_map(|path| Some((path.display().to_string(), hashed(path)?))).collect()
+}
+
+/// The hashes in a checkpoint of the trainer.
+#[derive(Deserialize)]
+struct Manifest {
+    files: BTreeMap<String, Hashed>,
+}
+
+impl Manifest {
+    fn read(folder: &Path) -> Option<Self> {
+        serde_json::from_slice(&fs::read(folder.join(MANIFEST)).ok()?).ok()
     }
 }
 
@@ -45,8 +153,12 @@ impl Start {
 ///
 /// # Errors
 /// The file cannot be read or written.
-pub(crate) fn record(dir: &RunDir) -> Result<Option<String>, RunDirError> {
-    record_start(dir, Start::now())
+pub(crate) fn record(dir: &RunDir, device: Device) -> Result<Option<String>, RunDirError> {
+    let config = match RunDir::stored_config(dir.path()) {
+        Some(file) => config::load(Some(&file), &[])?,
+        None => toml::Table::new(),
+    };
+    record_start(dir, Start::now(&config, device))
 }
 
 fn record_start(dir: &RunDir, now: Start) -> Result<Option<String>, RunDirError> {
@@ -75,20 +187,77 @@ fn difference(before: &Start, now: &Start) -> Option<String> {
     .filter(|(_, before, now)| before != now)
     .map(|(what, before, now)| format!("{what} {before}, now {now}"))
     .collect();
-    (!changes.is_empty()).then(|| {
-        format!(
+    let files: Vec<&str> = now
+        .files
+        .iter()
+        .filter(|(path, file)| before.files.get(*path).is_some_and(|before| before != *file))
+        .map(|(path, _)| path.as_str())
+        .collect();
+    let mut notes = vec![];
+    if !changes.is_empty() {
+        notes.push(format!(
             "note: this run was computed with {}: its numbers will differ in the last bits from those of a run without a stop",
             changes.join("; ")
-        )
-    })
+        ));
+    }
+    if !files.is_empty() {
+        notes.push(format!("note: not as they were when this run was last started: {}", files.join(", ")));
+    }
+    (!notes.is_empty()).then(|| notes.join("\n"))
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn start(cpu_level: &str, threads: i32) -> Start {
-        Start { version: "1".into(), cpu: "A".into(), cpu_level: cpu_level.into(), threads }
+        Start { cpu_level: cpu_level.into(), threads, ..Start::default() }
+    }
+
+    #[test]
+    fn what_a_run_reads_is_hashed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        fs::create_dir(path("model")).unwrap();
+        for (name, text) in
+            [("model/config.json", "{}"), ("model/model.safetensors", "w"), ("data.tsv", "d"), ("other", "o")]
+        {
+            fs::write(path(name), text).unwrap();
+        }
+        let listed = json!({ "files": { "model.safetensors": { "bytes": 1, "blake3": "listed" }, "config.json": { "bytes": 9, "blake3": "stale" } } });
+        fs::write(path("model").join(MANIFEST), listed.to_string()).unwrap();
+        ruminate_datasets::text::read(&path("data.tsv")).unwrap();
+        let config = toml::toml! {
+            steps = 3
+            [model]
+            pretrained = "MODEL"
+            name = "no file"
+        };
+        let text = config.to_string().replace("MODEL", &path("model").display().to_string());
+        let start = Start::now(&text.parse().unwrap(), Device::Cpu);
+        let hash =
+            |name: &str| start.files.get(&path(name).display().to_string()).map(|file| file.blake3.clone());
+        let expected = |text: &str| Some(blake3::hash(text.as_bytes()).to_hex().to_string());
+        assert_eq!(hash("data.tsv"), expected("d"));
+        assert_eq!(hash("model/model.safetensors"), Some("listed".into()));
+        assert_eq!(hash("model/config.json"), expected("{}"), "the manifest lists another size");
+        assert_eq!(hash("other"), None);
+        assert_eq!((start.device.as_str(), start.processes), ("cpu", 1));
+        assert!(start.libtorch.is_some_and(|version| version.starts_with("2.")));
+        assert!(!start.command.is_empty() && start.time.ends_with('Z'));
+    }
+
+    #[test]
+    fn resuming_with_other_data_is_said() {
+        let with = |blake3: &str| {
+            let file = Hashed { bytes: 1, blake3: blake3.into() };
+            Start { files: [("train.tsv".into(), file)].into(), ..start("avx2", 1) }
+        };
+        assert_eq!(difference(&with("a"), &with("a")), None);
+        assert!(difference(&with("a"), &with("b")).unwrap().ends_with("last started: train.tsv"));
+        assert_eq!(difference(&start("avx2", 1), &with("b")), None, "older versions recorded no files");
     }
 
     #[test]

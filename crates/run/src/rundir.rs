@@ -38,7 +38,7 @@ pub enum RunDirError {
     #[error("`{}` holds no run to resume (no {CONFIG} in it); check --out or leave out --resume", .0.display())]
     HoldsNoRun(PathBuf),
     /// There is nothing to report on.
-    #[error("`{}` holds no run (no {CONFIG} in it); check --out", .0.display())]
+    #[error("`{}` holds no run (no {CONFIG} in it); name the folder of a run", .0.display())]
     NoRun(PathBuf),
     /// The run to resume was started with other settings.
     #[error("`{}` was started with another configuration; resume it without these changes or choose another --out:{}",
@@ -246,21 +246,11 @@ impl RunDir {
     }
 }
 
-/// Writes a whole file of a folder under another name first, so that nobody ever reads a part of it.
+/// Writes a whole file of a folder in one step.
 pub(crate) fn write_file(folder: &Path, name: &str, content: &[u8]) -> Result<(), RunDirError> {
     let path = folder.join(name);
-    // Two processes may write a report at the same time.
-    let temporary = folder.join(format!(".{name}.{}.tmp", std::process::id()));
-    let write = || {
-        let mut file = File::create(&temporary)?;
-        file.write_all(content)?;
-        file.sync_all()?;
-        fs::rename(&temporary, &path)
-    };
-    write().map_err(|error| {
-        let _ = fs::remove_file(&temporary);
-        RunDirError::io("write", &path)(error)
-    })
+    ruminate_files::write_atomically(&path, |file| file.write_all(content))
+        .map_err(RunDirError::io("write", &path))
 }
 
 /// Does a live process work on the run in `folder`?

@@ -14,19 +14,22 @@ use crate::{doctor, report};
 #[derive(Debug, Clone, Subcommand)]
 #[command(about = None::<&str>, long_about = None::<&str>)]
 pub enum SharedCommand {
-    /// Write the report of a run's folder anew: report.html, from its metrics, samples, checkpoints and configuration
+    /// Write the report of a run anew (report.html, from the files in its folder), or one that compares several runs
     Report(ReportArgs),
     /// Check libtorch, devices, memory and disk, and print for each thing that is not right what mends it
     Doctor(DoctorArgs),
 }
 
-/// Which report.
+/// Which runs, and where to.
 #[derive(Debug, Clone, Args)]
 #[command(about = None::<&str>, long_about = None::<&str>)]
 pub struct ReportArgs {
-    /// Folder of the run
+    /// Folders of runs. Of several, their curves, settings, results and texts are compared
+    #[arg(required = true, value_name = "RUN")]
+    runs: Vec<PathBuf>,
+    /// Folder for report.html. Default: that of the run; of several, runs/comparison
     #[arg(long, value_name = "DIR")]
-    out: PathBuf,
+    out: Option<PathBuf>,
     /// Print the result as one line of JSON on stdout
     #[arg(long)]
     json: bool,
@@ -57,7 +60,14 @@ impl SharedCommand {
         let stdout = || RunDirError::io("write to", Path::new("stdout"));
         match self {
             Self::Report(args) => {
-                let path = report::write(&args.out)?;
+                let path = match (args.runs.as_slice(), &args.out) {
+                    ([run], None) => report::write(run)?,
+                    ([run], Some(out)) => report::write_into(run, out)?,
+                    (runs, out) => report::write_comparison(
+                        runs,
+                        out.as_deref().unwrap_or(Path::new("runs/comparison")),
+                    )?,
+                };
                 if args.json {
                     print_json(&json!({ "report": path })).map_err(stdout())?;
                 } else {

@@ -1,5 +1,5 @@
 //! Event files for TensorBoard: records with masked CRC-32C checksums around protocol buffers, of which only the few
-//! fields are written that scalars and texts need.
+//! fields are written that scalars, histograms and texts need.
 //!
 //! The layout is that of TensorFlow's `record_writer.h`, `event.proto` and `summary.proto`.
 
@@ -11,6 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use ruminate_algorithms::Metrics;
 use serde_json::Value;
 
+use crate::distribution::Distribution;
 use crate::rundir::RunDirError;
 
 /// Texts of one step; TensorBoard is no place to read hundreds.
@@ -49,6 +50,34 @@ impl EventFile {
                         entry.float(2, *value as f32);
                     });
                 }
+            });
+        })
+    }
+
+    /// A histogram.
+    pub(crate) fn histogram(
+        &mut self,
+        step: u64,
+        name: &str,
+        distribution: &Distribution,
+    ) -> Result<(), RunDirError> {
+        let Distribution { count, mean, std, low, high, ref bins, .. } = *distribution;
+        let count = count as f64;
+        self.write(step, |event| {
+            event.message(SUMMARY, |summary| {
+                summary.message(1, |entry| {
+                    entry.bytes(1, name.as_bytes());
+                    entry.message(5, |histogram| {
+                        let squares = std * std * (count - 1.0) + count * mean * mean;
+                        for (field, number) in
+                            [(1, low), (2, high), (3, count), (4, count * mean), (5, squares)]
+                        {
+                            histogram.double(field, number);
+                        }
+                        histogram.doubles(6, (0..bins.len()).map(|bin| distribution.edges(bin)[1]));
+                        histogram.doubles(7, bins.iter().map(|&count| count as f64));
+                    });
+                });
             });
         })
     }
@@ -174,6 +203,11 @@ impl Message {
     fn float(&mut self, field: u32, value: f32) {
         self.key(field, 5);
         self.0.extend(value.to_le_bytes());
+    }
+
+    fn doubles(&mut self, field: u32, values: impl Iterator<Item = f64>) {
+        let packed: Vec<u8> = values.flat_map(f64::to_le_bytes).collect();
+        self.bytes(field, &packed);
     }
 
     fn bytes(&mut self, field: u32, bytes: &[u8]) {

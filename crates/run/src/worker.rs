@@ -80,7 +80,7 @@ impl Worker {
     pub fn observer(&self, dir: &RunDir) -> Result<Box<dyn Observer>, RunDirError> {
         let stop = self.stop.clone();
         if self.collective.is_main_process() {
-            Ok(Box::new(RunObserver::new(dir, self.verbosity, stop)?))
+            Ok(Box::new(RunObserver::new(dir, self.device, self.verbosity, stop)?))
         } else {
             Ok(Box::new(Follower(stop)))
         }

@@ -172,7 +172,7 @@ fn train_and_evaluate(
     if !args.quiet {
         heading(&format!("{}, seed {seed}: {}", model.name(), out.display()));
     }
-    let mut observer = RunObserver::new(&dir, verbosity, stop.clone())?;
+    let mut observer = RunObserver::new(&dir, Device::Cpu, verbosity, stop.clone())?;
     let (fitted, notices) = if model == Model::Stage2 {
         let (stage, notices) = reinforce::prepare(&config, Device::Cpu)?;
         match reinforce::reinforce(&config, stage, &Collective::default(), &dir, &mut observer)? {

@@ -1,5 +1,7 @@
 //! Stage I: imitation of statements that a large model wrote, alternating with answering on their strength.
 
+use std::collections::BTreeMap;
+
 use ruminate_datasets::prompts::choice_slots;
 use ruminate_datasets::question::check_capacity;
 use ruminate_datasets::{Annotated, Cursor, Instances, Order, Question, Shard, TrainBatches};
@@ -345,6 +347,9 @@ impl<P: Policy + ScoreChoices> Curriculum<P> for Imitation {
         for (task, value) in self.tasks.iter().zip(&without.per_task) {
             metrics.extend(value.map(|value| (format!("eval/acc/{task}"), value)));
         }
+        for (name, values) in correctness(&self.dev, &knowless, &self.tasks) {
+            observer.distribution(step, &name, &values).map_err(Error::Observer)?;
+        }
         // Spread over the data, so that several tasks have one.
         let shown = self.dev.len().min(SAMPLES);
         let samples: Vec<_> = (0..shown)
@@ -417,6 +422,19 @@ impl Accuracy {
             per_task,
         }
     }
+}
+
+/// Whether each question was answered right, under the names of the accuracies.
+fn correctness(instances: &Instances, predictions: &[i64], tasks: &[String]) -> BTreeMap<String, Vec<f64>> {
+    let mut values: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    for ((question, _), &prediction) in instances.iter().zip(predictions) {
+        let right = f64::from(u8::from(prediction == question.answer_ix as i64));
+        values.entry("eval/acc_weighted".into()).or_default().push(right);
+        if let Some(task) = tasks.get(question.task_ix) {
+            values.entry(format!("eval/acc/{task}")).or_default().push(right);
+        }
+    }
+    values
 }
 
 #[cfg(test)]

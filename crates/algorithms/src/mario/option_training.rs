@@ -11,6 +11,7 @@ use ruminate_rewards::mario::{Summary, option_scores};
 use serde::{Deserialize, Serialize};
 
 use super::rows::{TrainingRows, at_least_one, replace_line};
+use crate::observer::report_answers;
 use crate::plan::Pass;
 use crate::trainer::Evaluation;
 use crate::{Collective, Curriculum, Error, Observer, Result, Schedule, TrainerConfig};
@@ -231,6 +232,7 @@ impl<P: Policy + ScoreChoices> Curriculum<P> for OptionTraining {
         if let Some(log) = self.log.as_ref().filter(|_| self.collective.is_main_process()) {
             replace_line(log, step, &summary.line(&format!("Step {step}"), None))?;
         }
+        report_answers(observer, step, "eval/accuracy", 100.0, correct)?;
         Ok(Evaluation { metrics: vec![("eval/accuracy".into(), summary.accuracy)], score: summary.accuracy })
     }
 

@@ -10,6 +10,7 @@ use ruminate_rewards::mario::Summary;
 use serde::{Deserialize, Serialize};
 
 use super::rows::{TrainingRows, at_least_one, replace_line};
+use crate::observer::report_answers;
 use crate::plan::Pass;
 use crate::ppo::text;
 use crate::trainer::Evaluation;
@@ -224,6 +225,7 @@ impl<P: Policy + Generate> Curriculum<P> for Rationales {
         metrics.extend(
             summary.scores.iter().filter_map(|(name, score)| Some((format!("eval/{name}"), (*score)?))),
         );
+        report_answers(observer, step, "eval/accuracy", 100.0, rows.iter().map(|(correct, _)| *correct))?;
         // Spread over the data.
         let shown = self.dev.len().min(SAMPLES);
         let samples: Vec<_> = (0..shown)

@@ -106,7 +106,8 @@ pub(super) fn replace_line(path: &Path, step: u64, line: &str) -> Result<()> {
     let earlier = |line: &&str| step_of(line).is_none_or(|s| s < step);
     let kept: String = before.split_inclusive('\n').filter(earlier).collect();
     if kept != before {
-        std::fs::write(path, kept).map_err(Error::io("write", path))?;
+        ruminate_files::write_atomically(path, |file| file.write_all(kept.as_bytes()))
+            .map_err(Error::io("write", path))?;
     }
     append(path, line)
 }

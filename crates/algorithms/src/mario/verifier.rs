@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Reduction, Tensor};
 
 use super::rows::at_least_one;
+use crate::observer::report_answers;
 use crate::trainer::{Algorithm, Evaluation, Losses, Term};
 use crate::{Collective, Error, Observer, Result, Schedule, TrainerConfig};
 
@@ -192,7 +193,7 @@ impl Algorithm for VerifierTraining {
         Ok(Losses { sums: vec![sum], tokens: rows.iter().map(|row| row.len() as u64).sum() })
     }
 
-    fn evaluate(&mut self, _: u64, observer: &mut dyn Observer) -> Result<Evaluation> {
+    fn evaluate(&mut self, step: u64, observer: &mut dyn Observer) -> Result<Evaluation> {
         let dev = &self.dev.0;
         let right = self.collective.map(dev.len(), |mine| {
             let mut right: Vec<bool> = vec![];
@@ -208,6 +209,7 @@ impl Algorithm for VerifierTraining {
             Ok(right)
         })?;
         let score = 100.0 * right.iter().filter(|right| **right).count() as f64 / dev.len() as f64;
+        report_answers(observer, step, "eval/accuracy", 100.0, right)?;
         Ok(Evaluation { metrics: vec![("eval/accuracy".into(), score)], score })
     }
 

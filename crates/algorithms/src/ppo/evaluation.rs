@@ -107,6 +107,9 @@ where
         let tasks: Vec<&str> = prompts.iter().map(|prompt| prompt.task.as_str()).collect();
         let parts: Vec<&Parts> = assessed.iter().map(|of| &of.parts).collect();
         let evaluation = summary(&self.config.best_by, &tasks, &parts)?;
+        for (name, values) in distributions(&self.config.best_by, &tasks, &parts) {
+            observer.distribution(step, &name, &values).map_err(Error::Observer)?;
+        }
         // The first prompt of every batch, as the reference shows them.
         let shown = (0..prompts.len()).step_by(self.config.rollout.batch_size);
         let samples: Vec<_> = shown
@@ -132,6 +135,20 @@ where
 pub fn summarize(main: &str, tasks: &[&str], rewards: &[Rewarded]) -> Result<Evaluation> {
     let parts: Vec<Parts> = rewards.iter().map(Parts::from).collect();
     summary(main, tasks, &parts.iter().collect::<Vec<_>>())
+}
+
+/// The values of the main part behind its means in the [`summary`].
+fn distributions(main: &str, tasks: &[&str], rewards: &[&Parts]) -> BTreeMap<String, Vec<f64>> {
+    let main = if main.is_empty() { "reward" } else { main };
+    let mut values: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    for (task, parts) in tasks.iter().zip(rewards) {
+        let Some(value) = parts.get(main) else { continue };
+        values.entry(format!("eval/{main}_weighted")).or_default().push(value);
+        if !task.is_empty() {
+            values.entry(format!("eval/{main}/{task}")).or_default().push(value);
+        }
+    }
+    values
 }
 
 fn summary(main: &str, tasks: &[&str], rewards: &[&Parts]) -> Result<Evaluation> {

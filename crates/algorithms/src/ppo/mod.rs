@@ -465,6 +465,10 @@ where
         self.records.take(&self.collective)
     }
 
+    fn distributions(&mut self) -> Vec<(String, Vec<f64>)> {
+        self.records.take_distributions()
+    }
+
     /// Draws a greedy response to every held-out prompt. The reward and its parts are averaged over all prompts
     /// (`weighted`) and over the averages of the tasks (`unweighted`), which also is the score.
     fn evaluate(&mut self, step: u64, observer: &mut dyn Observer) -> Result<Evaluation> {

@@ -58,6 +58,8 @@ pub(super) struct Records {
     means: BTreeMap<String, (f64, f64)>,
     drift: Option<Drift>,
     drift_tokens: u64,
+    /// The reward of each response.
+    rewards: Vec<f64>,
 }
 
 impl Records {
@@ -81,6 +83,7 @@ impl Records {
 
     pub(super) fn add_rollout(&mut self, stats: &RolloutStats, kl_coef: f64) {
         let raw = Statistics::of(stats.raw.iter().copied());
+        self.rewards.extend(&stats.raw);
         self.add("reward/raw", raw.mean);
         self.add("reward/spread", raw.std);
         self.add("reward/normalized", mean(stats.normalized.iter().copied()));
@@ -115,7 +118,8 @@ impl Records {
 
     /// Means since the last call, over all ranks.
     pub(super) fn take(&mut self, collective: &Collective) -> Result<Metrics> {
-        let Self { means, drift, drift_tokens } = std::mem::take(self);
+        let means = std::mem::take(&mut self.means);
+        let (drift, drift_tokens) = (self.drift.take(), std::mem::take(&mut self.drift_tokens));
         // These are those of all ranks already.
         let mut metrics: Metrics =
             means.into_iter().map(|(name, (sum, n))| (format!("train/{name}"), sum / n)).collect();
@@ -124,6 +128,14 @@ impl Records {
             metrics.push(("train/approx_kl".into(), kl / tokens.max(1.0)));
         }
         Ok(metrics)
+    }
+
+    /// Values behind the means since the last call.
+    pub(super) fn take_distributions(&mut self) -> Vec<(String, Vec<f64>)> {
+        match std::mem::take(&mut self.rewards) {
+            rewards if rewards.is_empty() => vec![],
+            rewards => vec![("train/reward/raw".into(), rewards)],
+        }
     }
 }
 

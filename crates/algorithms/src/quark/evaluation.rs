@@ -7,8 +7,12 @@ use crate::{Error, Metrics, Result};
 
 /// Sum and number of the scores that a reward has given.
 pub(super) fn total(judged: &[Judged], reward: usize) -> (f64, usize) {
-    let scores = judged.iter().filter_map(|judged| judged.scores[reward]).filter(|score| score.is_finite());
-    scores.fold((0.0, 0), |(sum, count), score| (sum + score, count + 1))
+    scores(judged, reward).fold((0.0, 0), |(sum, count), score| (sum + score, count + 1))
+}
+
+/// The scores that a reward has given.
+pub(super) fn scores(judged: &[Judged], reward: usize) -> impl Iterator<Item = f64> {
+    judged.iter().filter_map(move |judged| judged.scores[reward]).filter(|score| score.is_finite())
 }
 
 /// Means of the rewards, and the score that they give.
@@ -38,6 +42,19 @@ pub(crate) fn summarize(config: &QuarkConfig, judged: &[Judged]) -> Result<Evalu
     }
     let score = deciding.iter().sum::<f64>() / deciding.len() as f64;
     Ok(Evaluation { metrics, score })
+}
+
+/// The values behind the means of a [summary](summarize).
+pub(super) fn distributions(config: &QuarkConfig, judged: &[Judged]) -> Vec<(String, Vec<f64>)> {
+    let share =
+        |of: fn(&Judged) -> bool| judged.iter().map(|judged| f64::from(u8::from(of(judged)))).collect();
+    let mut all = vec![
+        ("eval/correct".into(), share(|judged| judged.correct)),
+        ("eval/valid".into(), share(|judged| judged.valid)),
+    ];
+    let named = config.control.rewards.iter().enumerate();
+    all.extend(named.map(|(i, reward)| (format!("eval/{}", reward.name), scores(judged, i).collect())));
+    all
 }
 
 pub(crate) fn shown_sample<'a, Q>(

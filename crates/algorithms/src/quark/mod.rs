@@ -32,6 +32,7 @@ use tch::{Kind, Tensor};
 use crate::ppo::{KlPenalty, Prompt};
 use crate::trainer::{Algorithm, Evaluation, Losses, Term};
 use crate::{Collective, Error, Metrics, Observer, Phases, Result};
+use evaluation::distributions;
 pub(crate) use evaluation::{shown_sample, summarize};
 
 pub use config::{ExpertConfig, Lengths, NewTokens, QuarkConfig, SamplingConfig, Source};
@@ -89,6 +90,8 @@ pub struct Quark<P, Q, S> {
     /// Sums since the last record.
     since: Tally,
     means: BTreeMap<String, (f64, usize)>,
+    /// The scores behind the means of rewards.
+    scores: BTreeMap<String, Vec<f64>>,
     phases: Phases,
     /// The processes that train this policy. Each has all of the pool.
     collective: Collective,
@@ -210,6 +213,7 @@ where
             update: Tally::default(),
             since: Tally::default(),
             means: BTreeMap::new(),
+            scores: BTreeMap::new(),
             phases: Phases::default(),
             collective: Collective::default(),
             config,
@@ -468,6 +472,10 @@ where
         Ok(metrics)
     }
 
+    fn distributions(&mut self) -> Vec<(String, Vec<f64>)> {
+        std::mem::take(&mut self.scores).into_iter().collect()
+    }
+
     /// Writes a greedy response to every held-out prompt, asking for the best; before step 0 the reference does it,
     /// without control tokens. Every reward is averaged over the responses that have it.
     fn evaluate(&mut self, step: u64, observer: &mut dyn Observer) -> Result<Evaluation> {
@@ -480,6 +488,9 @@ where
         };
         let judged = self.judge(&prompts, &responses)?;
         let evaluation = summarize(&self.config, &judged)?;
+        for (name, values) in distributions(&self.config, &judged) {
+            observer.distribution(step, &name, &values).map_err(Error::Observer)?;
+        }
         let shown = (0..prompts.len()).step_by(self.config.eval_batch_size);
         let names = self.config.control.rewards.iter().map(|reward| reward.name.as_str());
         let samples: Vec<_> =

@@ -7,7 +7,7 @@ use ruminate_models::{Generate, Policy, TokenId, Tokenizer, derive_seed};
 use ruminate_rewards::RewardError;
 use serde::{Deserialize, Serialize};
 
-use super::evaluation::total;
+use super::evaluation::{scores, total};
 use super::{Buckets, Condition, ControlTokens, Judged, PoolSample, Quark, QuarkConfig, Scorer, Source};
 use crate::ppo::{Prompt, Response, respond as respond_to};
 use crate::{Collective, Error, Phases, Result};
@@ -336,6 +336,7 @@ where
         for (i, name) in names.iter().enumerate() {
             let (sum, count) = total(judged, i);
             self.note(&format!("reward/{name}"), sum, count);
+            self.scores.entry(format!("train/reward/{name}")).or_default().extend(scores(judged, i));
         }
     }
 }

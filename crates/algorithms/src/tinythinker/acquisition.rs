@@ -7,9 +7,10 @@ use ruminate_models::{Example, Generate, Policy, Tokenizer};
 use serde::{Deserialize, Serialize};
 
 use super::batches::StageBatches;
-use super::evaluation::Accuracy;
+use super::evaluation::{Accuracy, voted};
 use super::generation::{Asked, Decoding, GenerationSettings, Response, Student};
 use super::interval::{Interval, Machine, steps_in, supervised_limits};
+use crate::observer::report_answers;
 use crate::plan::{Pass, Work};
 use crate::trainer::Evaluation;
 use crate::{Collective, Curriculum, Error, Objective, Observer, Result, Schedule, TrainerConfig};
@@ -307,6 +308,7 @@ impl StagedValidation {
             observer,
         )?;
         let accuracy = Accuracy::of(&responses);
+        report_answers(observer, step, "eval/accuracy", 1.0, responses.iter().map(|of| voted(of)))?;
         // Spread over the data.
         let shown = self.asked.len().min(SAMPLES);
         let samples: Vec<_> = (0..shown)

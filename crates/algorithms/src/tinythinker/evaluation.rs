@@ -59,7 +59,7 @@ impl Accuracy {
 }
 
 /// Whether the vote among the runs of a question is right.
-fn voted(responses: &[Response]) -> bool {
+pub(super) fn voted(responses: &[Response]) -> bool {
     let answers: Vec<Option<char>> = responses.iter().map(|response| response.run.answer).collect();
     let winner = vote(&answers, NoAnswer::Abstains);
     winner.is_some() && winner == responses.first().map(|response| response.run.gold)

@@ -1,12 +1,11 @@
 //! A round's pairs, from the student's own runs.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::OpenOptions;
-use std::io::Write;
 use std::path::Path;
 
 use ruminate_datasets::PreferenceExample;
 use ruminate_datasets::tinythinker::{PairCounts, Question, Run, Stage, analyze_pairs, recall_pairs};
+use ruminate_files::JsonLines;
 use ruminate_models::{Generate, Interrupt, derive_seed};
 use serde::{Deserialize, Serialize};
 
@@ -217,9 +216,10 @@ impl Pass<'_> {
 /// Runs by question, on disk. Rank 0 reads and writes the file.
 struct RunFile<'a> {
     path: &'a Path,
-    collective: &'a Collective,
     asked: BTreeMap<&'a str, &'a Asked>,
     runs: BTreeMap<String, Vec<Run>>,
+    /// Rank 0 writes.
+    lines: Option<JsonLines>,
 }
 
 /// The first line.
@@ -239,9 +239,9 @@ struct Line {
 
 impl<'a> RunFile<'a> {
     /// What is there; a last line that was cut off is removed.
-    fn open(path: &'a Path, key: &str, asked: &'a [Asked], collective: &'a Collective) -> Result<Self> {
+    fn open(path: &'a Path, key: &str, asked: &'a [Asked], collective: &Collective) -> Result<Self> {
         let asked = asked.iter().map(|asked| (asked.id.as_str(), asked)).collect();
-        let mut this = Self { path, collective, asked, runs: BTreeMap::new() };
+        let mut this = Self { path, asked, runs: BTreeMap::new(), lines: None };
         let text = collective.first(|| match std::fs::read_to_string(path) {
             Ok(text) => Ok(text),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
@@ -270,16 +270,18 @@ impl<'a> RunFile<'a> {
         if !collective.is_main_process() {
             return Ok(this);
         }
-        if whole == 0 {
-            if let Some(folder) = path.parent() {
-                std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
-            }
-            std::fs::write(path, format!("{}\n", serde_json::json!(Head { key: key.into() })))
-                .map_err(Error::io("write", path))?;
-        } else if whole < text.len() {
-            let cut = || OpenOptions::new().write(true).open(path)?.set_len(whole as u64);
-            cut().map_err(Error::io("write", path))?;
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
         }
+        let open = || -> std::io::Result<_> {
+            let mut lines = JsonLines::open(path)?;
+            lines.truncate(whole as u64)?;
+            if whole == 0 {
+                lines.append(&Head { key: key.into() })?;
+            }
+            Ok(lines)
+        };
+        this.lines = Some(open().map_err(Error::io("write", path))?);
         Ok(this)
     }
 
@@ -289,19 +291,15 @@ impl<'a> RunFile<'a> {
     }
 
     fn append(&mut self, runs: Vec<(&str, Vec<Run>)>) -> Result<()> {
-        let mut text = String::new();
-        for (id, runs) in runs.iter().filter(|_| self.collective.is_main_process()) {
-            let line = Line { id: (*id).into(), runs: runs.iter().map(Written::from).collect() };
-            text.push_str(&serde_json::json!(line).to_string());
-            text.push('\n');
-        }
-        let write = || -> std::io::Result<()> {
-            let mut file = OpenOptions::new().append(true).open(self.path)?;
-            file.write_all(text.as_bytes())?;
-            file.sync_data()
-        };
-        if self.collective.is_main_process() {
-            write().map_err(Error::io("write", self.path))?;
+        if let Some(lines) = &mut self.lines {
+            let line = |(id, runs): &(&str, Vec<Run>)| Line {
+                id: (*id).into(),
+                runs: runs.iter().map(Written::from).collect(),
+            };
+            lines
+                .append_all(runs.iter().map(line))
+                .and_then(|()| lines.sync())
+                .map_err(Error::io("write", self.path))?;
         }
         self.runs.extend(runs.into_iter().map(|(id, runs)| (id.to_string(), runs)));
         Ok(())

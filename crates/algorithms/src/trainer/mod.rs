@@ -238,6 +238,12 @@ pub trait Algorithm {
         Ok(vec![])
     }
 
+    /// The values behind some of the last [`metrics`](Self::metrics), by their names; see
+    /// [`Observer::distribution`](crate::Observer::distribution).
+    fn distributions(&mut self) -> Vec<(String, Vec<f64>)> {
+        vec![]
+    }
+
     /// Whether a phase begins with step `step`: with `eval_every = 0`, the policy is validated before it.
     fn phase_begins(&self, step: u64) -> bool {
         let _ = step;
@@ -410,10 +416,11 @@ impl Trainer {
             log.tokens = tokens;
             state.step += 1;
             let last = state.step == config.steps;
-            let mut metrics = vec![];
+            let (mut metrics, mut distributions) = (vec![], vec![]);
             if last || step % config.log_every == 0 {
                 metrics = log.take(step, lr, algorithm.loss_name(), collective)?;
                 metrics.extend(algorithm.metrics()?);
+                distributions = algorithm.distributions();
             }
             observer
                 .step(&StepReport {
@@ -424,6 +431,9 @@ impl Trainer {
                     secs: started.elapsed().as_secs_f64(),
                 })
                 .map_err(Error::Observer)?;
+            for (name, values) in &distributions {
+                observer.distribution(step, name, values).map_err(Error::Observer)?;
+            }
             if !last && collective.any(observer.stop_requested())? {
                 log.check(step, collective)?;
                 self.save(algorithm, &mut state, optimizer_step, &mut log.phases, observer)?;

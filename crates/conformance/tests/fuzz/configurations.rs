@@ -78,7 +78,7 @@ fn records() {
             std::fs::write(folder.join("config.toml"), "")?;
         }
         let dir = RunDir::resume(folder, &toml::Table::new())?;
-        let mut observer = RunObserver::new(&dir, Verbosity::Quiet, StopFlag::default())?;
+        let mut observer = RunObserver::new(&dir, tch::Device::Cpu, Verbosity::Quiet, StopFlag::default())?;
         let boxed = |error: ruminate_algorithms::ObserverError| -> Boxed { error };
         observer.started(4, 9).map_err(boxed)?;
         let metrics = vec![("train/loss".into(), 0.5)];

@@ -3,6 +3,8 @@
 use std::io::Read;
 use std::time::{Duration, SystemTime};
 
+use jiff::civil;
+use jiff::tz::Offset;
 use ureq::Agent;
 use ureq::http::{HeaderMap, HeaderValue, Uri};
 use ureq::unversioned::resolver::DefaultResolver;
@@ -230,9 +232,16 @@ fn retry_after(value: &str, now: SystemTime) -> Option<Duration> {
         Ok(secs) if secs.is_finite() => {
             Duration::try_from_secs_f64(secs.min(LONGEST_WAIT.as_secs_f64())).ok()?
         }
-        _ => httpdate::parse_http_date(value).ok()?.duration_since(now).unwrap_or_default(),
+        _ => http_date(value)?.duration_since(now).unwrap_or_default(),
     };
     Some(wait.min(LONGEST_WAIT))
+}
+
+/// A date of HTTP: as it is written today, and in the two forms of old that are to be understood.
+fn http_date(value: &str) -> Option<SystemTime> {
+    let forms = ["%a, %d %b %Y %H:%M:%S GMT", "%A, %d-%b-%y %H:%M:%S GMT", "%a %b %e %H:%M:%S %Y"];
+    let date = forms.iter().find_map(|form| civil::DateTime::strptime(form, value).ok())?;
+    Offset::UTC.to_timestamp(date).ok()?.try_into().ok()
 }
 
 /// Proxies do not lead to this machine.
@@ -256,12 +265,14 @@ mod tests {
 
     #[test]
     fn waits_are_seconds_or_dates() {
-        let now = httpdate::parse_http_date("Sun, 06 Nov 1994 08:49:37 GMT").unwrap();
+        let now = http_date("Sun, 06 Nov 1994 08:49:37 GMT").unwrap();
         for (value, secs) in [
             ("3", Some(3.0)),
             (" 0.5 ", Some(0.5)),
             ("99999999999999999999999", Some(3600.0)),
             ("Sun, 06 Nov 1994 08:49:42 GMT", Some(5.0)),
+            ("Sunday, 06-Nov-94 08:49:42 GMT", Some(5.0)),
+            ("Sun Nov  6 08:49:42 1994", Some(5.0)),
             ("Sun, 06 Nov 1994 08:00:00 GMT", Some(0.0)),
             ("-1", None),
             ("NaN", None),

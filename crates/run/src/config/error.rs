@@ -2,6 +2,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::overrides::dotted;
+use super::value::Complaint;
 
 /// What is wrong with a configuration, where, and what to write instead.
 #[derive(Debug, thiserror::Error)]
@@ -83,54 +84,44 @@ impl ConfigError {
     }
 }
 
-/// Turns serde's message into an error that says which keys and values exist.
-///
-/// serde reports unknown fields and variants only as text, in the format "unknown field `x`, expected one of `a`, `b`";
-/// a test guards it.
+/// Says which keys and values exist, and where the wrong one stands.
 pub(super) fn explain(
-    message: &str,
+    complaint: Complaint,
     path: &[String],
     origin: Option<String>,
     known_keys: &[String],
 ) -> ConfigError {
-    let message = message.trim_end();
-    let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
     let origin = origin.unwrap_or_else(|| "the defaults".to_owned());
-
-    if let ("unknown field", Some((&unknown, known))) = (prefix(message), quoted.split_first()) {
-        // The path may or may not end with the unknown key itself, depending on how `T` is deserialized.
-        let parent = match path.split_last() {
-            Some((last, parent)) if last == unknown => parent,
-            _ => path,
-        };
-        let below_parent = |key: &str| dotted(parent.iter().map(String::as_str).chain([key]));
-        let nearest = nearest(unknown, known)
-            .map(below_parent)
-            .or_else(|| known_keys.iter().find(|key| key.rsplit('.').next() == Some(unknown)).cloned());
-        let known = known.iter().map(|&key| below_parent(key)).collect();
-        return ConfigError::UnknownKey { key: below_parent(unknown), origin, nearest, known };
-    }
-    if let ("missing field", [field]) = (prefix(message), quoted.as_slice()) {
-        return ConfigError::Missing { key: dotted(path.iter().map(String::as_str).chain([*field])) };
-    }
-
     let key = dotted(path.iter().map(String::as_str));
-    let mut message = message.to_owned();
-    if let ("unknown variant", Some((&unknown, known))) = (prefix(&message), quoted.split_first()) {
-        if let Some(nearest) = nearest(unknown, known) {
-            message = format!("{message}; did you mean `{nearest}`?");
+    let message = match &complaint {
+        Complaint::UnknownField { field, known } => {
+            // The path may or may not end with the unknown key itself, depending on how `T` is deserialized.
+            let parent = match path.split_last() {
+                Some((last, parent)) if last == field => parent,
+                _ => path,
+            };
+            let below_parent = |key: &str| dotted(parent.iter().map(String::as_str).chain([key]));
+            let nearest = nearest(field, known)
+                .map(below_parent)
+                .or_else(|| known_keys.iter().find(|key| key.rsplit('.').next() == Some(field)).cloned());
+            let known = known.iter().map(|&key| below_parent(key)).collect();
+            return ConfigError::UnknownKey { key: below_parent(field), origin, nearest, known };
         }
-    } else if message.ends_with("expected a string") && origin.starts_with("--set") {
-        message = format!(
-            "{message}; to pass a string that reads like another type, quote it: --set '{key}=\"...\"'"
-        );
-    }
+        Complaint::MissingField(field) => {
+            return ConfigError::Missing { key: dotted(path.iter().map(String::as_str).chain([*field])) };
+        }
+        Complaint::UnknownVariant { variant, known } => match nearest(variant, known) {
+            Some(nearest) => format!("{complaint}; did you mean `{nearest}`?"),
+            None => complaint.to_string(),
+        },
+        Complaint::NotString(message) if origin.starts_with("--set") => {
+            format!(
+                "{message}; to pass a string that reads like another type, quote it: --set '{key}=\"...\"'"
+            )
+        }
+        Complaint::NotString(_) | Complaint::Other(_) => complaint.to_string(),
+    };
     ConfigError::Value { key, origin, message }
-}
-
-/// The first two words, by which serde's messages are told apart.
-fn prefix(message: &str) -> &str {
-    message.match_indices(' ').nth(1).map_or(message, |(at, _)| &message[..at])
 }
 
 /// Below this similarity a suggestion would rather confuse.

@@ -125,22 +125,6 @@ fn unknown_keys_of_a_type_without_defaults_are_explained_too() {
     assert_eq!(error, "--set dat=x: unknown key `dat`; did you mean `data`?");
 }
 
-/// The suggestions are read from serde's messages; this fails if serde ever words them differently.
-#[test]
-fn the_wording_of_serde_is_as_expected() {
-    #[derive(Debug, Deserialize)]
-    #[serde(deny_unknown_fields)]
-    #[expect(dead_code, reason = "only its error messages are looked at")]
-    struct One {
-        a: u8,
-    }
-    let message = |text: &str| toml::from_str::<One>(text).unwrap_err().message().to_owned();
-    assert_eq!(message("x = 1"), "unknown field `x`, expected `a`");
-    assert_eq!(message(""), "missing field `a`");
-    let error = toml::from_str::<Ppo>("x = 1").unwrap_err();
-    assert_eq!(error.message(), "unknown field `x`, expected one of `clip`, `kl_coef`, `epochs`");
-}
-
 #[test]
 fn wrong_types_name_the_path_and_the_place() {
     let message = with_file("[ppo]\nclip = \"high\"\n", &[]).unwrap_err();
@@ -165,6 +149,12 @@ fn unknown_variants_get_a_suggestion() {
     let message = with_sets(&["strategy.kind=gredy"]).unwrap_err().to_string();
     assert!(message.starts_with("--set strategy.kind=gredy: `strategy"), "{message}");
     assert!(message.ends_with("did you mean `greedy`?"), "{message}");
+    let message =
+        load_text::<Stages>("stages.toml", "[penalty.fixd]\ncoef = 0.3", &[]).unwrap_err().to_string();
+    assert_eq!(
+        message,
+        "stages.toml:1: `penalty`: unknown variant `fixd`, expected one of `none`, `fixed`, `adaptive`; did you mean `fixed`?"
+    );
 }
 
 #[test]
@@ -253,4 +243,23 @@ fn a_section_with_one_key_keeps_the_other_defaults_of_its_place() {
     assert_eq!(load("[penalty.fixed]\ncoef = 0.3").penalty, Penalty::Fixed { coef: 0.3, floor: 0.1 });
     assert_eq!(load("[penalty.adaptive]\ntarget = 6.0").penalty, Penalty::Adaptive { target: 6.0 });
     assert_eq!(load("penalty = \"none\"").penalty, Penalty::None);
+    assert_eq!(load("[penalty.none]").penalty, Penalty::None);
+}
+
+#[test]
+fn keys_of_variants_are_checked_too() {
+    let message = |text: &str| load_text::<Stages>("a.toml", text, &[]).unwrap_err().to_string();
+    assert_eq!(
+        message("[penalty.fixed]\nkoef = 0.3"),
+        "a.toml:2: unknown key `penalty.fixed.koef`; did you mean `penalty.fixed.coef`?"
+    );
+    assert_eq!(
+        message("[penalty.fixed]\n[penalty.adaptive]\ntarget = 1.0"),
+        "a.toml:1: `penalty`: expected one variant, found [\"adaptive\", \"fixed\"]"
+    );
+    assert!(message("penalty = 3").contains("`penalty`: invalid type: integer `3`"));
+    assert_eq!(
+        message("[penalty.adaptive]"),
+        "`penalty.adaptive.target` has no value; give it one in the --config file or with --set penalty.adaptive.target=VALUE"
+    );
 }

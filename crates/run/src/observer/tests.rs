@@ -9,7 +9,7 @@ use crate::captured::Captured;
 impl Captured {
     fn observer(&self, dir: &RunDir, interval: Duration, verbosity: Verbosity) -> RunObserver {
         let console = Console::lines(Box::new(self.clone()), interval, verbosity);
-        RunObserver::with_console(dir, console, StopFlag::default()).unwrap()
+        RunObserver::with_console(dir, Device::Cpu, console, StopFlag::default()).unwrap()
     }
 }
 
@@ -143,6 +143,7 @@ fn the_observer_keeps_the_folder_locked() {
     let folder = tempfile::tempdir().unwrap();
     let observer = RunObserver::new(
         &RunDir::create(folder.path(), &config()).unwrap(),
+        Device::Cpu,
         Verbosity::Quiet,
         StopFlag::default(),
     )
@@ -203,7 +204,7 @@ fn the_stop_flag_reaches_the_trainer() {
     let folder = tempfile::tempdir().unwrap();
     let dir = RunDir::create(folder.path(), &config()).unwrap();
     let stop = StopFlag::default();
-    let observer = RunObserver::new(&dir, Verbosity::Quiet, stop.clone()).unwrap();
+    let observer = RunObserver::new(&dir, Device::Cpu, Verbosity::Quiet, stop.clone()).unwrap();
     assert!(!observer.stop_requested());
     stop.request();
     assert!(observer.stop_requested());
@@ -269,4 +270,50 @@ fn tensorboard_has_every_update_once() {
     };
     assert_eq!(steps("train/loss"), [1, 2, 3, 4, 5, 6]);
     assert_eq!(steps("dev/score"), [0, 2]);
+}
+
+#[test]
+fn distributions_stay_with_the_validation_that_they_belong_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = RunDir::create(folder.path(), &config()).unwrap();
+    let mut observer = Captured::default().observer(&dir, NEVER, Verbosity::Normal);
+    observer.started(0, 9).unwrap();
+    let tell = |observer: &mut RunObserver, step: u64, share: f64| {
+        observer.distribution(step, "eval/acc", &[share, 1.0]).unwrap();
+        observer.evaluated(step, &vec![("eval/acc".to_owned(), (share + 1.0) / 2.0)]).unwrap();
+        observer.distribution(step, "train/reward", &[0.5, 2.5]).unwrap();
+    };
+    tell(&mut observer, 0, 0.0);
+    tell(&mut observer, 1, 0.0);
+    observer.distribution(1, "eval/none", &[f64::NAN]).unwrap();
+    drop(observer);
+    drop(dir);
+    // The checkpoint to resume from was written after the validation of step 1.
+    let dir = RunDir::resume(folder.path(), &config()).unwrap();
+    let mut observer = Captured::default().observer(&dir, NEVER, Verbosity::Normal);
+    observer.started(1, 9).unwrap();
+    let told = |dir: &RunDir| -> Vec<(u64, String, f64)> {
+        let lines = lines(dir, "metrics.jsonl").into_iter().filter(|line| line["kind"] == "distribution");
+        lines
+            .map(|line| {
+                (
+                    line["step"].as_u64().unwrap(),
+                    line["name"].as_str().unwrap().into(),
+                    line["mean"].as_f64().unwrap(),
+                )
+            })
+            .collect()
+    };
+    let kept = vec![
+        (0, "eval/acc".to_owned(), 0.5),
+        (0, "train/reward".to_owned(), 1.5),
+        (1, "eval/acc".to_owned(), 0.5),
+    ];
+    assert_eq!(told(&dir), kept);
+    // And is made once more.
+    observer.distribution(1, "eval/acc", &[1.0, 1.0]).unwrap();
+    assert_eq!(told(&dir)[..2], kept[..2]);
+    assert_eq!(told(&dir)[2..], [(1, "eval/acc".to_owned(), 1.0)]);
+    let line = lines(&dir, "metrics.jsonl").pop().unwrap();
+    assert_eq!((&line["count"], &line["bins"], &line["interval"][1]), (&json!(2), &json!([2]), &json!(1.0)));
 }

@@ -1,6 +1,7 @@
 //! Line charts as inline SVG. They are written by hand, because their colours and fonts have to follow the page's style
 //! sheet (light, dark, print), which drawing libraries do not let them.
 
+use std::borrow::Cow;
 use std::fmt::Write;
 
 use super::page::escape;
@@ -14,6 +15,10 @@ const TOP: f64 = 10.0;
 const BOTTOM: f64 = 34.0;
 /// Columns into which more points than that are gathered.
 const COLUMNS: usize = 240;
+/// Points of the line that shows where a path leads.
+const TREND: usize = 6;
+/// Up to so many points are drawn as dots, too.
+const DOTS: usize = 40;
 /// Colours of the style sheet.
 const COLOURS: usize = 8;
 /// Ratio of the largest to the smallest value above which the scale is logarithmic.
@@ -22,31 +27,59 @@ const WIDE: f64 = 500.0;
 /// Lines in one frame.
 pub(super) struct Chart<'a> {
     pub(super) title: String,
-    /// Colour of the first line; the others follow.
-    pub(super) first_colour: usize,
-    /// Names and points.
-    pub(super) lines: Vec<(String, &'a Series)>,
+    pub(super) shape: Shape,
+    pub(super) lines: Vec<Line<'a>>,
 }
 
-fn is_logarithmic(lines: &[(String, &Series)]) -> bool {
-    let (low, high) = range(lines.iter().flat_map(|(_, series)| series.points.iter().map(|(_, y)| *y)));
-    low > 0.0 && high / low > WIDE
+/// What the lines of a chart are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Shape {
+    /// A metric over the steps.
+    Curve,
+    /// A metric over another one, which is named.
+    Path(String),
+    /// The outline of a histogram, over the values that are named.
+    Outline(String),
+}
+
+/// A line with its name.
+pub(super) struct Line<'a> {
+    pub(super) name: String,
+    pub(super) colour: usize,
+    pub(super) series: Cow<'a, Series>,
+}
+
+impl Chart<'_> {
+    fn is_logarithmic(&self) -> bool {
+        let values = self.lines.iter().flat_map(|line| line.series.points.iter().map(|(_, y)| *y));
+        let (low, high) = range(values);
+        !matches!(self.shape, Shape::Outline(_)) && low > 0.0 && high / low > WIDE
+    }
+
+    /// What is drawn from left to right.
+    fn across(&self) -> &str {
+        match &self.shape {
+            Shape::Curve => "step",
+            Shape::Path(name) | Shape::Outline(name) => name,
+        }
+    }
 }
 
 /// A chart with its caption: title, and a legend with the last value of each line.
 pub(super) fn figure(chart: &Chart<'_>) -> String {
-    let Chart { title, first_colour, lines } = chart;
-    let scale = if is_logarithmic(lines) { " <span class=\"key\">(log scale)</span>" } else { "" };
-    let mut html = format!("<figure><figcaption><b>{}</b>{scale}", escape(title));
-    for (number, (name, series)) in lines.iter().enumerate() {
+    let scale = if chart.is_logarithmic() { " <span class=\"key\">(log scale)</span>" } else { "" };
+    let mut html = format!("<figure><figcaption><b>{}</b>{scale}", escape(&chart.title));
+    for Line { name, colour, series } in &chart.lines {
         let Some((_, value)) = series.points.last() else { continue };
-        let colour = (first_colour + number) % COLOURS;
-        let _ = write!(
-            html,
-            " <span class=\"key\"><i class=\"c{colour}\"></i>{} <data>{}</data></span>",
-            escape(name),
-            crate::output::number(*value)
-        );
+        let value = match chart.shape {
+            // A single path needs no name.
+            _ if name.is_empty() && chart.shape != Shape::Curve => continue,
+            Shape::Curve => format!(" <data>{}</data>", crate::output::number(*value)),
+            _ => String::new(),
+        };
+        let colour = colour % COLOURS;
+        let _ =
+            write!(html, " <span class=\"key\"><i class=\"c{colour}\"></i>{}{value}</span>", escape(name));
     }
     html.push_str("</figcaption>");
     html.push_str(&svg(chart));
@@ -55,20 +88,20 @@ pub(super) fn figure(chart: &Chart<'_>) -> String {
 }
 
 fn svg(chart: &Chart<'_>) -> String {
-    let Chart { title, first_colour, lines } = chart;
-    let points = || lines.iter().flat_map(|(_, series)| series.points.iter().copied());
+    let points = || chart.lines.iter().flat_map(|line| line.series.points.iter().copied());
     let x = Scale::linear(range(points().map(|(x, _)| x)), (LEFT, SIZE.0 - RIGHT));
     let (low, high) = range(points().map(|(_, y)| y));
     let span = (SIZE.1 - BOTTOM, TOP);
-    let logarithmic = is_logarithmic(lines);
+    let logarithmic = chart.is_logarithmic();
     let y =
         if logarithmic { Scale::logarithmic((low, high), span) } else { Scale::padded((low, high), span) };
 
     let mut svg = format!(
-        "<svg viewBox=\"0 0 {} {}\" role=\"img\" aria-label=\"{} by step\">",
+        "<svg viewBox=\"0 0 {} {}\" role=\"img\" aria-label=\"{} by {}\">",
         SIZE.0,
         SIZE.1,
-        escape(title)
+        escape(&chart.title),
+        escape(chart.across())
     );
     for (tick, label) in y.ticks(5) {
         let at = y.at(tick);
@@ -93,46 +126,48 @@ fn svg(chart: &Chart<'_>) -> String {
     }
     let _ = write!(
         svg,
-        "<path class=\"axis\" d=\"M{LEFT} {bottom}H{}\"/><text x=\"{}\" y=\"{}\" text-anchor=\"middle\">step</text>",
+        "<path class=\"axis\" d=\"M{LEFT} {bottom}H{}\"/><text x=\"{}\" y=\"{}\" text-anchor=\"middle\">{}</text>",
         SIZE.0 - RIGHT,
         (LEFT + SIZE.0 - RIGHT) / 2.0,
-        SIZE.1 - 4.0
+        SIZE.1 - 4.0,
+        escape(chart.across())
     );
-    for (number, (_, series)) in lines.iter().enumerate() {
-        svg.push_str(&path(&series.points, (first_colour + number) % COLOURS, &x, &y));
+    for Line { colour, series, .. } in &chart.lines {
+        svg.push_str(&path(&series.points, colour % COLOURS, &chart.shape, &x, &y));
     }
     svg.push_str("</svg>");
     svg
 }
 
 /// Few points are joined, with a dot each where they are very few; of many, a band shows the extremes and a line the
-/// means.
-fn path(points: &[(f64, f64)], colour: usize, x: &Scale, y: &Scale) -> String {
+/// means. A path wanders, so its points are faint, and a line through a few means shows where it leads, with a dot at its end.
+fn path(points: &[(f64, f64)], colour: usize, shape: &Shape, x: &Scale, y: &Scale) -> String {
     let place = |&(px, py): &(f64, f64)| format!("{:.1} {:.1}", x.at(px), y.at(py));
     let join = |points: &[(f64, f64)]| points.iter().map(place).collect::<Vec<_>>().join("L");
-    let mut svg = String::new();
-    if points.len() <= COLUMNS {
-        let _ = write!(svg, "<path class=\"c{colour}\" d=\"M{}\"/>", join(points));
-        if points.len() <= 40 {
-            for point in points {
-                let (cx, cy) = (x.at(point.0), y.at(point.1));
-                let _ = write!(svg, "<circle class=\"c{colour}\" cx=\"{cx:.1}\" cy=\"{cy:.1}\" r=\"2\"/>");
-            }
-        }
-        return svg;
+    let line = |points: &[(f64, f64)]| format!("<path class=\"c{colour}\" d=\"M{}\"/>", join(points));
+    let dots = |points: &[(f64, f64)], class: &str, radius: f64| -> String {
+        let dot = |&(px, py): &(f64, f64)| {
+            let (cx, cy) = (x.at(px), y.at(py));
+            format!("<circle class=\"c{colour}{class}\" cx=\"{cx:.1}\" cy=\"{cy:.1}\" r=\"{radius}\"/>")
+        };
+        points.iter().map(dot).collect()
+    };
+    let means = |columns: &[Column]| -> Vec<(f64, f64)> { columns.iter().map(|c| (c.x, c.mean)).collect() };
+    if let Shape::Path(_) = shape {
+        let trend = means(&thin(points, TREND));
+        return dots(&means(&thin(points, COLUMNS)), " faint", 2.0)
+            + &line(&trend)
+            + &dots(trend.last().map_or(&[], std::slice::from_ref), "", 3.5);
     }
-    let columns = thin(points);
+    if points.len() <= COLUMNS {
+        let small = *shape == Shape::Curve && points.len() <= DOTS;
+        return line(points) + &if small { dots(points, "", 2.0) } else { String::new() };
+    }
+    let columns = thin(points, COLUMNS);
     let upper: Vec<_> = columns.iter().map(|c| (c.x, c.max)).collect();
     let lower: Vec<_> = columns.iter().rev().map(|c| (c.x, c.min)).collect();
-    let means: Vec<_> = columns.iter().map(|c| (c.x, c.mean)).collect();
-    let _ = write!(
-        svg,
-        "<path class=\"band c{colour}\" d=\"M{}L{}Z\"/><path class=\"c{colour}\" d=\"M{}\"/>",
-        join(&upper),
-        join(&lower),
-        join(&means)
-    );
-    svg
+    let band = format!("<path class=\"band c{colour}\" d=\"M{}L{}Z\"/>", join(&upper), join(&lower));
+    band + &line(&means(&columns))
 }
 
 /// The points of one column of a chart.
@@ -143,7 +178,7 @@ struct Column {
     max: f64,
 }
 
-fn thin(points: &[(f64, f64)]) -> Vec<Column> {
+fn thin(points: &[(f64, f64)], columns: usize) -> Vec<Column> {
     let column = |chunk: &[(f64, f64)]| {
         let values = || chunk.iter().map(|(_, y)| *y);
         let count = chunk.len() as f64;
@@ -154,7 +189,7 @@ fn thin(points: &[(f64, f64)]) -> Vec<Column> {
             max: values().fold(f64::NEG_INFINITY, f64::max),
         }
     };
-    points.chunks(points.len().div_ceil(COLUMNS)).map(column).collect()
+    points.chunks(points.len().div_ceil(columns).max(1)).map(column).collect()
 }
 
 fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
@@ -238,7 +273,7 @@ fn label(value: f64, step: f64) -> String {
         trim(format!("{:.2}", value / 1e6)) + "M"
     } else if value.abs() >= 1e4 && step >= 10.0 {
         trim(format!("{:.2}", value / 1e3)) + "k"
-    } else if step < 1e-4 {
+    } else if step < 1e-3 {
         let power = (value.abs().log10() + 1e-9).floor() as i32;
         trim(format!("{:.2}", value / 10f64.powi(power))) + &format!("e{power}")
     } else {
@@ -277,7 +312,7 @@ mod tests {
     fn thinning_keeps_extremes_and_means() {
         let points: Vec<(f64, f64)> =
             (0..100_000).map(|i| (f64::from(i), if i == 61_234 { 50.0 } else { 1.0 })).collect();
-        let columns = thin(&points);
+        let columns = thin(&points, COLUMNS);
         assert!(columns.len() <= COLUMNS);
         assert_eq!(columns.iter().map(|c| c.max).fold(0.0, f64::max), 50.0);
         assert!(columns.windows(2).all(|pair| pair[0].x < pair[1].x));
@@ -289,12 +324,12 @@ mod tests {
         for values in [vec![0.0], vec![-1.0, -1.0], vec![1e-300, 1e300], vec![1e9, -1e9], vec![-1e300, 1e300]]
         {
             let points = values.iter().enumerate().map(|(i, &v)| (i as f64, v)).collect();
-            let svg = figure(&Chart {
-                title: "x".into(),
-                first_colour: 0,
-                lines: vec![("a".into(), &Series { points })],
-            });
-            assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
+            let series = Series { points };
+            for shape in [Shape::Curve, Shape::Path("x".into()), Shape::Outline("x".into())] {
+                let lines = vec![Line { name: "a".into(), colour: 9, series: Cow::Borrowed(&series) }];
+                let svg = figure(&Chart { title: "x".into(), shape, lines });
+                assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
+            }
         }
     }
 }

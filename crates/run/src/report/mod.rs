@@ -1,10 +1,13 @@
-//! `report.html`: what a run did, on one page that needs nothing but itself.
+//! `report.html`: what one run did, or several, on a page that needs nothing but itself.
 
 mod chart;
+mod comparison;
 mod page;
 mod records;
+mod rewards;
 mod run;
 
+pub use comparison::write as write_comparison;
 pub use page::Page;
 pub use run::write;
-pub(crate) use run::write_as;
+pub(crate) use run::{write_as, write_into};

@@ -1,10 +1,10 @@
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::chart::{self, Chart};
-use crate::output::Table;
+use crate::output::{Table, number};
 use crate::rundir::{self, RunDirError};
 
 /// A page that needs nothing but itself: style and drawings are inside, there is no script, and nothing is fetched.
@@ -91,10 +91,21 @@ impl Page {
         self.push("</div>\n")
     }
 
-    /// Samples that are shown on request.
-    pub fn folded_samples(&mut self, summary: &str, samples: &[Value]) -> &mut Self {
+    /// What is shown on request.
+    pub fn folded(&mut self, summary: &str, fill: impl FnOnce(&mut Self)) -> &mut Self {
         self.push(&format!("<details><summary>{}</summary>\n", escape(summary)));
-        self.samples(samples).push("</details>\n")
+        fill(self);
+        self.push("</details>\n")
+    }
+
+    /// What several models, or one at several times, made of the same questions: a row has one sample for each title, or none. The question
+    /// and its answer are shown once.
+    pub fn side_by_side(&mut self, titles: &[String], rows: &[Vec<Option<&Value>>]) -> &mut Self {
+        self.push("<div class=\"pairs\">\n");
+        for row in rows {
+            self.body.push_str(&pair(titles, row));
+        }
+        self.push("</div>\n")
     }
 
     /// Text with a meaning in every character, such as a configuration.
@@ -141,20 +152,58 @@ impl Page {
 }
 
 /// Fields of samples that have a place of their own, in their order.
-const FIELDS: [&str; 8] =
-    ["task", "question", "choices", "knowledge", "statement", "rationale", "answer", "predicted"];
+const FIELDS: [&str; 11] = [
+    "task",
+    "question",
+    "prompt",
+    "query",
+    "choices",
+    "knowledge",
+    "statement",
+    "rationale",
+    "response",
+    "answer",
+    "predicted",
+];
+/// What a model is given, and what it should say: the same for all models.
+const GIVEN: [&str; 6] = ["task", "question", "prompt", "query", "choices", "answer"];
 /// Told elsewhere.
 const HIDDEN: [&str; 1] = ["step"];
 
 fn sample(value: &Value) -> String {
-    let Some(fields) = value.as_object() else {
-        return format!("<div class=\"sample\">{}</div>\n", escape(&text(value)));
+    match value.as_object() {
+        Some(fields) => format!("<dl class=\"sample\">{}</dl>\n", entries(fields, |_| true)),
+        None => format!("<div class=\"sample\">{}</div>\n", escape(&text(value))),
+    }
+}
+
+fn pair(titles: &[String], row: &[Option<&Value>]) -> String {
+    let objects: Vec<Option<&Map<String, Value>>> =
+        row.iter().map(|value| value.and_then(Value::as_object)).collect();
+    let present = || objects.iter().copied().flatten();
+    let common = |key: &str| {
+        let mut values = present().map(|fields| fields.get(key));
+        let first = values.next().flatten();
+        GIVEN.contains(&key) && values.all(|value| value == first)
     };
+    let shared = present().next().map(|fields| entries(fields, common)).unwrap_or_default();
+    let column = |(title, fields): (&String, &Option<&Map<String, Value>>)| {
+        let own = |fields: &Map<String, Value>| entries(fields, |key| !common(key));
+        let own = fields.map_or_else(|| "<dd>nothing</dd>".into(), own);
+        format!("<dl><dt class=\"title\">{}</dt>{own}</dl>", escape(title))
+    };
+    let columns: String = titles.iter().zip(&objects).map(column).collect();
+    format!("<div class=\"sample\"><dl>{shared}</dl><div class=\"columns\">{columns}</div></div>\n")
+}
+
+/// Fields of a sample with their verdicts.
+fn entries(fields: &Map<String, Value>, shown: impl Fn(&str) -> bool) -> String {
     let place = |key: &str| FIELDS.iter().position(|field| key.starts_with(field)).unwrap_or(FIELDS.len());
-    let mut keys: Vec<&String> = fields.keys().filter(|key| !HIDDEN.contains(&key.as_str())).collect();
+    let mut keys: Vec<&String> =
+        fields.keys().filter(|key| !HIDDEN.contains(&key.as_str()) && shown(key)).collect();
     keys.sort_by_key(|key| place(key));
     let gold = fields.get("answer").filter(|answer| !answer.is_null());
-    let mut html = String::from("<dl class=\"sample\">");
+    let mut html = String::new();
     for key in keys {
         let value = &fields[key];
         if value.is_null() {
@@ -175,7 +224,7 @@ fn sample(value: &Value) -> String {
         };
         let _ = write!(html, "<dt>{}</dt><dd>{shown}</dd>", escape(&key.replace('_', " ")));
     }
-    html + "</dl>\n"
+    html
 }
 
 /// A value for people: lists line by line.
@@ -184,6 +233,7 @@ fn text(value: &Value) -> String {
         // Data sets part a question from its choices by these two characters.
         Value::String(text) => text.replace("\\n", "\n").replace(" \n ", "\n"),
         Value::Array(items) => items.iter().map(text).collect::<Vec<_>>().join("\n"),
+        Value::Number(value) if value.is_f64() => number(value.as_f64().unwrap_or_default()),
         other => other.to_string(),
     }
 }
@@ -214,9 +264,12 @@ fn percent(part: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::borrow::Cow;
+
     use proptest::prelude::*;
     use serde_json::json;
 
+    use super::super::chart::{Line, Shape};
     use super::*;
     use crate::report::records::Series;
 
@@ -246,14 +299,20 @@ mod tests {
             .links(&[(text.to_owned(), text.to_owned())])
             .charts(&[Chart {
                 title: text.to_owned(),
-                first_colour: 0,
-                lines: vec![(text.to_owned(), &series)],
+                shape: Shape::Path(text.to_owned()),
+                lines: vec![Line { name: text.to_owned(), colour: 0, series: Cow::Borrowed(&series) }],
             }])
             .samples(&[
                 json!({"question": text, text: text, "answer": text, "predicted": [text]}),
                 json!(text),
             ])
-            .folded_samples(text, &[json!([text])])
+            .side_by_side(
+                &[text.to_owned(), text.to_owned()],
+                &[vec![Some(&json!({ text: text, "predicted": text })), None]],
+            )
+            .folded(text, |page| {
+                page.samples(&[json!([text])]);
+            })
             .code(text);
         page.html()
     }
@@ -279,6 +338,20 @@ mod tests {
         for outside in ["http", "<script", "@import", "url(", "<link", "<iframe", "src="] {
             assert!(!html.contains(outside), "{outside}");
         }
+    }
+
+    #[test]
+    fn the_question_of_a_row_is_shown_once() {
+        let before = json!({"question": "Why?", "answer": "a", "response": "x", "predicted": "b", "step": 0});
+        let after = json!({"question": "Why?", "answer": "a", "response": "y", "predicted": "a", "step": 9});
+        let titles = ["step 0".to_owned(), "step 9".to_owned(), "step 10".to_owned()];
+        let html = pair(&titles, &[Some(&before), Some(&after), None]);
+        assert_eq!(html.matches("Why?").count(), 1, "{html}");
+        let expected = "<dl><dt class=\"title\">step 0</dt><dt>predicted</dt><dd>b <span class=\"wrong\">✗ wrong</span></dd>\
+             <dt>response</dt><dd>x</dd></dl><dl><dt class=\"title\">step 9</dt><dt>predicted</dt>\
+             <dd>a <span class=\"right\">✓ right</span></dd><dt>response</dt><dd>y</dd></dl>\
+             <dl><dt class=\"title\">step 10</dt><dd>nothing</dd></dl>";
+        assert!(html.contains(expected), "{html}");
     }
 
     #[test]

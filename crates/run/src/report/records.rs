@@ -6,7 +6,11 @@ use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 
+use serde::Deserialize;
 use serde_json::Value;
+
+use crate::distribution::Distribution;
+use crate::observer::DISTRIBUTION;
 
 /// Points of one metric.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -22,6 +26,8 @@ pub(super) struct Records {
     pub(super) series: BTreeMap<String, Series>,
     /// Validation metrics by step.
     pub(super) evaluations: BTreeMap<u64, BTreeMap<String, f64>>,
+    /// Values behind metrics, by name and step.
+    pub(super) distributions: BTreeMap<String, BTreeMap<u64, Distribution>>,
     /// Seconds by phase, over the whole run.
     pub(super) phases: BTreeMap<String, f64>,
     /// Steps taken, of how many.
@@ -59,6 +65,14 @@ impl Records {
                 if secs > 0.0 && tokens > 0.0 {
                     self.push(SPEED, step, tokens / secs);
                 }
+            }
+            DISTRIBUTION => {
+                let name = line.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
+                let fields = Value::Object(line.into_iter().collect());
+                if let Ok(distribution) = Distribution::deserialize(fields) {
+                    self.distributions.entry(name).or_default().insert(step as u64, distribution);
+                }
+                return;
             }
             "end" => self.ending = line.get("ending").and_then(Value::as_str).map(str::to_owned),
             _ => {}

@@ -1,14 +1,19 @@
 //! The report of one run, from the files in its folder.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::chart::Chart;
+use jiff::Timestamp;
+use serde_json::Value;
+
+use super::chart::{Chart, Line, Shape};
 use super::page::Page;
 use super::records::{Records, SPEED, Samples, Series};
+use super::rewards;
 use crate::output::{Table, duration, number};
+use crate::provenance::{Provenance, Start};
 use crate::rundir::{self, RunDir, RunDirError};
 
 /// Groups that share charts: a loss in training beside the same loss in validation.
@@ -30,6 +35,18 @@ pub fn write(folder: &Path) -> Result<PathBuf, RunDirError> {
     write_as(folder, rundir::is_locked(folder))
 }
 
+/// As [`write`], but into another folder, which is created where it is missing.
+///
+/// # Errors
+/// There is no run in the folder, or `out` is not writable.
+pub(crate) fn write_into(folder: &Path, out: &Path) -> Result<PathBuf, RunDirError> {
+    if RunDir::stored_config(folder).is_none() {
+        return Err(RunDirError::NoRun(folder.to_owned()));
+    }
+    fs::create_dir_all(out).map_err(RunDirError::io("create", out))?;
+    page(folder, rundir::is_locked(folder)).write(out)
+}
+
 /// As [`write`]; the process that works on the run knows that it does.
 pub(crate) fn write_as(folder: &Path, alive: bool) -> Result<PathBuf, RunDirError> {
     page(folder, alive).write(folder)
@@ -38,21 +55,16 @@ pub(crate) fn write_as(folder: &Path, alive: bool) -> Result<PathBuf, RunDirErro
 fn page(folder: &Path, alive: bool) -> Page {
     let records = Records::read(&folder.join(rundir::METRICS));
     let samples = Samples::read(&folder.join(rundir::SAMPLES));
-    let whole = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
-    let name = whole.file_name().map_or_else(|| "run".into(), |name| name.to_string_lossy().into_owned());
-    let mut page = Page::new(&name, &format!("A run of ruminate, as of {}.", date(SystemTime::now())));
+    let now = Timestamp::now().strftime("%F %H:%M UTC");
+    let mut page = Page::new(&name(folder), &format!("A run of ruminate, as of {now}."));
     page.facts(&facts(&records, alive));
     curves(&mut page, &records);
+    reward_charts(&mut page, &[(String::new(), &records)]);
     checkpoints(&mut page, folder, &records);
     timing(&mut page, &records);
-    if !samples.last.1.is_empty() {
-        let (step, last) = &samples.last;
-        page.heading(&format!("Samples before step {step}")).samples(&last[..last.len().min(SHOWN)]);
-        let (first_step, first) = &samples.first;
-        if first_step != step {
-            let summary = format!("The same before step {first_step}");
-            page.folded_samples(&summary, &first[..first.len().min(SHOWN)]);
-        }
+    texts(&mut page, &samples);
+    if let Some(start) = Provenance::read(folder).starts.last() {
+        computed_on(&mut page, start);
     }
     if let Some(config) = RunDir::stored_config(folder).and_then(|path| fs::read_to_string(path).ok()) {
         page.heading("Configuration").code(config.trim_end());
@@ -60,7 +72,107 @@ fn page(folder: &Path, alive: bool) -> Page {
     page
 }
 
-fn facts(records: &Records, alive: bool) -> Vec<(&'static str, String)> {
+/// The name of a run: that of its folder.
+pub(super) fn name(folder: &Path) -> String {
+    let whole = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
+    whole.file_name().map_or_else(|| "run".into(), |name| name.to_string_lossy().into_owned())
+}
+
+pub(super) fn reward_charts(page: &mut Page, runs: &[(String, &Records)]) {
+    for (heading, charts) in [
+        ("Rewards of responses", rewards::histograms(runs)),
+        ("Reward against divergence", rewards::against_divergence(runs)),
+    ] {
+        if !charts.is_empty() {
+            page.heading(heading).charts(&charts);
+        }
+    }
+}
+
+/// What the model does now, beside what it did at first with the same questions.
+fn texts(page: &mut Page, samples: &Samples) {
+    let ((first_step, first), (step, last)) = (&samples.first, &samples.last);
+    let last = &last[..last.len().min(SHOWN)];
+    if last.is_empty() {
+        return;
+    }
+    let before = |sample: &Value| {
+        let question = question(sample)?;
+        first.iter().find(|before| self::question(before).as_ref() == Some(&question))
+    };
+    let rows: Vec<Vec<Option<&Value>>> =
+        last.iter().filter_map(|sample| Some(vec![Some(before(sample)?), Some(sample)])).collect();
+    if first_step != step && rows.len() == last.len() {
+        let titles = [first_step, step].map(|step| format!("before step {step}"));
+        page.heading("The same questions, before and after").side_by_side(&titles, &rows);
+        return;
+    }
+    page.heading(&format!("Samples before step {step}")).samples(last);
+    if first_step != step {
+        page.folded(&format!("The same before step {first_step}"), |page| {
+            page.samples(&first[..first.len().min(SHOWN)]);
+        });
+    }
+}
+
+/// By what samples of the same question are found.
+pub(super) fn question(sample: &Value) -> Option<String> {
+    let asked = ["question", "prompt", "query"].iter().find_map(|key| sample.get(key)?.as_str())?;
+    Some(format!("{} {asked}", sample.get("task").and_then(Value::as_str).unwrap_or_default()))
+}
+
+/// What a run was computed on, for people.
+pub(super) fn machine(start: &Start) -> Vec<(&'static str, String)> {
+    let Start {
+        time,
+        command,
+        version,
+        commit,
+        libtorch,
+        device,
+        processes,
+        host,
+        cpu,
+        cpu_level,
+        threads,
+        ..
+    } = start;
+    let known = |text: &Option<String>| text.clone().unwrap_or_default();
+    let facts = [
+        ("started", time.clone()),
+        ("command", command.join(" ")),
+        ("ruminate", version.clone()),
+        ("commit", known(commit)),
+        ("libtorch", known(libtorch)),
+        ("device", device.clone()),
+        ("processes", processes.to_string()),
+        ("threads of each", threads.to_string()),
+        ("processor", cpu.clone()),
+        ("vector unit", cpu_level.clone()),
+        ("host", known(host)),
+    ];
+    facts.into_iter().filter(|(_, value)| !value.is_empty()).collect()
+}
+
+fn computed_on(page: &mut Page, start: &Start) {
+    let mut table = Table::new(["last start", ""]);
+    for (name, value) in machine(start) {
+        table.row([name.to_owned(), value]);
+    }
+    page.heading("Provenance").table(&table);
+    if start.files.is_empty() {
+        return;
+    }
+    let mut table = Table::new(["file", "bytes", "BLAKE3"]);
+    for (path, file) in &start.files {
+        table.row([path.clone(), file.bytes.to_string(), file.blake3.clone()]);
+    }
+    page.folded(&format!("The {} files that it read", start.files.len()), |page| {
+        page.table(&table);
+    });
+}
+
+pub(super) fn facts(records: &Records, alive: bool) -> Vec<(&'static str, String)> {
     let (done, total) = records.steps;
     let state = match records.ending.as_deref() {
         Some(ending) => ending,
@@ -85,11 +197,17 @@ fn facts(records: &Records, alive: bool) -> Vec<(&'static str, String)> {
     facts
 }
 
-/// One chart per metric; those of one family (`acc/obqa`, `acc/csqa`) and of training and validation share one.
-fn curves(page: &mut Page, records: &Records) {
-    type Charts<'a> = BTreeMap<(usize, String), Vec<(String, &'a Series)>>;
-    let mut sections: BTreeMap<String, Charts<'_>> = BTreeMap::new();
-    for (name, series) in &records.series {
+/// Section, order and title of a metric's chart, and the name of its line: those of one family (`acc/obqa`, `acc/csqa`) and of training
+/// and validation share a chart.
+struct Place<'a> {
+    section: String,
+    order: usize,
+    title: &'a str,
+    line: String,
+}
+
+impl<'a> Place<'a> {
+    fn of(name: &'a str) -> Self {
         let (group, rest) = name.split_once('/').unwrap_or(("", name));
         let compared = COMPARED.contains(&group);
         let section = if compared { String::new() } else { group.to_owned() };
@@ -107,22 +225,62 @@ fn curves(page: &mut Page, records: &Records) {
             _ if name == SPEED => 4,
             _ => 2,
         };
-        let title = title.replace('_', " ");
-        let lines = sections.entry(section).or_default().entry((order, title)).or_default();
+        Self { section, order, title, line }
+    }
+}
+
+fn curves(page: &mut Page, records: &Records) {
+    type Charts<'a> = BTreeMap<(usize, String), Vec<(String, &'a Series)>>;
+    let mut sections: BTreeMap<String, Charts<'_>> = BTreeMap::new();
+    for (name, series) in &records.series {
+        let Place { section, order, title, line } = Place::of(name);
+        let key = (order, title.replace('_', " "));
+        let lines = sections.entry(section).or_default().entry(key).or_default();
         // Training before validation.
-        let at = if group == "train" { 0 } else { lines.len() };
+        let at = if name.starts_with("train/") { 0 } else { lines.len() };
         lines.insert(at, (line, series));
     }
     for (section, charts) in sections {
         let chart = |((_, title), lines): ((usize, String), Vec<(String, _)>)| {
             // The first colour is that of training, where there is training.
             let validation = section.is_empty() && lines.iter().all(|(name, _)| !name.starts_with("train"));
-            Chart { title, first_colour: usize::from(validation), lines }
+            let first = usize::from(validation);
+            let line =
+                |(at, (name, series))| Line { name, colour: first + at, series: Cow::Borrowed(series) };
+            Chart { title, shape: Shape::Curve, lines: lines.into_iter().enumerate().map(line).collect() }
         };
         let charts: Vec<Chart<'_>> = charts.into_iter().map(chart).collect();
         page.heading(if section.is_empty() { "Training and validation" } else { &section });
         page.charts(&charts);
     }
+}
+
+/// All curves of several runs: a chart for each metric that any of them recorded, and in it a line for each run.
+pub(super) fn overlaid(page: &mut Page, runs: &[(String, &Records)]) {
+    let metrics: BTreeSet<&String> = runs.iter().flat_map(|(_, records)| records.series.keys()).collect();
+    let mut sections: BTreeMap<String, Vec<(usize, &str)>> = BTreeMap::new();
+    for metric in metrics {
+        let Place { section, order, .. } = Place::of(metric);
+        sections.entry(section).or_default().push((order, metric));
+    }
+    for (section, mut metrics) in sections {
+        metrics.sort_unstable();
+        let charts: Vec<Chart<'_>> = metrics
+            .into_iter()
+            .filter_map(|(_, metric)| overlay(runs, metric, metric.replace('_', " ").replace('/', " ")))
+            .collect();
+        page.heading(if section.is_empty() { "Training and validation" } else { &section });
+        page.charts(&charts);
+    }
+}
+
+/// A metric of several runs, each of which keeps its colour.
+fn overlay<'a>(runs: &[(String, &'a Records)], metric: &str, title: String) -> Option<Chart<'a>> {
+    let line = |(colour, (name, records)): (usize, &(String, &'a Records))| {
+        Some(Line { name: name.clone(), colour, series: Cow::Borrowed(records.series.get(metric)?) })
+    };
+    let lines: Vec<_> = runs.iter().enumerate().filter_map(line).collect();
+    (!lines.is_empty()).then_some(Chart { title, shape: Shape::Curve, lines })
 }
 
 impl Page {
@@ -131,17 +289,23 @@ impl Page {
     pub fn curves(&mut self, runs: &[(String, PathBuf)], metrics: &[(&str, &str)]) -> &mut Self {
         let records: Vec<(&String, Records)> =
             runs.iter().map(|(name, folder)| (name, Records::read(&folder.join(rundir::METRICS)))).collect();
-        let mut charts = vec![];
-        for &(metric, title) in metrics {
-            let lines: Vec<_> = (records.iter())
-                .filter_map(|(name, records)| Some(((*name).clone(), records.series.get(metric)?)))
-                .collect();
-            if !lines.is_empty() {
-                charts.push(Chart { title: title.to_owned(), first_colour: 0, lines });
-            }
-        }
+        let runs: Vec<(String, &Records)> =
+            records.iter().map(|(name, records)| ((*name).clone(), records)).collect();
+        let chart = |&(metric, title): &(&str, &str)| overlay(&runs, metric, title.to_owned());
+        let charts: Vec<Chart<'_>> = metrics.iter().filter_map(chart).collect();
         self.charts(&charts)
     }
+}
+
+/// An interval that no line breaks.
+pub(super) fn range(low: f64, high: f64) -> String {
+    format!("{}\u{a0}to\u{a0}{}", number(low), number(high))
+}
+
+/// The interval of a metric at a step, where the values behind it are known.
+pub(super) fn interval(records: &Records, name: &str, step: u64) -> Option<String> {
+    let [low, high] = records.distributions.get(name)?.get(&step)?.interval?;
+    Some(range(low, high))
 }
 
 /// What was measured at the first, the best and the last validation.
@@ -169,15 +333,18 @@ fn checkpoints(page: &mut Page, folder: &Path, records: &Records) {
     let mut columns = vec![("first", first)];
     columns.extend(best.filter(|step| records.evaluations.contains_key(step)).map(|step| ("best", step)));
     columns.push(("last", latest));
-    let titles = columns.iter().map(|(title, step)| format!("{title} (step {step})"));
-    let mut table = Table::new(["measure".to_owned()].into_iter().chain(titles));
     let names: BTreeSet<&String> = records.evaluations.values().flat_map(BTreeMap::keys).collect();
+    let intervals = names.iter().any(|name| interval(records, name, latest).is_some());
+    let titles = columns.iter().map(|(title, step)| format!("{title} (step {step})"));
+    let last = intervals.then(|| "95 % interval of the last".to_owned());
+    let mut table = Table::new(["measure".to_owned()].into_iter().chain(titles).chain(last));
     for name in names {
         let cell = |(_, step): &(&str, u64)| {
             let value = records.evaluations.get(step).and_then(|metrics| metrics.get(name));
             value.map_or_else(String::new, |value| number(*value))
         };
-        table.row([name.clone()].into_iter().chain(columns.iter().map(cell)));
+        let last = interval(records, name, latest);
+        table.row([name.clone()].into_iter().chain(columns.iter().map(cell)).chain(last));
     }
     page.heading("Validation").table(&table);
 }
@@ -220,20 +387,6 @@ fn short(value: f64) -> String {
         }
     }
     format!("{value:.0}")
-}
-
-/// `2026-11-20 19:45 UTC`. From days to dates as in H. Hinnant's `civil_from_days`.
-fn date(time: SystemTime) -> String {
-    let secs = time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let days = secs / 86_400 + 719_468;
-    let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    let year = era * 400 + year_of_era + u64::from(month <= 2);
-    format!("{year:04}-{month:02}-{day:02} {:02}:{:02} UTC", secs % 86_400 / 3600, secs % 3600 / 60)
 }
 
 #[cfg(test)]

@@ -13,6 +13,8 @@ pub(crate) struct Read {
     pub(crate) version: Option<String>,
     pub(crate) start: bool,
     pub(crate) scalars: Vec<(String, f32)>,
+    /// Minimum, maximum, number, sum, sum of squares; upper edges; counts.
+    pub(crate) histograms: Vec<(String, [f64; 5], Vec<f64>, Vec<f64>)>,
     pub(crate) texts: Vec<(String, String)>,
 }
 
@@ -134,6 +136,17 @@ fn summary(data: &[u8], event: &mut Read) {
     let fields_of = fields(data);
     let get = |wanted: u64| fields_of.iter().find(|(number, _)| *number == wanted).map(|(_, field)| field);
     let tag = get(1).unwrap().text();
+    let numbers = |bytes: &[u8]| -> Vec<f64> {
+        bytes.chunks(8).map(|bytes| f64::from_le_bytes(bytes.try_into().unwrap())).collect()
+    };
+    if let Some(histogram) = get(5) {
+        let of = fields(histogram.bytes());
+        let [min, max, count, sum, squares, edges, counts] = &of[..] else { panic!("{} fields", of.len()) };
+        let all = [min, max, count, sum, squares].map(|(_, field)| numbers(field.bytes())[0]);
+        assert_eq!((edges.0, counts.0), (6, 7));
+        event.histograms.push((tag, all, numbers(edges.1.bytes()), numbers(counts.1.bytes())));
+        return;
+    }
     match get(2) {
         Some(value) => event.scalars.push((tag, f32::from_le_bytes(value.bytes().try_into().unwrap()))),
         None => {
@@ -164,8 +177,13 @@ fn what_was_written_is_read_back() {
     file.scalars(301, &vec![]).unwrap();
     file.samples(u64::from(u32::MAX) + 1, &[json!({"question": "Why *not*?", "n": 1}), json!("<b>")])
         .unwrap();
+    file.histogram(7, "reward", &Distribution::of(&[1.0, 1.0, 3.0]).unwrap()).unwrap();
     let files = read(folder.path());
-    let [version, scalars, texts] = &files[0][..] else { panic!("{files:?}") };
+    let [version, scalars, texts, histogram] = &files[0][..] else { panic!("{files:?}") };
+    let (name, all, edges, counts) = &histogram.histograms[0];
+    let expected = [1.0, 3.0, 3.0, 5.0, 11.0];
+    assert!(name == "reward" && all.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-9), "{all:?}");
+    assert_eq!((edges.len(), edges[19], counts.iter().sum::<f64>()), (20, 3.0, 3.0));
     assert_eq!((version.version.as_deref(), version.step), (Some("brain.Event:2"), 0));
     assert_eq!(scalars.step, 300);
     assert_eq!(scalars.scalars[0], ("train/loss".into(), 2.5));

@@ -52,7 +52,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let fitted = Trainer::new(config, &args.out)?.fit(&mut sft, &mut ConsoleObserver::new(Verbosity::Normal))?;
     println!("checkpoint: {}", fitted.best.path.display());
 
-    let written = sft.policy().generate(&[prompt], &generation, &[])?;
+    let written = sft.policy().generate(&[prompt], &generation, &[1])?;
     println!("first answer: {}", tokenizer.decode_clean(&written[0][0].ids)?);
     Ok(())
 }

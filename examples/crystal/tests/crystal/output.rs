@@ -111,10 +111,30 @@ fn a_run_has_a_report_that_can_be_written_anew() {
         assert!(html.contains(needle), "{needle}");
     }
     std::fs::remove_file(&report).unwrap();
-    let again = plain(&["report", "--out", &place.path("runs/tiny")]);
+    let again = plain(&["report", &place.path("runs/tiny")]);
     assert_eq!((again.code, again.stdout.trim()), (Some(0), report.as_str()));
     assert!(std::fs::read_to_string(&report).unwrap().contains("<dd>finished</dd>"));
-    let nothing = plain(&["report", "--out", &place.path("runs")]);
+    let run = |name: &str, seed| {
+        let (config, out) = (place.path("config.toml"), place.path(&format!("runs/{name}")));
+        succeed(&["imitate", "--config", &config, "--out", &out, "--seed", seed, "-q"]);
+        let text = std::fs::read_to_string(place.path(&format!("runs/{name}/run.json"))).unwrap();
+        serde_json::from_str::<serde_json::Value>(&text).unwrap()["starts"][0].clone()
+    };
+    let start = run("other", "5");
+    let command = start["command"].as_array().unwrap();
+    assert!(command.contains(&"imitate".into()) && command.contains(&"5".into()), "{start}");
+    let files: Vec<&String> = start["files"].as_object().unwrap().keys().collect();
+    for read in ["train.tsv", "dev.tsv", "tokenizer.json", "config.json"] {
+        assert!(files.iter().any(|path| path.ends_with(read)), "{read} is missing from {files:?}");
+    }
+    let (one, other, out) = (place.path("runs/tiny"), place.path("runs/other"), place.path("compared"));
+    let page = plain(&["report", &one, &other, "--out", &out]);
+    assert_eq!((page.code, page.stdout.trim()), (Some(0), format!("{out}/report.html").as_str()));
+    let html = std::fs::read_to_string(format!("{out}/report.html")).unwrap();
+    for needle in ["<td>seed</td>", "eval acc weighted", "95 % interval", "The same questions, by run"] {
+        assert!(html.contains(needle), "{needle}");
+    }
+    let nothing = plain(&["report", &place.path("runs")]);
     assert_eq!(nothing.code, Some(2));
     assert!(nothing.stderr.contains("holds no run (no config.toml in it)"), "{}", nothing.stderr);
 }

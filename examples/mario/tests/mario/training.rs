@@ -31,7 +31,7 @@ fn the_supervised_stage_trains_validates_and_resumes() {
     }
     let best = result["best"]["path"].as_str().unwrap();
     assert!(Path::new(best).join("tokenizer.json").is_file());
-    succeed(&["report", "--out", &out]);
+    succeed(&["report", &out]);
 
     // Everything about the model is read from its run: data set, gold rows, lengths.
     let results = place.path("results");

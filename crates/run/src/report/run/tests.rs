@@ -115,12 +115,7 @@ fn a_hundred_thousand_steps_make_a_small_page_soon() {
 }
 
 #[test]
-fn dates_and_numbers_are_for_people() {
-    let at = |secs| date(UNIX_EPOCH + Duration::from_secs(secs));
-    assert_eq!(at(0), "1970-01-01 00:00 UTC");
-    assert_eq!(at(951_782_399), "2000-02-28 23:59 UTC");
-    assert_eq!(at(951_782_400), "2000-02-29 00:00 UTC");
-    assert_eq!(at(1_795_203_900), "2026-11-20 19:45 UTC");
+fn numbers_are_for_people() {
     assert_eq!((group(999), group(1_234_567)), ("999".into(), "1\u{202f}234\u{202f}567".into()));
     assert_eq!((short(999.0), short(1_234_567.0)), ("999".into(), "1.23 M".into()));
 }
