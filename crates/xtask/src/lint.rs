@@ -8,6 +8,7 @@ use ruminate_libtorch::machine::first_line;
 
 use crate::Cuda;
 use crate::cargo::{cargo, program, run};
+use crate::docs::links_are_intact;
 
 /// Words that the spell checker does not know, and files that it need not read.
 const SPELLING: &str = "crates/xtask/typos.toml";
@@ -54,6 +55,8 @@ pub(crate) fn lint(root: &Path, cuda: Cuda) -> Result<u8> {
         };
         outcomes.push((name, outcome));
     }
+    eprintln!("--- links");
+    outcomes.push(("links", if links_are_intact(root)? { Outcome::Passed } else { Outcome::Failed }));
 
     eprintln!();
     outcomes.iter().for_each(|(name, outcome)| eprintln!("{name:<14}{}", outcome.describe()));
