@@ -75,8 +75,8 @@ fn check(root: &Path) -> Result<Vec<String>> {
     let files = markdown_files(root)?;
     let mut pages = BTreeMap::new();
     for file in &files {
-        let text =
-            std::fs::read_to_string(root.join(file)).with_context(|| format!("reading {}", file.display()))?;
+        let text = std::fs::read_to_string(root.join(file))
+            .with_context(|| format!("reading {}", file.display()))?;
         pages.insert(file.clone(), Page::read(&text));
     }
     let mut findings = vec![];
@@ -165,8 +165,21 @@ impl Page {
                 _ => {}
             }
         }
+        page.links.extend(includes(text));
         page
     }
+}
+
+/// The files that mdBook puts into a page: `{{#include FILE}}`, also in blocks of code.
+fn includes(text: &str) -> impl Iterator<Item = Link> {
+    let lines = text.lines().enumerate();
+    lines.filter_map(|(i, line)| {
+        let (_, rest) = line.split_once("{{#include ")?;
+        let (file, _) = rest.split_once("}}")?;
+        // Lines of the file may be named behind a colon.
+        let to = file.split(':').next().unwrap_or(file).trim();
+        Some(Link { line: i + 1, to: to.into() })
+    })
 }
 
 fn events(text: &str) -> impl Iterator<Item = (Event<'_>, Range<usize>)> {
@@ -177,7 +190,9 @@ fn events(text: &str) -> impl Iterator<Item = (Event<'_>, Range<usize>)> {
 /// Where a link or an image of this repository leads.
 fn destination(tag: Tag<'_>) -> Option<CowStr<'_>> {
     match tag {
-        Tag::Link { dest_url, .. } | Tag::Image { dest_url, .. } if !is_elsewhere(&dest_url) => Some(dest_url),
+        Tag::Link { dest_url, .. } | Tag::Image { dest_url, .. } if !is_elsewhere(&dest_url) => {
+            Some(dest_url)
+        }
         _ => None,
     }
 }
@@ -241,7 +256,8 @@ fn preprocess(question: &[String]) -> Result<u8> {
     if question.first().is_some_and(|word| word == "supports") {
         return Ok(0);
     }
-    let input: Value = serde_json::from_reader(std::io::stdin().lock()).context("reading what mdBook sends")?;
+    let input: Value =
+        serde_json::from_reader(std::io::stdin().lock()).context("reading what mdBook sends")?;
     println!("{}", rewrite_book(input)?);
     Ok(0)
 }
@@ -324,6 +340,12 @@ mod tests {
         assert_eq!(links, expected);
     }
 
+    #[test]
+    fn included_files_count_as_links() {
+        let page = Page::read("a\n```toml\n{{#include ../b.toml:2:3}}\n```\n");
+        assert_eq!(page.links, [Link { line: 3, to: "../b.toml".into() }]);
+    }
+
     fn repository(files: &[(&str, &str)]) -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
         for (path, text) in files {
@@ -348,7 +370,10 @@ mod tests {
     #[test]
     fn each_broken_link_is_named() {
         let root = repository(&[
-            ("README.md", "\n[a](docs/b.md)\n[c](docs/a.md#c)\n[d](../d.md)\n[e](/docs/a.md)\n[f](docs/x.rs#l)"),
+            (
+                "README.md",
+                "\n[a](docs/b.md)\n[c](docs/a.md#c)\n[d](../d.md)\n[e](/docs/a.md)\n[f](docs/x.rs#l)",
+            ),
             ("docs/SUMMARY.md", "- [A](a.md)"),
             ("docs/a.md", "# A"),
             ("docs/x.rs", ""),
@@ -364,7 +389,8 @@ mod tests {
                 "README.md:3: `docs/a.md#c` names a heading that docs/a.md does not have".into(),
                 format!("README.md:4: `../d.md` {outside}"),
                 format!("README.md:5: `/docs/a.md` {outside}"),
-                "README.md:6: `docs/x.rs#l` names a heading of docs/x.rs, which is not a Markdown file".into(),
+                "README.md:6: `docs/x.rs#l` names a heading of docs/x.rs, which is not a Markdown file"
+                    .into(),
                 "docs/new.md: is not in docs/SUMMARY.md, so the site would lack it".into(),
             ]
         );
@@ -385,7 +411,8 @@ mod tests {
             let inner = json!({"Chapter": {"content": text, "path": "guide/a.md", "sub_items": []}});
             json!([{"Chapter": {"content": "", "path": null, "sub_items": [inner]}}])
         };
-        let context = json!({"config": {"output": {"html": {"git-repository-url": "https://example.org/r"}}}});
+        let context =
+            json!({"config": {"output": {"html": {"git-repository-url": "https://example.org/r"}}}});
         let sent = json!([context, {"items": chapter("[x](../../x.rs)")}]);
         let expected = json!({"items": chapter("[x](https://example.org/r/blob/HEAD/x.rs)")});
         assert_eq!(rewrite_book(sent).unwrap(), expected);
