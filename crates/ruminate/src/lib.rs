@@ -14,3 +14,12 @@ pub use tch;
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]
 struct ProjectReadme;
+
+/// The examples of the guide.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/guide/fine-tuning.md")]
+struct FineTuning;
+
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/guide/generation.md")]
+struct Generation;

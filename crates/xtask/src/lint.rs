@@ -9,6 +9,7 @@ use ruminate_libtorch::machine::first_line;
 use ruminate_libtorch::{Problem, pip};
 
 use crate::cargo::{cargo, program, run};
+use crate::docs::links_are_intact;
 use crate::{Cuda, features};
 
 /// The spell checker as a Python package; with a hash, pip takes nothing else.
@@ -60,6 +61,8 @@ pub(crate) fn lint(root: &Path, cuda: Cuda) -> Result<u8> {
         };
         outcomes.push((name, outcome));
     }
+    eprintln!("--- links");
+    outcomes.push(("links", if links_are_intact(root)? { Outcome::Passed } else { Outcome::Failed }));
 
     eprintln!();
     outcomes.iter().for_each(|(name, outcome)| eprintln!("{name:<14}{}", outcome.describe()));

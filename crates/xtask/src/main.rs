@@ -7,6 +7,7 @@
 mod bench;
 mod cargo;
 mod commands;
+mod docs;
 mod doctor;
 mod features;
 mod host;
@@ -48,8 +49,10 @@ enum Command {
     Golden(commands::Golden),
     /// Time the hot operations, alone or in turns with the Python stack
     Bench(bench::Bench),
-    /// Check formatting, lints and documentation; with cargo-deny and typos where they are installed
+    /// Check formatting, lints, documentation and links; with cargo-deny and typos where they are installed
     Lint(Cuda),
+    /// Check the links of all Markdown files, and build the site of docs/ with mdBook, to target/book
+    Docs(docs::Docs),
     /// Check this machine, and print for each thing that is not right the command that mends it
     Doctor(Cuda),
     /// Write the bundled world, the data of the demos and of many tests, to fixtures/world
@@ -114,6 +117,7 @@ fn run(command: Command) -> Result<u8> {
         Command::Golden(args) => commands::golden(&root, &args),
         Command::Bench(args) => bench::bench(&root, &args),
         Command::Lint(args) => lint::lint(&root, args),
+        Command::Docs(args) => docs::docs(&root, &args),
         Command::Doctor(args) => doctor::doctor(&root, args.into()),
         Command::World(args) => world::run(args.check).map(|()| 0),
         Command::New(args) => new::new(&root, &args),
