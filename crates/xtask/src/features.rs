@@ -30,7 +30,9 @@ pub(crate) fn check(root: &Path) -> Result<bool> {
         let builds: &[&str] = if published { &["normal,build,dev"] } else { &["normal,build,dev", "normal,build"] };
         for edges in builds {
             for (dependency, found) in features(root, &["--package", &package, "--edges", edges])? {
-                let Some(wanted) = all.get(&dependency) else { continue };
+                // Our own crates are quick to compile, and have features to be left out.
+                let own = dependency.starts_with("ruminate");
+                let Some(wanted) = all.get(&dependency).filter(|_| !own) else { continue };
                 let lacking: Vec<&str> = wanted.difference(&found).map(String::as_str).collect();
                 if !lacking.is_empty() {
                     missing.entry((dependency, lacking.join(", "))).or_default().insert(package.clone());

@@ -1,0 +1,3 @@
+//! No work: see Cargo.toml.
+
+fn main() {}
