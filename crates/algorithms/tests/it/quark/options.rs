@@ -6,6 +6,7 @@ use ruminate_algorithms::quark::{
     QuarkConfig, QuarkData, RewardSpec, SamplingConfig, Single, Source, StageSchedule, Ties, TrainOption,
 };
 use ruminate_algorithms::{Algorithm, Error, NullObserver};
+use ruminate_models::Sampling;
 
 use super::{Share, config, data, experts, parts, prompts, quark_of};
 use crate::support::{alone, chain, model, tokenizer};
@@ -201,8 +202,23 @@ fn settings_are_read_from_toml() {
     assert_eq!(rewards[2].buckets, Buckets::Quantiles { count: 3, ties: Ties::Share });
     assert_eq!(rewards[2].option.threshold(), Some(0.4));
     assert_eq!(config.control.code_len(), 3);
-    assert_eq!((config.batch_size, config.sampling.sampling.top_k), (4, Some(50)));
+    assert_eq!((config.batch_size, config.sampling.sampling), (128, Sampling::default()));
     assert!(serde_json::from_value::<QuarkConfig>(serde_json::json!({ "contrl": {} })).is_err());
+}
+
+#[test]
+fn the_numbers_of_mario_are_those_of_its_published_command() {
+    let mario = ruminate_algorithms::mario::published_quark();
+    mario.validate().unwrap();
+    assert_eq!(
+        (mario.batch_size, mario.sample_interval, mario.kl),
+        (4, 4000, KlPenalty::Fixed { coef: 0.1 })
+    );
+    let SamplingConfig { sampling, lengths, passes, batch_size, drop_last } = mario.sampling;
+    assert_eq!(sampling, Sampling { top_k: Some(50), top_p: Some(0.7), ..Sampling::default() });
+    assert_eq!((passes, batch_size, drop_last), (1, 150, true));
+    assert_eq!((lengths, mario.eval_lengths), (Lengths { max_length: 256, min_length: 10 }, lengths));
+    assert_eq!((mario.kl_vocab, mario.retokenize, mario.clean_up), (Some(32_000), true, false));
 }
 
 #[test]
