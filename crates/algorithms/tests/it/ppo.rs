@@ -131,6 +131,11 @@ fn the_policy_learns_what_is_rewarded_and_its_opposite() {
     let (before, after, _) = gain(config(), -1.0, &trainer);
     assert!(after < 0.1, "{before} {after}");
     // What a run tells of itself.
+    assert!(
+        seen.has_values("train/reward/raw") && seen.has_values("eval/share_weighted"),
+        "{:?}",
+        seen.means
+    );
     for name in [
         "loss/total",
         "loss/policy",

@@ -139,6 +139,8 @@ pub(crate) struct Recorder {
     pub(crate) events: Vec<String>,
     /// The recorded metrics by step.
     pub(crate) metrics: BTreeMap<u64, Metrics>,
+    /// Means of the distributions of training and of validations, by step and name.
+    pub(crate) means: BTreeMap<(u64, String), f64>,
     /// What validations found, by step.
     pub(crate) validations: BTreeMap<u64, Metrics>,
     /// Stop is requested after this step.
@@ -167,6 +169,11 @@ impl Recorder {
         if fails { Err("no paper left".into()) } else { Ok(()) }
     }
 
+    /// Were values told behind this metric?
+    pub(crate) fn has_values(&self, name: &str) -> bool {
+        self.means.keys().any(|(_, known)| known == name)
+    }
+
     /// A training metric by step.
     pub(crate) fn series(&self, name: &str) -> Vec<f64> {
         let value = |metrics: &Metrics| metrics.iter().find(|(n, _)| n == name).map(|(_, value)| *value);
@@ -191,9 +198,31 @@ impl Observer for Recorder {
         self.event(format!("step {} of {}", report.step, report.total_steps))
     }
 
+    /// Values have the mean that is recorded: before, of training, and afterwards, of a validation.
+    fn distribution(
+        &mut self,
+        step: u64,
+        name: &str,
+        values: &[f64],
+    ) -> std::result::Result<(), ObserverError> {
+        let mean = values.iter().sum::<f64>() / values.len() as f64;
+        self.means.insert((step, name.to_owned()), mean);
+        if name.starts_with("train/") {
+            let recorded = self.metrics[&step].iter().find(|(n, _)| n == name);
+            let (_, value) = recorded.unwrap_or_else(|| panic!("{name} is not recorded at step {step}"));
+            approx::assert_relative_eq!(mean, *value, max_relative = 1e-5, epsilon = 1e-6);
+        }
+        Ok(())
+    }
+
     fn evaluated(&mut self, step: u64, metrics: &Metrics) -> std::result::Result<(), ObserverError> {
         assert!(!metrics.is_empty());
         self.validations.insert(step, metrics.clone());
+        for (name, value) in metrics {
+            if let Some(mean) = self.means.get(&(step, name.clone())) {
+                approx::assert_relative_eq!(mean, value, max_relative = 1e-5, epsilon = 1e-6);
+            }
+        }
         self.event(format!("evaluated {step}"))
     }
 

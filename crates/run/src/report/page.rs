@@ -101,7 +101,7 @@ impl Page {
     /// What several models, or one at several times, made of the same questions: a row has one sample for each title, or none. The question
     /// and its answer are shown once.
     pub fn side_by_side(&mut self, titles: &[String], rows: &[Vec<Option<&Value>>]) -> &mut Self {
-        self.push("<div class=\"pairs\">\n");
+        self.push(if titles.len() > 2 { "<div class=\"pairs wide\">\n" } else { "<div class=\"pairs\">\n" });
         for row in rows {
             self.body.push_str(&pair(titles, row));
         }
@@ -300,7 +300,7 @@ mod tests {
             .charts(&[Chart {
                 title: text.to_owned(),
                 shape: Shape::Path(text.to_owned()),
-                lines: vec![Line { name: text.to_owned(), colour: 0, series: Cow::Borrowed(&series) }],
+                lines: vec![Line { name: format!("a{text}"), colour: 0, series: Cow::Borrowed(&series) }],
             }])
             .samples(&[
                 json!({"question": text, text: text, "answer": text, "predicted": [text]}),
@@ -347,9 +347,9 @@ mod tests {
         let titles = ["step 0".to_owned(), "step 9".to_owned(), "step 10".to_owned()];
         let html = pair(&titles, &[Some(&before), Some(&after), None]);
         assert_eq!(html.matches("Why?").count(), 1, "{html}");
-        let expected = "<dl><dt class=\"title\">step 0</dt><dt>predicted</dt><dd>b <span class=\"wrong\">✗ wrong</span></dd>\
-             <dt>response</dt><dd>x</dd></dl><dl><dt class=\"title\">step 9</dt><dt>predicted</dt>\
-             <dd>a <span class=\"right\">✓ right</span></dd><dt>response</dt><dd>y</dd></dl>\
+        let expected = "<dl><dt class=\"title\">step 0</dt><dt>response</dt><dd>x</dd><dt>predicted</dt>\
+             <dd>b <span class=\"wrong\">✗ wrong</span></dd></dl><dl><dt class=\"title\">step 9</dt><dt>response</dt><dd>y</dd>\
+             <dt>predicted</dt><dd>a <span class=\"right\">✓ right</span></dd></dl>\
              <dl><dt class=\"title\">step 10</dt><dd>nothing</dd></dl>";
         assert!(html.contains(expected), "{html}");
     }

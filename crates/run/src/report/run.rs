@@ -79,13 +79,15 @@ pub(super) fn name(folder: &Path) -> String {
 }
 
 pub(super) fn reward_charts(page: &mut Page, runs: &[(String, &Records)]) {
-    for (heading, charts) in [
-        ("Rewards of responses", rewards::histograms(runs)),
-        ("Reward against divergence", rewards::against_divergence(runs)),
-    ] {
-        if !charts.is_empty() {
-            page.heading(heading).charts(&charts);
-        }
+    let histograms = rewards::histograms(runs);
+    if !histograms.is_empty() {
+        page.heading("Rewards of responses").charts(&histograms);
+    }
+    let paths = rewards::against_divergence(runs);
+    if !paths.is_empty() {
+        page.heading("Reward against divergence").charts(&paths).note(
+            "A dot is a record of training. The line leads through means of their sixths, from the beginning to the large dot.",
+        );
     }
 }
 

@@ -124,7 +124,7 @@ fn a_run_has_a_report_that_can_be_written_anew() {
     let command = start["command"].as_array().unwrap();
     assert!(command.contains(&"imitate".into()) && command.contains(&"5".into()), "{start}");
     let files: Vec<&String> = start["files"].as_object().unwrap().keys().collect();
-    for read in ["train.tsv", "dev.tsv", "tokenizer.json", "config.json"] {
+    for read in ["train.lives.json", "dev.twohop.json", "tokenizer.json", "t5.json"] {
         assert!(files.iter().any(|path| path.ends_with(read)), "{read} is missing from {files:?}");
     }
     let (one, other, out) = (place.path("runs/tiny"), place.path("runs/other"), place.path("compared"));

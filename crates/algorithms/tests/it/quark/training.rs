@@ -36,6 +36,8 @@ fn trained_from(seed: i64, config: QuarkConfig, scale: f32, steps: u64) -> (Test
     let mut seen = Recorder::default();
     let trainer = TrainerConfig { lr: 1e-2, eval_every: 1000, max_grad_norm: 1.0, ..short(steps) };
     Trainer::new(trainer, folder.path()).unwrap().fit(&mut quark, &mut seen).unwrap();
+    assert!(seen.has_values("eval/correct"));
+    assert!(seen.means.keys().any(|(_, name)| name.starts_with("train/reward/")), "{:?}", seen.means);
     (quark, seen)
 }
 

@@ -119,3 +119,35 @@ fn numbers_are_for_people() {
     assert_eq!((group(999), group(1_234_567)), ("999".into(), "1\u{202f}234\u{202f}567".into()));
     assert_eq!((short(999.0), short(1_234_567.0)), ("999".into(), "1.23 M".into()));
 }
+
+#[test]
+fn the_same_questions_stand_side_by_side_and_intervals_beside_values() {
+    let sample = |step: u64, response: &str| {
+        let sample =
+            serde_json::json!({"task": "t", "prompt": "Why?", "response": response, "acc": 0.123456});
+        serde_json::json!({"step": step, "sample": sample}).to_string() + "\n"
+    };
+    let metrics = format!(
+        "{METRICS}{}\n{}\n",
+        r#"{"kind":"distribution","step":20,"time":13.0,"name":"eval/acc/obqa","count":9,"mean":0.5,"std":0.1,"interval":[0.4,0.6],"low":0.0,"high":1.0,"bins":[4,5]}"#,
+        r#"{"kind":"eval","step":20,"time":13.0,"eval/acc/obqa":0.5}"#
+    );
+    let folder = folder(&metrics, &(sample(0, "because") + &sample(20, "since")));
+    let start = serde_json::json!({"version": "7", "command": ["crystal", "imitate"], "libtorch": "2.11.0",
+        "files": {"train.tsv": {"bytes": 5, "blake3": "abc"}}});
+    fs::write(folder.path().join("run.json"), serde_json::json!({ "starts": [start] }).to_string()).unwrap();
+    let html = report(folder.path());
+    for needle in [
+        "<h2>The same questions, before and after</h2>",
+        "<dl><dt class=\"title\">before step 0</dt><dt>response</dt><dd>because</dd><dt>acc</dt><dd>0.1235</dd></dl>",
+        "<dl><dt class=\"title\">before step 20</dt><dt>response</dt><dd>since</dd>",
+        "<td>eval/acc/obqa</td><td class=\"n\">0.2500</td><td class=\"n\">0.5000</td><td>0.4000\u{a0}to\u{a0}0.6000</td>",
+        "<td>command</td><td>crystal imitate</td>",
+        "<td>libtorch</td><td>2.11.0</td>",
+        "<td>train.tsv</td><td class=\"n\">5</td><td>abc</td>",
+    ] {
+        assert!(html.contains(needle), "{needle} is missing from\n{html}");
+    }
+    assert_eq!(html.matches("Why?").count(), 1);
+    assert!(!html.contains("<td>commit</td>"), "what is not known is left out");
+}
