@@ -268,12 +268,14 @@ impl Model {
     /// # Errors
     /// Gives the model back when it is of another family.
     pub fn into_t5(self) -> std::result::Result<T5, Box<Self>> {
-        let Self { network, context, parameters, tokenizer, folder } = self;
+        let Self { network, context, parameters, tokenizer, folder, generation_defaults } = self;
         match network.family {
-            Family::T5(network) => Ok(LanguageModel { network, context, parameters, tokenizer, folder }),
+            Family::T5(network) => {
+                Ok(LanguageModel { network, context, parameters, tokenizer, folder, generation_defaults })
+            }
             family @ Family::Llama(_) => {
                 let network = AnyNetwork { family, ..network };
-                Err(Box::new(Self { network, context, parameters, tokenizer, folder }))
+                Err(Box::new(Self { network, context, parameters, tokenizer, folder, generation_defaults }))
             }
         }
     }
@@ -281,18 +283,18 @@ impl Model {
 
 impl From<T5> for Model {
     fn from(model: T5) -> Self {
-        let LanguageModel { network, context, parameters, tokenizer, folder } = model;
+        let LanguageModel { network, context, parameters, tokenizer, folder, generation_defaults } = model;
         let config = ModelConfig::T5(network.config().clone());
         let network = AnyNetwork { config, family: Family::T5(network) };
-        Self { network, context, parameters, tokenizer, folder }
+        Self { network, context, parameters, tokenizer, folder, generation_defaults }
     }
 }
 
 impl From<Llama> for Model {
     fn from(model: Llama) -> Self {
-        let LanguageModel { network, context, parameters, tokenizer, folder } = model;
+        let LanguageModel { network, context, parameters, tokenizer, folder, generation_defaults } = model;
         let config = ModelConfig::Llama(network.config().clone());
         let network = AnyNetwork { config, family: Family::Llama(network) };
-        Self { network, context, parameters, tokenizer, folder }
+        Self { network, context, parameters, tokenizer, folder, generation_defaults }
     }
 }

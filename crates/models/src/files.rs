@@ -31,7 +31,12 @@ pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
 
 /// Writes a text file in one step.
 pub(crate) fn write_text(path: &Path, text: &str) -> Result<()> {
-    ruminate_files::write_atomically(path, |file| file.write_all(text.as_bytes())).map_err(Error::write(path))
+    write_bytes(path, text.as_bytes())
+}
+
+/// Writes a file in one step.
+pub(crate) fn write_bytes(path: &Path, content: &[u8]) -> Result<()> {
+    ruminate_files::write_atomically(path, |file| file.write_all(content)).map_err(Error::write(path))
 }
 
 /// Reads and parses a JSON file. A byte order mark at its head is no part of it.

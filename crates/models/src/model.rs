@@ -7,6 +7,7 @@ use ruminate_datasets::chat::{ChatError, ChatTemplate};
 use tch::{Device, Kind, Tensor};
 
 use crate::checkpoint::{SHARD_BYTES, Weights, write_model};
+use crate::files::{GENERATION_CONFIG, write_bytes};
 use crate::generation::{
     Decoder, Generate, Generated, GenerationConfig, Interrupt, Prefill, Started, generate,
 };
@@ -43,6 +44,8 @@ pub struct LanguageModel<N> {
     pub(crate) tokenizer: Option<Tokenizer>,
     /// Where the weights come from.
     pub(crate) folder: Option<PathBuf>,
+    /// The folder's `generation_config.json`, as it was when the weights were loaded.
+    pub(crate) generation_defaults: Option<Vec<u8>>,
 }
 
 impl<N: Network> LanguageModel<N> {
@@ -82,7 +85,12 @@ impl<N: Network> LanguageModel<N> {
         let mut weights = Weights::open(folder, Device::Cpu)?;
         N::adapt(&mut config, &mut weights)?;
         let model = Self::build(config, Builder::new(Some(weights), kind, device))?;
-        Ok(Self { folder: Some(folder.to_path_buf()), ..model })
+        let defaults = folder.join(GENERATION_CONFIG);
+        let generation_defaults = match defaults.is_file() {
+            true => Some(std::fs::read(&defaults).map_err(Error::read(&defaults))?),
+            false => None,
+        };
+        Ok(Self { folder: Some(folder.to_path_buf()), generation_defaults, ..model })
     }
 
     fn build(config: N::Config, mut builder: Builder) -> Result<Self> {
@@ -90,15 +98,25 @@ impl<N: Network> LanguageModel<N> {
         let (kind, device) = builder.options();
         let network = N::build(config, &mut builder)?;
         let context = Context { kind, device, training: false };
-        Ok(Self { network, context, parameters: builder.finish()?, tokenizer: None, folder: None })
+        Ok(Self {
+            network,
+            context,
+            parameters: builder.finish()?,
+            tokenizer: None,
+            folder: None,
+            generation_defaults: None,
+        })
     }
 
-    /// Writes `config.json` and the weights into an existing folder.
+    /// Writes `config.json`, the weights and, if the model was loaded with one, `generation_config.json` into an existing folder.
     ///
     /// # Errors
     /// When the folder is not writable or the disk is full.
     pub fn save(&self, folder: &Path) -> Result<()> {
         self.config().save(folder)?;
+        if let Some(defaults) = &self.generation_defaults {
+            write_bytes(&folder.join(GENERATION_CONFIG), defaults)?;
+        }
         write_model(folder, &self.parameters, SHARD_BYTES)
     }
 

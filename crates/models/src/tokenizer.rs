@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::Deserialize;
 use serde_json::Value;
 use tokenizers::{AddedToken, PostProcessor, TruncationDirection};
 
-use crate::files::{read_bytes, read_json, write_text};
+use crate::files::{read_bytes, read_json, write_bytes, write_text};
 use crate::{Error, Result, TokenId};
 
 /// Which end of a text that is too long is cut off.
@@ -30,11 +31,17 @@ pub struct EncodedText {
     pub offsets: Vec<Range<usize>>,
 }
 
+/// Files beside `tokenizer.json` that belong to it: named tokens, and chat templates.
+const COMPANIONS: [&str; 4] =
+    ["tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json"];
+
 /// A `tokenizer.json`, used exactly as written, and the end token that `tokenizer_config.json` names beside it.
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     end_token: Option<String>,
+    /// Names and contents of the [`COMPANIONS`] that were there.
+    companions: Arc<[(&'static str, Vec<u8>)]>,
 }
 
 impl Tokenizer {
@@ -53,16 +60,28 @@ impl Tokenizer {
         // Padding and truncation are arguments of the calls below; a setting stored in the file must not interfere.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(library("resetting truncation"))?;
-        Ok(Self { inner, end_token: end_token(&file)? })
+        let mut companions = vec![];
+        for name in COMPANIONS {
+            let path = file.with_file_name(name);
+            if path.is_file() {
+                companions.push((name, std::fs::read(&path).map_err(Error::read(&path))?));
+            }
+        }
+        Ok(Self { inner, end_token: end_token(&file)?, companions: companions.into() })
     }
 
-    /// Writes `tokenizer.json` into a folder, under a temporary name first.
+    /// Writes `tokenizer.json` into a folder, and the files beside it that it was opened with: `tokenizer_config.json`,
+    /// `special_tokens_map.json` and the chat template. Each is written under a temporary name first.
     ///
     /// # Errors
     /// When the folder is not writable.
     pub fn save(&self, folder: &Path) -> Result<()> {
         let text = self.inner.to_string(false).map_err(library("serializing"))?;
-        write_text(&folder.join("tokenizer.json"), &text)
+        write_text(&folder.join("tokenizer.json"), &text)?;
+        for (name, content) in self.companions.iter() {
+            write_bytes(&folder.join(name), content)?;
+        }
+        Ok(())
     }
 
     /// The token that ends a text: what transformers calls `eos_token`. A model may end its texts with others, too

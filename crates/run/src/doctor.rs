@@ -50,8 +50,7 @@ impl Finding {
 /// The libtorch that tch's bindings are made for.
 const VERSION: &str = "2.11";
 /// How a program is built that computes on a GPU.
-const BUILD_CUDA: &str =
-    "RUMINATE_CUDA=1 cargo build --release";
+const BUILD_CUDA: &str = "RUMINATE_CUDA=1 cargo build --release";
 /// Less than this is not enough for a checkpoint of a large model.
 const LITTLE_DISK: u64 = 10_000_000_000;
 
@@ -255,7 +254,11 @@ fn blas(info: &str) -> Finding {
         if tch::utils::has_openmp() { "yes" } else { "no" },
     );
     if setting(info, "BLAS_INFO").is_none() && !tch::utils::has_mkl() {
-        return Finding::note("blas", found, "unset LIBTORCH and rebuild: the libtorch that the build fetches has one");
+        return Finding::note(
+            "blas",
+            found,
+            "unset LIBTORCH and rebuild: the libtorch that the build fetches has one",
+        );
     }
     Finding::ok("blas", found)
 }

@@ -27,7 +27,8 @@ pub(crate) fn check(root: &Path) -> Result<bool> {
             continue;
         }
         // A published crate has the features as a dependency of its tests only.
-        let builds: &[&str] = if published { &["normal,build,dev"] } else { &["normal,build,dev", "normal,build"] };
+        let builds: &[&str] =
+            if published { &["normal,build,dev"] } else { &["normal,build,dev", "normal,build"] };
         for edges in builds {
             for (dependency, found) in features(root, &["--package", &package, "--edges", edges])? {
                 // Our own crates are quick to compile, and have features to be left out.
@@ -80,7 +81,8 @@ fn parse(tree: &str) -> Features {
 }
 
 fn output(root: &Path, arguments: &[&str]) -> Result<String> {
-    let output = Command::new(program()).args(arguments).current_dir(root).output().context("starting cargo")?;
+    let output =
+        Command::new(program()).args(arguments).current_dir(root).output().context("starting cargo")?;
     let errors = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "cargo {}: {errors}", arguments.join(" "));
     Ok(String::from_utf8(output.stdout)?)

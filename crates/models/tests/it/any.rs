@@ -138,3 +138,30 @@ fn other_families_are_refused_with_those_that_are_known() {
     encoder.set_dropout(0.25);
     assert_eq!(encoder.dropout_rate(), 0.25);
 }
+
+/// A fine-tuned folder writes and talks as the one that it comes from, even if that one is gone.
+#[test]
+fn what_belongs_to_a_folder_goes_with_its_model_and_tokenizer() {
+    let [from, to] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let others = [
+        ("generation_config.json", r#"{"max_new_tokens": 7}"#),
+        ("tokenizer_config.json", r#"{"eos_token": "</s>", "chat_template": "{{ messages }}"}"#),
+        ("special_tokens_map.json", r#"{"eos_token": "</s>"}"#),
+        ("chat_template.jinja", "{{ messages[0].content }}"),
+    ];
+    model(plain()).save(from.path()).unwrap();
+    std::fs::copy(world().join("tokenizer.json"), from.path().join("tokenizer.json")).unwrap();
+    for (name, text) in others {
+        std::fs::write(from.path().join(name), text).unwrap();
+    }
+    let loaded = load(&from);
+    drop(from);
+    loaded.save(to.path()).unwrap();
+    loaded.tokenizer().unwrap().save(to.path()).unwrap();
+    for (name, text) in others {
+        assert_eq!(std::fs::read_to_string(to.path().join(name)).unwrap(), text, "{name}");
+    }
+    let again = load(&to);
+    assert_eq!(again.generation_config().unwrap().max_new_tokens, 7);
+    assert!(again.chat_template().unwrap().is_some());
+}

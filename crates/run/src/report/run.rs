@@ -269,7 +269,7 @@ pub(super) fn overlaid(page: &mut Page, runs: &[(String, &Records)]) {
         metrics.sort_unstable();
         let charts: Vec<Chart<'_>> = metrics
             .into_iter()
-            .filter_map(|(_, metric)| overlay(runs, metric, metric.replace('_', " ").replace('/', " ")))
+            .filter_map(|(_, metric)| overlay(runs, metric, metric.replace(['_', '/'], " ")))
             .collect();
         page.heading(if section.is_empty() { "Training and validation" } else { &section });
         page.charts(&charts);

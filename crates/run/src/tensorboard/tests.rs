@@ -7,14 +7,16 @@ use serde_json::json;
 use super::*;
 
 /// One event of a file.
+/// Name; minimum, maximum, number, sum, sum of squares; upper edges; counts.
+type Histogram = (String, [f64; 5], Vec<f64>, Vec<f64>);
+
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Read {
     pub(crate) step: u64,
     pub(crate) version: Option<String>,
     pub(crate) start: bool,
     pub(crate) scalars: Vec<(String, f32)>,
-    /// Minimum, maximum, number, sum, sum of squares; upper edges; counts.
-    pub(crate) histograms: Vec<(String, [f64; 5], Vec<f64>, Vec<f64>)>,
+    pub(crate) histograms: Vec<Histogram>,
     pub(crate) texts: Vec<(String, String)>,
 }
 
