@@ -68,7 +68,7 @@ fn the_readmes_program_and_that_of_xtask_new_run_in_a_crate_of_their_own() {
     fs::copy(template.join("src/main.rs"), package.join("src/bin/finetune.rs")).unwrap();
     let manifest = format!(
         "[package]\nname = \"answers\"\nversion = \"0.1.0\"\nedition = \"2024\"\ndefault-run = \"answers\"\n\n\
-         [features]\nfinetune = [\"dep:clap\", \"ruminate/run\"]\n\n\
+         [features]\nfinetune = [\"dep:clap\"]\n\n\
          [[bin]]\nname = \"finetune\"\nrequired-features = [\"finetune\"]\n\n\
          [dependencies]\n{}\nruminate = {{ path = {:?} }}\n",
         clap(),

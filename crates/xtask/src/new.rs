@@ -68,9 +68,7 @@ fn manifest(root: &Path, name: &str) -> Result<String> {
     let facade = toml_string(&root.join("crates/ruminate").display().to_string());
     Ok(format!(
         "[package]\nname = \"{name}\"\nversion = \"0.1.0\"\nedition = \"2024\"\npublish = false\n\n\
-         [dependencies]\n{clap}\n\
-         # `run` brings the progress bars.\n\
-         ruminate = {{ path = {facade}, features = [\"run\"] }}\n"
+         [dependencies]\n{clap}\nruminate = {{ path = {facade} }}\n"
     ))
 }
 

@@ -4,10 +4,11 @@ use std::error::Error;
 use std::path::PathBuf;
 
 use clap::Parser;
-use ruminate::algorithms::{Algorithm, Sft, SupervisedData, Trainer, TrainerConfig, encode_supervised};
+use ruminate::algorithms::{
+    Algorithm, Observer, ObserverError, Sft, StepReport, SupervisedData, Trainer, TrainerConfig, encode_supervised,
+};
 use ruminate::datasets::supervised;
 use ruminate::models::{Generate, Model};
-use ruminate::run::{ConsoleObserver, Verbosity};
 use ruminate::tch::{Device, Kind};
 
 /// Fine-tunes a model on prompts with completions, or on dialogues.
@@ -36,6 +37,18 @@ struct Args {
     max_len: usize,
 }
 
+/// Prints the loss of the steps that the trainer records. The feature `run` of ruminate has an observer with progress bars and a report.
+struct Printed;
+
+impl Observer for Printed {
+    fn step(&mut self, report: &StepReport<'_>) -> Result<(), ObserverError> {
+        if let Some((name, value)) = report.metrics.first() {
+            println!("step {} of {}: {name} {value:.3}", report.step + 1, report.total_steps);
+        }
+        Ok(())
+    }
+}
+
 fn main() -> Result<(), Box<dyn Error>> {
     let args = Args::parse();
     let model = Model::load(&args.model, Kind::Float, Device::cuda_if_available())?;
@@ -43,13 +56,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     let template = model.chat_template()?;
     let rows = supervised::read(&args.data)?;
     let examples = encode_supervised(&tokenizer, template.as_ref(), &rows, args.max_len)?;
-    let prompt = examples[0].prompt.clone();
+    let prompt = examples.first().ok_or("the file holds no examples")?.prompt.clone();
     let generation = model.generation_config()?;
 
     let data = SupervisedData::new(examples, vec![], args.batch_size, 1)?;
     let mut sft = Sft::new(model, data, tokenizer.clone());
     let config = TrainerConfig { steps: args.steps, lr: args.lr, ..TrainerConfig::default() };
-    let fitted = Trainer::new(config, &args.out)?.fit(&mut sft, &mut ConsoleObserver::new(Verbosity::Normal))?;
+    let fitted = Trainer::new(config, &args.out)?.fit(&mut sft, &mut Printed)?;
     println!("checkpoint: {}", fitted.best.path.display());
 
     let written = sft.policy().generate(&[prompt], &generation, &[1])?;
