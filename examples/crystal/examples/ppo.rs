@@ -4,7 +4,7 @@ use ruminate::algorithms::ppo::{KlPenalty, Ppo, PpoConfig, PpoData, Prompt, Roll
 use ruminate::algorithms::{Algorithm, NullObserver, Trainer, TrainerConfig};
 use ruminate::models::{ActorCritic, Sampling, T5, T5Config, Tokenizer};
 use ruminate::rewards::{Reward, RewardError, Rewarded, Sample};
-use tch::{Device, Kind};
+use ruminate::tch::{Device, Kind};
 
 /// The share of words that are "rainy".
 struct Rainy;

@@ -7,7 +7,7 @@ use ruminate::algorithms::quark::{
 use ruminate::algorithms::{NullObserver, Trainer, TrainerConfig};
 use ruminate::models::{Sampling, T5, T5Config, Tokenizer};
 use ruminate::rewards::{Reward, RewardError, Rewarded, Sample};
-use tch::{Device, Kind};
+use ruminate::tch::{Device, Kind};
 
 /// The share of words of at most four letters.
 struct Brevity;

@@ -30,7 +30,7 @@ fn weighted(count: i64) -> Vec<WeightedExample> {
             example.target[1] = IGNORED;
         }
         let mut weighted = WeightedExample::new(example, weights[i % 3]);
-        if i % 4 == 2 {
+        if i % 4 == 2 && weighted.trained.len() > 1 {
             weighted.trained[0] = false;
         }
         weighted
