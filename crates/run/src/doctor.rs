@@ -335,7 +335,7 @@ mod tests {
         assert!(cuda(true, true, 0, true).is_problem());
         assert_eq!(cuda(true, true, 0, false).state, State::Note);
         let cpu_build = cuda(false, false, 0, true);
-        assert!(cpu_build.state == State::Note && cpu_build.mend.unwrap().contains("--cuda"));
+        assert!(cpu_build.state == State::Note && cpu_build.mend.unwrap().contains("RUMINATE_CUDA=1"));
     }
 
     #[test]
