@@ -188,9 +188,7 @@ impl Cuda {
 fn nccl() -> Finding {
     match host::loaded("libnccl").first() {
         Some(path) => Finding::ok("nccl", path.display().to_string()),
-        None => {
-            Finding::note("nccl", "not loaded: several GPUs cannot work together", "cargo xtask setup --cuda")
-        }
+        None => Finding::note("nccl", "not loaded: several GPUs cannot work together", BUILD_CUDA),
     }
 }
 

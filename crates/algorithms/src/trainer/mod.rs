@@ -239,7 +239,7 @@ pub trait Algorithm {
     }
 
     /// The values behind some of the last [`metrics`](Self::metrics), by their names; see
-    /// [`Observer::distribution`](crate::Observer::distribution).
+    /// [`Observer::distribution`].
     fn distributions(&mut self) -> Vec<(String, Vec<f64>)> {
         vec![]
     }
