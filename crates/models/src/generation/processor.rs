@@ -249,6 +249,7 @@ fn top_k(logits: &Tensor, k: usize) -> Result<Tensor> {
     drop_where(logits, &logits.f_lt_tensor(&largest.f_narrow(1, k - 1, 1)?)?)
 }
 
+/// Where it can, in one pass without sorting: `ruminate_torch::top_p`.
 fn top_p(logits: &Tensor, p: f64, min_keep: usize) -> Result<Tensor> {
     let there = logits.device() == Device::Cpu || Kernel::TopP.is_on();
     if min_keep <= 1 && there && logits.kind() == Kind::Float {

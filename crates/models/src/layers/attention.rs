@@ -55,8 +55,8 @@ impl AttentionBias {
     }
 }
 
-/// Rows of equal length that attend together: `rows` times `time` queries to `batch` times `keys` keys. `rows` is a multiple of
-/// `batch`: consecutive rows share one batch entry's keys and values without copies.
+/// A group of rows of equal length that attend together (not a block of layers): `rows` times `time` queries to `batch` times `keys`
+/// keys. `rows` is a multiple of `batch`: consecutive rows share one batch entry's keys and values without copies.
 #[derive(Debug, Clone)]
 pub(crate) struct AttentionBlock {
     pub(crate) rows: i64,

@@ -50,8 +50,13 @@ pub(crate) struct Block {
 }
 
 impl Block {
-    /// `x` `[tokens, width]` after the block. `encoder` are the encoder's states `[encoder tokens, width]`; `prefix` are keys and values
-    /// that all rows attend to first; `kept` receives those of the tokens themselves.
+    /// `x` `[tokens, width]` after the block: `x + self_attention(norm(x))`, in a decoder with an encoder
+    /// `x + cross_attention(norm(x), encoder)`, then `x + mlp(norm(x))`, with dropout before each sum. The projection that takes
+    /// `norm.fused(x)` runs the norm.
+    ///
+    /// Masks, T5's position bias and Llama's rotary positions come with `pass`. `encoder` are the encoder's states
+    /// `[encoder tokens, width]`. `prefix` and `kept` are what transformers calls `past_key_values`: keys and values of a prompt that all
+    /// rows attend to first, and those of the tokens themselves.
     pub(crate) fn forward(
         &self,
         x: &Tensor,
@@ -61,9 +66,9 @@ impl Block {
         pass: &Pass,
     ) -> Result<Tensor> {
         let rate = pass.dropout.hidden;
-        let blocks = if self.sliding { &pass.sliding_attention } else { &pass.self_attention };
+        let groups = if self.sliding { &pass.sliding_attention } else { &pass.self_attention };
         let h =
-            self.self_attention.to_itself(self.self_attention_norm.fused(x), blocks, prefix, kept, pass)?;
+            self.self_attention.to_itself(self.self_attention_norm.fused(x), groups, prefix, kept, pass)?;
         let mut x = x.f_add(&dropout(&h, rate)?)?;
         if let (Some(CrossAttention { norm, attention }), Some(encoder)) = (&self.cross_attention, encoder) {
             let h = attention.to_encoder(norm.fused(&x), encoder, pass)?;
@@ -77,7 +82,7 @@ impl Block {
     fn forward_checkpointed(&self, x: &Tensor, encoder: Option<&Tensor>, pass: &Pass) -> Result<Tensor> {
         let (block, mut pass) = (self.clone(), pass.clone());
         // Whatever has gradients must be an input: a position bias is learnt.
-        let learnt = |block: &AttentionBlock| block.bias.scores().filter(|s| s.requires_grad()).is_some();
+        let learnt = |group: &AttentionBlock| group.bias.scores().filter(|s| s.requires_grad()).is_some();
         let biases = pass.self_attention.iter().filter(|b| learnt(b)).filter_map(|b| b.bias.scores());
         let inputs: Vec<Tensor> =
             [x].into_iter().chain(biases).chain(encoder).map(Tensor::shallow_clone).collect();

@@ -1,5 +1,7 @@
 //! Building blocks of transformers. Every family is made of these; a family's own folder holds its configuration, the names of its
 //! weights and what is peculiar to it.
+//!
+//! tch's functions that begin with `f_` return an error where the others panic: `f_add` is `add`.
 
 mod attention;
 mod block;
