@@ -32,7 +32,7 @@ fn main() {
     }
 }
 
-/// What git prints, where there is a git, a repository and no error.
+/// Output of git, where there is a git, a repository and no error.
 fn git(arguments: &[&str]) -> Option<String> {
     let output = Command::new("git").args(arguments).output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?;

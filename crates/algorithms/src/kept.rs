@@ -75,10 +75,13 @@ impl<T: Serialize + DeserializeOwned + Clone> KeptLines<T> {
     }
 
     /// Removes the file: what it kept is not needed any more.
-    pub(crate) fn remove(&self) -> Result<()> {
+    pub(crate) fn remove(&mut self) -> Result<()> {
         if self.path.exists() {
             std::fs::remove_file(&self.path).map_err(Error::io("remove", &self.path))?;
         }
+        // Later lines go to a new file.
+        self.file = None;
+        self.known.clear();
         Ok(())
     }
 }
@@ -160,7 +163,7 @@ impl<'a, M> KeptTexts<'a, M> {
     /// # Errors
     /// When that fails.
     pub fn remove(&self) -> Result<()> {
-        self.lines.borrow().remove()
+        self.lines.borrow_mut().remove()
     }
 
     /// Changes with all that a text depends on.

@@ -68,7 +68,7 @@ impl Topic {
         path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
     }
 
-    /// What runs a vector, or nothing if its kind is not known.
+    /// The function that runs a vector; [`None`] if its kind is not known.
     pub fn find(&self, path: &Path) -> Option<KindFn> {
         let kind = self.kind_of(path);
         self.kinds.iter().find(|(name, _)| *name == kind).map(|&(_, run)| run)

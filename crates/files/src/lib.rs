@@ -1,7 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -141,7 +141,7 @@ impl JsonLines {
     /// Appends a line for each record, all of them or none.
     ///
     /// # Errors
-    /// As [`append`](Self::append).
+    /// Those of [`append`](Self::append).
     pub fn append_all(&mut self, records: impl IntoIterator<Item = impl Serialize>) -> io::Result<()> {
         let mut text = vec![];
         for record in records {
@@ -156,7 +156,14 @@ impl JsonLines {
     /// # Errors
     /// The file cannot be read or written.
     pub fn end_line(&mut self) -> io::Result<()> {
-        if self.read()?.last().is_some_and(|&byte| byte != b'\n') { self.write(b"\n") } else { Ok(()) }
+        if self.len == 0 {
+            return Ok(());
+        }
+        let mut last = [0];
+        // Appending goes to the end of the file wherever reading stands.
+        (&self.file).seek(SeekFrom::Start(self.len - 1))?;
+        (&self.file).read_exact(&mut last)?;
+        if last == *b"\n" { Ok(()) } else { self.write(b"\n") }
     }
 
     /// Waits until the lines are on the disk.

@@ -15,7 +15,7 @@ pub use problem::Problem;
 /// The version of libtorch that the bindings are made for.
 pub const VERSION: &str = "2.11.0";
 
-/// What is installed in a folder of the cache; a change of the pinned packages makes it stale.
+/// The file that lists the packages installed in a folder of the cache; a change of the pinned ones makes it stale.
 const STAMP: &str = "ruminate.stamp";
 
 /// The environment variables that decide which libtorch is taken. A build script looks at them again when they change.
@@ -55,7 +55,7 @@ impl Build {
         }
     }
 
-    /// What pip installs: a requirements file with hashes.
+    /// The requirements file that pip installs, with hashes.
     fn requirements(self) -> &'static str {
         match self {
             Self::Cpu => include_str!("../requirements/cpu.txt"),
@@ -201,17 +201,18 @@ impl Libtorch {
 /// The folder of the cache: `RUMINATE_CACHE`, else `ruminate` in the user's cache folder.
 ///
 /// # Errors
-/// When the environment names no folder, not even a home.
+/// When the environment names no folder, not even a home, or a relative one.
 pub fn cache() -> Result<PathBuf, Problem> {
     cache_from(|name| std::env::var_os(name).filter(|value| !value.is_empty()))
 }
 
 fn cache_from(variable: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf, Problem> {
-    let path = |name: &str| variable(name).map(PathBuf::from);
-    let absolute = |name: &str| path(name).filter(|path| path.is_absolute());
-    path("RUMINATE_CACHE")
-        .map(|path| std::path::absolute(&path).unwrap_or(path))
-        .or_else(|| absolute("XDG_CACHE_HOME").map(|folder| folder.join("ruminate")))
+    if let Some(folder) = variable("RUMINATE_CACHE") {
+        return full_path("RUMINATE_CACHE", folder.into());
+    }
+    let absolute = |name: &str| variable(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    absolute("XDG_CACHE_HOME")
+        .map(|folder| folder.join("ruminate"))
         .or_else(|| absolute("HOME").map(|home| home.join(".cache/ruminate")))
         .ok_or_else(|| {
             Problem::new(
@@ -221,13 +222,24 @@ fn cache_from(variable: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf, Pr
         })
 }
 
+/// Refuses a relative path: a build script starts in its crate's folder, so the same value would name different folders.
+fn full_path(variable: &str, path: PathBuf) -> Result<PathBuf, Problem> {
+    if path.is_absolute() {
+        return Ok(path);
+    }
+    Err(Problem::new(
+        format!("{variable} is set to {}, which is not a full path", path.display()),
+        format!("set {variable} to a path that begins with /"),
+    ))
+}
+
 /// The libtorch that the environment asks for, if it is there. The cache may not hold it yet: then [`None`], and [`fetch`] gets it.
 ///
 /// # Errors
 /// When `LIBTORCH` names no libtorch, or one of another version, or when Python cannot import torch.
 pub fn find(build: Build) -> Result<Option<Libtorch>, Problem> {
     match Source::from_env(build) {
-        Source::Folder(folder) => Libtorch::at(std::path::absolute(&folder).unwrap_or(folder)).map(Some),
+        Source::Folder(folder) => Libtorch::at(full_path("LIBTORCH", folder)?).map(Some),
         Source::Python => Libtorch::at(folder_of_pytorch()?).map(Some),
         Source::Cache(build) => {
             let cache = cache()?;
@@ -296,6 +308,9 @@ mod tests {
         assert_eq!(with(&[home, ("XDG_CACHE_HOME", "/big")]).unwrap(), Path::new("/big/ruminate"));
         assert_eq!(with(&[home, ("RUMINATE_CACHE", "/mine")]).unwrap(), Path::new("/mine"));
         assert!(with(&[]).unwrap_err().fix.contains("RUMINATE_CACHE"));
+        assert!(with(&[home, ("RUMINATE_CACHE", "mine")]).unwrap_err().what.contains("not a full path"));
+        // As the XDG specification has it, a relative path is no path.
+        assert_eq!(with(&[home, ("XDG_CACHE_HOME", "big")]).unwrap(), Path::new("/home/ada/.cache/ruminate"));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What this machine has to offer: Python, disk space.
+//! Checks of this machine: platform, Python, disk space.
 //!
 //! Each check returns a line that describes what it found, or the problem with what mends it.
 

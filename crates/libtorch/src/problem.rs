@@ -6,9 +6,9 @@ use std::path::Path;
 /// Something that is not right, and what mends it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// What is wrong, in one line.
+    /// The fault, in one line.
     pub what: String,
-    /// What to do: a command, or a sentence.
+    /// The remedy: a command, or a sentence.
     pub fix: String,
 }
 

@@ -160,7 +160,7 @@ impl<N: Network> LanguageModel<N> {
     /// The folder is read when this is called: a model whose defaults ask for something that is not implemented still trains.
     ///
     /// # Errors
-    /// As [`GenerationConfig::open`].
+    /// Those of [`GenerationConfig::open`].
     pub fn generation_config(&self) -> Result<GenerationConfig> {
         match &self.folder {
             Some(folder) => GenerationConfig::open(folder, self.config()),

@@ -7,7 +7,7 @@ const BINS: usize = 20;
 /// The standard normal distribution has 95 % of its mass within so many standard deviations.
 const Z: f64 = 1.959_963_984_540_054;
 
-/// What is kept of the values behind a metric.
+/// Summary of the values behind a metric.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Distribution {
     pub(crate) count: u64,
@@ -47,7 +47,10 @@ impl Distribution {
             // Of what, nobody can tell.
             _ if n < 2.0 || (low, high) == (0.0, 0.0) => None,
             Some(whole) => Some(wilson(mean / whole, n).map(|end| end * whole)),
-            None => Some([mean - Z * std / n.sqrt(), mean + Z * std / n.sqrt()]),
+            None => {
+                let half = student(values.len() - 1) * std / n.sqrt();
+                Some([mean - half, mean + half])
+            }
         };
         Some(Self { count: values.len() as u64, mean, std, interval, low, high, bins })
     }
@@ -57,6 +60,18 @@ impl Distribution {
         let width = (self.high - self.low) / self.bins.len() as f64;
         [self.low + bin as f64 * width, self.low + (bin + 1) as f64 * width]
     }
+}
+
+/// The 97.5 % quantile of Student's distribution, for at least one degree of freedom.
+pub(crate) fn student(degrees: usize) -> f64 {
+    const TABLE: [f64; 30] = [
+        12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145,
+        2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048,
+        2.045, 2.042,
+    ];
+    // Beyond the table, the first correction of the normal quantile is right to three digits.
+    let beyond = || Z + (Z.powi(3) + Z) / (4.0 * degrees as f64);
+    TABLE.get(degrees.saturating_sub(1)).copied().unwrap_or_else(beyond)
 }
 
 /// Wilson's interval of a share, which is inside 0 to 1 and right for few values, too.
@@ -83,7 +98,13 @@ mod tests {
         assert_abs_diff_eq!(all.mean, 49.5);
         assert_abs_diff_eq!(all.std, 29.011_491_975_882_016, epsilon = 1e-9);
         let [low, high] = all.interval.unwrap();
-        assert_abs_diff_eq!(high - low, 2.0 * Z * all.std / 10.0, epsilon = 1e-9);
+        assert_abs_diff_eq!(high - low, 2.0 * student(99) * all.std / 10.0, epsilon = 1e-9);
+        // As tables have it.
+        for (degrees, quantile) in
+            [(1, 12.706), (30, 2.042), (31, 2.040), (40, 2.021), (99, 1.984), (100_000, 1.960)]
+        {
+            assert_abs_diff_eq!(student(degrees), quantile, epsilon = 1.1e-3);
+        }
         let one = Distribution::of(&[2.5]).unwrap();
         assert_eq!((one.bins.as_slice(), one.interval, one.std), (&[1][..], None, 0.0));
         assert_eq!(Distribution::of(&[f64::NAN]), None);

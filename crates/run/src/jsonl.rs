@@ -16,7 +16,7 @@ pub(crate) struct StepLines {
     lines: JsonLines,
 }
 
-/// What every line carries; samples have no kind, and only distributions a name.
+/// Fields of every line; samples have no kind, and only distributions a name.
 #[derive(Deserialize)]
 pub(crate) struct Stamp {
     #[serde(default)]

@@ -1,4 +1,4 @@
-//! What a run depends on: `run.json` in its folder, one entry for each start.
+//! Provenance of a run: `run.json` in its folder, one entry for each start.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -52,7 +52,7 @@ pub(crate) struct Start {
     pub(crate) cpu_level: String,
     /// Threads of one process.
     pub(crate) threads: i32,
-    /// What was read before training began: data, and the model or checkpoint to start from.
+    /// Files that this process had read by then, and those that the settings name: data, and the model or checkpoint to start from.
     pub(crate) files: BTreeMap<String, Hashed>,
 }
 
@@ -64,7 +64,7 @@ pub(crate) struct Hashed {
 }
 
 impl Start {
-    fn now(config: &toml::Table, device: Device) -> Self {
+    fn now(inputs: BTreeSet<PathBuf>, device: Device) -> Self {
         Self {
             time: jiff::Timestamp::now().strftime("%FT%TZ").to_string(),
             command: std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect(),
@@ -77,13 +77,13 @@ impl Start {
             cpu: host::cpu_name().unwrap_or_else(|| std::env::consts::ARCH.into()),
             cpu_level: CpuLevel::in_use().map_or_else(|error| error.to_string(), |level| level.to_string()),
             threads: tch::get_num_threads(),
-            files: hashes(inputs(config)),
+            files: hashes(inputs),
         }
     }
 }
 
 impl Provenance {
-    /// What the folder of a run tells; nothing where its file is missing or damaged.
+    /// Reads the provenance from the folder of a run; empty where its file is missing or damaged.
     pub(crate) fn read(folder: &Path) -> Self {
         let text = fs::read(folder.join(PROVENANCE)).ok();
         text.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
@@ -104,18 +104,33 @@ fn device_name(device: Device) -> String {
 /// The files that the data sets were read from, and the files and model folders that the configuration names.
 fn inputs(config: &toml::Table) -> BTreeSet<PathBuf> {
     let mut files: BTreeSet<PathBuf> = files_read().into_iter().collect();
-    let named = config::flatten(config).into_values();
-    for path in named
-        .filter_map(|value| if let Value::String(text) = value { Some(PathBuf::from(text)) } else { None })
-    {
+    for (key, value) in config::flatten(config) {
+        let Value::String(text) = value else { continue };
+        let path = PathBuf::from(text);
+        // A teacher's key is no input, and its hash is nobody's business.
+        if key.ends_with("key.file") {
+            continue;
+        }
         if path.is_file() {
             files.insert(path);
         } else if ["config.json", "tokenizer.json"].iter().any(|name| path.join(name).is_file()) {
-            let entries = fs::read_dir(&path).into_iter().flatten().flatten().map(|entry| entry.path());
-            files.extend(entries.filter(|path| path.is_file()));
+            // Of a tokenizer's folder, weights are not read.
+            let kinds: &[&str] = if key.ends_with("tokenizer") {
+                &["json", "jinja"]
+            } else {
+                &["json", "jinja", "safetensors"]
+            };
+            files.extend(files_of(&path, kinds));
         }
     }
     files
+}
+
+/// The files of a folder with one of these extensions. Weights in other forms, which are never read, may take as much space again.
+fn files_of(folder: &Path, kinds: &[&str]) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let read = |path: &PathBuf| path.extension().is_some_and(|found| kinds.iter().any(|kind| found == *kind));
+    entries.filter(|path| path.is_file() && read(path)).collect()
 }
 
 /// Files that are gone by now are left out: a record is no reason for a run to fail.
@@ -158,7 +173,12 @@ pub(crate) fn record(dir: &RunDir, device: Device) -> Result<Option<String>, Run
         Some(file) => config::load(Some(&file), &[])?,
         None => toml::Table::new(),
     };
-    record_start(dir, Start::now(&config, device))
+    let mut inputs = inputs(&config);
+    if dir.is_resumed() {
+        // Its manifest has the hashes.
+        inputs.extend(files_of(&dir.checkpoints().join("last"), &["json", "jinja", "safetensors"]));
+    }
+    record_start(dir, Start::now(inputs, device))
 }
 
 fn record_start(dir: &RunDir, now: Start) -> Result<Option<String>, RunDirError> {
@@ -221,9 +241,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
         fs::create_dir(path("model")).unwrap();
-        for (name, text) in
-            [("model/config.json", "{}"), ("model/model.safetensors", "w"), ("data.tsv", "d"), ("other", "o")]
-        {
+        for (name, text) in [
+            ("model/config.json", "{}"),
+            ("model/model.safetensors", "w"),
+            ("model/pytorch_model.bin", "b"),
+            ("data.tsv", "d"),
+            ("key", "k"),
+            ("other", "o"),
+        ] {
             fs::write(path(name), text).unwrap();
         }
         let listed = json!({ "files": { "model.safetensors": { "bytes": 1, "blake3": "listed" }, "config.json": { "bytes": 9, "blake3": "stale" } } });
@@ -234,16 +259,24 @@ mod tests {
             [model]
             pretrained = "MODEL"
             name = "no file"
+            [teacher]
+            key = { file = "KEY" }
         };
         let text = config.to_string().replace("MODEL", &path("model").display().to_string());
-        let start = Start::now(&text.parse().unwrap(), Device::Cpu);
+        let text = text.replace("KEY", &path("key").display().to_string());
+        let start = Start::now(inputs(&text.parse().unwrap()), Device::Cpu);
         let hash =
             |name: &str| start.files.get(&path(name).display().to_string()).map(|file| file.blake3.clone());
         let expected = |text: &str| Some(blake3::hash(text.as_bytes()).to_hex().to_string());
         assert_eq!(hash("data.tsv"), expected("d"));
         assert_eq!(hash("model/model.safetensors"), Some("listed".into()));
         assert_eq!(hash("model/config.json"), expected("{}"), "the manifest lists another size");
-        assert_eq!(hash("other"), None);
+        for name in ["other", "key", "model/pytorch_model.bin"] {
+            assert_eq!(hash(name), None, "{name}");
+        }
+        let tokenizer =
+            toml::Table::from_iter([("tokenizer".into(), path("model").display().to_string().into())]);
+        assert_eq!(inputs(&tokenizer).into_iter().filter(|file| file.starts_with(path("model"))).count(), 2);
         assert_eq!((start.device.as_str(), start.processes), ("cpu", 1));
         assert!(start.libtorch.is_some_and(|version| version.starts_with("2.")));
         assert!(!start.command.is_empty() && start.time.ends_with('Z'));

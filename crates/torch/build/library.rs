@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use crate::sources::{Group, uses_openmp};
 
-/// What programs link to.
+/// Name of the library that programs link to.
 pub(crate) const NAME: &str = "ruminate_torch";
 
 /// The library for these sources, compiler and libtorch. Its folder in the cache is named by a hash of all that decides about it.
@@ -38,7 +38,12 @@ pub(crate) fn build(libtorch: &Libtorch, groups: &[Group], out: &Path) -> Result
     // In the cache's own file system, so that it can be renamed.
     let partial = folder.with_extension(format!("partial-{}", std::process::id()));
     fs::create_dir_all(&partial).map_err(|error| io("creating", &partial, &error))?;
-    run(&mut linker(libtorch, &groups[1].build, &objects, &library, &partial.join(&file), macos))?;
+    if let Err(problem) =
+        run(&mut linker(libtorch, &groups[1].build, &objects, &library, &partial.join(&file), macos))
+    {
+        let _ = fs::remove_dir_all(&partial);
+        return Err(problem);
+    }
     match fs::rename(&partial, &folder) {
         Ok(()) => Ok(library),
         // Another build was faster.

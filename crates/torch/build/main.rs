@@ -49,6 +49,8 @@ fn build() -> Result<(), Problem> {
     let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default());
     let library = library::build(&libtorch, &sources::all(&libtorch, &out)?, &out)?;
     link(&library, &out);
+    // Programs load it from there: where it was deleted, it is fetched again.
+    println!("cargo:rerun-if-changed={}", libtorch.lib.display());
     // For build scripts of crates that depend on this one: DEP_RUMINATE_TORCH_LIBTORCH.
     println!("cargo:libtorch={}", libtorch.folder.display());
     Ok(())

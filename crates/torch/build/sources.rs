@@ -1,4 +1,4 @@
-//! What is compiled, with which flags.
+//! Files to compile, with their flags.
 
 use std::env;
 use std::fs;
@@ -8,7 +8,7 @@ use ruminate_libtorch::{Libtorch, Problem};
 
 /// Names the folder with the C++ of torch-sys where it is not found beside this crate or in cargo's registry.
 pub(crate) const BINDINGS: &str = "RUMINATE_TORCH_SYS";
-/// As in Cargo.toml.
+/// Folder of the version in Cargo.toml.
 const TORCH_SYS: &str = "torch-sys-0.24.0";
 
 /// The shim, but its loops.

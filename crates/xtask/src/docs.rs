@@ -24,7 +24,7 @@ const SUMMARY: &str = "docs/SUMMARY.md";
 /// Where `cargo install --root target/tools` puts the program that makes the site.
 const MDBOOK: &str = "target/tools/bin/mdbook";
 
-/// What to do with the documentation.
+/// Options of `cargo xtask docs`.
 #[derive(Debug, Args)]
 pub(crate) struct Docs {
     /// Check links and the order of pages, but do not build the site
@@ -33,7 +33,7 @@ pub(crate) struct Docs {
     /// Serve mdBook as a preprocessor (book.toml): links that leave docs/ become links to the repository
     #[arg(long, hide = true, conflicts_with = "check")]
     preprocess: bool,
-    /// What mdBook asks a preprocessor: `supports RENDERER`
+    /// Arguments that mdBook gives a preprocessor: `supports RENDERER`
     #[arg(hide = true, requires = "preprocess")]
     question: Vec<String>,
 }
@@ -123,7 +123,7 @@ fn markdown_files(root: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// What a Markdown file links to, and what of it can be linked to.
+/// Links of a Markdown file, and the anchors in it.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Page {
     links: Vec<Link>,

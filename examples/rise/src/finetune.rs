@@ -1,7 +1,5 @@
 //! Weighted fine-tuning.
 
-use std::path::Path;
-
 use ruminate::algorithms::rwr::{Rwr, RwrCounts, RwrData};
 use ruminate::algorithms::{Fitted, Networks, Pass, Plan, Trainer, Work};
 use ruminate::datasets::chat::{OtherTemplate, TrainedOn};
@@ -18,9 +16,6 @@ use tch::Kind;
 use crate::collect::load;
 use crate::config::{Phase, RiseConfig, Source};
 use crate::players::warn;
-
-/// Files beside a tokenizer that checkpoints take along, because templates are in them.
-const COMPANIONS: [&str; 3] = ["tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"];
 
 pub(crate) fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
     let mut config = load(args, Phase::Finetune)?;
@@ -53,14 +48,13 @@ pub(crate) fn fit(
     let data = data(&config, &shape, &config.model.tokenizer(&shape)?)?;
     let (llama, tokenizer) = config.model.open(config.seed, Kind::Float, worker.device)?;
     let RwrData { examples, held_out, counts } = data.clone();
-    let mut files = companions(&config.model.tokenizer_folder())?;
-    files.push(TrainedOn { template: config.chat.template.clone() }.file());
+    let template = TrainedOn { template: config.chat.template.clone() }.file();
     let training = &config.finetune.training;
     if !reuses_stored_config {
         config.finetune.trainer = data.trainer(training, &config.finetune.trainer, worker.collective.size());
     }
     let mut rwr = Rwr::new(llama, examples, held_out, training.batch_size, training.shuffle_seed, tokenizer)?
-        .with_files(files);
+        .with_files(vec![template]);
     let dir = open(&config)?;
     let mut observer = worker.observer(&dir)?;
     if worker.collective.is_main_process() {
@@ -102,11 +96,6 @@ fn data(config: &RiseConfig, shape: &ModelConfig, tokenizer: &Tokenizer) -> anyh
     let texts = examples.iter().map(text).collect::<Result<Vec<_>, _>>()?;
     let problems: Vec<&str> = examples.iter().map(|example| example.opening(&*environment)).collect();
     Ok(RwrData::new(tokenizer, &texts, &problems, training)?)
-}
-
-fn companions(folder: &Path) -> std::io::Result<Vec<(String, Vec<u8>)>> {
-    let there = COMPANIONS.into_iter().filter(|name| folder.join(name).is_file());
-    there.map(|name| Ok((name.to_owned(), std::fs::read(folder.join(name))?))).collect()
 }
 
 /// `--dry-run`: prints what a run would take, without loading weights or writing anything.

@@ -104,12 +104,14 @@ pub(super) fn replace_line(path: &Path, step: u64, line: &str) -> Result<()> {
     };
     let step_of = |line: &str| line.strip_prefix("Step ")?.split(' ').next()?.parse::<u64>().ok();
     let earlier = |line: &&str| step_of(line).is_none_or(|s| s < step);
-    let kept: String = before.split_inclusive('\n').filter(earlier).collect();
-    if kept != before {
-        ruminate_files::write_atomically(path, |file| file.write_all(kept.as_bytes()))
-            .map_err(Error::io("write", path))?;
+    // A line without its end was cut off by whatever ended the run.
+    let whole = before.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+    let text: String = whole.filter(earlier).chain([line]).collect();
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
     }
-    append(path, line)
+    ruminate_files::write_atomically(path, |file| file.write_all(text.as_bytes()))
+        .map_err(Error::io("write", path))
 }
 
 /// Refuses zero.
@@ -131,6 +133,9 @@ mod tests {
         for step in [0, 10, 20, 10] {
             replace_line(&path, step, &format!("Step {step} - x\n")).unwrap();
         }
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "Step 0 - x\nStep 10 - x\n");
+        std::fs::write(&path, "Step 0 - x\nStep 1").unwrap();
+        replace_line(&path, 10, "Step 10 - x\n").unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "Step 0 - x\nStep 10 - x\n");
     }
 }

@@ -12,7 +12,7 @@ use crate::{Error, Result};
 /// An example, and the weight of its loss.
 #[derive(Debug, Clone, PartialEq)]
 pub struct WeightedExample {
-    /// What stands before the first trained token, and what follows up to the last one.
+    /// Tokens before the first trained one, and those from there to the last one.
     pub example: Example,
     /// Which tokens of the target are trained. The model reads the others, but there is no loss on them.
     pub trained: Vec<bool>,

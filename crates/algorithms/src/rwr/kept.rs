@@ -37,7 +37,7 @@ impl<'a> KeptAnswers<'a> {
     /// # Errors
     /// When that fails.
     pub fn remove(&self) -> Result<()> {
-        self.lines.as_ref().map_or(Ok(()), |lines| lines.borrow().remove())
+        self.lines.as_ref().map_or(Ok(()), |lines| lines.borrow_mut().remove())
     }
 }
 

@@ -109,7 +109,7 @@ impl<P: Policy> Rwr<P> {
         self
     }
 
-    /// Puts further files into each checkpoint, such as the `tokenizer_config.json` that holds the chat template.
+    /// Puts further files into each checkpoint, beside those of the model and of the tokenizer.
     #[must_use]
     pub fn with_files(mut self, files: Vec<(String, Vec<u8>)>) -> Self {
         self.files = files;

@@ -242,8 +242,13 @@ impl<'a> RunFile<'a> {
     fn open(path: &'a Path, key: &str, asked: &'a [Asked], collective: &Collective) -> Result<Self> {
         let asked = asked.iter().map(|asked| (asked.id.as_str(), asked)).collect();
         let mut this = Self { path, asked, runs: BTreeMap::new(), lines: None };
-        let text = collective.first(|| match std::fs::read_to_string(path) {
-            Ok(text) => Ok(text),
+        let text = collective.first(|| match std::fs::read(path) {
+            // The cut may be inside of a character.
+            Ok(mut bytes) => {
+                bytes.truncate(bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1));
+                String::from_utf8(bytes)
+                    .map_err(|error| Error::io("read", path)(std::io::Error::other(error)))
+            }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
             Err(source) => Err(Error::io("read", path)(source)),
         })?;

@@ -27,7 +27,7 @@ const VALUES: f64 = 1e-4;
 const OPTIMIZER: f64 = 1e-5;
 const ADAFACTOR_OPTIMIZER: f64 = 1e-4;
 
-/// What runs folders: three that are known by name, and checkpoints by the architecture that their `cases.json` names.
+/// Runners of folders: three that are known by name, and checkpoints by the architecture that their `cases.json` names.
 pub const KINDS: &[(&str, KindFn)] = &[
     ("tokenization", |folder| usable(folder, tokenization::run)),
     ("optim", |folder| usable(folder, optim::run)),

@@ -74,6 +74,8 @@ impl ApiKey {
     }
 }
 
+/// Not by [`text`](crate::text), which remembers what results depend on: a key is no part of a record.
 fn read(path: &Path) -> Result<String> {
-    Ok(crate::text::read_to_string(path)?)
+    let bytes = std::fs::read(path).map_err(|source| crate::Error::Read { path: path.into(), source })?;
+    Ok(crate::text::utf8(path, crate::text::without_mark(&bytes))?.to_owned())
 }

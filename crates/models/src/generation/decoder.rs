@@ -30,7 +30,7 @@ pub(crate) trait Decoder {
     fn prefill(&self, prefill: Prefill<'_>) -> Result<Started<Decoding<'_>>>;
 }
 
-/// What is read before the first new token: the prompts, each once, and the prefix behind each.
+/// Input of the pass before the first new token: the prompts, each once, and the prefix behind each.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Prefill<'a> {
     pub(crate) prompts: &'a [Vec<TokenId>],

@@ -74,7 +74,7 @@ impl T5Config {
     /// Reads `config.json` of a model folder, or a configuration file of any name; see [`NetworkConfig::open`].
     ///
     /// # Errors
-    /// As [`NetworkConfig::open`].
+    /// Those of [`NetworkConfig::open`].
     pub fn open(path: &Path) -> Result<Self> {
         NetworkConfig::open(path)
     }
@@ -82,7 +82,7 @@ impl T5Config {
     /// Checks and reads the keys of a `config.json`; see [`NetworkConfig::from_json`].
     ///
     /// # Errors
-    /// As [`NetworkConfig::from_json`].
+    /// Those of [`NetworkConfig::from_json`].
     pub fn from_json(json: Map<String, Value>, path: &Path) -> Result<Self> {
         let mut keys = Keys::new(json, path);
         let kind: Option<String> = keys.nullable("model_type", None)?;

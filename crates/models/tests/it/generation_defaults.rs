@@ -1,4 +1,4 @@
-//! What a model folder says about writing: its generation defaults and its chat template.
+//! Generation defaults and chat template of a model folder.
 
 use ruminate_datasets::chat::Message;
 use ruminate_models::{
@@ -25,7 +25,7 @@ fn defaults(json: Value, model: &impl NetworkConfig) -> GenerationConfig {
     open("generation_config.json", &json.to_string(), model).unwrap()
 }
 
-/// What transformers does where a file says nothing.
+/// Defaults of transformers where a file says nothing.
 fn bare() -> GenerationConfig {
     GenerationConfig { max_new_tokens: 20, ..GenerationConfig::default() }
 }

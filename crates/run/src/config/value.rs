@@ -9,7 +9,7 @@ use serde::de::{self, Deserializer, IntoDeserializer, Unexpected, Visitor};
 use serde::forward_to_deserialize_any;
 use toml::{Table, Value};
 
-/// What a type says about a value that it does not take.
+/// Complaint of a type about a value that it does not take.
 #[derive(Debug)]
 pub(super) enum Complaint {
     UnknownField {
@@ -43,7 +43,12 @@ impl std::error::Error for Complaint {}
 
 impl de::Error for Complaint {
     fn custom<T: fmt::Display>(message: T) -> Self {
-        Self::Other(message.to_string())
+        let message = message.to_string();
+        // A struct with flattened parts tells of unknown fields by a sentence alone.
+        match message.strip_prefix("unknown field `").and_then(|rest| rest.strip_suffix('`')) {
+            Some(field) => Self::UnknownField { field: field.to_owned(), known: &[] },
+            None => Self::Other(message),
+        }
     }
 
     fn unknown_field(field: &str, known: &'static [&'static str]) -> Self {

@@ -31,7 +31,7 @@ pub(super) struct Chart<'a> {
     pub(super) lines: Vec<Line<'a>>,
 }
 
-/// What the lines of a chart are.
+/// Meaning of the lines of a chart.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Shape {
     /// A metric over the steps.
@@ -56,7 +56,7 @@ impl Chart<'_> {
         !matches!(self.shape, Shape::Outline(_)) && low > 0.0 && high / low > WIDE
     }
 
-    /// What is drawn from left to right.
+    /// The quantity from left to right.
     fn across(&self) -> &str {
         match &self.shape {
             Shape::Curve => "step",
@@ -251,6 +251,9 @@ impl Scale {
                 .collect();
         }
         let raw = (self.high - self.low) / count as f64;
+        if raw < f64::MIN_POSITIVE {
+            return vec![(self.low, label(self.low, 1.0))];
+        }
         let size = 10f64.powf(raw.log10().floor());
         // A hair below counts as enough: 1e-5 / 5 is a little more than 2e-6.
         let step =

@@ -12,6 +12,7 @@ use super::page::Page;
 use super::records::{Records, Samples};
 use super::run::{facts, interval, machine, name, overlaid, question, range, reward_charts};
 use crate::config;
+use crate::distribution::student;
 use crate::output::{Table, number};
 use crate::provenance::Provenance;
 use crate::rundir::{self, RunDir, RunDirError};
@@ -135,7 +136,7 @@ fn different_settings(page: &mut Page, names: &[String], runs: &[Run]) {
     };
 }
 
-/// What the runs were computed on, and the files that they read, as far as they differ.
+/// Machines and files of the runs, as far as they differ.
 fn different_machines(page: &mut Page, names: &[String], runs: &[Run]) {
     let starts: Vec<_> = runs.iter().map(|run| run.provenance.starts.last()).collect();
     let mut rows: BTreeMap<String, Vec<Option<String>>> = BTreeMap::new();
@@ -181,14 +182,21 @@ fn last_validations(page: &mut Page, runs: &[Run]) {
 
 /// Means over runs that differ in nothing but their seeds.
 fn seeds(page: &mut Page, runs: &[Run]) {
-    let settings = |run: &Run| -> Vec<(String, String)> {
+    type Settings = Vec<(String, String)>;
+    let split = |run: &Run| -> (Settings, Settings) {
         let is_seed = |key: &str| key.rsplit('.').next().is_some_and(|last| last.ends_with("seed"));
-        let rest = run.config.iter().filter(|(key, _)| !is_seed(key));
-        rest.map(|(key, value)| (key.clone(), value.to_string())).collect()
+        let all = run.config.iter().map(|(key, value)| (key.clone(), value.to_string()));
+        all.partition(|(key, _)| is_seed(key))
     };
-    let mut groups: BTreeMap<Vec<(String, String)>, Vec<&Run>> = BTreeMap::new();
+    // Values of different steps have no mean that says anything, nor has the same run twice.
+    let mut groups: BTreeMap<(Settings, Option<u64>), Vec<&Run>> = BTreeMap::new();
+    let mut seen = BTreeSet::new();
     for run in runs {
-        groups.entry(settings(run)).or_default().push(run);
+        let (seeds, rest) = split(run);
+        let step = run.records.evaluations.last_key_value().map(|(step, _)| *step);
+        if seen.insert((seeds, rest.clone(), step)) {
+            groups.entry((rest, step)).or_default().push(run);
+        }
     }
     for group in groups.values().filter(|group| group.len() > 1) {
         let mut values: BTreeMap<&String, Vec<f64>> = BTreeMap::new();
@@ -212,17 +220,10 @@ fn seeds(page: &mut Page, runs: &[Run]) {
 
 /// The mean of at least two values, and half the width of its 95 % interval by Student's distribution.
 fn mean_of_runs(values: &[f64]) -> (f64, f64) {
-    /// 97.5 % quantiles for 1 degree of freedom and more; those of more than 30 are nearly normal.
-    const STUDENT: [f64; 30] = [
-        12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145,
-        2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048,
-        2.045, 2.042,
-    ];
     let n = values.len() as f64;
     let mean = values.iter().sum::<f64>() / n;
     let variance = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / (n - 1.0);
-    let quantile = STUDENT.get(values.len() - 2).copied().unwrap_or(1.960);
-    (mean, quantile * (variance / n).sqrt())
+    (mean, student(values.len() - 1) * (variance / n).sqrt())
 }
 
 /// The last answers of each run to the questions that the first of them shows.

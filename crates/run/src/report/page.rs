@@ -91,14 +91,14 @@ impl Page {
         self.push("</div>\n")
     }
 
-    /// What is shown on request.
+    /// A part that is shown on request.
     pub fn folded(&mut self, summary: &str, fill: impl FnOnce(&mut Self)) -> &mut Self {
         self.push(&format!("<details><summary>{}</summary>\n", escape(summary)));
         fill(self);
         self.push("</details>\n")
     }
 
-    /// What several models, or one at several times, made of the same questions: a row has one sample for each title, or none. The question
+    /// Answers of several models, or of one at several times, to the same questions: a row has one sample for each title, or none. The question
     /// and its answer are shown once.
     pub fn side_by_side(&mut self, titles: &[String], rows: &[Vec<Option<&Value>>]) -> &mut Self {
         self.push(if titles.len() > 2 { "<div class=\"pairs wide\">\n" } else { "<div class=\"pairs\">\n" });
@@ -165,7 +165,7 @@ const FIELDS: [&str; 11] = [
     "answer",
     "predicted",
 ];
-/// What a model is given, and what it should say: the same for all models.
+/// Fields of a sample that are the same for all models: the input, and the right answer.
 const GIVEN: [&str; 6] = ["task", "question", "prompt", "query", "choices", "answer"];
 /// Told elsewhere.
 const HIDDEN: [&str; 1] = ["step"];

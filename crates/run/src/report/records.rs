@@ -59,7 +59,8 @@ impl Records {
         self.ending = None;
         match kind {
             "train" => {
-                self.steps = (step as u64 + 1, number("total_steps").map(|total| total as u64));
+                self.steps =
+                    ((step as u64).saturating_add(1), number("total_steps").map(|total| total as u64));
                 let (secs, tokens) = (number("secs").unwrap_or(0.0), number("tokens").unwrap_or(0.0));
                 self.cost = (self.cost.0 + secs, self.cost.1 + tokens);
                 if secs > 0.0 && tokens > 0.0 {
@@ -96,6 +97,8 @@ impl Records {
         if value.abs() > 1e300 {
             return;
         }
+        // Nor can the distance of two ticks be between values that have underflowed.
+        let value = if value.abs() < 1e-300 { 0.0 } else { value };
         match self.series.get_mut(name) {
             Some(series) => series.points.push((step, value)),
             None => {

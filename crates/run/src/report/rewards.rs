@@ -11,7 +11,7 @@ use crate::distribution::Distribution;
 const BINS: usize = 20;
 /// The beginning and the end of a run are a fifth of its records each.
 const PART: usize = 5;
-/// What the algorithms call the divergence from the reference.
+/// Names of the divergence from the reference among the metrics.
 const DIVERGENCES: [&str; 2] = ["train/reward/KL", "train/objective/kl"];
 
 /// Histograms of each reward in training: of one run its beginning and its end, of several the end of each.

@@ -35,7 +35,7 @@ pub fn write(folder: &Path) -> Result<PathBuf, RunDirError> {
     write_as(folder, rundir::is_locked(folder))
 }
 
-/// As [`write`], but into another folder, which is created where it is missing.
+/// Writes the report like [`write`], but into another folder, which is created where it is missing.
 ///
 /// # Errors
 /// There is no run in the folder, or `out` is not writable.
@@ -91,7 +91,7 @@ pub(super) fn reward_charts(page: &mut Page, runs: &[(String, &Records)]) {
     }
 }
 
-/// What the model does now, beside what it did at first with the same questions.
+/// Answers of the model now, beside its first ones to the same questions.
 fn texts(page: &mut Page, samples: &Samples) {
     let ((first_step, first), (step, last)) = (&samples.first, &samples.last);
     let last = &last[..last.len().min(SHOWN)];
@@ -123,7 +123,7 @@ pub(super) fn question(sample: &Value) -> Option<String> {
     Some(format!("{} {asked}", sample.get("task").and_then(Value::as_str).unwrap_or_default()))
 }
 
-/// What a run was computed on, for people.
+/// Machine, versions and command of a start, for people.
 pub(super) fn machine(start: &Start) -> Vec<(&'static str, String)> {
     let Start {
         time,
@@ -147,7 +147,8 @@ pub(super) fn machine(start: &Start) -> Vec<(&'static str, String)> {
         ("commit", known(commit)),
         ("libtorch", known(libtorch)),
         ("device", device.clone()),
-        ("processes", processes.to_string()),
+        // Older versions did not record it.
+        ("processes", if *processes == 0 { String::new() } else { processes.to_string() }),
         ("threads of each", threads.to_string()),
         ("processor", cpu.clone()),
         ("vector unit", cpu_level.clone()),
@@ -169,7 +170,7 @@ fn computed_on(page: &mut Page, start: &Start) {
     for (path, file) in &start.files {
         table.row([path.clone(), file.bytes.to_string(), file.blake3.clone()]);
     }
-    page.folded(&format!("The {} files that it read", start.files.len()), |page| {
+    page.folded(&format!("{} files that were read, or that the settings name", start.files.len()), |page| {
         page.table(&table);
     });
 }
