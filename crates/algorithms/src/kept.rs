@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
 use crate::trainer::MANIFEST;
-use crate::{Error, Result};
+use crate::{Collective, Error, Result};
 
 /// Values by key, each a line of a file. A last line that a killed program left unfinished is removed.
 #[derive(Debug)]
@@ -51,10 +51,6 @@ impl<T: Serialize + DeserializeOwned + Clone> KeptLines<T> {
         Ok(Self { path: path.into(), known, file })
     }
 
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
     pub(crate) fn get(&self, key: &str) -> Option<T> {
         self.known.get(key).cloned()
     }
@@ -86,8 +82,10 @@ impl<T: Serialize + DeserializeOwned + Clone> KeptLines<T> {
     }
 }
 
-/// A model whose texts are kept in a file, so that an evaluation that is stopped or killed goes on with those that are there. What it
-/// scores is not kept.
+/// A model that several processes evaluate together, and whose texts are kept in a file: an evaluation that is stopped or killed goes on
+/// with those that are there. What it scores is not kept.
+///
+/// The processes ask the same; each writes and scores a part, and all get everything. Rank 0 alone has the file.
 ///
 /// # Example
 /// ```no_run
@@ -108,7 +106,9 @@ pub struct KeptTexts<'a, M> {
     model: &'a M,
     /// The model's [`identity`]: texts of another model are not reused.
     identity: String,
-    lines: RefCell<KeptLines<Vec<Text>>>,
+    /// None where nothing is kept: in other processes than rank 0, or without a file.
+    lines: Option<RefCell<KeptLines<Vec<Text>>>>,
+    collective: Collective,
 }
 
 /// A sequence. Numbers travel as bits, because JSON has no infinity.
@@ -155,7 +155,17 @@ impl<'a, M> KeptTexts<'a, M> {
     /// # Errors
     /// When the file cannot be read or written, or has other lines.
     pub fn open(model: &'a M, folder: &Path, file: &Path) -> Result<Self> {
-        Ok(Self { model, identity: identity(folder), lines: KeptLines::open(file)?.into() })
+        Self::across(model, folder, Some(file), &Collective::default())
+    }
+
+    /// The same for several processes. Without a file, nothing is kept.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open), in rank 0.
+    pub fn across(model: &'a M, folder: &Path, file: Option<&Path>, collective: &Collective) -> Result<Self> {
+        let file = file.filter(|_| collective.is_main_process());
+        let lines = file.map(KeptLines::open).transpose()?.map(RefCell::new);
+        Ok(Self { model, identity: identity(folder), lines, collective: collective.clone() })
     }
 
     /// Removes the file: what came of the texts is written.
@@ -163,7 +173,31 @@ impl<'a, M> KeptTexts<'a, M> {
     /// # Errors
     /// When that fails.
     pub fn remove(&self) -> Result<()> {
-        self.lines.borrow_mut().remove()
+        self.lines.as_ref().map_or(Ok(()), |lines| lines.borrow_mut().remove())
+    }
+
+    /// Lets each process do its part of `count` pieces of work, and gives the results of all pieces to all. A process that is interrupted
+    /// interrupts the others.
+    fn divide<T: Serialize + DeserializeOwned>(
+        &self,
+        count: usize,
+        work: impl FnOnce(&[usize]) -> ModelResult<Vec<T>>,
+    ) -> ModelResult<Vec<T>> {
+        let (rank, size) = (self.collective.rank(), self.collective.size());
+        let mine: Vec<usize> = (rank..count).step_by(size).collect();
+        let own = match mine.is_empty() {
+            true => Some(vec![]),
+            false => match work(&mine) {
+                Err(ModelError::Interrupted) => None,
+                own => Some(own?),
+            },
+        };
+        let told = self.collective.gather(own).map_err(as_model_error)?;
+        let Some(ranks) = told.into_iter().collect::<Option<Vec<Vec<T>>>>() else {
+            return Err(ModelError::Interrupted);
+        };
+        let mut ranks: Vec<_> = ranks.into_iter().map(Vec::into_iter).collect();
+        Ok((0..count).filter_map(|i| ranks[i % size].next()).collect())
     }
 
     /// Changes with all that a text depends on.
@@ -212,26 +246,52 @@ impl<M: Generate> Generate for KeptTexts<'_, M> {
         let settings = serde_json::json!(settings).to_string();
         let key = |i: usize| self.key(&prompts[i], &settings, seeds.get(i).copied());
         let keys: Vec<String> = (0..prompts.len()).map(key).collect();
-        let mut lines = self.lines.borrow_mut();
-        let known: Vec<Option<Vec<Text>>> = keys.iter().map(|key| lines.get(key)).collect();
+        let known = self.collective.first(|| Ok::<_, Error>(self.known(&keys))).map_err(as_model_error)?;
         let open: Vec<usize> = (0..prompts.len()).filter(|&i| known[i].is_none()).collect();
-        let rows: Vec<Vec<TokenId>> = open.iter().map(|&i| prompts[i].clone()).collect();
-        let own: Vec<u64> = open.iter().filter_map(|&i| seeds.get(i).copied()).collect();
-        let written = if rows.is_empty() { vec![] } else { self.model.generate(&rows, config, &own)? };
-        let texts = |of: &Vec<Generated>| of.iter().map(Text::from).collect();
-        let new: Vec<_> = open.iter().zip(&written).map(|(&i, of)| (keys[i].clone(), texts(of))).collect();
-        lines.append(new).map_err(|error| match error {
-            Error::Io { action, path, source } => ModelError::Io { action, path, source },
-            other => ModelError::Io {
-                action: "write",
-                path: lines.path().into(),
-                source: std::io::Error::other(other),
-            },
+        let texts = |of: &Vec<Generated>| of.iter().map(Text::from).collect::<Vec<Text>>();
+        let written = self.divide(open.len(), |mine| {
+            let rows: Vec<Vec<TokenId>> = mine.iter().map(|&i| prompts[open[i]].clone()).collect();
+            let own: Vec<u64> = mine.iter().filter_map(|&i| seeds.get(open[i]).copied()).collect();
+            let written = self.model.generate(&rows, config, &own)?;
+            let written: Vec<Vec<Text>> = written.iter().map(texts).collect();
+            // Its own part at once, and in rank 0 that of the others below.
+            let part =
+                mine.iter().zip(&written).map(|(&i, of)| (keys[open[i]].clone(), of.clone())).collect();
+            self.append(part)?;
+            Ok(written)
         })?;
+        if self.collective.size() > 1 {
+            let others = (0..open.len()).filter(|i| i % self.collective.size() != 0);
+            self.append(others.map(|i| (keys[open[i]].clone(), written[i].clone())).collect())?;
+        }
         let mut written = written.into_iter();
-        let known =
-            known.into_iter().map(|of| of.map(|texts| texts.into_iter().map(Generated::from).collect()));
-        Ok(known.filter_map(|known| known.or_else(|| written.next())).collect())
+        let all = known.into_iter().filter_map(|known| known.or_else(|| written.next()));
+        Ok(all.map(|texts| texts.into_iter().map(Generated::from).collect()).collect())
+    }
+}
+
+impl<M> KeptTexts<'_, M> {
+    fn known(&self, keys: &[String]) -> Vec<Option<Vec<Text>>> {
+        let of = |key: &String| self.lines.as_ref().and_then(|lines| lines.borrow().get(key));
+        keys.iter().map(of).collect()
+    }
+
+    fn append(&self, texts: Vec<(String, Vec<Text>)>) -> ModelResult<()> {
+        let Some(lines) = &self.lines else { return Ok(()) };
+        lines.borrow_mut().append(texts).map_err(as_model_error)
+    }
+}
+
+/// An error of this crate, as those of models.
+fn as_model_error(error: Error) -> ModelError {
+    match error {
+        Error::Io { action, path, source } => ModelError::Io { action, path, source },
+        Error::Model(error) => error,
+        other => ModelError::Io {
+            action: "share what models write with",
+            path: "other processes".into(),
+            source: std::io::Error::other(other),
+        },
     }
 }
 
@@ -241,7 +301,33 @@ impl<M: ScoreChoices> ScoreChoices for KeptTexts<'_, M> {
         prompts: &[Vec<TokenId>],
         choices: &[Vec<Vec<TokenId>>],
     ) -> ModelResult<Tensor> {
-        self.model.choice_log_probs(prompts, choices)
+        if self.collective.size() == 1 {
+            return self.model.choice_log_probs(prompts, choices);
+        }
+        // A question's scores, as bits: `[choices, time]` in one row, with its width.
+        let scores = self.divide(prompts.len(), |mine| {
+            let prompts: Vec<Vec<TokenId>> = mine.iter().map(|&i| prompts[i].clone()).collect();
+            let choices: Vec<Vec<Vec<TokenId>>> = mine.iter().map(|&i| choices[i].clone()).collect();
+            let scores = self.model.choice_log_probs(&prompts, &choices)?.f_to_device(Device::Cpu)?;
+            let time = scores.size().get(2).copied().unwrap_or(0);
+            let rows: Vec<f32> = Vec::try_from(scores.f_reshape([-1])?)?;
+            let width = (rows.len() / prompts.len()).max(1);
+            let bits = |row: &[f32]| row.iter().map(|score| score.to_bits()).collect::<Vec<u32>>();
+            Ok(rows.chunks(width).map(|row| (time, bits(row))).collect())
+        })?;
+        let time = scores.iter().map(|(time, _)| *time).max().unwrap_or(0);
+        let capacity = choices.iter().map(Vec::len).max().unwrap_or(0);
+        let mut all = vec![0f32; scores.len() * capacity * time as usize];
+        for (question, (own_time, bits)) in scores.iter().enumerate() {
+            for (i, &score) in bits.iter().enumerate() {
+                let (choice, at) = (i / *own_time as usize, i % *own_time as usize);
+                if choice < capacity {
+                    all[(question * capacity + choice) * time as usize + at] = f32::from_bits(score);
+                }
+            }
+        }
+        let shape = [scores.len() as i64, capacity as i64, time];
+        Ok(Tensor::f_from_slice(&all)?.f_view_(shape)?)
     }
 
     fn first_token_logits(
@@ -249,7 +335,13 @@ impl<M: ScoreChoices> ScoreChoices for KeptTexts<'_, M> {
         prompts: &[Vec<TokenId>],
         tokens: &[Vec<TokenId>],
     ) -> ModelResult<Vec<Vec<f32>>> {
-        self.model.first_token_logits(prompts, tokens)
+        let logits = self.divide(prompts.len(), |mine| {
+            let prompts: Vec<Vec<TokenId>> = mine.iter().map(|&i| prompts[i].clone()).collect();
+            let tokens: Vec<Vec<TokenId>> = mine.iter().map(|&i| tokens[i].clone()).collect();
+            let logits = self.model.first_token_logits(&prompts, &tokens)?;
+            Ok(logits.iter().map(|row| row.iter().map(|logit| logit.to_bits()).collect()).collect())
+        })?;
+        Ok(logits.into_iter().map(|row: Vec<u32>| row.into_iter().map(f32::from_bits).collect()).collect())
     }
 }
 

@@ -1,6 +1,7 @@
 //! Configuration: defaults, then a TOML file, then `--set` overrides, each checked key by key.
 
 mod error;
+mod explained;
 mod overrides;
 mod value;
 
@@ -14,6 +15,7 @@ use toml::map::Entry;
 use toml::{Table, Value};
 
 pub use error::ConfigError;
+pub use explained::unexplained_keys;
 use overrides::Override;
 use value::Node;
 

@@ -3,6 +3,7 @@
 mod cli;
 pub mod config;
 mod console;
+pub mod demo;
 mod distribution;
 mod doctor;
 mod exit;
@@ -14,6 +15,7 @@ mod model;
 mod observer;
 mod output;
 mod plan;
+pub mod program;
 mod provenance;
 mod report;
 mod rollout;

@@ -8,7 +8,7 @@ use tch::Device;
 use crate::cli::DeviceError;
 use crate::console::Verbosity;
 use crate::launch::LaunchError;
-use crate::observer::RunObserver;
+use crate::observer::{ConsoleObserver, RunObserver};
 use crate::rundir::{RunDir, RunDirError};
 use crate::signals::{SignalError, StopFlag};
 
@@ -59,6 +59,12 @@ impl Worker {
         Self { device: Device::Cpu, collective: Collective::default(), verbosity, stop }
     }
 
+    /// True if this process tells the user things: it leads, and `--quiet` was not given.
+    #[must_use]
+    pub fn shows(&self) -> bool {
+        self.collective.is_main_process() && self.verbosity != Verbosity::Quiet
+    }
+
     /// Begins a run in a folder, or goes on with the one that is there.
     ///
     /// # Errors
@@ -70,6 +76,16 @@ impl Worker {
         match RunDir::stored_config(folder) {
             Some(_) => RunDir::resume(folder, config),
             None => RunDir::create(folder, config),
+        }
+    }
+
+    /// Shows the progress of work that has no run folder.
+    #[must_use]
+    pub fn console(&self) -> Box<dyn Observer> {
+        if self.collective.is_main_process() {
+            Box::new(ConsoleObserver::new(self.verbosity))
+        } else {
+            Box::new(Follower(self.stop.clone()))
         }
     }
 

@@ -10,15 +10,11 @@ use ruminate::algorithms::crystal::{
 use ruminate::algorithms::trainer::verify;
 use ruminate::datasets::Compat;
 use ruminate::models::{Model, ModelConfig, Tokenizer};
+use ruminate::run::program::Configuration;
 use ruminate::run::{ConfigError, FlagKeys, ModelSection};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use tch::{Device, Kind};
-
-/// The keys that `--seed` and `--precision` stand for.
-pub(crate) const FLAGS: FlagKeys = FlagKeys {
-    seed: &["seed", "imitation.shuffle_seed", "reinforcement.ppo.seed", "evaluation.seed"],
-    precision: &["trainer.precision", "reinforcement.trainer.precision"],
-};
 
 /// Everything that a run depends on. `configs/large.toml` explains each key.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -56,9 +52,18 @@ impl Default for CrystalConfig {
     }
 }
 
-impl CrystalConfig {
-    /// Checks what can be checked before any file is read.
-    pub(crate) fn validate(&self) -> Result<(), ConfigError> {
+/// The fields that tell results of this program.
+pub(crate) fn labels(stage: &str) -> Map<String, Value> {
+    Map::from_iter([("system".into(), "crystal".into()), ("stage".into(), stage.into())])
+}
+
+impl Configuration for CrystalConfig {
+    const FLAGS: FlagKeys = FlagKeys {
+        seed: &["seed", "imitation.shuffle_seed", "reinforcement.ppo.seed", "evaluation.seed"],
+        precision: &["trainer.precision", "reinforcement.trainer.precision"],
+    };
+
+    fn validate(&self) -> Result<(), ConfigError> {
         let check = || -> ruminate::algorithms::Result<()> {
             self.imitation.validate()?;
             self.trainer.validate()?;
@@ -68,7 +73,9 @@ impl CrystalConfig {
         check().map_err(ConfigError::invalid)?;
         self.model.validate("model")
     }
+}
 
+impl CrystalConfig {
     /// Loads the model to start from, or makes a new one, and the encoder that belongs to it.
     pub(crate) fn build(&self, device: Device) -> anyhow::Result<(Model, QuestionEncoder)> {
         let (model, tokenizer) = self.model.open(self.seed, Kind::Float, device)?;
@@ -169,42 +176,8 @@ mod tests {
         assert_eq!(config, large());
     }
 
-    /// A key without a value has no form in TOML, so it stands there as a comment.
     #[test]
     fn the_published_settings_name_and_explain_every_key() {
-        let mut section = String::new();
-        let mut explained = std::collections::BTreeSet::new();
-        // What is written as a value stands under the comment of its key.
-        let mut inline = vec![];
-        let mut above = "";
-        for line in LARGE.lines() {
-            if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
-                section = format!("/{}", name.replace('.', "/"));
-                explained.extend(above.starts_with("# ").then(|| section.clone()));
-            } else if let Some((key, value)) = line.trim_start_matches("# ").split_once(" = ")
-                && !key.contains(' ')
-            {
-                assert!(above.starts_with("# "), "{section}/{key} is not explained");
-                explained.insert(format!("{section}/{key}"));
-                inline.extend(value.starts_with('{').then(|| format!("{section}/{key}/")));
-            }
-            above = line;
-        }
-        let mut keys = vec![];
-        leaves(&serde_json::to_value(CrystalConfig::default()).unwrap(), String::new(), &mut keys);
-        assert!(keys.len() > 40, "{keys:?}");
-        for key in keys {
-            let within = inline.iter().any(|table| key.starts_with(table));
-            assert!(within || explained.contains(&key), "configs/large.toml lacks {key}");
-        }
-    }
-
-    fn leaves(value: &serde_json::Value, path: String, keys: &mut Vec<String>) {
-        match value.as_object() {
-            Some(table) if !table.is_empty() => {
-                table.iter().for_each(|(key, value)| leaves(value, format!("{path}/{key}"), keys));
-            }
-            _ => keys.push(path),
-        }
+        assert_eq!(config::unexplained_keys(LARGE, &CrystalConfig::default()), [""; 0]);
     }
 }

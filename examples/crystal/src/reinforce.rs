@@ -1,21 +1,23 @@
-//! Stage II as a command.
+//! Stage II.
 
 use std::path::{Path, PathBuf};
 
+use clap::Args;
 use ruminate::algorithms::crystal::{
-    Notice, Reinforcement, ReinforcementData, ReinforcementModels, read_questions, reinforcement,
-    reward_normalization,
+    Notice, Reinforcement, ReinforcementConfig, ReinforcementData, ReinforcementModels, read_questions,
+    reinforcement, reward_normalization,
 };
-use ruminate::algorithms::{Collective, Fitted, Observer, Trainer};
+use ruminate::algorithms::{Collective, Fitted, Observer, Plan, Result, TrainerConfig};
 use ruminate::datasets::{Part, Split};
-use ruminate::models::{Interrupt, Model, VALUE_WEIGHTS};
-use ruminate::run::{ConfigError, Outcome, RunArgs, RunDir, RunDirError, resolve_link};
-use tch::Device;
+use ruminate::models::{Interrupt, Model, ModelConfig, VALUE_WEIGHTS};
+use ruminate::run::program::{Fit, Job, Measured, Prepared, Training, train};
+use ruminate::run::{ConfigError, ModelSection, Outcome, RunArgs, RunDir, resolve_link};
+use serde_json::{Map, Value};
 
-use crate::config::{CrystalConfig, FLAGS};
-use crate::plan;
+use crate::config::{CrystalConfig, labels};
+use crate::imitate::{data_rows, show, with_settings};
 
-#[derive(clap::Args)]
+#[derive(Args)]
 pub(crate) struct ReinforceArgs {
     /// Checkpoint of Stage I to start from, e.g. runs/stage1/checkpoints/best; short for --set model.pretrained=DIR
     #[arg(long, value_name = "DIR")]
@@ -28,46 +30,19 @@ pub(crate) struct ReinforceArgs {
 }
 
 pub(crate) fn run(args: &ReinforceArgs) -> anyhow::Result<Outcome> {
-    let mut run = crate::with_settings(&args.run, args.skip_bad_rows);
-    if run.out.is_none() && !run.dry_run {
-        return Err(RunDirError::NoFolder.into());
-    }
+    let mut run = with_settings(&args.run, args.skip_bad_rows);
     check_stage(&run, true)?;
     let model = args.model.as_deref().map(resolve_link);
     // What a run would cost can be told for a model that is not here yet, by the settings of the paper.
-    if let Some(model) =
-        model.as_deref().filter(|model| !run.dry_run || RunDir::config_of_model(model).is_some())
-    {
+    let known = |model: &&Path| !run.dry_run || RunDir::config_of_model(model).is_some();
+    if let Some(model) = model.as_deref().filter(known) {
         run = run.configured_as(model)?;
     }
-    let mut config: CrystalConfig = run.load(FLAGS)?;
-    if let Some(model) = &model {
-        (config.model.pretrained, config.model.config) = (Some(model.clone()), None);
-    }
-    config.validate()?;
-    if run.dry_run {
-        return plan::reinforcement(&config, &run);
-    }
-    if let Some(outcome) = run.launch()? {
-        return Ok(outcome);
-    }
-    let worker = run.worker()?;
-    // Everything that can be wrong with the data or the model shows before the run folder is touched.
-    let (stage, notices) = prepare(&config, worker.device)?;
-    let dir = run.open(&config)?;
-    crate::show(&notices, run.quiet || !worker.collective.is_main_process());
-    let mut observer = worker.observer(&dir)?;
-    let reinforced = reinforce(&config, stage, &worker.collective, &dir, observer.as_mut())?;
-    drop(observer);
-    let Some((fitted, _)) = reinforced else { return Ok(Outcome::Interrupted) };
-    if worker.collective.is_main_process() {
-        crate::print_fitted(&fitted, "reinforcement", run.json)?;
-    }
-    Ok(fitted.ending.into())
+    train(&Reinforce { model }, &run)
 }
 
 /// A run is resumed by the command that began it. Only checkpoints of Stage II predict values.
-pub(crate) fn check_stage(run: &RunArgs, reinforced: bool) -> Result<(), ConfigError> {
+pub(crate) fn check_stage(run: &RunArgs, reinforced: bool) -> std::result::Result<(), ConfigError> {
     let last = run.out.as_deref().filter(|_| run.resumes()).map(|out| out.join("checkpoints/last"));
     match last {
         Some(last) if last.exists() && last.join(VALUE_WEIGHTS).exists() != reinforced => {
@@ -79,13 +54,69 @@ pub(crate) fn check_stage(run: &RunArgs, reinforced: bool) -> Result<(), ConfigE
     }
 }
 
+/// Reinforcement of the knowledge by the model's own confidence in its answers.
+pub(crate) struct Reinforce {
+    /// The checkpoint of Stage I, unless the configuration names it.
+    pub(crate) model: Option<PathBuf>,
+}
+
+impl Training for Reinforce {
+    type Config = CrystalConfig;
+
+    fn labels(&self) -> Map<String, Value> {
+        labels("reinforcement")
+    }
+
+    fn configure(&self, config: &mut CrystalConfig) -> anyhow::Result<()> {
+        if let Some(model) = &self.model {
+            (config.model.pretrained, config.model.config) = (Some(model.clone()), None);
+        }
+        stage_one(config)?;
+        Ok(())
+    }
+
+    fn model<'c>(&self, config: &'c CrystalConfig) -> &'c ModelSection {
+        &config.model
+    }
+
+    fn trainer<'c>(&self, config: &'c CrystalConfig) -> &'c TrainerConfig {
+        &config.reinforcement.trainer
+    }
+
+    fn measure(&self, config: &CrystalConfig, model: &ModelConfig, _: usize) -> anyhow::Result<Measured> {
+        let encoder = config.planned_encoder(model)?;
+        let (data, _) = read_data(config)?;
+        let plan = config.reinforcement.plan(model, &config.lengths, data.question_lengths(&encoder)?);
+        Ok(Measured { plan, data: data_rows(data.counts()), problem: None })
+    }
+
+    fn longest(&self, config: &CrystalConfig, model: &ModelConfig) -> Plan {
+        let longest = [config.lengths.max_question_len as f64; 2];
+        config.reinforcement.plan(model, &config.lengths, longest)
+    }
+
+    fn prepare(&self, config: &mut CrystalConfig, job: &Job<'_>) -> anyhow::Result<Prepared> {
+        let folder = stage_one(config)?;
+        let device = job.worker.device;
+        let (policy, encoder) = config.build(device)?;
+        let copy = || Model::load(folder, policy.kind(), device);
+        let value = config.reinforcement.separate_value_model.then(copy).transpose()?;
+        let reference = copy()?;
+        let (data, notices) = read_data(config)?;
+        show(&notices, job.worker);
+        let models = ReinforcementModels { policy, reference, value };
+        let stage = reinforcement(&config.reinforcement, config.compat, &encoder, models, &data)?;
+        Ok(Prepared::new(Normalized { stage, settings: config.reinforcement.clone() }))
+    }
+}
+
 /// The model that Stage II starts from.
-pub(crate) fn stage_one(config: &CrystalConfig) -> Result<&Path, ConfigError> {
+fn stage_one(config: &CrystalConfig) -> std::result::Result<&Path, ConfigError> {
     let pretrained = config.model.pretrained.as_deref();
     pretrained.ok_or_else(|| ConfigError::invalid("name the checkpoint of Stage I with --model"))
 }
 
-pub(crate) fn read_data(config: &CrystalConfig) -> anyhow::Result<(ReinforcementData, Vec<Notice>)> {
+fn read_data(config: &CrystalConfig) -> anyhow::Result<(ReinforcementData, Vec<Notice>)> {
     let (mut data, mut notices) = (ReinforcementData::default(), vec![]);
     let mut read = |split, part| -> anyhow::Result<_> {
         let read = read_questions(&config.data, split, part)?;
@@ -102,42 +133,26 @@ pub(crate) fn read_data(config: &CrystalConfig) -> anyhow::Result<(Reinforcement
     Ok((data, notices))
 }
 
-/// Reads model and data, and joins them.
-pub(crate) fn prepare(
-    config: &CrystalConfig,
-    device: Device,
-) -> anyhow::Result<(Reinforcement<Model>, Vec<Notice>)> {
-    let folder = stage_one(config)?;
-    let (policy, encoder) = config.build(device)?;
-    let copy = || Model::load(folder, policy.kind(), device);
-    let value = config.reinforcement.separate_value_model.then(copy).transpose()?;
-    let reference = copy()?;
-    let (data, notices) = read_data(config)?;
-    let models = ReinforcementModels { policy, reference, value };
-    let stage = reinforcement(&config.reinforcement, config.compat, &encoder, models, &data)?;
-    Ok((stage, notices))
+/// Measures the scale of the rewards before the first step.
+struct Normalized {
+    stage: Reinforcement<Model>,
+    settings: ReinforcementConfig,
 }
 
-/// Trains to the end, or goes on where the run folder's last checkpoint stands. `None` when the user asked to stop while the scale of the
-/// rewards was measured.
-pub(crate) fn reinforce(
-    config: &CrystalConfig,
-    stage: Reinforcement<Model>,
-    collective: &Collective,
-    dir: &RunDir,
-    observer: &mut dyn Observer,
-) -> anyhow::Result<Option<(Fitted, Reinforcement<Model>)>> {
-    let settings = &config.reinforcement;
-    // Processes wait for each other, so none of them may leave by itself.
-    let interrupt = if collective.size() == 1 { observer.interrupt() } else { Interrupt::default() };
-    let folder = dir.path().join("reward");
-    let measured = interrupt.during(|| reward_normalization(settings, &stage, &folder, collective, observer));
-    let normalization = match measured {
-        Err(error) if error.is_interruption() => return Ok(None),
-        measured => measured?,
-    };
-    let mut stage = stage.normalized_by(normalization);
-    let trainer = Trainer::across(settings.trainer.clone(), &dir.checkpoints(), collective)?;
-    let fitted = trainer.fit(&mut stage, observer)?;
-    Ok(Some((fitted, stage)))
+impl Fit for Normalized {
+    fn fit(
+        self: Box<Self>,
+        trainer: &TrainerConfig,
+        dir: &RunDir,
+        collective: &Collective,
+        observer: &mut dyn Observer,
+    ) -> Result<Fitted> {
+        let Self { stage, settings } = *self;
+        // Processes wait for each other, so none of them may leave by itself.
+        let interrupt = if collective.size() == 1 { observer.interrupt() } else { Interrupt::default() };
+        let folder = dir.path().join("reward");
+        let measure = || reward_normalization(&settings, &stage, &folder, collective, observer);
+        let normalization = interrupt.during(measure)?;
+        Box::new(stage.normalized_by(normalization)).fit(trainer, dir, collective, observer)
+    }
 }

@@ -3,13 +3,11 @@
 use std::path::PathBuf;
 
 use ruminate::datasets::InferenceItem;
+use ruminate::run::demo::{Comparison, Demo, DemoRun};
 use ruminate::run::{ReportPage, RunDirError, Table};
 
-use super::{DemoArgs, Model, SeedResult, accuracies, mean, run_name};
+use super::{CrystalDemo, Model, SeedResult};
 
-/// What the accuracies are of.
-pub(super) const RESULT: &str =
-    "accuracy on two-hop questions about people whom training never asked them about";
 /// Rows of the table of questions, for each kind of change.
 const SHOWN: usize = 8;
 /// Curves of Stage II.
@@ -21,39 +19,37 @@ const CURVES: [(&str, &str); 4] = [
 ];
 
 /// Accuracies by seed, and their means.
-pub(super) fn accuracy_table(results: &[SeedResult]) -> Table {
-    let mut table = Table::new(["seed", "direct", "stage1", "stage2"]);
-    for (ix, result) in results.iter().enumerate() {
-        let of = |model| Table::number(accuracies(results, model).nth(ix).unwrap_or_default());
+pub(super) fn accuracy_table(comparison: &Comparison, seeds: &[SeedResult]) -> Table {
+    let mut table = Table::new(["seed"].into_iter().chain(Model::ALL.map(Model::name)));
+    for (i, result) in seeds.iter().enumerate() {
+        let of = |model| Table::number(comparison.of_seed(i, model as usize, 0));
         table.row([result.seed.to_string()].into_iter().chain(Model::ALL.map(of)));
     }
-    let means = Model::ALL.map(|model| Table::number(mean(results, model)));
+    let means = Model::ALL.map(|model| comparison.estimate(model as usize, 0).to_string());
     table.row(["mean".to_owned()].into_iter().chain(means));
     table
 }
 
 /// Writes the comparison, with links to the runs that it compares.
 pub(super) fn write(
-    args: &DemoArgs,
+    demo: &CrystalDemo,
     results: &[SeedResult],
     accuracies: &Table,
+    run: &DemoRun<'_>,
 ) -> Result<PathBuf, RunDirError> {
     let subtitle = format!(
         "Silver knowledge: {}. Each model is a T5 of a million parameters, trained from scratch.",
-        args.knowledge
+        demo.knowledge
     );
     let mut page = ReportPage::new("Crystal on the bundled world", &subtitle);
     page.heading("Does it help to write knowledge first, and to reinforce it?")
         .note(&format!(
-            "Shown is the {RESULT}. The model \"direct\" answers the bare question, \"stage1\" imitates silver knowledge and \
-             answers with its own, \"stage2\" is stage1 after reinforcement by its own confidence in the right answer."
+            "Shown is the {}. The model \"direct\" answers the bare question, \"stage1\" imitates silver knowledge and \
+             answers with its own, \"stage2\" is stage1 after reinforcement by its own confidence in the right answer.",
+            CrystalDemo::RESULT
         ))
         .table(accuracies);
-    let runs =
-        |model: Model| results.iter().map(move |result| (result.seed, run_name(args, model, result.seed)));
-    let curves: Vec<(String, PathBuf)> =
-        runs(Model::Stage2).map(|(seed, run)| (format!("seed {seed}"), args.out.join(run))).collect();
-    page.heading("Reinforcement").curves(&curves, &CURVES);
+    page.heading("Reinforcement").curves(&run.curves(&demo.name(Model::Stage2)), &CURVES);
     page.heading("What knowledge did to the answers")
         .note(
             "Held-out questions whose answer differs with and without the model's own statements: fixed if it is right with \
@@ -68,10 +64,9 @@ pub(super) fn write(
             None => page.note("None."),
         };
     }
-    let links = Model::ALL.into_iter().flat_map(runs);
-    page.heading("Runs")
-        .links(&links.map(|(_, run)| (format!("{run}/report.html"), run)).collect::<Vec<_>>());
-    page.write(&args.out)
+    let names = Model::ALL.map(|model| demo.name(model));
+    page.heading("Runs").links(&run.links(&names.each_ref().map(String::as_str)));
+    page.write(&run.args.out)
 }
 
 /// How many answers knowledge fixed and broke.

@@ -1,0 +1,111 @@
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use ruminate_algorithms::{Error, KeptTexts, Result};
+
+use super::Configuration;
+use crate::cli::{FlagKeys, RunArgs};
+use crate::config::ConfigError;
+use crate::model::resolve_link;
+use crate::output::Table;
+use crate::worker::Worker;
+
+/// Texts of an evaluation that is not over, in the folder of its results.
+const TEXTS: &str = "texts.jsonl";
+
+/// A command that judges a checkpoint: its flags and its configuration, which is that of the checkpoint's run unless `--config` names
+/// another.
+#[derive(Debug)]
+pub struct Evaluation<C> {
+    /// The flags, with the configuration's path.
+    pub args: RunArgs,
+    /// The configuration.
+    pub config: C,
+    /// The checkpoint's folder, where `best` and `last` are resolved.
+    pub model: Option<PathBuf>,
+}
+
+impl<C: Configuration> Evaluation<C> {
+    /// Checks the flags, finds the checkpoint, and loads the configuration.
+    ///
+    /// # Errors
+    /// There is no such folder, a flag is given that has no use (`--resume`, `--dry-run`, `--precision`), or the configuration cannot be
+    /// loaded.
+    pub fn new(args: &RunArgs, model: Option<&Path>) -> std::result::Result<Self, ConfigError> {
+        for (flag, given) in [("--resume", args.resume), ("--dry-run", args.dry_run)] {
+            if given {
+                return Err(ConfigError::UselessFlag { flag });
+            }
+        }
+        let model = model.map(checkpoint).transpose()?;
+        let args = match &model {
+            Some(model) => args.configured_as(model)?,
+            None => args.clone(),
+        };
+        let config: C = args.load(FlagKeys { precision: &[], ..C::FLAGS })?;
+        config.validate()?;
+        Ok(Self { args, config, model })
+    }
+}
+
+impl Worker {
+    /// A model that all processes evaluate together. What it has written is kept in a folder, so that an evaluation that is stopped or killed
+    /// goes on with it; the folder is created now, and not after hours of work. Without a folder, nothing is kept.
+    ///
+    /// # Errors
+    /// The folder cannot be created, or its file not be read.
+    pub fn evaluated<'m, M>(
+        &self,
+        model: &'m M,
+        checkpoint: &Path,
+        out: Option<&Path>,
+    ) -> anyhow::Result<KeptTexts<'m, M>> {
+        if let Some(out) = out.filter(|_| self.collective.is_main_process()) {
+            std::fs::create_dir_all(out)
+                .with_context(|| format!("cannot create {}; choose another --out", out.display()))?;
+        }
+        let file = out.map(|out| out.join(TEXTS));
+        Ok(KeptTexts::across(model, checkpoint, file.as_deref(), &self.collective)?)
+    }
+
+    /// Does work that Ctrl-C may interrupt; `None` if it did.
+    ///
+    /// # Errors
+    /// Those of the work.
+    pub fn interruptible<T>(&self, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<Option<T>> {
+        match self.stop.interrupt().during(work) {
+            Err(error) if error.downcast_ref().is_some_and(Error::is_interruption) => Ok(None),
+            result => result.map(Some),
+        }
+    }
+}
+
+/// The folder of the checkpoint that `--model` names.
+fn checkpoint(model: &Path) -> std::result::Result<PathBuf, ConfigError> {
+    if !model.is_dir() {
+        let reason = format!("--model: there is no checkpoint folder {}", model.display());
+        return Err(ConfigError::invalid(reason));
+    }
+    Ok(resolve_link(model))
+}
+
+/// Turns the error of work that the user interrupted into `None`.
+///
+/// # Errors
+/// All others.
+pub fn uninterrupted<T>(result: Result<T>) -> Result<Option<T>> {
+    match result {
+        Err(error) if error.is_interruption() => Ok(None),
+        result => result.map(Some),
+    }
+}
+
+/// The table of files that a command has written.
+#[must_use]
+pub fn files_table(written: &[PathBuf]) -> Table {
+    let mut files = Table::new(["written"]);
+    for path in written {
+        files.row([path.display().to_string()]);
+    }
+    files
+}
