@@ -134,6 +134,14 @@ pub enum Error {
         /// What is wrong, and what would be right.
         reason: String,
     },
+    /// A prompt that does not say where its question goes.
+    #[error("{}: a prompt needs {{question}} once, where the question goes, but found {found} of them", path.display())]
+    Prompt {
+        /// The file.
+        path: PathBuf,
+        /// How many places it has.
+        found: usize,
+    },
     /// A word that names no split.
     #[error("unknown split `{0}`; the splits are train, dev and test")]
     UnknownSplit(String),

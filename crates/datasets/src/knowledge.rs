@@ -1,5 +1,9 @@
 //! Statements of knowledge: silver ones to imitate, and pre-generated ones to evaluate with.
 
+mod few_shot;
+
+pub use few_shot::{FewShotPrompt, published_sampling, silver_file, statements};
+
 use crate::question::{Origin, Question, Split, letter, letters, parse_fields};
 use crate::unifiedqa::{Loaded, ReadOptions, collect};
 use crate::{Error, Place, Result, json};

@@ -174,9 +174,16 @@ impl TaskRegistry {
         task: &str,
         split: Split,
     ) -> Result<PathBuf> {
+        must_exist(self.knowledge_path(template, engine, task, split)?, task, split)
+    }
+
+    /// The path of a task's silver knowledge, whether or not it is there.
+    ///
+    /// # Errors
+    /// [`Error::UnknownTask`] and [`Error::BadTemplate`].
+    pub fn knowledge_path(&self, template: &str, engine: &str, task: &str, split: Split) -> Result<PathBuf> {
         self.get(task)?;
-        let path = fill(template, &[("engine", engine), ("split", &split.to_string()), ("task", task)])?;
-        must_exist(path, task, split)
+        fill(template, &[("engine", engine), ("split", &split.to_string()), ("task", task)])
     }
 }
 

@@ -1,5 +1,6 @@
 //! Reader of UnifiedQA's tab-separated files: one question a line.
 
+use crate::knowledge::SilverItem;
 use crate::question::{Origin, ParsedLine, Question, SkipReason, Split, parse_line};
 use crate::{Error, Place, Result};
 use std::fmt;
@@ -78,6 +79,26 @@ pub fn read(path: &Path, origin: &Origin, options: ReadOptions) -> Result<Loaded
         Ok((Place::Line(n + 1), parse_line(text)))
     });
     collect(path, options.bad_rows, rows, |_, parsed| Question::new(origin, parsed))
+}
+
+/// Reads the columns of one TSV file, for a teacher who is to write statements about its questions: each row that is a question, as a
+/// [`SilverItem`] without statements.
+///
+/// # Errors
+/// Those of [`read`].
+pub fn read_columns(path: &Path, options: ReadOptions) -> Result<Loaded<SilverItem>> {
+    let bytes = crate::text::read(path)?;
+    let lines = split_lines(&bytes);
+    let mut columns = vec![];
+    for (n, line) in lines.iter().enumerate() {
+        let not_utf8 = |source| Error::NotUtf8 { path: path.into(), line: n + 1, source };
+        columns.push(std::str::from_utf8(line).map_err(not_utf8)?);
+    }
+    let rows = columns.iter().enumerate().map(|(n, line)| Ok((Place::Line(n + 1), parse_line(line))));
+    collect(path, options.bad_rows, rows, |_, parsed| {
+        let answer = parsed.choice_texts[parsed.answer_ix].clone();
+        SilverItem { query: parsed.question, answer, knowledges: vec![] }
+    })
 }
 
 impl Part {

@@ -9,6 +9,8 @@ use ruminate::algorithms::crystal::{
 };
 use ruminate::algorithms::trainer::verify;
 use ruminate::datasets::Compat;
+use ruminate::datasets::knowledge::published_sampling;
+use ruminate::datasets::teacher::{Endpoint, Prices, Sampling, TeacherConfig};
 use ruminate::models::{Model, ModelConfig, Tokenizer};
 use ruminate::run::program::Configuration;
 use ruminate::run::{ConfigError, FlagKeys, ModelSection};
@@ -32,6 +34,29 @@ pub(crate) struct CrystalConfig {
     pub(crate) trainer: TrainerConfig,
     pub(crate) reinforcement: ReinforcementConfig,
     pub(crate) evaluation: EvaluationConfig,
+    pub(crate) teacher: TeacherConfig,
+    pub(crate) teaching: TeachingSection,
+}
+
+/// What the teacher of silver knowledge is asked.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct TeachingSection {
+    /// Files of few-shot prompts, a template with `{task}`.
+    pub(crate) prompts: String,
+    /// How statements are drawn.
+    pub(crate) sampling: Sampling,
+    /// Only the first questions of each file; 0 for all.
+    pub(crate) questions: usize,
+    /// Prices of a million tokens, to show what it costs.
+    pub(crate) prices: Option<Prices>,
+}
+
+impl Default for TeachingSection {
+    fn default() -> Self {
+        let prompts = "data/prompts/{task}.txt".into();
+        Self { prompts, sampling: published_sampling(), questions: 0, prices: None }
+    }
 }
 
 impl Default for CrystalConfig {
@@ -48,6 +73,13 @@ impl Default for CrystalConfig {
             trainer: ImitationConfig::trainer(),
             reinforcement: ReinforcementConfig::default(),
             evaluation: EvaluationConfig::default(),
+            teacher: TeacherConfig {
+                // The nearest to the published davinci that is still served.
+                model: "davinci-002".into(),
+                endpoint: Endpoint::Completions,
+                ..TeacherConfig::default()
+            },
+            teaching: TeachingSection::default(),
         }
     }
 }

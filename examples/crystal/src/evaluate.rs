@@ -9,8 +9,8 @@ use ruminate::algorithms::crystal::{
 };
 use ruminate::datasets::Split;
 use ruminate::datasets::knowledge::DataForm;
-use ruminate::run::program::{Evaluation, files_table};
-use ruminate::run::{ConfigError, Outcome, RunArgs, Table, print_json, print_tables};
+use ruminate::run::program::{Evaluation, checkpoints_of, files_table};
+use ruminate::run::{ConfigError, Outcome, RunArgs, Table, Worker, print_json, print_tables, resolve_link};
 use serde_json::{Map, Value, json};
 
 use crate::config::CrystalConfig;
@@ -21,6 +21,10 @@ pub(crate) struct EvaluateArgs {
     /// Checkpoint folder, e.g. runs/my-run/checkpoints/best
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
+    /// Evaluate every checkpoint of the run in --model, the oldest first; each has a folder of its own, RUN_ckp-STEP, beside those of
+    /// the others or below --out
+    #[arg(long, value_name = "all", value_parser = ["all"])]
+    checkpoints: Option<String>,
     /// Which questions: train, dev or test
     #[arg(long, default_value = "dev")]
     split: Split,
@@ -36,25 +40,98 @@ pub(crate) struct EvaluateArgs {
 
 pub(crate) fn run(args: &EvaluateArgs) -> anyhow::Result<Outcome> {
     let run = with_settings(&args.run, args.skip_bad_rows);
-    let mut evaluation = Evaluation::<CrystalConfig>::new(&run, Some(&args.model))?;
-    let config = &mut evaluation.config;
-    let form = DataForm::of(&config.data.data_path);
+    let folders = match &args.checkpoints {
+        Some(_) => checkpoints_of(&args.model)?,
+        None => vec![args.model.clone()],
+    };
+    let first = folders.first().unwrap_or(&args.model);
+    let mut evaluation = Evaluation::<CrystalConfig>::new(&run, Some(first))?;
+    let form = DataForm::of(&evaluation.config.data.data_path);
     if form != DataForm::Questions {
-        config.evaluation.knowledge = KnowledgeSource::Given;
+        evaluation.config.evaluation.knowledge = KnowledgeSource::Given;
     }
-    let unknown =
-        || ConfigError::invalid("cannot tell the run from --model; name a folder for the results with --out");
-    let out = run.out.clone().or_else(|| evaluation_folder(&args.model)).ok_or_else(unknown)?;
+    let outs =
+        folders.iter().map(|folder| results_folder(folder, &run, args)).collect::<Result<Vec<_>, _>>()?;
     if let Some(outcome) = run.launch()? {
         return Ok(outcome);
     }
     let worker = run.worker()?;
-    let folder = evaluation.model.as_deref().unwrap_or(&args.model);
+    let mut done = vec![];
+    for (folder, out) in folders.iter().zip(&outs) {
+        let Some(evaluated) = evaluate_one(&evaluation.config, &resolve_link(folder), out, args, &worker)?
+        else {
+            return Ok(Outcome::Interrupted);
+        };
+        done.push((folder, evaluated));
+    }
+    if !worker.collective.is_main_process() {
+        return Ok(Outcome::Done);
+    }
+    let name = |folder: &Path| {
+        folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+    };
+    match &done[..] {
+        [(_, (report, written))] if args.checkpoints.is_none() => {
+            if run.json {
+                print_json(&summary(report, written))?;
+            } else {
+                print_tables(&tables(report, written))?;
+            }
+        }
+        all if run.json => {
+            let of = |(folder, (report, written)): &(&PathBuf, (EvaluationReport, Vec<PathBuf>))| {
+                let mut line = summary(report, written);
+                line["checkpoint"] = json!(name(folder));
+                line
+            };
+            print_json(
+                &json!({ "system": "crystal", "checkpoints": all.iter().map(of).collect::<Vec<_>>() }),
+            )?;
+        }
+        all => {
+            let mut table = Table::new(["checkpoint", "acc_weighted", "acc_unweighted", "without knowledge"]);
+            for (folder, (report, _)) in all {
+                let [weighted, unweighted, bare] =
+                    [report.acc_weighted(), report.acc_unweighted(), report.acc_weighted_knowless()]
+                        .map(Table::number);
+                table.row([name(folder), weighted, unweighted, bare]);
+            }
+            let written: Vec<PathBuf> = all.iter().flat_map(|(_, (_, written))| written.clone()).collect();
+            print_tables(&[table, files_table(&written)])?;
+        }
+    }
+    Ok(Outcome::Done)
+}
+
+/// The folder of a checkpoint's results.
+fn results_folder(checkpoint: &Path, run: &RunArgs, args: &EvaluateArgs) -> Result<PathBuf, ConfigError> {
+    let unknown =
+        || ConfigError::invalid("cannot tell the run from --model; name a folder for the results with --out");
+    let default = evaluation_folder(checkpoint);
+    match (&run.out, &args.checkpoints) {
+        (Some(out), None) => Ok(out.clone()),
+        (Some(out), Some(_)) => {
+            let step = checkpoint.file_name().map(|name| name.to_string_lossy().replace("step-", "ckp-"));
+            Ok(out.join(step.unwrap_or_default()))
+        }
+        (None, _) => default.ok_or_else(unknown),
+    }
+}
+
+/// Evaluates a checkpoint and writes the files of its results; `None` when the user asked to stop.
+fn evaluate_one(
+    config: &CrystalConfig,
+    folder: &Path,
+    out: &Path,
+    args: &EvaluateArgs,
+    worker: &Worker,
+) -> anyhow::Result<Option<(EvaluationReport, Vec<PathBuf>)>> {
     let (model, encoder) = config.open(folder, worker.device)?;
     let ReadItems { items: questions, notices } = read_eval(&config.data, args.split)?;
-    show(&notices, &worker);
-    let given = (form != DataForm::Questions).then(|| file_name(&config.data.data_path));
-    let model = worker.evaluated(&model, folder, Some(&out))?;
+    show(&notices, worker);
+    let given = (DataForm::of(&config.data.data_path) != DataForm::Questions)
+        .then(|| file_name(&config.data.data_path));
+    let model = worker.evaluated(&model, folder, Some(out))?;
     let mut observer = worker.console();
     let evaluated = worker.interruptible(|| {
         let report = evaluate(&model, &encoder, &questions, &config.evaluation, observer.as_mut())?;
@@ -62,23 +139,16 @@ pub(crate) fn run(args: &EvaluateArgs) -> anyhow::Result<Outcome> {
         let baseline = || evaluate(&model, &encoder, &questions, &bare, observer.as_mut());
         Ok((report, (!args.no_baseline).then(baseline).transpose()?))
     })?;
-    drop(observer);
-    let Some((report, baseline)) = evaluated else { return Ok(Outcome::Interrupted) };
-    if !worker.collective.is_main_process() {
-        return Ok(Outcome::Done);
-    }
+    let Some((report, baseline)) = evaluated else { return Ok(None) };
     let mut written = vec![];
-    if let Some(baseline) = &baseline {
-        written.extend(write_evaluation(&out, baseline, -1, given.as_deref())?);
+    if worker.collective.is_main_process() {
+        if let Some(baseline) = &baseline {
+            written.extend(write_evaluation(out, baseline, -1, given.as_deref())?);
+        }
+        written.extend(write_evaluation(out, &report, 0, given.as_deref())?);
+        model.remove()?;
     }
-    written.extend(write_evaluation(&out, &report, 0, given.as_deref())?);
-    model.remove()?;
-    if run.json {
-        print_json(&summary(&report, &written))?;
-    } else {
-        print_tables(&tables(&report, &written))?;
-    }
-    Ok(Outcome::Done)
+    Ok(Some((report, written)))
 }
 
 fn file_name(path: &str) -> String {

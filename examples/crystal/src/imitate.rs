@@ -95,9 +95,14 @@ pub(crate) fn data_rows(counts: Vec<TaskCount>) -> Vec<DataRow> {
 }
 
 /// Tells what a user should know about the data, once for all processes.
-#[expect(clippy::print_stderr, reason = "what a user should know about the data goes to the terminal")]
 pub(crate) fn show(notices: &[Notice], worker: &Worker) {
-    for notice in notices.iter().filter(|_| worker.shows()) {
+    tell(notices, !worker.shows());
+}
+
+/// Tells what a user should know about the data.
+#[expect(clippy::print_stderr, reason = "what a user should know about the data goes to the terminal")]
+pub(crate) fn tell(notices: &[Notice], quiet: bool) {
+    for notice in notices.iter().filter(|_| !quiet) {
         eprintln!("note: {} ({}): {}", notice.task, notice.split, notice.text);
     }
 }

@@ -1,10 +1,12 @@
 //! Crystal (arXiv 2310.04921): a T5 that writes knowledge about a question before it answers.
 
+mod check;
 mod config;
 mod demo;
 mod evaluate;
 mod imitate;
 mod reinforce;
+mod teach;
 
 use std::process::ExitCode;
 
@@ -21,6 +23,35 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Check the files of questions and silver knowledge: are all there, and what is in them
+    ///
+    /// Exits with 1 if a file cannot be used. Example: crystal check --config examples/crystal/configs/large.toml
+    #[command(
+        mut_arg("out", |arg| arg.hide(true)),
+        mut_arg("device", |arg| arg.hide(true)),
+        mut_arg("precision", |arg| arg.hide(true)),
+        mut_arg("seed", |arg| arg.hide(true)),
+        mut_arg("threads", |arg| arg.hide(true)),
+        mut_arg("nproc", |arg| arg.hide(true)),
+        mut_arg("rank_timeout", |arg| arg.hide(true)),
+        mut_arg("resume", |arg| arg.hide(true)),
+        mut_arg("resume_from", |arg| arg.hide(true)),
+        mut_arg("dry_run", |arg| arg.hide(true))
+    )]
+    Check(check::CheckArgs),
+    /// Have a large model write silver knowledge, by few-shot prompts
+    ///
+    /// Writes the answers as they come and a file of knowledge for each task and split to --out. --resume asks only for what is missing;
+    /// --dry-run tells how many tokens it takes. Example: crystal teach --tasks csqa --set 'teaching.prompts=prompts/{task}.txt' --out runs/silver
+    #[command(
+        mut_arg("device", |arg| arg.hide(true)),
+        mut_arg("precision", |arg| arg.hide(true)),
+        mut_arg("threads", |arg| arg.hide(true)),
+        mut_arg("nproc", |arg| arg.hide(true)),
+        mut_arg("rank_timeout", |arg| arg.hide(true)),
+        mut_arg("resume_from", |arg| arg.hide(true))
+    )]
+    Teach(teach::TeachArgs),
     /// Stage I: imitate silver knowledge, and learn to answer with it
     ///
     /// Writes checkpoints, metrics and the resolved configuration to --out. `--set imitation.qk_weight=0 --set
@@ -54,6 +85,8 @@ enum Command {
 
 fn main() -> ExitCode {
     exit_code(match Cli::parse().command {
+        Command::Check(args) => check::run(&args),
+        Command::Teach(args) => teach::run(&args),
         Command::Imitate(args) => imitate::run(&args),
         Command::Reinforce(args) => reinforce::run(&args),
         Command::Evaluate(args) => evaluate::run(&args),
@@ -67,9 +100,19 @@ fn main() -> ExitCode {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
+    use clap::{CommandFactory, Parser};
 
     use super::Cli;
+
+    #[test]
+    fn the_commands_of_the_papers_page_are_those_of_the_program() {
+        let page = include_str!("../../../docs/papers/crystal.md");
+        let commands = ruminate::run::program::commands_in_tables(page, "crystal");
+        assert!(commands.len() >= 13, "{commands:?}");
+        for words in commands {
+            Cli::try_parse_from(&words).unwrap_or_else(|error| panic!("{words:?}: {error}"));
+        }
+    }
 
     /// With UPDATE_EXPECT=1, the page is written.
     #[test]

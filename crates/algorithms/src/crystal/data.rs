@@ -1,13 +1,13 @@
 //! Where Crystal's questions and statements lie, and how they are read.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ruminate_datasets::knowledge::{DataForm, read_evaluation_file};
 use ruminate_datasets::tasks::{DATA_PATH, KNOWLEDGE_PATH, SEEN_TASKS};
 use ruminate_datasets::{
-    Annotated, BadRows, Error as DataError, Origin, Part, Question, ReadOptions, Skipped, Split, TaskEntry,
-    TaskRegistry, knowledge, unifiedqa,
+    Annotated, BadRows, Error as DataError, Origin, Part, Question, ReadOptions, SilverItem, Skipped, Split,
+    TaskEntry, TaskRegistry, knowledge, unifiedqa,
 };
 use serde::{Deserialize, Serialize};
 
@@ -183,6 +183,104 @@ pub fn read_questions(data: &CrystalData, split: Split, part: Part) -> Result<Re
         items.extend(loaded.items);
     }
     Ok(ReadItems { items, notices })
+}
+
+/// The questions of a task for a teacher who is to write statements about them.
+///
+/// # Errors
+/// When the task is unknown, or the file is missing or malformed; the error names the place.
+pub fn read_columns(data: &CrystalData, task: &str, split: Split) -> Result<ReadItems<SilverItem>> {
+    let path = data.registry().locate(&data.data_path, task, split)?;
+    let loaded = unifiedqa::read_columns(&path, data.eval_options())?;
+    let notices = skipped_notice(task, split, &loaded.skipped).into_iter().collect();
+    Ok(ReadItems { items: loaded.items, notices })
+}
+
+/// What is known of a data file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DataFile {
+    /// The task.
+    pub task: String,
+    /// The split.
+    pub split: Split,
+    /// `questions` or `knowledge`.
+    pub kind: &'static str,
+    /// The file.
+    pub path: PathBuf,
+    /// Rows that are questions.
+    pub rows: usize,
+    /// Rows that are none, and are left out with `skip_bad_rows`.
+    pub bad_rows: usize,
+    /// Statements about the questions.
+    pub statements: usize,
+    /// Why the file cannot be used.
+    pub problem: Option<String>,
+}
+
+/// Reads all files that training and evaluation would read, bad rows included, and tells what is in them: for the tasks of
+/// `train_tasks` the questions and the silver knowledge of train and dev, for those of `eval_tasks` the dev questions.
+///
+/// # Errors
+/// A task is unknown, or a path template cannot be filled in.
+pub fn check_files(data: &CrystalData) -> Result<Vec<DataFile>> {
+    let registry = data.registry();
+    let options = ReadOptions { bad_rows: BadRows::Skip, part: Part::All };
+    let mut files = vec![];
+    for (task, trained) in data
+        .train_tasks
+        .iter()
+        .map(|task| (task, true))
+        .chain(data.eval_tasks.iter().map(|task| (task, false)))
+    {
+        for split in [Split::Train, Split::Dev] {
+            let known = |file: &DataFile| (&file.task, file.split) == (task, split);
+            if files.iter().any(known) || !trained && split == Split::Train {
+                continue;
+            }
+            let origin = Origin::new(task, 0, split);
+            let path = registry.path(&data.data_path, task, split)?;
+            let loaded = unifiedqa::read(&path, &origin, options).map(|loaded| {
+                let bad = loaded.skipped.len();
+                (loaded.items, bad)
+            });
+            let mut questions = vec![];
+            let mut file = data_file(task, split, "questions", path);
+            match loaded {
+                Ok((items, bad)) => {
+                    (file.rows, file.bad_rows) = (items.len(), bad);
+                    questions = items;
+                }
+                Err(error) => file.problem = Some(chain(&error)),
+            }
+            files.push(file);
+            if !trained {
+                continue;
+            }
+            let path = registry.knowledge_path(&data.knowledge_path, &data.engine, task, split)?;
+            let mut file = data_file(task, split, "knowledge", path);
+            match knowledge::read(&file.path, &origin, options) {
+                Ok(loaded) => {
+                    (file.rows, file.bad_rows) = (loaded.items.len(), loaded.skipped.len());
+                    file.statements = loaded.items.iter().map(|item| item.knowledges.len()).sum();
+                    let same = |(item, question): (&Annotated, &Question)| {
+                        item.question.question == question.question
+                    };
+                    let in_order = loaded.items.iter().zip(&questions).all(same);
+                    if !questions.is_empty() && (loaded.items.len() != questions.len() || !in_order) {
+                        file.problem =
+                            Some("its questions are not those of the question file, in their order".into());
+                    }
+                }
+                Err(error) => file.problem = Some(chain(&error)),
+            }
+            files.push(file);
+        }
+    }
+    Ok(files)
+}
+
+fn data_file(task: &str, split: Split, kind: &'static str, path: PathBuf) -> DataFile {
+    DataFile { task: task.to_owned(), split, kind, path, rows: 0, bad_rows: 0, statements: 0, problem: None }
 }
 
 fn skipped_notice(task: &str, split: Split, skipped: &[Skipped]) -> Option<Notice> {

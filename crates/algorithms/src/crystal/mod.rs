@@ -12,7 +12,10 @@ mod imitation;
 mod plan;
 mod reinforcement;
 
-pub use data::{CrystalData, Notice, ReadItems, read_eval, read_questions, read_silver};
+pub use data::{
+    CrystalData, DataFile, Notice, ReadItems, check_files, read_columns, read_eval, read_questions,
+    read_silver,
+};
 pub use encoder::{Lengths, QuestionEncoder};
 pub use evaluation::{
     EnsembleAccuracy, EvaluationConfig, EvaluationReport, KnowledgeSource, TaskAccuracy, evaluate,

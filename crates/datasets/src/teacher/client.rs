@@ -13,7 +13,7 @@ use ureq::unversioned::transport::{Connector, DefaultConnector};
 use super::request::{Body, Reply};
 use super::secret::ApiKey;
 use super::wire::Keyed;
-use super::{KeySource, Result, TeacherConfig, TeacherError, TokenLimit};
+use super::{Endpoint, KeySource, Result, TeacherConfig, TeacherError, TokenLimit};
 use crate::text::without_mark;
 
 /// Longer replies are refused, so that no server can fill the memory.
@@ -41,6 +41,7 @@ pub(super) struct Client {
     source: KeySource,
     headers: HeaderMap,
     token_limit: TokenLimit,
+    endpoint: Endpoint,
 }
 
 impl Client {
@@ -79,7 +80,7 @@ impl Client {
         {
             use ureq::tls::{RootCerts, TlsConfig, TlsProvider};
             let tls = TlsConfig::builder()
-                .provider(TlsProvider::NativeTls)
+                .provider(TlsProvider::Rustls)
                 .root_certs(RootCerts::PlatformVerifier)
                 .build();
             builder = builder.tls_config(tls);
@@ -96,12 +97,19 @@ impl Client {
             source: config.key.clone(),
             headers,
             token_limit: config.token_limit,
+            endpoint: config.endpoint,
         })
     }
 
     pub(super) fn send(&self, body: &Body) -> std::result::Result<Reply, Failure> {
         let transient = |reason: String| Failure::Transient { reason: self.shorten(&reason), wait: None };
         let text = self.written(body).map_err(|error| Failure::Rejected(error.to_string()))?;
+        let text = match self.endpoint {
+            Endpoint::Chat => text,
+            Endpoint::Completions => {
+                as_completion(&text).map_err(|error| Failure::Rejected(error.to_string()))?
+            }
+        };
         let mut request = self.agent.post(&self.url).content_type("application/json");
         if let Some(headers) = request.headers_mut() {
             headers.extend(self.headers.clone());
@@ -164,6 +172,15 @@ impl Client {
     fn shorten(&self, text: &str) -> String {
         shown(&self.key.hide(text))
     }
+}
+
+/// A body for chat completions, as plain completions want it: the messages' texts are the prompt.
+fn as_completion(body: &[u8]) -> serde_json::Result<Vec<u8>> {
+    let mut body: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(body)?;
+    let messages = body.remove("messages").unwrap_or_default();
+    let texts = messages.as_array().into_iter().flatten().filter_map(|message| message["content"].as_str());
+    body.insert("prompt".into(), texts.collect::<Vec<_>>().concat().into());
+    serde_json::to_vec(&body)
 }
 
 /// A text from elsewhere as a terminal and a log can show it: not without end, and with escapes for characters that would act on the

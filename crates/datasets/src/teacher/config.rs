@@ -51,14 +51,28 @@ impl TokenLimit {
     pub(super) const COMPLETION: &str = "max_completion_tokens";
 }
 
+/// What a server is asked for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Endpoint {
+    /// Chat completions: `/chat/completions`.
+    #[default]
+    Chat,
+    /// Completions of a plain text, for models that were not trained on dialogues: `/completions`. The text is that of the messages, one
+    /// after the other, without their roles.
+    Completions,
+}
+
 /// Which model is asked, and how hard.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TeacherConfig {
-    /// Address up to and without `/chat/completions`. `https` needs the cargo feature of the same name.
+    /// Address up to and without `/chat/completions` or `/completions`. `https` needs the cargo feature of that name, which is on by default.
     pub base_url: String,
     /// The model. Default: TinyThinker's teacher.
     pub model: String,
+    /// Which of the server's interfaces is asked.
+    pub endpoint: Endpoint,
     /// Where the key comes from. Default: the environment variable `OPENAI_API_KEY`.
     pub key: KeySource,
     /// The header of the key; `authorization` sends `Bearer KEY`, any other name the key alone.
@@ -94,6 +108,7 @@ impl Default for TeacherConfig {
         Self {
             base_url: "https://api.openai.com/v1".into(),
             model: "gpt-4o-2024-05-13".into(),
+            endpoint: Endpoint::Chat,
             key: KeySource::Env("OPENAI_API_KEY".into()),
             key_header: "authorization".into(),
             headers: BTreeMap::new(),
@@ -130,7 +145,7 @@ impl TeacherConfig {
             Some("https") => {
                 return bad(
                     "base_url",
-                    "https needs a build with the feature: cargo build --features ruminate-datasets/https",
+                    "https needs a build with the feature `https` of ruminate-datasets, which is on by default",
                 );
             }
             _ => return bad("base_url", "is no address such as http://localhost:8000/v1"),
@@ -182,7 +197,11 @@ impl TeacherConfig {
     }
 
     pub(super) fn url(&self) -> String {
-        format!("{}/chat/completions", self.base_url.trim_end_matches('/'))
+        let path = match self.endpoint {
+            Endpoint::Chat => "chat/completions",
+            Endpoint::Completions => "completions",
+        };
+        format!("{}/{path}", self.base_url.trim_end_matches('/'))
     }
 
     /// The wait before attempt `attempt + 1`, with `random` from 0 to 1.

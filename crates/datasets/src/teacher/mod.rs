@@ -1,4 +1,4 @@
-//! The teacher: answers of a large model, from any server with OpenAI's chat completions or from files.
+//! The teacher: answers of a large model, from any server with OpenAI's chat completions or completions, or from files.
 //!
 //! [`Teacher::ask`] takes [`Request`]s, sends many at a time, and appends each answer to a file of JSON lines. What is in the file
 //! already is not asked for again. [`read_answers`] reads such files, and files of `[request, response]` that others made.
@@ -15,7 +15,7 @@ mod secret;
 mod wire;
 
 pub use ask::{Outcome, Teacher};
-pub use config::{KeySource, TeacherConfig, TokenLimit};
+pub use config::{Endpoint, KeySource, TeacherConfig, TokenLimit};
 pub use error::TeacherError;
 pub use file::{AnswerFile, Exchange, match_answers, read_answers};
 pub use observer::{Plan, Progress, TeacherObserver};

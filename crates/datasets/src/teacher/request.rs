@@ -214,7 +214,11 @@ impl<'de> Deserialize<'de> for Reply {
         struct WireChoice {
             #[serde(default)]
             index: Value,
-            message: Map<String, Value>,
+            #[serde(default)]
+            message: Option<Map<String, Value>>,
+            /// In completions of plain text.
+            #[serde(default)]
+            text: Value,
             #[serde(default)]
             finish_reason: Value,
         }
@@ -229,7 +233,12 @@ impl<'de> Deserialize<'de> for Reply {
         let mut found = vec![];
         for (place, choice) in choices.into_iter().enumerate() {
             let finish_reason = choice.finish_reason.as_str().unwrap_or_default().to_owned();
-            match content(&choice.message, &finish_reason) {
+            let message = match (choice.message, choice.text) {
+                (Some(message), _) => message,
+                (None, text @ Value::String(_)) => Map::from_iter([("content".to_owned(), text)]),
+                _ => return Err(D::Error::missing_field("message")),
+            };
+            match content(&message, &finish_reason) {
                 Ok(content) => {
                     let index = choice.index.as_f64().unwrap_or(place as f64);
                     found.push((index, Completion { content, finish_reason }));

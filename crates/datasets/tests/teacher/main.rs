@@ -3,6 +3,8 @@
 mod child;
 mod files;
 mod guide;
+#[cfg(feature = "https")]
+mod https;
 mod stub;
 mod turns;
 

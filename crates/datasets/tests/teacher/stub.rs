@@ -22,9 +22,10 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
-    /// The last message.
+    /// The last message, or the text that is to be completed.
     pub(crate) fn prompt(&self) -> &str {
-        self.body["messages"].as_array().unwrap().last().unwrap()["content"].as_str().unwrap()
+        let message = self.body["messages"].as_array().and_then(|messages| messages.last());
+        message.map_or(&self.body["prompt"], |message| &message["content"]).as_str().unwrap()
     }
 }
 
@@ -45,6 +46,16 @@ impl Act {
     /// A chat completion with these texts.
     pub(crate) fn say(texts: &[&str]) -> Self {
         Self::Reply(200, "", completion(texts).to_string())
+    }
+
+    /// Completions of plain text.
+    pub(crate) fn write(texts: &[&str]) -> Self {
+        let mut all = completion(texts);
+        for (choice, text) in all["choices"].as_array_mut().unwrap().iter_mut().zip(texts) {
+            *choice =
+                json!({"index": choice["index"], "text": text, "finish_reason": "stop", "logprobs": null});
+        }
+        Self::Reply(200, "", all.to_string())
     }
 
     pub(crate) fn slow(millis: u64, act: Act) -> Self {

@@ -80,6 +80,27 @@ impl Worker {
     }
 }
 
+/// The checkpoints of a run, the oldest first. `model` is the run's folder, its `checkpoints`, or one of them.
+///
+/// # Errors
+/// There are none.
+pub fn checkpoints_of(model: &Path) -> std::result::Result<Vec<PathBuf>, ConfigError> {
+    let folders =
+        [Some(model.join("checkpoints")), Some(model.into()), model.parent().map(Path::to_path_buf)];
+    for folder in folders.into_iter().flatten() {
+        let step = |path: &Path| path.file_name()?.to_str()?.strip_prefix("step-")?.parse::<u64>().ok();
+        let entries = std::fs::read_dir(&folder).into_iter().flatten().flatten();
+        let mut found: Vec<(u64, PathBuf)> =
+            entries.filter_map(|entry| Some((step(&entry.path())?, entry.path()))).collect();
+        if !found.is_empty() {
+            found.sort();
+            return Ok(found.into_iter().map(|(_, path)| path).collect());
+        }
+    }
+    let reason = format!("--model: {} has no checkpoints such as checkpoints/step-100", model.display());
+    Err(ConfigError::invalid(reason))
+}
+
 /// The folder of the checkpoint that `--model` names.
 fn checkpoint(model: &Path) -> std::result::Result<PathBuf, ConfigError> {
     if !model.is_dir() {

@@ -16,7 +16,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-pub use evaluation::{Evaluation, files_table, uninterrupted};
+pub use evaluation::{Evaluation, checkpoints_of, files_table, uninterrupted};
 pub use fit::Fit;
 pub use rounds::Rounds;
 
@@ -285,4 +285,21 @@ fn print<T: Training>(command: &T, trained: &Trained, as_json: bool) -> std::io:
     table.row(["last", &steps.to_string(), &last.display().to_string()]);
     table.row(["best", &best.step.to_string(), &best.path.display().to_string()]);
     table.print()
+}
+
+/// The commands of a program that stand in the tables of a Markdown page, between backquotes, in words: for tests that a page shows what the
+/// program takes.
+///
+/// ```
+/// use ruminate_run::program::commands_in_tables;
+///
+/// let page = "Run `star demo`.\n\n| theirs | ours |\n| --- | --- |\n| `python star.py` | `star iterate --out runs/star` |\n";
+/// assert_eq!(commands_in_tables(page, "star"), [["star", "iterate", "--out", "runs/star"]]);
+/// ```
+#[must_use]
+pub fn commands_in_tables(page: &str, program: &str) -> Vec<Vec<String>> {
+    let rows = page.lines().filter(|line| line.starts_with('|'));
+    let spans = rows.flat_map(|row| row.split('`').skip(1).step_by(2));
+    let words = |span: &str| span.split_whitespace().map(|word| word.trim_matches('\'').to_owned()).collect();
+    spans.filter(|span| span.split_whitespace().next() == Some(program)).map(words).collect()
 }

@@ -150,12 +150,44 @@ fn torchrun_starts_a_run_again_that_goes_on() {
 }
 
 #[test]
-fn what_cannot_be_done_together_is_refused() {
+fn an_evaluation_by_two_processes_writes_what_one_writes() {
     let place = Workplace::new();
     let model = place.trained();
-    let finished = crystal(&["evaluate", "--model", &model, "--nproc", "2"]);
-    assert_eq!(finished.code, Some(2), "{}", finished.stderr);
-    assert!(finished.stderr.contains("works in one process only"), "{}", finished.stderr);
+    let files = |name: &str, nproc: &str| {
+        let out = place.path(name);
+        let finished = crystal(&["evaluate", "--model", &model, "--out", &out, "--nproc", nproc, "--json"]);
+        assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+        let result = finished.json();
+        let written = result["files"].as_array().unwrap().clone();
+        assert_eq!(written.len(), 4, "{result}");
+        let read = |file: &serde_json::Value| -> serde_json::Value {
+            serde_json::from_str(&std::fs::read_to_string(file.as_str().unwrap()).unwrap()).unwrap()
+        };
+        assert!(!Path::new(&out).join("texts.jsonl").exists());
+        written.iter().map(read).collect::<Vec<_>>()
+    };
+    for (alone, together) in files("alone", "1").iter().zip(&files("together", "2")) {
+        let (alone, together) = (alone.as_array().unwrap(), together.as_array().unwrap());
+        assert_eq!(alone.len(), together.len());
+        for (alone, together) in alone.iter().zip(together) {
+            for key in ["query", "knowledges", "pred", "ok", "pred_knowless", "selected_knowledge_ix"] {
+                assert_eq!(alone[key], together[key], "{key}");
+            }
+            for (a, b) in alone["probs"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .zip(together["probs"].as_array().into_iter().flatten())
+            {
+                assert!((a.as_f64().unwrap() - b.as_f64().unwrap()).abs() < 1e-6, "{a} {b}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_done_together_is_refused() {
+    let place = Workplace::new();
     // A wrong setting is wrong usage of the launcher, too.
     let (config, out) = (place.path("config.toml"), place.path("runs/wrong"));
     let args = ["imitate", "--config", &config, "--out", &out, "--nproc", "2", "--set", "trainer.lr=-1"];
