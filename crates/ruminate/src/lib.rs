@@ -23,3 +23,7 @@ struct FineTuning;
 #[cfg(doctest)]
 #[doc = include_str!("../../../docs/guide/generation.md")]
 struct Generation;
+
+#[cfg(all(doctest, feature = "run"))]
+#[doc = include_str!("../../../docs/guide/your-own-method.md")]
+struct YourOwnMethod;
