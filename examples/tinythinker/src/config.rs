@@ -1,28 +1,20 @@
 //! The configuration file.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use ruminate::algorithms::TrainerConfig;
-use ruminate::algorithms::tinythinker::{AcquisitionConfig, Decoding, GenerationSettings, ReflectionConfig};
+use ruminate::algorithms::tinythinker::{
+    AcquisitionConfig, InferenceConfig, Learner, ReflectionConfig, TinyThinkerData,
+};
+use ruminate::algorithms::trainer::verify;
 use ruminate::datasets::teacher::{Prices, TeacherConfig};
-use ruminate::datasets::tinythinker::{AnalysisOrder, Source, StageRecords, TeachingConfig, Variant};
+use ruminate::datasets::tinythinker::{TeachingConfig, Variant};
+use ruminate::models::{Model, Tokenizer};
+use ruminate::run::program::{Configuration, enter};
 use ruminate::run::{ConfigError, FlagKeys, ModelSection};
 use serde::{Deserialize, Serialize};
-
-/// The keys that `--seed` and `--precision` stand for.
-pub(crate) const FLAGS: FlagKeys = FlagKeys {
-    seed: &[
-        "seed",
-        "data.split_seed",
-        "teaching.settings.seed",
-        "acquisition.training.shuffle_seed",
-        "reflection.training.shuffle_seed",
-        "reflection.training.pairs.seed",
-        "reflection.training.generation.seed",
-        "inference.generation.seed",
-    ],
-    precision: &["acquisition.trainer.precision", "reflection.trainer.precision"],
-};
+use serde_json::{Map, Value};
+use tch::{Device, Kind};
 
 /// What a run does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,13 +29,14 @@ pub(crate) enum Phase {
 }
 
 impl Phase {
-    /// What begins such a run.
-    pub(crate) fn command(self) -> &'static str {
-        match self {
-            Self::Teach => "teach",
-            Self::Acquire => "acquire",
-            Self::Reflect => "reflect",
-        }
+    /// The command, as it is written.
+    fn name(self) -> String {
+        format!("{self:?}").to_lowercase()
+    }
+
+    /// The fields that tell results of this program.
+    pub(crate) fn labels(self) -> Map<String, Value> {
+        Map::from_iter([("system".into(), "tinythinker".into()), ("phase".into(), self.name().into())])
     }
 }
 
@@ -55,67 +48,13 @@ pub(crate) struct TinyThinkerConfig {
     pub(crate) phase: Option<Phase>,
     /// Seed of a new model's parameters and of dropout.
     pub(crate) seed: u64,
-    pub(crate) data: DataConfig,
+    pub(crate) data: TinyThinkerData,
     pub(crate) teacher: TeacherConfig,
     pub(crate) teaching: TeachingSection,
     pub(crate) model: ModelSection,
     pub(crate) acquisition: AcquisitionSection,
     pub(crate) reflection: ReflectionSection,
-    pub(crate) inference: InferenceSection,
-}
-
-/// Where the data are.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(crate) struct DataConfig {
-    /// Which data set.
-    pub(crate) dataset: Source,
-    /// Folder of its original files.
-    pub(crate) original: PathBuf,
-    /// Questions of CommonsenseQA's training file that are held out for validation.
-    pub(crate) valid_questions: usize,
-    /// Seed of the division.
-    pub(crate) split_seed: u64,
-    /// A `splits.json` to divide by instead.
-    pub(crate) splits: Option<PathBuf>,
-    /// Leave out bad rows instead of refusing the file.
-    pub(crate) skip_bad_rows: bool,
-    /// Order of the analyses that the summarize stage learns to read.
-    pub(crate) analysis_order: AnalysisOrder,
-    /// Folder of the students' records: `DIR/VARIANT/recall.json` and so on.
-    pub(crate) records: PathBuf,
-}
-
-impl Default for DataConfig {
-    fn default() -> Self {
-        Self {
-            dataset: Source::Csqa,
-            original: "datasets/csqa/original".into(),
-            valid_questions: 1221,
-            split_seed: 42,
-            splits: None,
-            skip_bad_rows: false,
-            analysis_order: AnalysisOrder::default(),
-            records: "datasets/csqa/final/sft".into(),
-        }
-    }
-}
-
-impl DataConfig {
-    /// The folder of a variant's records, and what is in it.
-    pub(crate) fn read(&self, variant: Variant) -> anyhow::Result<(PathBuf, StageRecords)> {
-        let folder = self.records.join(variant.name());
-        if !folder.is_dir() {
-            let reason = format!(
-                "data.records: there is no folder {}; `tinythinker teach` makes it as OUT/sft/{}",
-                folder.display(),
-                variant.name()
-            );
-            return Err(ConfigError::invalid(reason).into());
-        }
-        let records = StageRecords::read(&folder)?;
-        Ok((folder, records))
-    }
+    pub(crate) inference: InferenceConfig,
 }
 
 /// What the teacher is asked.
@@ -185,43 +124,39 @@ impl Default for ReflectionSection {
     }
 }
 
-/// Answers of a trained student.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(crate) struct InferenceSection {
-    /// `greedy`, or `random` for votes.
-    pub(crate) decoding: Decoding,
-    /// Runs of each question.
-    pub(crate) runs: usize,
-    pub(crate) generation: GenerationSettings,
-}
-
-impl Default for InferenceSection {
-    fn default() -> Self {
-        Self { decoding: Decoding::Greedy, runs: 1, generation: GenerationSettings::default() }
-    }
-}
-
 impl Default for TinyThinkerConfig {
     fn default() -> Self {
         Self {
             phase: None,
             seed: 42,
-            data: DataConfig::default(),
+            data: TinyThinkerData::default(),
             teacher: TeacherConfig::default(),
             teaching: TeachingSection::default(),
             // That of the published models' configurations.
             model: ModelSection { dropout: 0.1, ..ModelSection::default() },
             acquisition: AcquisitionSection::default(),
             reflection: ReflectionSection::default(),
-            inference: InferenceSection::default(),
+            inference: InferenceConfig::default(),
         }
     }
 }
 
-impl TinyThinkerConfig {
-    /// Checks what can be checked before any file is read.
-    pub(crate) fn validate(&self) -> Result<(), ConfigError> {
+impl Configuration for TinyThinkerConfig {
+    const FLAGS: FlagKeys = FlagKeys {
+        seed: &[
+            "seed",
+            "data.split_seed",
+            "teaching.settings.seed",
+            "acquisition.training.shuffle_seed",
+            "reflection.training.shuffle_seed",
+            "reflection.training.pairs.seed",
+            "reflection.training.generation.seed",
+            "inference.generation.seed",
+        ],
+        precision: &["acquisition.trainer.precision", "reflection.trainer.precision"],
+    };
+
+    fn validate(&self) -> Result<(), ConfigError> {
         let check = || -> ruminate::algorithms::Result<()> {
             self.acquisition.training.validate()?;
             self.acquisition.trainer.validate()?;
@@ -240,21 +175,29 @@ impl TinyThinkerConfig {
         }
         self.model.validate("model")
     }
+}
 
+impl TinyThinkerConfig {
     /// Says what the run does, and refuses to go on with a run that does something else.
     pub(crate) fn enter(&mut self, phase: Phase) -> Result<(), ConfigError> {
-        match self.phase.replace(phase) {
-            Some(other) if other != phase => {
-                let command = other.command();
-                let reason = format!("this is the configuration of a run of `tinythinker {command}`");
-                Err(ConfigError::invalid(reason))
-            }
-            _ => Ok(()),
-        }
+        enter(&mut self.phase, phase, |phase| format!("tinythinker {}", phase.name()))
     }
 
     pub(crate) fn variant(&self) -> Variant {
         self.acquisition.training.variant
+    }
+
+    /// The student of a checkpoint.
+    pub(crate) fn learner(&self, folder: &Path, device: Device) -> anyhow::Result<Learner<Model>> {
+        verify(folder)?;
+        let policy = Model::load(folder, Kind::Float, device)?;
+        Ok(Learner { policy, tokenizer: Tokenizer::open(folder)?, variant: self.variant() })
+    }
+
+    /// The checkpoint that reflection begins with.
+    pub(crate) fn start(&self) -> Result<&Path, ConfigError> {
+        let reason = "name a checkpoint of `tinythinker acquire` with reflection.start, such as runs/acquire/checkpoints/best";
+        self.reflection.start.as_deref().ok_or_else(|| ConfigError::invalid(reason))
     }
 }
 
@@ -319,34 +262,6 @@ mod tests {
 
     #[test]
     fn the_published_settings_name_and_explain_every_key() {
-        let mut section = String::new();
-        let mut explained = std::collections::BTreeSet::new();
-        let mut above = "";
-        for line in PUBLISHED.lines() {
-            if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
-                section = format!("{name}.");
-            } else if let Some((key, _)) = line.trim_start_matches("# ").split_once(" = ")
-                && !key.contains(' ')
-            {
-                assert!(above.starts_with("# "), "{section}{key} is not explained");
-                explained.insert(format!("{section}{key}"));
-            }
-            above = line;
-        }
-        let defaults = config::to_toml(&TinyThinkerConfig::default()).unwrap();
-        let mut keys = 0;
-        let mut table = String::new();
-        for line in defaults.lines() {
-            if line.starts_with('[') {
-                table = format!("{}.", line.trim_matches(['[', ']']));
-            } else if let Some((key, _)) = line.split_once(" = ") {
-                // Inline tables explain what is in them.
-                let path = format!("{table}{key}");
-                let mut parents = path.match_indices('.').map(|(dot, _)| &path[..dot]).chain([&path[..]]);
-                assert!(parents.any(|path| explained.contains(path)), "configs/published.toml lacks {path}");
-                keys += 1;
-            }
-        }
-        assert!(keys > 100, "{keys}");
+        assert_eq!(config::unexplained_keys(PUBLISHED, &TinyThinkerConfig::default()), [""; 0]);
     }
 }

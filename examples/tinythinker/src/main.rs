@@ -11,7 +11,8 @@ mod teach;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use ruminate::run::{RunArgs, SharedCommand, exit_code};
+use ruminate::run::program::train;
+use ruminate::run::{RunArgs, SharedCommand, demo as demos, exit_code};
 
 /// TinyThinker: recall, analyze, summarize, and reflect on one's own answers.
 #[derive(Parser)]
@@ -57,7 +58,8 @@ enum Command {
     /// Train and compare everything on the bundled world
     ///
     /// Some minutes on two cores. Ends with a table and a report, or with --json a line of JSON.
-    Demo(demo::DemoArgs),
+    #[command(mut_arg("out", |arg| arg.default_value("runs/tinythinker-demo")))]
+    Demo(demos::DemoArgs),
     #[command(flatten)]
     Shared(SharedCommand),
 }
@@ -65,10 +67,10 @@ enum Command {
 fn main() -> ExitCode {
     exit_code(match Cli::parse().command {
         Command::Teach(args) => teach::run(&args),
-        Command::Acquire(args) => acquire::run(&args),
+        Command::Acquire(args) => train(&acquire::Acquire, &args),
         Command::Reflect(args) => reflect::run(&args),
         Command::Infer(args) => infer::run(&args),
-        Command::Demo(args) => demo::run(&args),
+        Command::Demo(args) => demos::run(&mut demo::TinyThinkerDemo, &args),
         Command::Shared(command) => command.run().map_err(Into::into),
     })
 }

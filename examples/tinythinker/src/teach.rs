@@ -4,27 +4,19 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use ruminate::datasets::json;
 use ruminate::datasets::teacher::{Answer, Exchange, Plan, Request, Teacher, match_answers, read_answers};
 use ruminate::datasets::tinythinker::{
-    Question, Reasoned, SplitIds, Splits, StageRecords, TaughtCounts, Teaching, Variant, read_few_shot,
-    read_instruction, read_items, system_message,
+    Question, Reasoned, Splits, StageRecords, TaughtCounts, Teaching, read_few_shot, read_instruction,
+    read_items, system_message,
 };
-use ruminate::datasets::{BadRows, json};
+use ruminate::run::program::Configuration;
 use ruminate::run::{
-    ConfigError, Outcome, RunArgs, StopFlag, Table, TeacherConsole, print_json, print_tables,
+    ConfigError, Outcome, RunArgs, RunDirError, StopFlag, Table, TeacherConsole, print_json, print_tables,
 };
 use serde_json::json;
 
-use crate::acquire::load;
 use crate::config::{Phase, TinyThinkerConfig};
-
-/// Every variant's records are written.
-const VARIANTS: [Variant; 4] = [
-    Variant::RecallAnalyzeSummarize,
-    Variant::RecallSummarize,
-    Variant::AnalyzeSummarize,
-    Variant::Summarize,
-];
 
 #[derive(clap::Args)]
 pub(crate) struct TeachArgs {
@@ -40,8 +32,13 @@ pub(crate) struct TeachArgs {
 }
 
 pub(crate) fn run(args: &TeachArgs) -> anyhow::Result<Outcome> {
-    let config = load(&args.run, Phase::Teach)?;
-    let splits = splits(&config)?;
+    if args.run.out.is_none() && !args.run.dry_run {
+        return Err(RunDirError::NoFolder.into());
+    }
+    let mut config = TinyThinkerConfig::load(&args.run)?;
+    config.enter(Phase::Teach)?;
+    let (splits, skipped) = config.data.read_splits()?;
+    note(&skipped);
     let count = if config.teaching.questions == 0 { usize::MAX } else { config.teaching.questions };
     let train = &splits.train[..splits.train.len().min(count)];
     if args.run.dry_run {
@@ -97,23 +94,6 @@ fn given(
         Some((path, exchanges)) => match_answers(path, exchanges, requests)?,
         None => vec![None; requests.len()],
     })
-}
-
-/// The parts of the data set.
-fn splits(config: &TinyThinkerConfig) -> anyhow::Result<Splits> {
-    let data = &config.data;
-    let bad = if data.skip_bad_rows { BadRows::Skip } else { BadRows::Refuse };
-    let (splits, skipped) =
-        Splits::read(data.dataset, &data.original, data.valid_questions, data.split_seed, bad)?;
-    note(&skipped);
-    match &data.splits {
-        None => Ok(splits),
-        Some(path) => {
-            let ids: SplitIds = json::read(path)?;
-            let all = [splits.train, splits.valid, splits.test].concat();
-            Ok(Splits::from_ids(&all, &ids, path)?)
-        }
-    }
 }
 
 #[expect(clippy::print_stderr, reason = "what a user should know about the data goes to the terminal")]
@@ -184,13 +164,11 @@ fn finish(
     }
     let mut table = Table::new(["variant", "recall", "analyze", "summarize", "valid", "test"]);
     let mut sizes = serde_json::Map::new();
-    for variant in VARIANTS {
-        let order = config.data.analysis_order;
-        let records = StageRecords::new(variant, items, &splits.valid, &splits.test, order);
-        records.write(&out.join("sft").join(variant.name()))?;
-        let of = [&records.recall, &records.analyze, &records.summarize, &records.valid, &records.test];
-        table.row(std::iter::once(variant.name().to_string()).chain(of.map(|rows| rows.len().to_string())));
-        sizes.insert(variant.name().into(), json!(of.map(Vec::len)));
+    let order = config.data.analysis_order;
+    for (variant, counts) in StageRecords::write_variants(&out.join("sft"), items, splits, order)? {
+        let name = variant.name().to_string();
+        table.row([name.clone()].into_iter().chain(counts.map(|rows| rows.to_string())));
+        sizes.insert(name, json!(counts));
     }
     if as_json {
         print_json(&json!({

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use ruminate_datasets::tinythinker::{NoAnswer, vote};
+use ruminate_datasets::tinythinker::{NoAnswer, Variant, vote};
 use ruminate_rewards::mario::{Interval, bootstrap};
 use serde::{Deserialize, Serialize};
 
-use super::Response;
+use super::generation::{Decoding, Response};
+use super::reflection::Reflected;
 use crate::{Metrics, Result};
 
 const RESAMPLES: usize = 1000;
@@ -125,6 +126,24 @@ struct PublishedRow {
     gold: String,
     summarize: String,
     prediction: Option<String>,
+}
+
+/// The name of a result file in the published layout. Rounds of reflection are told from phase 1 by the folder of their checkpoint,
+/// `round-3/checkpoints/step-20`.
+#[must_use]
+pub fn published_name(
+    variant: Variant,
+    reflected: Option<Reflected>,
+    checkpoint: &Path,
+    decoding: Decoding,
+) -> String {
+    let kind = if decoding == Decoding::Greedy { "greedy" } else { "random" };
+    let run = checkpoint.parent().and_then(Path::parent).and_then(Path::file_name).unwrap_or_default();
+    let round = run.to_str().and_then(|name| name.strip_prefix("round-"));
+    match (reflected, round) {
+        (Some(stages), Some(round)) => format!("dpo_test_{}_{round}_{kind}.json", stages.name()),
+        _ => format!("sft_test_{}_{kind}.json", variant.name()),
+    }
 }
 
 /// Writes `responses.jsonl`, `metrics.json` and, under the name `published`, a file in the published code's layout: an array of

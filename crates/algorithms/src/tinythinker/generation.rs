@@ -71,6 +71,24 @@ impl Decoding {
     }
 }
 
+/// How a trained student answers; the defaults are the published ones.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct InferenceConfig {
+    /// `greedy`, or `random` for votes.
+    pub decoding: Decoding,
+    /// Runs of each question.
+    pub runs: usize,
+    /// How texts are written.
+    pub generation: GenerationSettings,
+}
+
+impl Default for InferenceConfig {
+    fn default() -> Self {
+        Self { decoding: Decoding::Greedy, runs: 1, generation: GenerationSettings::default() }
+    }
+}
+
 /// A question on its way through the stages, and the label that is right.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Asked {
@@ -137,6 +155,20 @@ pub struct Student<'a, P> {
 }
 
 impl<P: Generate> Student<'_, P> {
+    /// Answers questions as configured.
+    ///
+    /// # Errors
+    /// Those of [`respond`](Self::respond).
+    pub fn infer(
+        &self,
+        questions: &[Question],
+        config: &InferenceConfig,
+        observer: &mut dyn Observer,
+    ) -> Result<Vec<Vec<Response>>> {
+        let asked: Vec<Asked> = questions.iter().map(Asked::from).collect();
+        self.respond(&asked, config.decoding, config.runs, &config.generation, observer)
+    }
+
     /// Lets the student go through its stages, `runs` times per question. One stage after the other is written for all questions, so
     /// that batches are full and of similar length. Equal prompts of a greedy stage are answered once. A sample depends on seed, question
     /// and run, and on nothing else in the batch.

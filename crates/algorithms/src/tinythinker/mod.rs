@@ -5,17 +5,21 @@
 
 mod acquisition;
 mod batches;
+mod data;
 mod evaluation;
 mod generation;
 mod interval;
 mod reflection;
+mod round;
 mod sampling;
 
 pub use acquisition::{Acquisition, AcquisitionConfig};
-pub use evaluation::{Accuracy, ResponseLine, write_responses};
-pub use generation::{Asked, Decoding, GenerationSettings, Response, Student};
+pub use data::{ReflectionData, TinyThinkerData};
+pub use evaluation::{Accuracy, ResponseLine, published_name, write_responses};
+pub use generation::{Asked, Decoding, GenerationSettings, InferenceConfig, Response, Student};
 pub use interval::{
     Interval, IntervalState, Machine, Turn, preference_limits, steps_in, supervised_limits, warmup_steps,
 };
 pub use reflection::{Reflected, Reflection, ReflectionConfig, StagePairs};
+pub use round::{FinishedRound, Learner, ReflectionRound};
 pub use sampling::{PairSummary, Round, RoundPairs};

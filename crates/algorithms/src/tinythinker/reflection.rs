@@ -11,12 +11,13 @@ use super::acquisition::{StagedValidation, published_trainer, scheduled, validat
 use super::batches::StageBatches;
 use super::generation::{GenerationSettings, hash};
 use super::interval::{Interval, Machine, preference_limits};
+use super::round::{CHECKPOINTS, Learner};
 use crate::dpo::{
     Dpo, DpoConfig, EncodedCounts, Pair, PairLengths, PairSource, PolicyEvaluation, PromptCut, Reference,
     encode_pairs, precompute_cached,
 };
 use crate::trainer::Evaluation;
-use crate::{Collective, Error, Observer, Result, TrainerConfig};
+use crate::{Collective, Error, Fitted, Observer, Result, Trainer, TrainerConfig};
 
 /// Which stages are trained on pairs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -250,6 +251,27 @@ impl Reflection {
     pub fn trainer(&self, trainer: &TrainerConfig, processes: usize) -> Result<TrainerConfig> {
         let cycle = StagePairs::limits(&self.source.stages, self.config.batch_size, processes)?.iter().sum();
         Ok(scheduled(trainer, self.config.blocks * cycle, self.config.warmup_ratio, cycle))
+    }
+
+    /// Trains a student on the pairs, or goes on where the last checkpoint stands. Checkpoints go to `folder/checkpoints`, and the
+    /// reference's log-probabilities to `folder/reference_logps.json`.
+    ///
+    /// # Errors
+    /// Those of [`start`](Self::start), [`Trainer::across`] and [`Trainer::fit`].
+    pub fn fit<P: Policy + Generate + 'static>(
+        self,
+        learner: Learner<P>,
+        valid: &[Question],
+        trainer: &TrainerConfig,
+        folder: &Path,
+        collective: &Collective,
+        observer: &mut dyn Observer,
+    ) -> Result<Fitted> {
+        let trainer = self.trainer(trainer, collective.size())?;
+        let Learner { policy, tokenizer, variant } = learner;
+        let cache = folder.join("reference_logps.json");
+        let mut dpo = self.start(policy, tokenizer, variant, valid, &cache, collective)?;
+        Trainer::across(trainer, &folder.join(CHECKPOINTS), collective)?.fit(&mut dpo, observer)
     }
 
     /// The algorithm. The reference's log-probabilities are those of `policy` as it is now, and are kept in `cache`; processes that will

@@ -19,7 +19,9 @@ pub use items::{
 };
 pub use pairs::{AnalyzeRun, Backup, PairCounts, PairOptions, RecallPairs, Run, analyze_pairs, recall_pairs};
 pub use question::{Choice, Question};
-pub use records::{AnalysisOrder, Reasoned, Record, StageRecords, Variant, questions_of, teacher_runs};
+pub use records::{
+    AnalysisOrder, Reasoned, Record, RecordCounts, StageRecords, Variant, questions_of, teacher_runs,
+};
 pub use sources::{Source, SplitIds, Splits, read_items};
 pub use stages::{Draft, Stage, StageText, with_full_stop};
 pub use teacher::{FewShot, TeacherRequest, read_instruction, system_message, user_message};

@@ -113,4 +113,16 @@ fn two_processes_acquire_and_reflect_as_one() {
         let read = |run: &str| fs::read(place.path(run).join("round-1").join(file)).unwrap();
         assert!(read("reflect-one") == read("reflect-two"), "{file} differs");
     }
+
+    // Answers are divided, and rank 0 writes them.
+    let model = place.path("one/checkpoints/last").display().to_string();
+    let infer = |out: &str, processes: &str| {
+        let flags = ["--model", &model, "--split", "valid", "--votes", "3", "--nproc", processes];
+        place.run("infer", out, &flags, &[]).json()
+    };
+    let (one, two) = (infer("infer-one", "1"), infer("infer-two", "2"));
+    assert_eq!((&one["runs"], &one["questions"]), (&two["runs"], &two["questions"]));
+    let read = |run: &str| fs::read(place.path(run).join("responses.jsonl")).unwrap();
+    assert!(read("infer-one") == read("infer-two"), "responses differ");
+    assert!(!place.path("infer-two/texts.jsonl").exists());
 }
