@@ -101,7 +101,8 @@ impl Client {
 
     pub(super) fn send(&self, body: &Body) -> std::result::Result<Reply, Failure> {
         let transient = |reason: String| Failure::Transient { reason: self.shorten(&reason), wait: None };
-        let text = self.written(body).map_err(|error| Failure::Rejected(error.to_string()))?;
+        let text = serde_json::to_vec(&body.clone().limited_by(self.token_limit))
+            .map_err(|error| Failure::Rejected(error.to_string()))?;
         let mut request = self.agent.post(&self.url).content_type("application/json");
         if let Some(headers) = request.headers_mut() {
             headers.extend(self.headers.clone());
@@ -139,21 +140,6 @@ impl Client {
             status if status < 400 => self.refused(status, message),
             _ => Failure::Rejected(format!("status {status}: {message}")),
         })
-    }
-
-    /// The body, with the limit of tokens under the name that the server knows.
-    fn written(&self, body: &Body) -> serde_json::Result<Vec<u8>> {
-        if self.token_limit == TokenLimit::MaxTokens {
-            return serde_json::to_vec(body);
-        }
-        let mut body = serde_json::to_value(body)?;
-        if let Some(fields) = body.as_object_mut()
-            && let Some(limit) = fields.remove("max_tokens")
-            && self.token_limit == TokenLimit::MaxCompletionTokens
-        {
-            fields.entry(TokenLimit::COMPLETION).or_insert(limit);
-        }
-        serde_json::to_vec(&body)
     }
 
     fn refused(&self, status: u16, message: String) -> Failure {

@@ -6,6 +6,8 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
+use super::TokenLimit;
+
 /// A message of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(expecting = "an object with role and content")]
@@ -100,6 +102,17 @@ pub(super) struct Body {
 impl Body {
     pub(super) fn new(model: &str, request: &Request) -> Self {
         Self { model: model.into(), messages: request.messages.clone(), sampling: request.sampling.clone() }
+    }
+
+    /// The body with the limit of tokens under the name that the server knows.
+    pub(super) fn limited_by(mut self, limit: TokenLimit) -> Self {
+        if limit != TokenLimit::MaxTokens
+            && let Some(tokens) = self.sampling.max_tokens.take()
+            && limit == TokenLimit::MaxCompletionTokens
+        {
+            self.sampling.other.entry(TokenLimit::COMPLETION).or_insert(tokens.into());
+        }
+        self
     }
 }
 
