@@ -1,11 +1,10 @@
 //! Phase 1.
 
 use ruminate::algorithms::tinythinker::Acquisition;
-use ruminate::algorithms::{Networks, Plan, Sft, TrainerConfig};
-use ruminate::datasets::Split;
+use ruminate::algorithms::{Sft, TrainerConfig};
 use ruminate::models::{ModelConfig, Tokenizer};
+use ruminate::run::ModelSection;
 use ruminate::run::program::{Job, Measured, Prepared, Training};
-use ruminate::run::{DataRow, ModelSection};
 use serde_json::{Map, Value};
 
 use crate::config::{Phase, TinyThinkerConfig};
@@ -40,15 +39,8 @@ impl Training for Acquire {
     ) -> anyhow::Result<Measured> {
         let acquisition = acquisition(config, config.model.tokenizer(model)?)?;
         let trainer = acquisition.trainer(&config.acquisition.trainer, processes);
-        let plan = Plan::new(&trainer, Networks::single(model), &acquisition.passes(&trainer), 1.0);
-        let task = format!("{:?}", config.data.dataset).to_lowercase();
-        let rows = acquisition.rows();
-        let data = vec![DataRow { task, split: Split::Train, questions: rows, instances: rows }];
-        Ok(Measured { plan, data, problem: None })
-    }
-
-    fn longest(&self, config: &TinyThinkerConfig, model: &ModelConfig) -> Plan {
-        Plan::new(&config.acquisition.trainer, Networks::single(model), &[], 1.0)
+        let (passes, task) = (acquisition.passes(&trainer), config.data.dataset.name());
+        Ok(Measured::on_rows(&trainer, model, &passes, task, acquisition.rows()))
     }
 
     /// A run that goes on keeps the number of its steps.

@@ -1,14 +1,13 @@
 //! The configuration file.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use ruminate::algorithms::TrainerConfig;
 use ruminate::algorithms::tinythinker::{
-    AcquisitionConfig, InferenceConfig, Learner, ReflectionConfig, TinyThinkerData,
+    AcquisitionSection, InferenceConfig, Learner, ReflectionSection, TinyThinkerData,
 };
 use ruminate::algorithms::trainer::verify;
-use ruminate::datasets::teacher::{Prices, TeacherConfig};
-use ruminate::datasets::tinythinker::{TeachingConfig, Variant};
+use ruminate::datasets::teacher::TeacherConfig;
+use ruminate::datasets::tinythinker::{TeachingSection, Variant};
 use ruminate::models::{Model, Tokenizer};
 use ruminate::run::program::{Configuration, enter};
 use ruminate::run::{ConfigError, FlagKeys, ModelSection};
@@ -16,16 +15,15 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tch::{Device, Kind};
 
-/// What a run does.
+/// What a run does: its command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Phase {
-    /// Asks a teacher.
     Teach,
-    /// Phase 1.
     Acquire,
-    /// Phase 2.
     Reflect,
+    Pairs,
+    Dpo,
 }
 
 impl Phase {
@@ -55,73 +53,6 @@ pub(crate) struct TinyThinkerConfig {
     pub(crate) acquisition: AcquisitionSection,
     pub(crate) reflection: ReflectionSection,
     pub(crate) inference: InferenceConfig,
-}
-
-/// What the teacher is asked.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(crate) struct TeachingSection {
-    /// File with the instruction.
-    pub(crate) instruction: PathBuf,
-    /// File with the examples.
-    pub(crate) few_shot: PathBuf,
-    /// Prices of a million tokens, to show what it costs.
-    pub(crate) prices: Option<Prices>,
-    /// Only the first training questions; 0 for all.
-    pub(crate) questions: usize,
-    pub(crate) settings: TeachingConfig,
-}
-
-impl Default for TeachingSection {
-    fn default() -> Self {
-        Self {
-            instruction: "datasets/request.json".into(),
-            few_shot: "datasets/csqa/prompt/csqa_cot.json".into(),
-            prices: None,
-            questions: 0,
-            settings: TeachingConfig::default(),
-        }
-    }
-}
-
-/// Phase 1.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(crate) struct AcquisitionSection {
-    pub(crate) training: AcquisitionConfig,
-    pub(crate) trainer: TrainerConfig,
-}
-
-impl Default for AcquisitionSection {
-    fn default() -> Self {
-        Self { training: AcquisitionConfig::default(), trainer: AcquisitionConfig::trainer() }
-    }
-}
-
-/// Phase 2.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(crate) struct ReflectionSection {
-    /// Checkpoint of phase 1.
-    pub(crate) start: Option<PathBuf>,
-    /// Rounds.
-    pub(crate) iterations: u64,
-    /// Questions to reflect on instead of those of the records, in the form of the data set.
-    pub(crate) questions: Option<PathBuf>,
-    pub(crate) training: ReflectionConfig,
-    pub(crate) trainer: TrainerConfig,
-}
-
-impl Default for ReflectionSection {
-    fn default() -> Self {
-        Self {
-            start: None,
-            iterations: 5,
-            questions: None,
-            training: ReflectionConfig::default(),
-            trainer: ReflectionConfig::trainer(),
-        }
-    }
 }
 
 impl Default for TinyThinkerConfig {
@@ -157,22 +88,8 @@ impl Configuration for TinyThinkerConfig {
     };
 
     fn validate(&self) -> Result<(), ConfigError> {
-        let check = || -> ruminate::algorithms::Result<()> {
-            self.acquisition.training.validate()?;
-            self.acquisition.trainer.validate()?;
-            self.reflection.training.validate()?;
-            self.reflection.trainer.validate()?;
-            self.inference.generation.validate()
-        };
-        check().map_err(ConfigError::invalid)?;
-        for (key, value) in [
-            ("reflection.iterations", self.reflection.iterations),
-            ("inference.runs", self.inference.runs as u64),
-        ] {
-            if value == 0 {
-                return Err(ConfigError::invalid(format!("{key} is 0, but must be at least 1")));
-            }
-        }
+        let phases = self.acquisition.validate().and_then(|()| self.reflection.validate());
+        phases.and_then(|()| self.inference.validate()).map_err(ConfigError::invalid)?;
         self.model.validate("model")
     }
 }
@@ -192,12 +109,6 @@ impl TinyThinkerConfig {
         verify(folder)?;
         let policy = Model::load(folder, Kind::Float, device)?;
         Ok(Learner { policy, tokenizer: Tokenizer::open(folder)?, variant: self.variant() })
-    }
-
-    /// The checkpoint that reflection begins with.
-    pub(crate) fn start(&self) -> Result<&Path, ConfigError> {
-        let reason = "name a checkpoint of `tinythinker acquire` with reflection.start, such as runs/acquire/checkpoints/best";
-        self.reflection.start.as_deref().ok_or_else(|| ConfigError::invalid(reason))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use ruminate::algorithms::tinythinker::{Accuracy, Decoding, Student, published_name, write_responses};
-use ruminate::datasets::tinythinker::{Question, questions_of};
+use ruminate::datasets::Split;
 use ruminate::run::program::{Evaluation, files_table};
 use ruminate::run::{ConfigError, Outcome, RunArgs, RunDirError, Table, print_json, print_tables};
 use serde_json::json;
@@ -40,7 +40,17 @@ pub(crate) fn run(args: &InferArgs) -> anyhow::Result<Outcome> {
         return Ok(outcome);
     }
     let worker = run.worker()?;
-    let questions = questions(args, &config)?;
+    let split = if args.split == "valid" { Split::Dev } else { Split::Test };
+    let questions = match &args.questions {
+        Some(path) => config.data.read_questions(path)?,
+        None => config.data.read_recorded(config.variant(), split)?,
+    };
+    if questions.is_empty() {
+        let reason = format!("the records in {} have none", config.data.records.display());
+        return Err(
+            ConfigError::invalid(format!("no questions: {reason}; name some with --questions")).into()
+        );
+    }
     let learner = config.learner(&folder, worker.device)?;
     let kept = worker.evaluated(&learner.policy, &folder, Some(out))?;
     let student = Student { policy: &kept, tokenizer: &learner.tokenizer, variant: learner.variant };
@@ -52,46 +62,24 @@ pub(crate) fn run(args: &InferArgs) -> anyhow::Result<Outcome> {
     if !worker.collective.is_main_process() {
         return Ok(Outcome::Done);
     }
-    let reflected = (config.phase == Some(Phase::Reflect)).then_some(config.reflection.training.stages);
+    let reflected = matches!(config.phase, Some(Phase::Reflect | Phase::Dpo));
+    let reflected = reflected.then_some(config.reflection.training.stages);
     let published = published_name(config.variant(), reflected, &folder, config.inference.decoding);
     let written = write_responses(out, &published, &responses)?;
     kept.remove()?;
-    print(&Accuracy::of(&responses), &written, run.json)?;
-    Ok(Outcome::Done)
-}
-
-fn questions(args: &InferArgs, config: &TinyThinkerConfig) -> anyhow::Result<Vec<Question>> {
-    if let Some(path) = &args.questions {
-        return Ok(config.data.read_questions(path)?);
-    }
-    let (folder, records) = config.data.read_records(config.variant())?;
-    let path = folder.join(format!("{}.json", args.split));
-    let questions = questions_of(if args.split == "valid" { &records.valid } else { &records.test }, &path)?;
-    if questions.is_empty() {
-        let reason = format!("{} has no questions; name some with --questions", path.display());
-        return Err(ConfigError::invalid(reason).into());
-    }
-    Ok(questions)
-}
-
-fn print(accuracy: &Accuracy, written: &[PathBuf], as_json: bool) -> std::io::Result<()> {
-    let Accuracy { questions, runs, voted, interval, unreadable } = accuracy;
-    if as_json {
-        return print_json(&json!({
+    let accuracy = Accuracy::of(&responses);
+    if run.json {
+        let Accuracy { questions, runs, voted, interval, unreadable } = accuracy;
+        print_json(&json!({
             "system": "tinythinker", "questions": questions, "accuracy": voted, "interval": interval, "runs": runs,
             "unreadable": unreadable, "files": written,
-        }));
+        }))?;
+        return Ok(Outcome::Done);
     }
-    let number = |x: f64| format!("{x:.3}");
     let mut table = Table::new(["metric", "value", "95 % interval"]);
-    let range = interval.map(|i| format!("{} to {}", number(i.low), number(i.high))).unwrap_or_default();
-    if runs.len() > 1 {
-        table.row(["accuracy by vote".into(), number(*voted), range]);
-        let mean = runs.iter().sum::<f64>() / runs.len() as f64;
-        table.row([format!("mean of {} runs", runs.len()), number(mean), String::new()]);
-    } else {
-        table.row(["accuracy".into(), number(*voted), range]);
+    for row in accuracy.rows() {
+        table.row(row);
     }
-    table.row(["without a readable answer".into(), number(*unreadable), String::new()]);
-    print_tables(&[table, files_table(written)])
+    print_tables(&[table, files_table(&written)])?;
+    Ok(Outcome::Done)
 }

@@ -1,42 +1,87 @@
-//! Phase 2: rounds of sampling, pairing and preference training, one after the other.
+//! Phase 2: rounds of sampling, pairing and preference training, one after the other; and the pairs of one round alone.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use ruminate::algorithms::tinythinker::{FinishedRound, ReflectionData, ReflectionRound};
+use ruminate::algorithms::tinythinker::{FinishedRound, ReflectionData, ReflectionSection};
 use ruminate::run::program::{Configuration, Rounds};
-use ruminate::run::{
-    ConfigError, Outcome, ReportPage, RunArgs, RunDirError, Table, Worker, print_json, resolve_link,
-};
+use ruminate::run::{Outcome, ReportPage, RunArgs, Table, Worker, print_result, resolve_link};
+use serde_json::json;
 
 use crate::config::{Phase, TinyThinkerConfig};
 
 pub(crate) fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
-    for (flag, given) in [("--resume-from", args.resume_from.is_some()), ("--dry-run", args.dry_run)] {
-        if given {
-            return Err(ConfigError::UselessFlag { flag }.into());
+    with_samples(
+        args,
+        Phase::Reflect,
+        |_| (),
+        |config, data, out, worker| {
+            let rounds = reflect(config, data, out, worker)?;
+            if worker.collective.is_main_process() {
+                if args.json {
+                    print_result(Phase::Reflect.labels(), &json!({ "rounds": rounds }), true)?;
+                } else {
+                    table(&rounds).print()?;
+                }
+            }
+            let done = rounds.len() as u64 == config.reflection.iterations;
+            Ok(if done { Outcome::Done } else { Outcome::Interrupted })
+        },
+    )
+}
+
+#[derive(clap::Args)]
+pub(crate) struct PairsArgs {
+    /// Checkpoint that samples the runs, e.g. runs/acquire/checkpoints/best; short for --set reflection.start=DIR
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// Number of the round, each of which has samples of its own; short for --set reflection.round=N
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=i64::MAX as u64))]
+    round: Option<u64>,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+/// The pairs of one round, without training.
+pub(crate) fn pairs(args: &PairsArgs) -> anyhow::Result<Outcome> {
+    let flags = |section: &mut ReflectionSection| {
+        section.start = args.model.clone().or(section.start.take());
+        section.round = args.round.or(section.round);
+    };
+    with_samples(&args.run, Phase::Pairs, flags, |config, data, out, worker| {
+        let section = &config.reflection;
+        let round = section.round(section.round.unwrap_or(1), out, &worker.collective)?;
+        let learner = config.learner(round.start, worker.device)?;
+        let mut observer = worker.console();
+        let made = round.pairs(&learner.student(), data, observer.as_mut())?;
+        drop(observer);
+        let Some(made) = made else { return Ok(Outcome::Interrupted) };
+        if worker.collective.is_main_process() {
+            let fields = json!({ "round": round.number, "folder": out, "sampled": made.summary });
+            print_result(Phase::Pairs.labels(), &fields, args.run.json)?;
         }
-    }
+        Ok(Outcome::Done)
+    })
+}
+
+/// Does work that samples runs, with the configuration and the flags of a command, on the data of all rounds, in the run folder.
+fn with_samples(
+    args: &RunArgs,
+    phase: Phase,
+    flags: impl FnOnce(&mut ReflectionSection),
+    work: impl FnOnce(&TinyThinkerConfig, &ReflectionData, &Path, &Worker) -> anyhow::Result<Outcome>,
+) -> anyhow::Result<Outcome> {
+    args.refuse(&["--resume-from", "--dry-run"])?;
     let mut config = TinyThinkerConfig::load(args)?;
-    config.enter(Phase::Reflect)?;
-    config.reflection.start = Some(resolve_link(config.start()?));
+    flags(&mut config.reflection);
+    config.enter(phase)?;
+    config.reflection.start = Some(resolve_link(config.reflection.start()?));
     if let Some(outcome) = args.launch()? {
         return Ok(outcome);
     }
     let worker = args.worker()?;
     let data = config.data.read_reflection(config.variant(), config.reflection.questions.as_deref())?;
     let dir = args.open(&config)?;
-    let rounds = reflect(&config, &data, dir.path(), &worker)?;
-    let done = rounds.len() as u64 == config.reflection.iterations;
-    if worker.collective.is_main_process() {
-        if args.json {
-            let mut line = Phase::Reflect.labels();
-            line.insert("rounds".into(), serde_json::to_value(&rounds)?);
-            print_json(&line)?;
-        } else {
-            table(&rounds).print()?;
-        }
-    }
-    Ok(if done { Outcome::Done } else { Outcome::Interrupted })
+    work(&config, &data, dir.path(), &worker)
 }
 
 /// Goes through the rounds, from the first that is not over; fewer than configured when the user asked to stop.
@@ -49,71 +94,31 @@ pub(crate) fn reflect(
     let round = |number: u64, folder: &Path, before: &[FinishedRound]| {
         let mut config = config.clone();
         config.reflection.start = before.last().map(|last| last.best.clone()).or(config.reflection.start);
-        let (start, section) = (config.start()?, &config.reflection);
-        let learner = config.learner(start, worker.device)?;
+        let round = config.reflection.round(number, folder, &worker.collective)?;
+        let learner = config.learner(round.start, worker.device)?;
         tch::manual_seed(config.seed as i64);
         let dir = worker.open(folder, &config)?;
         let mut observer = worker.observer(&dir)?;
-        let (collective, trainer) = (&worker.collective, &section.trainer);
-        let round = ReflectionRound { number, start, folder, config: &section.training, trainer, collective };
         Ok(round.run(learner, data, observer.as_mut())?)
     };
     let rounds = Rounds { name: "round", count: config.reflection.iterations, out, worker };
-    rounds.run(round, |finished| Ok(write_report(&rounds, finished)?))
+    rounds.run(round, |finished| {
+        let mut page =
+            ReportPage::new("Self-reflection", "Rounds of preference training on the student's own runs.");
+        page.heading("Rounds").note(ABOUT).table(&table(finished));
+        Ok(rounds.write_report(&mut page, finished.len(), &FinishedRound::CURVES).map(drop)?)
+    })
 }
 
 /// The rounds side by side.
 fn table(rounds: &[FinishedRound]) -> Table {
-    let mut table = Table::new([
-        "round",
-        "right samples",
-        "recall pairs",
-        "analyze pairs",
-        "accuracy before",
-        "accuracy after",
-        "step",
-    ]);
-    for FinishedRound { round, sampled, accuracy, step, .. } in rounds {
-        let share = |share: f64| format!("{share:.3}");
-        let [before, after] = accuracy.map(share);
-        let [recall, analyze] = [sampled.recall, sampled.analyze].map(|counts| counts.pairs.to_string());
-        table.row([
-            round.to_string(),
-            share(sampled.right),
-            recall,
-            analyze,
-            before,
-            after,
-            step.to_string(),
-        ]);
+    let mut table = Table::new(FinishedRound::COLUMNS);
+    for round in rounds {
+        table.row(round.cells());
     }
     table
 }
 
-/// The page about all rounds.
-fn write_report(rounds: &Rounds<'_>, finished: &[FinishedRound]) -> Result<(), RunDirError> {
-    let mut page =
-        ReportPage::new("Self-reflection", "Rounds of preference training on the student's own runs.");
-    page.heading("Rounds")
-        .note(
-            "Each round samples runs with the best checkpoint of the one before. Right samples are the share of them with the right \
-             answer; accuracies are those of greedy answers to the validation questions.",
-        )
-        .table(&table(finished));
-    let name = |round: &FinishedRound| format!("round-{}", round.round);
-    let runs: Vec<_> = finished.iter().map(|round| (name(round), rounds.folder(round.round))).collect();
-    page.heading("Training").curves(&runs, &CURVES);
-    let links: Vec<_> =
-        finished.iter().map(|round| (format!("{}/report.html", name(round)), name(round))).collect();
-    page.heading("Runs").links(&links);
-    page.write(rounds.out).map(drop)
-}
-
-/// Curves of the training.
-pub(crate) const CURVES: [(&str, &str); 5] = [
-    ("eval/accuracy", "accuracy on the validation questions"),
-    ("train/loss", "loss"),
-    ("rewards/margins", "reward margin"),
-    ("rewards/accuracies", "share of pairs in the right order"),
-    ("train/nll_loss", "negative log-likelihood of the chosen"),
-];
+/// What the page says about the table.
+const ABOUT: &str = "Each round samples runs with the best checkpoint of the one before. Right samples are the share of them with the right answer; \
+     accuracies are those of greedy answers to the validation questions.";

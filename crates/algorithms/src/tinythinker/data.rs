@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use ruminate_datasets::tinythinker::{
-    AnalysisOrder, Question, Run, Source, SplitIds, Splits, StageRecords, Variant, questions_of, teacher_runs,
+    AnalysisOrder, Question, Reasoned, RecordCounts, Run, Source, SplitIds, Splits, StageRecords,
+    TaughtCounts, Variant, questions_of, teacher_runs,
 };
-use ruminate_datasets::{BadRows, Error as DataError, json};
+use ruminate_datasets::{BadRows, Error as DataError, Split, json};
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
@@ -62,6 +63,29 @@ impl TinyThinkerData {
         Ok((Splits::from_ids(&all, &ids, path)?, skipped))
     }
 
+    /// Writes what a teaching came to: `splits.json`, `teaching.json` where there are counts, and the records of every variant below `sft`.
+    ///
+    /// # Errors
+    /// There are no items, or a file cannot be written.
+    pub fn write_taught(
+        &self,
+        out: &Path,
+        splits: &Splits,
+        items: &[Reasoned],
+        counts: Option<&TaughtCounts>,
+    ) -> Result<Vec<(Variant, RecordCounts)>> {
+        json::write(&out.join("splits.json"), &splits.ids())?;
+        let report = out.join("teaching.json");
+        if let Some(counts) = counts {
+            json::write(&report, counts)?;
+        }
+        if items.is_empty() {
+            let reason = format!("no candidate of the teacher was in order; see {}", report.display());
+            return Err(Error::config("teaching", reason));
+        }
+        Ok(StageRecords::write_variants(&out.join("sft"), items, splits, self.analysis_order)?)
+    }
+
     /// The folder of a variant's records, and what is in it.
     ///
     /// # Errors
@@ -78,6 +102,20 @@ impl TinyThinkerData {
         }
         let records = StageRecords::read(&folder)?;
         Ok((folder, records))
+    }
+
+    /// The questions that a variant's records ask in training, validation or test.
+    ///
+    /// # Errors
+    /// Those of [`read_records`](Self::read_records), and texts that are no questions.
+    pub fn read_recorded(&self, variant: Variant, split: Split) -> Result<Vec<Question>> {
+        let (folder, records) = self.read_records(variant)?;
+        let (records, file) = match split {
+            Split::Train => (&records.recall_single, "recall_single.json"),
+            Split::Dev => (&records.valid, "valid.json"),
+            Split::Test => (&records.test, "test.json"),
+        };
+        Ok(questions_of(records, &folder.join(file))?)
     }
 
     /// Questions from a file in the form of the data set.

@@ -1,7 +1,7 @@
 //! TinyThinker (arXiv 2412.08024): a student that recalls knowledge, analyzes each option and then answers.
 //!
 //! Phase 1, [`Acquisition`], trains its stages in turn on a teacher's texts. Phase 2 repeats: [`Student::make_pairs`] samples runs and pairs
-//! right ones with wrong ones, and [`Reflection`] trains on the pairs. [`Student::respond`] lets it answer.
+//! right ones with wrong ones, and [`Reflection`] trains on the pairs; [`ReflectionRound`] does both. [`Student::respond`] lets it answer.
 
 mod acquisition;
 mod batches;
@@ -12,6 +12,7 @@ mod interval;
 mod reflection;
 mod round;
 mod sampling;
+mod sections;
 
 pub use acquisition::{Acquisition, AcquisitionConfig};
 pub use data::{ReflectionData, TinyThinkerData};
@@ -22,4 +23,5 @@ pub use interval::{
 };
 pub use reflection::{Reflected, Reflection, ReflectionConfig, StagePairs};
 pub use round::{FinishedRound, Learner, ReflectionRound};
-pub use sampling::{PairSummary, Round, RoundPairs};
+pub use sampling::{PairFiles, PairSummary, Round, RoundPairs};
+pub use sections::{AcquisitionSection, ReflectionSection};

@@ -70,6 +70,37 @@ pub struct FinishedRound {
     pub without_pairs: Vec<String>,
 }
 
+impl FinishedRound {
+    /// The columns of a table of rounds.
+    pub const COLUMNS: [&str; 7] = [
+        "round",
+        "right samples",
+        "recall pairs",
+        "analyze pairs",
+        "accuracy before",
+        "accuracy after",
+        "step",
+    ];
+
+    /// The metrics that show how rounds went, with titles.
+    pub const CURVES: [(&str, &str); 5] = [
+        ("eval/accuracy", "accuracy on the validation questions"),
+        ("train/loss", "loss"),
+        ("rewards/margins", "reward margin"),
+        ("rewards/accuracies", "share of pairs in the right order"),
+        ("train/nll_loss", "negative log-likelihood of the chosen"),
+    ];
+
+    /// The round's cells in such a table.
+    #[must_use]
+    pub fn cells(&self) -> [String; 7] {
+        let Self { round, step, accuracy: [before, after], sampled, .. } = self;
+        let [right, before, after] = [sampled.right, *before, *after].map(|share| format!("{share:.3}"));
+        let [recall, analyze] = [sampled.recall, sampled.analyze].map(|counts| counts.pairs.to_string());
+        [round.to_string(), right, recall, analyze, before, after, step.to_string()]
+    }
+}
+
 impl ReflectionRound<'_> {
     /// Samples runs and writes the round's pair files, or goes on where an earlier call was; see [`Student::make_pairs`]. `None` when the
     /// observer asked to stop.

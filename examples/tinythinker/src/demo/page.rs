@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 
+use ruminate::algorithms::tinythinker::FinishedRound;
 use ruminate::datasets::tinythinker::Run;
 use ruminate::run::demo::{Comparison, Demo, DemoRun, run_name};
 use ruminate::run::{ReportPage, RunDirError, Table};
 
 use super::{Model, SeedResult, TinyThinkerDemo};
-use crate::reflect::CURVES;
 
 /// Rows of the table of responses.
 const SHOWN: usize = 8;
@@ -61,7 +61,7 @@ pub(super) fn write(
             .map(move |round| (format!("seed {seed}, round {round}"), format!("{name}/round-{round}")))
     };
     let curves = runs.flat_map(of_round).map(|(name, folder)| (name, run.args.out.join(folder)));
-    page.heading("Reflection").curves(&curves.collect::<Vec<_>>(), &CURVES);
+    page.heading("Reflection").curves(&curves.collect::<Vec<_>>(), &FinishedRound::CURVES);
     page.heading("Learning the stages").curves(&run.curves(Model::Staged.name()), &STAGES);
     page.heading("What they write")
         .note("The first held-out questions, with the students of the first seed.")
