@@ -104,7 +104,7 @@ impl<T: Serialize + DeserializeOwned + Clone> KeptLines<T> {
 #[derive(Debug)]
 pub struct KeptTexts<'a, M> {
     model: &'a M,
-    /// The model's [`identity`]: texts of another model are not reused.
+    /// The model's [`model_identity`]: texts of another model are not reused.
     identity: String,
     /// None where nothing is kept: in other processes than rank 0, or without a file.
     lines: Option<RefCell<KeptLines<Vec<Text>>>>,
@@ -165,7 +165,7 @@ impl<'a, M> KeptTexts<'a, M> {
     pub fn across(model: &'a M, folder: &Path, file: Option<&Path>, collective: &Collective) -> Result<Self> {
         let file = file.filter(|_| collective.is_main_process());
         let lines = file.map(KeptLines::open).transpose()?.map(RefCell::new);
-        Ok(Self { model, identity: identity(folder), lines, collective: collective.clone() })
+        Ok(Self { model, identity: model_identity(folder), lines, collective: collective.clone() })
     }
 
     /// Removes the file: what came of the texts is written.
@@ -216,7 +216,8 @@ impl<'a, M> KeptTexts<'a, M> {
 
 /// Text that changes with the model in a folder: its manifest, which has hashes of all files, or else the folder with the names, sizes and
 /// times of its files, since somebody may put other weights there.
-fn identity(folder: &Path) -> String {
+#[must_use]
+pub fn model_identity(folder: &Path) -> String {
     if let Ok(manifest) = std::fs::read_to_string(folder.join(MANIFEST)) {
         return manifest;
     }

@@ -21,7 +21,7 @@ pub mod trainer;
 
 pub use collective::Collective;
 pub use error::{Error, Result};
-pub use kept::KeptTexts;
+pub use kept::{KeptTexts, model_identity};
 pub use loss::SumCount;
 pub use observer::{Metrics, Observer, ObserverError, StepReport};
 pub use plan::{MemoryPlan, Networks, Pass, Plan, Work, WritingPlan};

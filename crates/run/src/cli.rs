@@ -149,6 +149,22 @@ impl RunArgs {
         self.resume || restarted && self.out.as_deref().and_then(RunDir::stored_config).is_some()
     }
 
+    /// Refuses flags that a command has no use for.
+    ///
+    /// # Errors
+    /// Names the flag that was given.
+    pub fn refuse(&self, flags: &[&'static str]) -> Result<(), ConfigError> {
+        let given = [
+            ("--resume", self.resume),
+            ("--resume-from", self.resume_from.is_some()),
+            ("--dry-run", self.dry_run),
+        ];
+        match flags.iter().find(|flag| given.contains(&(**flag, true))) {
+            Some(flag) => Err(ConfigError::UselessFlag { flag }),
+            None => Ok(()),
+        }
+    }
+
     /// Creates the run folder, or opens it again with `--resume`, at the checkpoint of `--resume-from`.
     ///
     /// # Errors

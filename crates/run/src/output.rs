@@ -3,6 +3,7 @@ use std::io::{self, Write};
 
 use comfy_table::CellAlignment;
 use serde::Serialize;
+use serde_json::{Map, Value};
 
 /// Prints a result as one line of JSON on stdout, for `--json`.
 ///
@@ -10,6 +11,44 @@ use serde::Serialize;
 /// stdout cannot be written to.
 pub fn print_json(result: &impl Serialize) -> io::Result<()> {
     print(&serde_json::to_string(result)?)
+}
+
+/// Prints a result on stdout: as one line of JSON, the labels first, or as a table of its fields, in which lists are told by their lengths
+/// and nested fields by dotted names.
+///
+/// # Errors
+/// stdout cannot be written to.
+pub fn print_result(labels: Map<String, Value>, fields: &Value, as_json: bool) -> io::Result<()> {
+    if as_json {
+        let mut line = labels;
+        line.extend(fields.as_object().cloned().unwrap_or_default());
+        return print_json(&line);
+    }
+    fields_table(fields).print()
+}
+
+fn fields_table(fields: &Value) -> Table {
+    let mut table = Table::new(["result", ""]);
+    fill(&mut table, "", fields);
+    table
+}
+
+fn fill(table: &mut Table, name: &str, value: &Value) {
+    let shown = match value {
+        Value::Object(fields) => {
+            for (key, value) in fields {
+                let below = if name.is_empty() { key.clone() } else { format!("{name}.{key}") };
+                fill(table, &below, value);
+            }
+            return;
+        }
+        Value::Null => return,
+        Value::Array(items) => items.len().to_string(),
+        Value::String(text) => text.clone(),
+        Value::Number(value) if value.is_f64() => number(value.as_f64().unwrap_or(f64::NAN)),
+        other => other.to_string(),
+    };
+    table.row([name.to_owned(), shown]);
 }
 
 /// One line (or table) on stdout. A reader that has seen enough (`| head`) is no error.
@@ -167,6 +206,19 @@ mod tests {
         for (secs, text) in cases {
             assert_eq!(duration(secs), text);
         }
+    }
+
+    #[test]
+    fn fields_of_a_result_are_rows() {
+        let fields = serde_json::json!({
+            "round": 2, "share": 0.123456, "folder": "out", "none": null, "ids": ["a", "b"], "of": {"pairs": 3},
+        });
+        let text = fields_table(&fields).to_string();
+        let rows: Vec<Vec<&str>> = text.lines().skip(2).map(|row| row.split_whitespace().collect()).collect();
+        for row in [["round", "2"], ["share", "0.1235"], ["folder", "out"], ["ids", "2"], ["of.pairs", "3"]] {
+            assert!(rows.contains(&row.to_vec()), "{row:?} is not in\n{text}");
+        }
+        assert_eq!(rows.len(), 5);
     }
 
     #[test]

@@ -4,10 +4,9 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use ruminate::algorithms::crystal::{
-    Notice, Reinforcement, ReinforcementConfig, ReinforcementData, ReinforcementModels, read_questions,
-    reinforcement, reward_normalization,
+    Notice, ReinforcementData, ReinforcementModels, read_questions, reinforcement, reward_normalization,
 };
-use ruminate::algorithms::{Collective, Fitted, Observer, Plan, Result, TrainerConfig};
+use ruminate::algorithms::{Plan, TrainerConfig};
 use ruminate::datasets::{Part, Split};
 use ruminate::models::{Interrupt, Model, ModelConfig, VALUE_WEIGHTS};
 use ruminate::run::program::{Fit, Job, Measured, Prepared, Training, train};
@@ -42,7 +41,7 @@ pub(crate) fn run(args: &ReinforceArgs) -> anyhow::Result<Outcome> {
 }
 
 /// A run is resumed by the command that began it. Only checkpoints of Stage II predict values.
-pub(crate) fn check_stage(run: &RunArgs, reinforced: bool) -> std::result::Result<(), ConfigError> {
+pub(crate) fn check_stage(run: &RunArgs, reinforced: bool) -> Result<(), ConfigError> {
     let last = run.out.as_deref().filter(|_| run.resumes()).map(|out| out.join("checkpoints/last"));
     match last {
         Some(last) if last.exists() && last.join(VALUE_WEIGHTS).exists() != reinforced => {
@@ -106,12 +105,21 @@ impl Training for Reinforce {
         show(&notices, job.worker);
         let models = ReinforcementModels { policy, reference, value };
         let stage = reinforcement(&config.reinforcement, config.compat, &encoder, models, &data)?;
-        Ok(Prepared::new(Normalized { stage, settings: config.reinforcement.clone() }))
+        let settings = config.reinforcement.clone();
+        Ok(Prepared::fitted_by(move |trainer, dir, collective, observer| {
+            // Processes wait for each other, so none of them may leave by itself.
+            let alone = collective.size() == 1;
+            let interrupt = if alone { observer.interrupt() } else { Interrupt::default() };
+            let folder = dir.path().join("reward");
+            let measure = || reward_normalization(&settings, &stage, &folder, collective, observer);
+            let normalization = interrupt.during(measure)?;
+            Box::new(stage.normalized_by(normalization)).fit(trainer, dir, collective, observer)
+        }))
     }
 }
 
 /// The model that Stage II starts from.
-fn stage_one(config: &CrystalConfig) -> std::result::Result<&Path, ConfigError> {
+fn stage_one(config: &CrystalConfig) -> Result<&Path, ConfigError> {
     let pretrained = config.model.pretrained.as_deref();
     pretrained.ok_or_else(|| ConfigError::invalid("name the checkpoint of Stage I with --model"))
 }
@@ -131,28 +139,4 @@ fn read_data(config: &CrystalConfig) -> anyhow::Result<(ReinforcementData, Vec<N
     }
     data.dev = read(Split::Dev, Part::All)?;
     Ok((data, notices))
-}
-
-/// Measures the scale of the rewards before the first step.
-struct Normalized {
-    stage: Reinforcement<Model>,
-    settings: ReinforcementConfig,
-}
-
-impl Fit for Normalized {
-    fn fit(
-        self: Box<Self>,
-        trainer: &TrainerConfig,
-        dir: &RunDir,
-        collective: &Collective,
-        observer: &mut dyn Observer,
-    ) -> Result<Fitted> {
-        let Self { stage, settings } = *self;
-        // Processes wait for each other, so none of them may leave by itself.
-        let interrupt = if collective.size() == 1 { observer.interrupt() } else { Interrupt::default() };
-        let folder = dir.path().join("reward");
-        let measure = || reward_normalization(&settings, &stage, &folder, collective, observer);
-        let normalization = interrupt.during(measure)?;
-        Box::new(stage.normalized_by(normalization)).fit(trainer, dir, collective, observer)
-    }
 }

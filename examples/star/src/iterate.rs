@@ -89,7 +89,7 @@ pub(crate) fn iterate(
         training.trainer.steps =
             (config.trainer.steps as f64 * config.step_growth.powi(number as i32 - 1)).round() as u64;
         let command = Finetune { kept: Some(folder.join(KEPT)) };
-        let trained = fit_in(&command, training, &folder.join("finetune"), worker)?;
+        let trained = fit_in(&command, training, folder, worker)?;
         let Some(trained) = trained.filter(|trained| trained.is_finished()) else { return Ok(None) };
         let model = trained.fitted.last;
         let right = answers(config, &model, &test, &folder.join("test"), worker)?;
@@ -256,13 +256,5 @@ fn write_report(
     page.heading("Iterations")
         .note("Each iteration reasons with the model of the one before about all questions, and trains the first model on what led to right answers.")
         .table(&table(start, iterations));
-    let name = |number: usize| format!("{}-{number}/finetune", rounds.name);
-    let runs: Vec<_> =
-        (1..=iterations.len()).map(|i| (format!("iteration {i}"), rounds.out.join(name(i)))).collect();
-    page.heading("Training").curves(&runs, &[("train/loss", "loss")]);
-    let links: Vec<_> = (1..=iterations.len())
-        .map(|i| (format!("{}/report.html", name(i)), format!("iteration {i}")))
-        .collect();
-    page.heading("Runs").links(&links);
-    page.write(rounds.out)
+    rounds.write_report(&mut page, iterations.len(), &[("train/loss", "loss")])
 }

@@ -1,256 +1,124 @@
-//! Phase 2: rounds of sampling, pairing and preference training, one after the other.
+//! Phase 2: rounds of sampling, pairing and preference training, one after the other; and the pairs of one round alone.
 
 use std::path::{Path, PathBuf};
 
-use ruminate::algorithms::tinythinker::{PairSummary, Reflection, Round, Student};
-use ruminate::algorithms::trainer::{Checkpoints, MANIFEST, verify};
-use ruminate::algorithms::{Ending, Fitted, Trainer};
-use ruminate::datasets::tinythinker::{Question, Run, questions_of, teacher_runs};
-use ruminate::datasets::{BadRows, json};
-use ruminate::models::{Model, Tokenizer};
-use ruminate::run::{
-    ConfigError, Outcome, ReportPage, RunArgs, RunDirError, Table, Worker, print_json, resolve_link,
-};
-use serde::{Deserialize, Serialize};
-use tch::Kind;
+use ruminate::algorithms::tinythinker::{FinishedRound, ReflectionData, ReflectionSection};
+use ruminate::run::program::{Configuration, Rounds};
+use ruminate::run::{Outcome, ReportPage, RunArgs, Table, Worker, print_result, resolve_link};
+use serde_json::json;
 
-use crate::acquire::load;
 use crate::config::{Phase, TinyThinkerConfig};
 
-/// A round that is over.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Finished {
-    /// From 1.
-    pub(crate) round: u64,
-    /// The checkpoint that the runs were sampled with, and that the round began with.
-    pub(crate) start: PathBuf,
-    /// The checkpoint that is taken further.
-    pub(crate) best: PathBuf,
-    /// Its step.
-    pub(crate) step: u64,
-    /// Share of right answers on the validation questions, before the round and with the best checkpoint.
-    pub(crate) accuracy: [f64; 2],
-    /// What became of the sampled runs.
-    pub(crate) sampled: PairSummary,
-    /// Pairs with a prompt that was cut.
-    pub(crate) prompts_cut: usize,
-    /// Stages that were not trained, because they had no pairs.
-    pub(crate) without_pairs: Vec<String>,
+pub(crate) fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
+    with_samples(
+        args,
+        Phase::Reflect,
+        |_| (),
+        |config, data, out, worker| {
+            let rounds = reflect(config, data, out, worker)?;
+            if worker.collective.is_main_process() {
+                if args.json {
+                    print_result(Phase::Reflect.labels(), &json!({ "rounds": rounds }), true)?;
+                } else {
+                    table(&rounds).print()?;
+                }
+            }
+            let done = rounds.len() as u64 == config.reflection.iterations;
+            Ok(if done { Outcome::Done } else { Outcome::Interrupted })
+        },
+    )
 }
 
-pub(crate) fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
-    for (flag, given) in [("--resume-from", args.resume_from.is_some()), ("--dry-run", args.dry_run)] {
-        if given {
-            return Err(ConfigError::UselessFlag { flag }.into());
+#[derive(clap::Args)]
+pub(crate) struct PairsArgs {
+    /// Checkpoint that samples the runs, e.g. runs/acquire/checkpoints/best; short for --set reflection.start=DIR
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// Number of the round, each of which has samples of its own; short for --set reflection.round=N
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=i64::MAX as u64))]
+    round: Option<u64>,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+/// The pairs of one round, without training.
+pub(crate) fn pairs(args: &PairsArgs) -> anyhow::Result<Outcome> {
+    let flags = |section: &mut ReflectionSection| {
+        section.start = args.model.clone().or(section.start.take());
+        section.round = args.round.or(section.round);
+    };
+    with_samples(&args.run, Phase::Pairs, flags, |config, data, out, worker| {
+        let section = &config.reflection;
+        let round = section.round(section.round.unwrap_or(1), out, &worker.collective)?;
+        let learner = config.learner(round.start, worker.device)?;
+        let mut observer = worker.console();
+        let made = round.pairs(&learner.student(), data, observer.as_mut())?;
+        drop(observer);
+        let Some(made) = made else { return Ok(Outcome::Interrupted) };
+        if worker.collective.is_main_process() {
+            let fields = json!({ "round": round.number, "folder": out, "sampled": made.summary });
+            print_result(Phase::Pairs.labels(), &fields, args.run.json)?;
         }
-    }
-    let mut config = load(args, Phase::Reflect)?;
+        Ok(Outcome::Done)
+    })
+}
+
+/// Does work that samples runs, with the configuration and the flags of a command, on the data of all rounds, in the run folder.
+fn with_samples(
+    args: &RunArgs,
+    phase: Phase,
+    flags: impl FnOnce(&mut ReflectionSection),
+    work: impl FnOnce(&TinyThinkerConfig, &ReflectionData, &Path, &Worker) -> anyhow::Result<Outcome>,
+) -> anyhow::Result<Outcome> {
+    args.refuse(&["--resume-from", "--dry-run"])?;
+    let mut config = TinyThinkerConfig::load(args)?;
+    flags(&mut config.reflection);
+    config.enter(phase)?;
+    config.reflection.start = Some(resolve_link(config.reflection.start()?));
     if let Some(outcome) = args.launch()? {
         return Ok(outcome);
     }
     let worker = args.worker()?;
-    config.reflection.start = config.reflection.start.as_deref().map(resolve_link);
-    let material = Material::read(&config)?;
+    let data = config.data.read_reflection(config.variant(), config.reflection.questions.as_deref())?;
     let dir = args.open(&config)?;
-    let rounds = reflect(&config, &material, dir.path(), &worker)?;
-    let done = rounds.len() as u64 == config.reflection.iterations;
-    if !worker.collective.is_main_process() {
-        return Ok(if done { Outcome::Done } else { Outcome::Interrupted });
-    }
-    if args.json {
-        print_json(&serde_json::json!({ "system": "tinythinker", "phase": "reflect", "rounds": rounds }))?;
-    } else {
-        table(&rounds).print()?;
-    }
-    Ok(if done { Outcome::Done } else { Outcome::Interrupted })
-}
-
-/// What all rounds share.
-pub(crate) struct Material {
-    /// What is sampled.
-    questions: Vec<Question>,
-    /// The teacher's runs on these questions.
-    teacher: Vec<Run>,
-    valid: Vec<Question>,
-}
-
-impl Material {
-    pub(crate) fn read(config: &TinyThinkerConfig) -> anyhow::Result<Self> {
-        let (folder, records) = config.data.read(config.variant())?;
-        let questions = match &config.reflection.questions {
-            Some(path) => config.data.dataset.read(path, BadRows::Refuse)?.0,
-            None => questions_of(&records.recall_single, &folder.join("recall_single.json"))?,
-        };
-        if questions.is_empty() {
-            let reason = format!(
-                "there are no questions to reflect on: {} has none in recall_single.json, as records of a student that recalls and \
-                 analyzes have; or name some with reflection.questions",
-                folder.display()
-            );
-            return Err(ConfigError::invalid(reason).into());
-        }
-        let teacher = teacher_runs(&records.summarize, &questions, &folder.join("summarize.json"))?;
-        let valid = questions_of(&records.valid, &folder.join("valid.json"))?;
-        Ok(Self { questions, teacher, valid })
-    }
+    work(&config, &data, dir.path(), &worker)
 }
 
 /// Goes through the rounds, from the first that is not over; fewer than configured when the user asked to stop.
 pub(crate) fn reflect(
     config: &TinyThinkerConfig,
-    material: &Material,
+    data: &ReflectionData,
     out: &Path,
     worker: &Worker,
-) -> anyhow::Result<Vec<Finished>> {
-    let Some(mut start) = config.reflection.start.clone() else {
-        let reason = "name a checkpoint of `tinythinker acquire` with reflection.start, such as runs/acquire/checkpoints/best";
-        return Err(ConfigError::invalid(reason).into());
+) -> anyhow::Result<Vec<FinishedRound>> {
+    let round = |number: u64, folder: &Path, before: &[FinishedRound]| {
+        let mut config = config.clone();
+        config.reflection.start = before.last().map(|last| last.best.clone()).or(config.reflection.start);
+        let round = config.reflection.round(number, folder, &worker.collective)?;
+        let learner = config.learner(round.start, worker.device)?;
+        tch::manual_seed(config.seed as i64);
+        let dir = worker.open(folder, &config)?;
+        let mut observer = worker.observer(&dir)?;
+        Ok(round.run(learner, data, observer.as_mut())?)
     };
-    let mut rounds: Vec<Finished> = vec![];
-    for number in 1..=config.reflection.iterations {
-        let folder = out.join(format!("round-{number}"));
-        let summary = folder.join("round.json");
-        let stored = || -> anyhow::Result<Option<Finished>> {
-            Ok(if summary.is_file() { Some(json::read(&summary)?) } else { None })
-        };
-        let finished = match worker.collective.first(stored)? {
-            Some(finished) => finished,
-            None => {
-                let mut config = config.clone();
-                config.reflection.start = Some(start);
-                let Some(finished) = round(&config, number, material, &folder, worker)? else { break };
-                if worker.collective.is_main_process() {
-                    json::write(&summary, &finished)?;
-                }
-                finished
-            }
-        };
-        start = finished.best.clone();
-        rounds.push(finished);
-        if worker.collective.is_main_process() {
-            write_report(out, &rounds)?;
-        }
-    }
-    Ok(rounds)
-}
-
-/// One round; `None` when the user asked to stop.
-fn round(
-    config: &TinyThinkerConfig,
-    number: u64,
-    material: &Material,
-    folder: &Path,
-    worker: &Worker,
-) -> anyhow::Result<Option<Finished>> {
-    let section = &config.reflection;
-    let start = section.start.clone().unwrap_or_default();
-    verify(&start)?;
-    let policy = Model::load(&start, Kind::Float, worker.device)?;
-    let tokenizer = Tokenizer::open(&start)?;
-    tch::manual_seed(config.seed as i64);
-    let dir = worker.open(folder, config)?;
-    let mut observer = worker.observer(&dir)?;
-    let (collective, observer) = (&worker.collective, observer.as_mut());
-    let variant = config.variant();
-    let model = identity(&start)?;
-    let round = Round { number, model: &model, folder, collective };
-    let student = Student { policy: &policy, tokenizer: &tokenizer, variant };
-    let Material { questions, teacher, valid } = material;
-    let Some(pairs) = student.make_pairs(questions, teacher, &section.training, &round, observer)? else {
-        return Ok(None);
-    };
-    let training = section.training.clone();
-    let accumulate = section.trainer.accumulate;
-    let reflection = Reflection::new(training, &tokenizer, &pairs.recall, &pairs.analyze, accumulate)?;
-    let trainer = reflection.trainer(&section.trainer, collective.size())?;
-    let prompts_cut = reflection.counts.prompts_cut;
-    let without_pairs: Vec<String> = reflection.without_pairs.iter().map(|s| s.name().to_string()).collect();
-    let cache = folder.join("reference_logps.json");
-    let mut dpo = reflection.start(policy, tokenizer, variant, valid, &cache, collective)?;
-    let Fitted { ending, best, .. } =
-        Trainer::across(trainer, &dir.checkpoints(), collective)?.fit(&mut dpo, observer)?;
-    if ending == Ending::Stopped {
-        return Ok(None);
-    }
-    let before = collective.first(|| -> anyhow::Result<_> {
-        let state = Checkpoints::open(&dir.checkpoints())?.last_state()?;
-        Ok(state.and_then(|state| state.scores.get(&0).copied()))
-    })?;
-    let before = before.unwrap_or(f64::NAN);
-    let sampled = pairs.summary;
-    Ok(Some(Finished {
-        round: number,
-        start,
-        best: best.path,
-        step: best.step,
-        accuracy: [before, best.score],
-        sampled,
-        prompts_cut,
-        without_pairs,
-    }))
-}
-
-/// What tells a checkpoint from others: its manifest, which has hashes of all files, or else its folder.
-fn identity(folder: &Path) -> std::io::Result<String> {
-    match std::fs::read_to_string(folder.join(MANIFEST)) {
-        Ok(manifest) => Ok(manifest),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(folder.display().to_string()),
-        Err(error) => Err(error),
-    }
+    let rounds = Rounds { name: "round", count: config.reflection.iterations, out, worker };
+    rounds.run(round, |finished| {
+        let mut page =
+            ReportPage::new("Self-reflection", "Rounds of preference training on the student's own runs.");
+        page.heading("Rounds").note(ABOUT).table(&table(finished));
+        Ok(rounds.write_report(&mut page, finished.len(), &FinishedRound::CURVES).map(drop)?)
+    })
 }
 
 /// The rounds side by side.
-fn table(rounds: &[Finished]) -> Table {
-    let columns = [
-        "round",
-        "right samples",
-        "recall pairs",
-        "analyze pairs",
-        "accuracy before",
-        "accuracy after",
-        "step",
-    ];
-    let mut table = Table::new(columns);
+fn table(rounds: &[FinishedRound]) -> Table {
+    let mut table = Table::new(FinishedRound::COLUMNS);
     for round in rounds {
-        let share = |share: f64| format!("{share:.3}");
-        table.row([
-            round.round.to_string(),
-            share(round.sampled.right),
-            round.sampled.recall.pairs.to_string(),
-            round.sampled.analyze.pairs.to_string(),
-            share(round.accuracy[0]),
-            share(round.accuracy[1]),
-            round.step.to_string(),
-        ]);
+        table.row(round.cells());
     }
     table
 }
 
-/// The page about all rounds.
-fn write_report(out: &Path, rounds: &[Finished]) -> Result<PathBuf, RunDirError> {
-    let mut page =
-        ReportPage::new("Self-reflection", "Rounds of preference training on the student's own runs.");
-    page.heading("Rounds")
-        .note(
-            "Each round samples runs with the best checkpoint of the one before. Right samples are the share of them with the right \
-             answer; accuracies are those of greedy answers to the validation questions.",
-        )
-        .table(&table(rounds));
-    let folder = |round: &Finished| format!("round-{}", round.round);
-    let runs: Vec<_> = rounds.iter().map(|round| (folder(round), out.join(folder(round)))).collect();
-    page.heading("Training").curves(&runs, &CURVES);
-    let links: Vec<_> =
-        rounds.iter().map(|round| (format!("{}/report.html", folder(round)), folder(round))).collect();
-    page.heading("Runs").links(&links);
-    page.write(out)
-}
-
-/// Curves of the training.
-pub(crate) const CURVES: [(&str, &str); 5] = [
-    ("eval/accuracy", "accuracy on the validation questions"),
-    ("train/loss", "loss"),
-    ("rewards/margins", "reward margin"),
-    ("rewards/accuracies", "share of pairs in the right order"),
-    ("train/nll_loss", "negative log-likelihood of the chosen"),
-];
+/// What the page says about the table.
+const ABOUT: &str = "Each round samples runs with the best checkpoint of the one before. Right samples are the share of them with the right answer; \
+     accuracies are those of greedy answers to the validation questions.";

@@ -4,167 +4,118 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use ruminate::datasets::teacher::{Answer, Exchange, Plan, Request, Teacher, match_answers, read_answers};
-use ruminate::datasets::tinythinker::{
-    Question, Reasoned, SplitIds, Splits, StageRecords, TaughtCounts, Teaching, Variant, read_few_shot,
-    read_instruction, read_items, system_message,
-};
-use ruminate::datasets::{BadRows, json};
+use ruminate::datasets::teacher::{RequestForm, Teacher, read_answers, write_requests};
+use ruminate::datasets::tinythinker::{Exchanged, Reasoned, Splits, TaughtCounts, Teaching, read_items};
+use ruminate::run::program::Configuration;
 use ruminate::run::{
-    ConfigError, Outcome, RunArgs, StopFlag, Table, TeacherConsole, print_json, print_tables,
+    Outcome, RunArgs, StopFlag, Table, TeacherConsole, print_result, print_tables, print_teacher_plan,
 };
-use serde_json::json;
+use serde_json::{Map, json};
 
-use crate::acquire::load;
 use crate::config::{Phase, TinyThinkerConfig};
 
-/// Every variant's records are written.
-const VARIANTS: [Variant; 4] = [
-    Variant::RecallAnalyzeSummarize,
-    Variant::RecallSummarize,
-    Variant::AnalyzeSummarize,
-    Variant::Summarize,
-];
+/// The settings that name the texts of a request.
+const TEXTS: &str = "teaching.instruction, teaching.few_shot";
 
 #[derive(clap::Args)]
 pub(crate) struct TeachArgs {
-    /// Answers that were collected before, one file per round, instead of a server: lines of `tinythinker teach`, or `[request,
-    /// response]` as the published code writes them
-    #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with = "items")]
+    /// Answers that were collected before, one file per round, instead of a server: lines of `tinythinker teach`, `[request,
+    /// response]` as the published code writes them, or the output of OpenAI's batch interface
+    #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with_all = ["items", "dry_run"])]
     answers: Vec<PathBuf>,
     /// Ready-made items instead of a server
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "dry_run")]
     items: Option<PathBuf>,
+    /// Write the requests of the round that are open to a file for another sender, instead of asking a server
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["answers", "items", "dry_run"])]
+    export: Option<PathBuf>,
+    /// Form of the exported requests: OpenAI's batch interface, or bare bodies for the published sender
+    #[arg(long, value_name = "FORM", default_value = "batch", value_parser = ["batch", "bodies"])]
+    form: String,
+    /// Take another sender's answers to exported requests, in any of the forms of --answers
+    #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with_all = ["answers", "items", "dry_run"])]
+    import: Vec<PathBuf>,
     #[command(flatten)]
     run: RunArgs,
 }
 
 pub(crate) fn run(args: &TeachArgs) -> anyhow::Result<Outcome> {
-    let config = load(&args.run, Phase::Teach)?;
-    let splits = splits(&config)?;
-    let count = if config.teaching.questions == 0 { usize::MAX } else { config.teaching.questions };
-    let train = &splits.train[..splits.train.len().min(count)];
-    if args.run.dry_run {
-        return plan(&config, train, args);
+    let TeachArgs { answers, items, run, .. } = args;
+    let mut config = TinyThinkerConfig::load(run)?;
+    config.enter(Phase::Teach)?;
+    let (splits, skipped) = config.data.read_splits()?;
+    note(skipped.iter().map(|error| format!("left out: {error}")));
+    let (section, source) = (&config.teaching, config.data.dataset);
+    let others = args.export.is_some() || !args.import.is_empty();
+    if run.dry_run {
+        let teaching = section.teaching(source, &splits.train, &[]).context(TEXTS)?;
+        let file = teaching.answer_path(run.out.as_deref().unwrap_or(Path::new(".")));
+        let plan = Teacher::plan(&config.teacher, &teaching.requests(), &file)?;
+        print_teacher_plan(&plan, section.prices, "first round", run.json)?;
+        return Ok(Outcome::Done);
     }
-    if let Some(path) = &args.items {
+    if let Some(path) = items {
         let items = read_items(path)?;
-        let dir = args.run.open(&config)?;
-        return finish(dir.path(), &config, &splits, &items, None, args.run.json);
+        let dir = run.open(&config)?;
+        return finish(dir.path(), &config, &splits, &items, None, run.json);
     }
-    let exchanges =
-        args.answers.iter().map(|path| Ok(read_answers(path)?)).collect::<anyhow::Result<Vec<_>>>()?;
-    let teacher = if exchanges.is_empty() { Some(Teacher::new(config.teacher.clone())?) } else { None };
-    let system = system(&config, &exchanges)?;
-    let dir = args.run.open(&config)?;
-    let out = dir.path();
-    let mut console = TeacherConsole::new(args.run.verbosity(), StopFlag::on_ctrl_c()?);
-    if let Some(prices) = config.teaching.prices {
-        console = console.with_prices(prices);
-    }
-    let mut teaching = Teaching::new(config.data.dataset, &system, train, config.teaching.settings.clone());
-    let mut exchanges = args.answers.iter().zip(exchanges);
-    loop {
-        let requests = teaching.requests();
-        if requests.is_empty() {
-            break;
+    let read = |path: &PathBuf| -> anyhow::Result<_> { Ok((path.clone(), read_answers(path)?)) };
+    let files = answers.iter().map(read).collect::<anyhow::Result<Vec<_>>>()?;
+    let teacher = (files.is_empty() && !others).then(|| Teacher::new(config.teacher.clone())).transpose()?;
+    let mut teaching = section.teaching(source, &splits.train, &files).context(TEXTS)?;
+    let dir = run.open(&config)?;
+    if others {
+        if !exchange(args, &config, &mut teaching, dir.path())? {
+            return Ok(Outcome::Done);
         }
-        let answers = match &teacher {
-            Some(teacher) => {
-                let path = out.join(format!("answers_{}.jsonl", teaching.round()));
-                let outcome = teacher.ask(&requests, &path, |_, _| Ok(()), &mut console)?;
-                if outcome.stopped {
-                    return Ok(Outcome::Interrupted);
-                }
-                outcome.answers
-            }
-            None => given(exchanges.next(), &requests)?,
-        };
-        teaching.take(&answers);
-    }
-    let (items, counts) = teaching.items();
-    json::write(&out.join("items.json"), &items)?;
-    let items = read_items(&out.join("items.json"))?;
-    finish(out, &config, &splits, &items, Some(&counts), args.run.json)
-}
-
-/// The answers of a round that was collected before.
-fn given(
-    file: Option<(&PathBuf, Vec<Exchange>)>,
-    requests: &[Request],
-) -> anyhow::Result<Vec<Option<Answer>>> {
-    Ok(match file {
-        Some((path, exchanges)) => match_answers(path, exchanges, requests)?,
-        None => vec![None; requests.len()],
-    })
-}
-
-/// The parts of the data set.
-fn splits(config: &TinyThinkerConfig) -> anyhow::Result<Splits> {
-    let data = &config.data;
-    let bad = if data.skip_bad_rows { BadRows::Skip } else { BadRows::Refuse };
-    let (splits, skipped) =
-        Splits::read(data.dataset, &data.original, data.valid_questions, data.split_seed, bad)?;
-    note(&skipped);
-    match &data.splits {
-        None => Ok(splits),
-        Some(path) => {
-            let ids: SplitIds = json::read(path)?;
-            let all = [splits.train, splits.valid, splits.test].concat();
-            Ok(Splits::from_ids(&all, &ids, path)?)
+    } else if let Some(teacher) = teacher {
+        let mut console = TeacherConsole::new(run.verbosity(), StopFlag::on_ctrl_c()?);
+        if let Some(prices) = section.prices {
+            console = console.with_prices(prices);
         }
+        if !teaching.ask(&teacher, dir.path(), &mut console)? {
+            return Ok(Outcome::Interrupted);
+        }
+    } else {
+        teaching.take_files(files)?;
     }
+    let (items, counts) = teaching.write_items(dir.path())?;
+    finish(dir.path(), &config, &splits, &items, Some(&counts), run.json)
 }
 
 #[expect(clippy::print_stderr, reason = "what a user should know about the data goes to the terminal")]
-fn note(skipped: &[ruminate::datasets::Error]) {
-    for error in skipped {
-        eprintln!("note: left out: {error}");
-    }
+fn note(notes: impl Iterator<Item = String>) {
+    notes.for_each(|note| eprintln!("note: {note}"));
 }
 
-/// The system message; that of the answers where there are some, because the order of its examples was drawn.
-fn system(config: &TinyThinkerConfig, exchanges: &[Vec<Exchange>]) -> anyhow::Result<String> {
-    let first = exchanges.iter().flatten().next();
-    if let Some(message) = first.and_then(|exchange| exchange.messages.first()) {
-        return Ok(message.content.clone());
+/// Takes another sender's answers and writes what is still to be asked. Returns true when all rounds are answered.
+fn exchange(
+    args: &TeachArgs,
+    config: &TinyThinkerConfig,
+    teaching: &mut Teaching<'_>,
+    out: &Path,
+) -> anyhow::Result<bool> {
+    let Exchanged { open, imported } = teaching.exchange(out, &config.teacher.model, &args.import)?;
+    if let Some(taken) = &imported {
+        let failed = taken.failed.iter().map(|(id, reason)| format!("`{id}` failed: {reason}"));
+        let missing = taken.missing.iter().map(|id| format!("`{id}` has no answer in these files"));
+        note(failed.chain(missing).take(10));
     }
-    let section = &config.teaching;
-    let instruction = read_instruction(&section.instruction).context("teaching.instruction")?;
-    let examples = read_few_shot(&section.few_shot, section.settings.seed).context("teaching.few_shot")?;
-    Ok(system_message(&instruction, &examples))
+    if open.is_empty() {
+        return Ok(true);
+    }
+    if let Some(path) = &args.export {
+        let form = if args.form == "batch" { RequestForm::Batch } else { RequestForm::Bodies };
+        write_requests(path, &config.teacher, &open, form)?;
+    }
+    let fields = json!({
+        "round": teaching.round(), "open": open.len(), "exported": args.export, "imported": imported,
+    });
+    print_result(Phase::Teach.labels(), &fields, args.run.json)?;
+    Ok(false)
 }
 
-/// `--dry-run`: what the first round takes.
-fn plan(config: &TinyThinkerConfig, train: &[Question], args: &TeachArgs) -> anyhow::Result<Outcome> {
-    if !args.answers.is_empty() || args.items.is_some() {
-        return Err(ConfigError::UselessFlag { flag: "--dry-run" }.into());
-    }
-    let system = system(config, &[])?;
-    let teaching = Teaching::new(config.data.dataset, &system, train, config.teaching.settings.clone());
-    let file = args.run.out.as_deref().unwrap_or(Path::new(".")).join("answers_0.jsonl");
-    let Plan { stored, to_ask, usage, .. } = Teacher::plan(&config.teacher, &teaching.requests(), &file)?;
-    let cost = config.teaching.prices.map(|prices| usage.cost(prices));
-    if args.run.json {
-        print_json(&json!({
-            "stored": stored, "to_ask": to_ask, "prompt_tokens": usage.prompt_tokens,
-            "completion_tokens": usage.completion_tokens, "cost": cost,
-        }))?;
-        return Ok(Outcome::Done);
-    }
-    let mut table = Table::new(["first round", ""]);
-    table.row(["answers that are there".to_string(), stored.to_string()]);
-    table.row(["requests".to_string(), to_ask.to_string()]);
-    table.row(["prompt tokens, about".to_string(), usage.prompt_tokens.to_string()]);
-    table.row(["completion tokens, at most".to_string(), usage.completion_tokens.to_string()]);
-    if let Some(cost) = cost {
-        table.row(["cost, at most".to_string(), format!("{cost:.2}")]);
-    }
-    table.print()?;
-    Ok(Outcome::Done)
-}
-
-/// Writes the manifest of the parts and the records, and says how many there are.
+/// Writes the records, and says how many there are.
 fn finish(
     out: &Path,
     config: &TinyThinkerConfig,
@@ -173,45 +124,26 @@ fn finish(
     counts: Option<&TaughtCounts>,
     as_json: bool,
 ) -> anyhow::Result<Outcome> {
-    json::write(&out.join("splits.json"), &splits.ids())?;
-    if let Some(counts) = counts {
-        json::write(&out.join("teaching.json"), counts)?;
-    }
-    if items.is_empty() {
-        let reason =
-            format!("no candidate of the teacher was in order; see {}", out.join("teaching.json").display());
-        return Err(ConfigError::invalid(reason).into());
+    let records = config.data.write_taught(out, splits, items, counts)?;
+    if as_json {
+        let sizes: Map<_, _> = records.iter().map(|(of, counts)| (of.name().into(), json!(counts))).collect();
+        let fields =
+            json!({ "items": items.len(), "counts": counts, "records": sizes, "folder": out.join("sft") });
+        print_result(Phase::Teach.labels(), &fields, true)?;
+        return Ok(Outcome::Done);
     }
     let mut table = Table::new(["variant", "recall", "analyze", "summarize", "valid", "test"]);
-    let mut sizes = serde_json::Map::new();
-    for variant in VARIANTS {
-        let order = config.data.analysis_order;
-        let records = StageRecords::new(variant, items, &splits.valid, &splits.test, order);
-        records.write(&out.join("sft").join(variant.name()))?;
-        let of = [&records.recall, &records.analyze, &records.summarize, &records.valid, &records.test];
-        table.row(std::iter::once(variant.name().to_string()).chain(of.map(|rows| rows.len().to_string())));
-        sizes.insert(variant.name().into(), json!(of.map(Vec::len)));
-    }
-    if as_json {
-        print_json(&json!({
-            "system": "tinythinker", "phase": "teach", "items": items.len(), "counts": counts, "records": sizes,
-            "folder": out.join("sft"),
-        }))?;
-        return Ok(Outcome::Done);
+    for (variant, counts) in &records {
+        table.row([variant.name().to_string()].into_iter().chain(counts.map(|rows| rows.to_string())));
     }
     let questions: BTreeSet<String> = items.iter().map(|item| item.question.block()).collect();
     let mut summary =
         Table::new(["items", "questions", "without items", "candidates in order", "rejected", "relabelled"]);
-    let count =
-        |of: fn(&TaughtCounts) -> usize| counts.map_or(String::new(), |counts| of(counts).to_string());
-    summary.row([
-        items.len().to_string(),
-        questions.len().to_string(),
-        count(|counts| counts.without_items),
-        count(|counts| counts.accepted),
-        count(|counts| counts.rejected),
-        count(|counts| counts.relabelled),
-    ]);
+    let of = |counts: &TaughtCounts| {
+        [counts.without_items, counts.accepted, counts.rejected, counts.relabelled].map(|n| n.to_string())
+    };
+    let sizes = [items.len(), questions.len()].map(|count| count.to_string());
+    summary.row(sizes.into_iter().chain(counts.map_or_else(Default::default, of)));
     print_tables(&[summary, table])?;
     Ok(Outcome::Done)
 }

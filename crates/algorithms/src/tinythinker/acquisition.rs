@@ -213,23 +213,23 @@ impl Acquisition {
     pub fn passes(&self, trainer: &TrainerConfig) -> Vec<Pass> {
         let steps = |rows: usize| rows.div_ceil(self.config.batch_size) as f64;
         let all: f64 = self.stages.iter().map(|(_, examples)| steps(examples.len())).sum();
-        let pass = |(_, examples): &(Stage, Vec<Example>)| {
-            let lengths = |length: &dyn Fn(&Example) -> usize| {
-                let lengths = || examples.iter().map(length);
-                let sum: usize = lengths().sum();
-                [sum as f64 / examples.len().max(1) as f64, lengths().max().unwrap_or(0) as f64]
-            };
-            Pass {
-                work: Work::Training,
-                times: trainer.accumulate as f64 * steps(examples.len()) / all,
-                networks: 1,
-                rows: self.config.batch_size.div_ceil(trainer.accumulate),
-                source: lengths(&|example| example.prompt.len()),
-                target: lengths(&|example| example.target.len()),
-            }
+        let pass = |(_, examples): &(Stage, Vec<Example>)| Pass {
+            work: Work::Training,
+            times: trainer.accumulate as f64 * steps(examples.len()) / all,
+            networks: 1,
+            rows: self.config.batch_size.div_ceil(trainer.accumulate),
+            source: mean_and_longest(examples.iter().map(|example| example.prompt.len())),
+            target: mean_and_longest(examples.iter().map(|example| example.target.len())),
         };
         self.stages.iter().map(pass).collect()
     }
+}
+
+/// The mean of lengths, and the largest.
+pub(super) fn mean_and_longest(lengths: impl Iterator<Item = usize>) -> [f64; 2] {
+    let (count, sum, longest) = lengths
+        .fold((0, 0, 0), |(count, sum, longest), length| (count + 1, sum + length, longest.max(length)));
+    [sum as f64 / f64::from(count.max(1)), longest as f64]
 }
 
 /// The largest number of options.

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use ruminate_datasets::tinythinker::{NoAnswer, vote};
+use ruminate_datasets::tinythinker::{NoAnswer, Variant, vote};
 use ruminate_rewards::mario::{Interval, bootstrap};
 use serde::{Deserialize, Serialize};
 
-use super::Response;
+use super::generation::{Decoding, Response};
+use super::reflection::Reflected;
 use crate::{Metrics, Result};
 
 const RESAMPLES: usize = 1000;
@@ -49,6 +50,21 @@ impl Accuracy {
             interval: bootstrap(responses.len(), RESAMPLES, 1, mean),
             unreadable: share(unreadable, all().count()),
         }
+    }
+
+    /// The rows of a table: what is measured, its value, and its 95 % interval.
+    #[must_use]
+    pub fn rows(&self) -> Vec<[String; 3]> {
+        let number = |x: f64| format!("{x:.3}");
+        let interval = self.interval.map(|i| format!("{} to {}", number(i.low), number(i.high)));
+        let by_vote = if self.runs.len() > 1 { " by vote" } else { "" };
+        let mut rows = vec![[format!("accuracy{by_vote}"), number(self.voted), interval.unwrap_or_default()]];
+        if self.runs.len() > 1 {
+            let mean = self.runs.iter().sum::<f64>() / self.runs.len() as f64;
+            rows.push([format!("mean of {} runs", self.runs.len()), number(mean), String::new()]);
+        }
+        rows.push(["without a readable answer".into(), number(self.unreadable), String::new()]);
+        rows
     }
 
     /// As metrics of a validation.
@@ -125,6 +141,24 @@ struct PublishedRow {
     gold: String,
     summarize: String,
     prediction: Option<String>,
+}
+
+/// The name of a result file in the published layout. Rounds of reflection are told from phase 1 by the folder of their checkpoint,
+/// `round-3/checkpoints/step-20`, or `iter_3` as in the published layout.
+#[must_use]
+pub fn published_name(
+    variant: Variant,
+    reflected: Option<Reflected>,
+    checkpoint: &Path,
+    decoding: Decoding,
+) -> String {
+    let kind = if decoding == Decoding::Greedy { "greedy" } else { "random" };
+    let run = checkpoint.parent().and_then(Path::parent).and_then(Path::file_name).unwrap_or_default();
+    let round = run.to_str().and_then(|name| name.strip_prefix("round-").or(name.strip_prefix("iter_")));
+    match (reflected, round) {
+        (Some(stages), Some(round)) => format!("dpo_test_{}_{round}_{kind}.json", stages.name()),
+        _ => format!("sft_test_{}_{kind}.json", variant.name()),
+    }
 }
 
 /// Writes `responses.jsonl`, `metrics.json` and, under the name `published`, a file in the published code's layout: an array of

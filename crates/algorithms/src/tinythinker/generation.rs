@@ -18,6 +18,8 @@ pub struct GenerationSettings {
     pub max_length: usize,
     /// Temperature where texts are sampled; nothing else changes the distribution.
     pub temperature: f64,
+    /// Added to the temperature with each further run of a question; negative values make later runs more careful.
+    pub temperature_increase: f64,
     /// Sequences that are written side by side.
     pub batch_size: usize,
     /// Seed of the samples.
@@ -26,7 +28,7 @@ pub struct GenerationSettings {
 
 impl Default for GenerationSettings {
     fn default() -> Self {
-        Self { max_length: 200, temperature: 0.7, batch_size: 256, seed: 42 }
+        Self { max_length: 200, temperature: 0.7, temperature_increase: 0.0, batch_size: 256, seed: 42 }
     }
 }
 
@@ -42,7 +44,28 @@ impl GenerationSettings {
         if self.batch_size == 0 {
             return Err(Error::config("batch_size", "is 0, but must be at least 1"));
         }
-        Ok(Sampling { temperature: self.temperature, ..Sampling::default() }.validate()?)
+        Ok(self.sampling(0).validate()?)
+    }
+
+    /// Checks the settings for so many runs of a question.
+    ///
+    /// # Errors
+    /// Names the setting that is wrong.
+    pub fn validate_runs(&self, runs: usize) -> Result<()> {
+        self.validate()?;
+        let last = self.sampling(runs.saturating_sub(1)).temperature;
+        if last.is_finite() && last > 0.0 {
+            return Ok(());
+        }
+        let reason =
+            format!("makes the temperature of the last of {runs} runs {last}, which must be above 0");
+        Err(Error::config("temperature_increase", reason))
+    }
+
+    /// How a run of a question is sampled; runs are counted from 0.
+    fn sampling(&self, run: usize) -> Sampling {
+        let temperature = self.temperature + run as f64 * self.temperature_increase;
+        Sampling { temperature, ..Sampling::default() }
     }
 }
 
@@ -68,6 +91,37 @@ impl Decoding {
             Stage::Analyze => matches!(self, Self::Random | Self::AnalyzePass),
             Stage::Summarize => false,
         }
+    }
+}
+
+/// How a trained student answers; the defaults are the published ones.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct InferenceConfig {
+    /// `greedy`, or `random` for votes.
+    pub decoding: Decoding,
+    /// Runs of each question.
+    pub runs: usize,
+    /// How texts are written.
+    pub generation: GenerationSettings,
+}
+
+impl InferenceConfig {
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// Names the setting that is wrong.
+    pub fn validate(&self) -> Result<()> {
+        if self.runs == 0 {
+            return Err(Error::config("inference.runs", "is 0, but must be at least 1"));
+        }
+        self.generation.validate_runs(self.runs)
+    }
+}
+
+impl Default for InferenceConfig {
+    fn default() -> Self {
+        Self { decoding: Decoding::Greedy, runs: 1, generation: GenerationSettings::default() }
     }
 }
 
@@ -137,6 +191,20 @@ pub struct Student<'a, P> {
 }
 
 impl<P: Generate> Student<'_, P> {
+    /// Answers questions as configured.
+    ///
+    /// # Errors
+    /// Those of [`respond`](Self::respond).
+    pub fn infer(
+        &self,
+        questions: &[Question],
+        config: &InferenceConfig,
+        observer: &mut dyn Observer,
+    ) -> Result<Vec<Vec<Response>>> {
+        let asked: Vec<Asked> = questions.iter().map(Asked::from).collect();
+        self.respond(&asked, config.decoding, config.runs, &config.generation, observer)
+    }
+
     /// Lets the student go through its stages, `runs` times per question. One stage after the other is written for all questions, so
     /// that batches are full and of similar length. Equal prompts of a greedy stage are answered once. A sample depends on seed, question
     /// and run, and on nothing else in the batch.
@@ -153,7 +221,7 @@ impl<P: Generate> Student<'_, P> {
         settings: &GenerationSettings,
         observer: &mut dyn Observer,
     ) -> Result<Vec<Vec<Response>>> {
-        settings.validate()?;
+        settings.validate_runs(runs)?;
         if runs == 0 {
             return Err(Error::config("runs", "are 0, but must be at least 1"));
         }
@@ -171,6 +239,7 @@ impl<P: Generate> Student<'_, P> {
                 .map(|&i| Prompt {
                     text: drafts[i][0].recall_prompt(),
                     seed: seed_of(&asked[i].id, Stage::Recall, 0, 0),
+                    run: 0,
                     samples: if sampled { runs } else { 1 },
                 })
                 .collect::<Vec<_>>();
@@ -195,6 +264,7 @@ impl<P: Generate> Student<'_, P> {
                     prompts.extend(draft.labels().iter().enumerate().map(|(option, &label)| Prompt {
                         text: draft.analyze_prompt(label),
                         seed: seed_of(&asked.id, Stage::Analyze, run, option),
+                        run,
                         samples,
                     }));
                 }
@@ -221,7 +291,7 @@ impl<P: Generate> Student<'_, P> {
         let prompts: Vec<Prompt> = drafts
             .iter()
             .flatten()
-            .map(|draft| Prompt { text: draft.summarize_prompt(), seed: 0, samples: 1 })
+            .map(|draft| Prompt { text: draft.summarize_prompt(), seed: 0, run: 0, samples: 1 })
             .collect();
         let mut written = writer.write(Stage::Summarize, &prompts, false)?.into_iter().flatten();
         let mut responses = Vec::with_capacity(asked.len());
@@ -273,6 +343,8 @@ impl<P: Generate> Student<'_, P> {
 struct Prompt {
     text: String,
     seed: u64,
+    /// The run of its first sample.
+    run: usize,
     samples: usize,
 }
 
@@ -286,7 +358,6 @@ struct Writer<'a, 'o, P> {
 impl<P: Generate> Writer<'_, '_, P> {
     /// The texts for each prompt.
     fn write(&mut self, stage: Stage, prompts: &[Prompt], sampled: bool) -> Result<Vec<Vec<String>>> {
-        let tokenizer = self.student.tokenizer;
         // Greedy texts depend on the prompt alone, so each prompt needs one.
         let mut seen: HashMap<&str, usize> = HashMap::new();
         let mut distinct: Vec<&Prompt> = vec![];
@@ -301,22 +372,57 @@ impl<P: Generate> Writer<'_, '_, P> {
                 at
             })
             .collect();
+        let texts = if sampled && self.settings.temperature_increase != 0.0 {
+            self.by_run(stage, &distinct)?
+        } else {
+            let strategy =
+                if sampled { Strategy::Sample(self.settings.sampling(0)) } else { Strategy::Greedy };
+            self.write_distinct(stage, &distinct, strategy)?
+        };
+        Ok(place.into_iter().map(|at| texts[at].clone()).collect())
+    }
+
+    /// The texts for each prompt where the temperature depends on the run.
+    fn by_run(&mut self, stage: Stage, prompts: &[&Prompt]) -> Result<Vec<Vec<String>>> {
+        let mut texts = vec![vec![]; prompts.len()];
+        let runs = prompts.iter().map(|prompt| prompt.run + prompt.samples).max().unwrap_or(0);
+        for run in 0..runs {
+            let of_run = |prompt: &Prompt| (prompt.run..prompt.run + prompt.samples).contains(&run);
+            let rows: Vec<usize> = (0..prompts.len()).filter(|&row| of_run(prompts[row])).collect();
+            let single = |&row: &usize| {
+                let Prompt { text, seed, .. } = prompts[row];
+                Prompt { text: text.clone(), seed: derive_seed(*seed, &[run as u64]), run, samples: 1 }
+            };
+            let singles: Vec<Prompt> = rows.iter().map(single).collect();
+            let strategy = Strategy::Sample(self.settings.sampling(run));
+            let written = self.write_distinct(stage, &singles.iter().collect::<Vec<_>>(), strategy)?;
+            rows.into_iter().zip(written).for_each(|(row, written)| texts[row].extend(written));
+        }
+        Ok(texts)
+    }
+
+    fn write_distinct(
+        &mut self,
+        stage: Stage,
+        distinct: &[&Prompt],
+        strategy: Strategy,
+    ) -> Result<Vec<Vec<String>>> {
+        let tokenizer = self.student.tokenizer;
         let ids = distinct
             .iter()
             .map(|prompt| Ok(tokenizer.encode(&prompt.text)?))
             .collect::<Result<Vec<Vec<TokenId>>>>()?;
         // All prompts of a stage have as many samples, except where some questions came with knowledge.
         let samples = distinct.iter().map(|prompt| prompt.samples).max().unwrap_or(1);
-        let sampling = Sampling { temperature: self.settings.temperature, ..Sampling::default() };
         let config = GenerationConfig {
-            strategy: if sampled { Strategy::Sample(sampling) } else { Strategy::Greedy },
+            strategy,
             // The start token is one of the sequence's.
             max_new_tokens: self.settings.max_length - 1,
             samples_per_prompt: samples,
             ..GenerationConfig::default()
         };
         let (mut done, total) = (0, ids.len() as u64);
-        let texts = by_length(&ids, (self.settings.batch_size / samples).max(1), |rows| {
+        by_length(&ids, (self.settings.batch_size / samples).max(1), |rows| {
             let prompts: Vec<Vec<TokenId>> = rows.iter().map(|&row| ids[row].clone()).collect();
             let seeds: Vec<u64> = rows.iter().map(|&row| distinct[row].seed).collect();
             let written = self.student.policy.generate(&prompts, &config, &seeds)?;
@@ -327,8 +433,7 @@ impl<P: Generate> Writer<'_, '_, P> {
                 samples.iter().take(distinct[row].samples).map(text).collect()
             };
             written.into_iter().zip(rows).map(texts).collect::<Result<Vec<Vec<String>>>>()
-        })?;
-        Ok(place.into_iter().map(|at| texts[at].clone()).collect())
+        })
     }
 }
 

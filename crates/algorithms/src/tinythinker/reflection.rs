@@ -7,16 +7,18 @@ use ruminate_datasets::{PreferenceExample, tinythinker::StageText};
 use ruminate_models::{Generate, Policy, Tokenizer};
 use serde::{Deserialize, Serialize};
 
-use super::acquisition::{StagedValidation, published_trainer, scheduled, validate_warmup};
+use super::acquisition::{StagedValidation, mean_and_longest, published_trainer, scheduled, validate_warmup};
 use super::batches::StageBatches;
 use super::generation::{GenerationSettings, hash};
 use super::interval::{Interval, Machine, preference_limits};
+use super::round::{CHECKPOINTS, Learner};
 use crate::dpo::{
     Dpo, DpoConfig, EncodedCounts, Pair, PairLengths, PairSource, PolicyEvaluation, PromptCut, Reference,
     encode_pairs, precompute_cached,
 };
+use crate::plan::{Pass, Work};
 use crate::trainer::Evaluation;
-use crate::{Collective, Error, Observer, Result, TrainerConfig};
+use crate::{Collective, Error, Fitted, Observer, Result, Trainer, TrainerConfig};
 
 /// Which stages are trained on pairs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -32,7 +34,7 @@ pub enum Reflected {
 }
 
 impl Reflected {
-    fn trains(self, stage: Stage) -> bool {
+    pub(super) fn trains(self, stage: Stage) -> bool {
         match stage {
             Stage::Recall => self != Self::Analyze,
             Stage::Analyze => self != Self::Recall,
@@ -134,7 +136,7 @@ impl ReflectionConfig {
         }
         validate_warmup(self.warmup_ratio)?;
         self.dpo.validate()?;
-        self.generation.validate()
+        self.generation.validate_runs(self.generation_times)
     }
 }
 
@@ -250,6 +252,48 @@ impl Reflection {
     pub fn trainer(&self, trainer: &TrainerConfig, processes: usize) -> Result<TrainerConfig> {
         let cycle = StagePairs::limits(&self.source.stages, self.config.batch_size, processes)?.iter().sum();
         Ok(scheduled(trainer, self.config.blocks * cycle, self.config.warmup_ratio, cycle))
+    }
+
+    /// Pairs of all stages that are trained.
+    #[must_use]
+    pub fn pairs(&self) -> usize {
+        self.source.stages.iter().map(Vec::len).sum()
+    }
+
+    /// The micro-batches of a step, for a [`Plan`](crate::Plan): on average over the stages. Both completions of a pair are rows.
+    #[must_use]
+    pub fn passes(&self, trainer: &TrainerConfig) -> Vec<Pass> {
+        let all = self.pairs() as f64;
+        let pass = |pairs: &Vec<Pair>| Pass {
+            work: Work::Training,
+            times: trainer.accumulate as f64 * pairs.len() as f64 / all,
+            networks: 1,
+            rows: 2 * self.config.batch_size.div_ceil(trainer.accumulate),
+            source: mean_and_longest(pairs.iter().map(|pair| pair.prompt.len())),
+            target: mean_and_longest(pairs.iter().flat_map(|pair| [pair.chosen.len(), pair.rejected.len()])),
+        };
+        self.source.stages.iter().map(pass).collect()
+    }
+
+    /// Trains a student on the pairs, or goes on where the last checkpoint stands. Checkpoints go to `folder/checkpoints`, and the
+    /// reference's log-probabilities to `folder/reference_logps.json`.
+    ///
+    /// # Errors
+    /// Those of [`start`](Self::start), [`Trainer::across`] and [`Trainer::fit`].
+    pub fn fit<P: Policy + Generate + 'static>(
+        self,
+        learner: Learner<P>,
+        valid: &[Question],
+        trainer: &TrainerConfig,
+        folder: &Path,
+        collective: &Collective,
+        observer: &mut dyn Observer,
+    ) -> Result<Fitted> {
+        let trainer = self.trainer(trainer, collective.size())?;
+        let Learner { policy, tokenizer, variant } = learner;
+        let cache = folder.join("reference_logps.json");
+        let mut dpo = self.start(policy, tokenizer, variant, valid, &cache, collective)?;
+        Trainer::across(trainer, &folder.join(CHECKPOINTS), collective)?.fit(&mut dpo, observer)
     }
 
     /// The algorithm. The reference's log-probabilities are those of `policy` as it is now, and are kept in `cache`; processes that will

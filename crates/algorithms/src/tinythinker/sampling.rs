@@ -3,14 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use ruminate_datasets::PreferenceExample;
-use ruminate_datasets::tinythinker::{PairCounts, Question, Run, Stage, analyze_pairs, recall_pairs};
+use ruminate_datasets::tinythinker::{
+    PairCounts, Question, Run, Stage, analyze_pairs, read_pairs, recall_pairs,
+};
+use ruminate_datasets::{PreferenceExample, Preferences};
 use ruminate_files::JsonLines;
 use ruminate_models::{Generate, Interrupt, derive_seed};
 use serde::{Deserialize, Serialize};
 
 use super::generation::{Asked, Decoding, GenerationSettings, Student, Written};
-use super::reflection::ReflectionConfig;
+use super::reflection::{Reflected, ReflectionConfig};
 use crate::{Collective, Error, Observer, Result};
 
 /// Questions that a process answers together; what was sampled of them is on disk before the next ones begin.
@@ -26,6 +28,40 @@ pub struct RoundPairs {
     /// The manifest.
     pub summary: PairSummary,
 }
+
+/// The pair files of a round, as [`Student::make_pairs`] and the published code write them.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct PairFiles {
+    /// Pairs of knowledge: `recall_dpo.json`.
+    pub recall: Preferences,
+    /// Pairs of analyses: `analyze_dpo.json`.
+    pub analyze: Preferences,
+}
+
+impl PairFiles {
+    /// Reads the files of the stages that are to be trained. Pairs that cannot be trained on are left out and counted.
+    ///
+    /// # Errors
+    /// A file is not there or damaged, or has prompts of another stage.
+    pub fn read(folder: &Path, stages: Reflected) -> Result<Self> {
+        let read = |stage, file: &str| match stages.trains(stage) {
+            true => Ok(read_pairs(&folder.join(file), stage)?),
+            false => Ok::<_, Error>(Preferences::default()),
+        };
+        Ok(Self { recall: read(Stage::Recall, RECALL)?, analyze: read(Stage::Analyze, ANALYZE)? })
+    }
+
+    /// How many pairs there are, and how many were left out for which reason, by stage.
+    #[must_use]
+    pub fn counts(&self) -> serde_json::Value {
+        let of = |pairs: &Preferences| serde_json::json!({ "pairs": pairs.examples.len(), "left_out": pairs.left_out });
+        serde_json::json!({ "recall": of(&self.recall), "analyze": of(&self.analyze) })
+    }
+}
+
+/// The names of the pair files, as published.
+const RECALL: &str = "recall_dpo.json";
+const ANALYZE: &str = "analyze_dpo.json";
 
 /// What became of a round's runs: `pairs.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -119,8 +155,7 @@ impl<P: Generate> Student<'_, P> {
             analyze_runs: analyzed.len(),
             analyze: counts,
         };
-        let [first, second, third] =
-            ["recall_dpo.json", "analyze_dpo.json", "pairs.json"].map(|n| folder.join(n));
+        let [first, second, third] = [RECALL, ANALYZE, "pairs.json"].map(|name| folder.join(name));
         if collective.is_main_process() {
             ruminate_datasets::json::write(&first, &untagged(&made.pairs))?;
             ruminate_datasets::json::write(&second, &untagged(&pairs))?;
@@ -198,8 +233,12 @@ impl Pass<'_> {
     /// Changes with whatever the runs depend on, batch sizes excepted.
     fn key(&self, asked: &[Asked]) -> String {
         let mut hasher = blake3::Hasher::new();
-        let GenerationSettings { max_length, temperature, seed, batch_size: _ } = self.settings;
+        let GenerationSettings { max_length, temperature, temperature_increase, seed, batch_size: _ } =
+            self.settings;
         hasher.update(self.model.as_bytes()).update(&temperature.to_le_bytes());
+        if temperature_increase != 0.0 {
+            hasher.update(&temperature_increase.to_le_bytes());
+        }
         for number in [max_length as u64, seed, self.runs as u64] {
             hasher.update(&number.to_le_bytes());
         }

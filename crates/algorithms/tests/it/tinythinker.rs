@@ -66,7 +66,7 @@ fn records(variant: Variant) -> StageRecords {
 }
 
 fn settings(batch_size: usize) -> GenerationSettings {
-    GenerationSettings { max_length: 8, temperature: 1.0, batch_size, seed: 7 }
+    GenerationSettings { max_length: 8, temperature: 1.0, batch_size, seed: 7, ..Default::default() }
 }
 
 fn respond(
@@ -106,6 +106,46 @@ fn responses_depend_on_question_and_run_and_nothing_else() {
             }
         }
     }
+}
+
+#[test]
+fn the_temperature_may_change_with_each_run() {
+    let _alone = alone();
+    let asked: Vec<Asked> = questions(&[4, 2, 3, 4]).iter().map(Asked::from).collect();
+    let (policy, tokenizer) = (model(1), tokenizer());
+    let student = Student { policy: &policy, tokenizer: &tokenizer, variant: Variant::default() };
+    let respond = |asked: &[Asked], decoding, temperature: f64, increase: f64, batch_size| {
+        let settings =
+            GenerationSettings { temperature, temperature_increase: increase, ..settings(batch_size) };
+        student.respond(asked, decoding, 3, &settings, &mut NullObserver)
+    };
+    for decoding in [Decoding::Random, Decoding::RecallPass, Decoding::AnalyzePass] {
+        let all = respond(&asked, decoding, 1.0, 0.5, 64).unwrap();
+        assert!(all.iter().all(|of| of.len() == 3));
+        // As without it, a run depends on seed and question alone.
+        assert_eq!(all, respond(&asked, decoding, 1.0, 0.5, 1).unwrap(), "{decoding:?}");
+        assert_eq!(all[1..2], respond(&asked[1..2], decoding, 1.0, 0.5, 64).unwrap());
+        // The first run has the temperature itself, the others have not.
+        let other = respond(&asked, decoding, 1.0, -0.4, 64).unwrap();
+        let run = |of: &[Vec<ruminate_algorithms::tinythinker::Response>], run: usize| {
+            of.iter().map(|of| of[run].clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(run(&all, 0), run(&other, 0));
+        assert_ne!(run(&all, 2), run(&other, 2));
+    }
+    // Nothing is sampled, so nothing changes.
+    assert_eq!(
+        respond(&asked, Decoding::Greedy, 1.0, 0.5, 64).unwrap(),
+        respond(&asked, Decoding::Greedy, 1.0, 0.0, 64).unwrap()
+    );
+    let error = respond(&asked, Decoding::Random, 1.0, -0.5, 64).unwrap_err().to_string();
+    assert!(error.contains("temperature_increase") && error.contains("3 runs"), "{error}");
+    let config = ReflectionConfig {
+        generation: GenerationSettings { temperature_increase: -0.1, ..settings(64) },
+        generation_times: 11,
+        ..ReflectionConfig::default()
+    };
+    assert!(config.validate().unwrap_err().to_string().contains("temperature_increase"));
 }
 
 #[test]

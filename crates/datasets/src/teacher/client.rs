@@ -103,13 +103,8 @@ impl Client {
 
     pub(super) fn send(&self, body: &Body) -> std::result::Result<Reply, Failure> {
         let transient = |reason: String| Failure::Transient { reason: self.shorten(&reason), wait: None };
-        let text = self.written(body).map_err(|error| Failure::Rejected(error.to_string()))?;
-        let text = match self.endpoint {
-            Endpoint::Chat => text,
-            Endpoint::Completions => {
-                as_completion(&text).map_err(|error| Failure::Rejected(error.to_string()))?
-            }
-        };
+        let text = serde_json::to_vec(&body.wire(self.token_limit, self.endpoint))
+            .map_err(|error| Failure::Rejected(error.to_string()))?;
         let mut request = self.agent.post(&self.url).content_type("application/json");
         if let Some(headers) = request.headers_mut() {
             headers.extend(self.headers.clone());
@@ -149,21 +144,6 @@ impl Client {
         })
     }
 
-    /// The body, with the limit of tokens under the name that the server knows.
-    fn written(&self, body: &Body) -> serde_json::Result<Vec<u8>> {
-        if self.token_limit == TokenLimit::MaxTokens {
-            return serde_json::to_vec(body);
-        }
-        let mut body = serde_json::to_value(body)?;
-        if let Some(fields) = body.as_object_mut()
-            && let Some(limit) = fields.remove("max_tokens")
-            && self.token_limit == TokenLimit::MaxCompletionTokens
-        {
-            fields.entry(TokenLimit::COMPLETION).or_insert(limit);
-        }
-        serde_json::to_vec(&body)
-    }
-
     fn refused(&self, status: u16, message: String) -> Failure {
         Failure::Fatal(TeacherError::Refused { status, url: self.url.clone(), message })
     }
@@ -172,15 +152,6 @@ impl Client {
     fn shorten(&self, text: &str) -> String {
         shown(&self.key.hide(text))
     }
-}
-
-/// A body for chat completions, as plain completions want it: the messages' texts are the prompt.
-fn as_completion(body: &[u8]) -> serde_json::Result<Vec<u8>> {
-    let mut body: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(body)?;
-    let messages = body.remove("messages").unwrap_or_default();
-    let texts = messages.as_array().into_iter().flatten().filter_map(|message| message["content"].as_str());
-    body.insert("prompt".into(), texts.collect::<Vec<_>>().concat().into());
-    serde_json::to_vec(&body)
 }
 
 /// A text from elsewhere as a terminal and a log can show it: not without end, and with escapes for characters that would act on the

@@ -66,6 +66,17 @@ pub enum TeacherError {
         /// The request.
         id: String,
     },
+    /// The file has the answer to a request that is not among those that were asked.
+    #[error("{}: line {line}: nobody asked {}; are these the answers of another round?", .path.display(),
+        .id.as_ref().map_or_else(|| "a request with these messages".into(), |id| format!("`{id}`")))]
+    NotAsked {
+        /// The file.
+        path: PathBuf,
+        /// The line, counted from 1.
+        line: usize,
+        /// The request, where the line names it.
+        id: Option<String>,
+    },
     /// The file has the answer to another request under the same id.
     #[error(
         "{}: line {line}: `{id}` was asked with another {field} than now; write to a new file, or give the request a new id", .path.display()

@@ -1,6 +1,6 @@
 //! Files of answers.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -8,6 +8,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
+use super::client::shown;
 use super::request::{Body, Reply};
 use super::{Answer, Message, Request, Result, Sampling, TeacherError};
 use crate::append::AppendFile;
@@ -20,9 +21,9 @@ pub struct Exchange {
     pub id: Option<String>,
     /// Who was asked, where this is known.
     pub model: Option<String>,
-    /// What was asked.
+    /// What was asked; nothing in lines of a batch's output.
     pub messages: Vec<Message>,
-    /// How it was drawn; nothing in lines of `[request, response]`.
+    /// How it was drawn; nothing in lines of others.
     pub sampling: Option<Sampling>,
     /// The answer, or why there is none.
     pub outcome: std::result::Result<Answer, String>,
@@ -85,6 +86,61 @@ struct Asked {
     messages: Vec<Message>,
 }
 
+/// A line of the output of OpenAI's batch interface.
+#[derive(Deserialize)]
+struct BatchResult {
+    custom_id: String,
+    #[serde(default)]
+    response: Value,
+    #[serde(default)]
+    error: Value,
+}
+
+#[derive(Deserialize)]
+struct BatchResponse {
+    status_code: u16,
+    #[serde(default)]
+    body: Value,
+}
+
+impl BatchResult {
+    fn exchange(self) -> serde_json::Result<Exchange> {
+        let Self { custom_id: id, response, error } = self;
+        let bad = |what: &str| serde_json::Error::custom(format!("`{id}`: {what}"));
+        // What servers and interfaces say stands in `message`, of an object or of the one in its `error`.
+        let said = |from: &Value| {
+            let message = from.pointer("/error/message").or_else(|| from.get("message"));
+            shown(&message.and_then(Value::as_str).map_or_else(|| from.to_string(), str::to_owned))
+        };
+        let outcome = match (response, error) {
+            (Value::Null, Value::Null) => return Err(bad("expected either `response` or `error`")),
+            (Value::Null, error) => Err(said(&error)),
+            (response, _) => {
+                let BatchResponse { status_code, body } =
+                    serde_json::from_value(response).map_err(|error| bad(&format!("response: {error}")))?;
+                if (200..300).contains(&status_code) {
+                    let stored = serde_json::from_value::<Stored>(body);
+                    stored.map_err(|error| bad(&format!("response.body: {error}")))?.outcome()
+                } else {
+                    Err(format!("status {status_code}: {}", said(&body)))
+                }
+            }
+        };
+        Ok(Exchange { id: Some(id), model: None, messages: vec![], sampling: None, outcome })
+    }
+}
+
+/// Whether a line is one of a batch's output.
+fn is_batch(line: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Named {
+        #[serde(rename = "custom_id")]
+        _custom_id: String,
+    }
+    const KEY: &[u8] = b"\"custom_id\"";
+    line.windows(KEY.len()).any(|window| window == KEY) && serde_json::from_slice::<Named>(line).is_ok()
+}
+
 impl Exchange {
     fn parse(line: &[u8]) -> serde_json::Result<Self> {
         if line.trim_ascii_start().starts_with(b"[") {
@@ -95,6 +151,9 @@ impl Exchange {
             };
             let Asked { model, messages } = request;
             return Ok(Self { id: None, model, messages, sampling: None, outcome });
+        }
+        if is_batch(line) {
+            return serde_json::from_slice::<BatchResult>(line)?.exchange();
         }
         let record: Record = serde_json::from_slice(line)?;
         record.exchange().ok_or_else(|| serde_json::Error::custom("expected either `response` or `error`"))
@@ -114,9 +173,9 @@ impl Record {
     }
 }
 
-/// Reads a file of answers: lines that [`Teacher::ask`](super::Teacher::ask) wrote, or `[request, response]` in OpenAI's form, with a
-/// list of errors for the response of a request that failed. A response without content is none. A last line that was cut off is left
-/// out.
+/// Reads a file of answers: lines that [`Teacher::ask`](super::Teacher::ask) wrote, lines of the output of OpenAI's batch interface, or
+/// `[request, response]` in OpenAI's form, with a list of errors for the response of a request that failed. A response without content is
+/// none. A last line that was cut off is left out.
 ///
 /// # Errors
 /// [`Error::Read`], and [`Error::Json`] with the line.
@@ -124,6 +183,11 @@ pub fn read_answers(path: &Path) -> Result<Vec<Exchange>> {
     let bytes = crate::text::read(path)?;
     let (lines, _) = parse(path, &bytes)?;
     Ok(lines.into_iter().map(|(_, exchange)| exchange).collect())
+}
+
+/// The exchanges of a file with their lines, counted from 1.
+pub(super) fn numbered(path: &Path) -> Result<Vec<(usize, Exchange)>> {
+    Ok(parse(path, &crate::text::read(path)?)?.0)
 }
 
 /// The exchanges with their lines, and the length of what is whole.
@@ -187,7 +251,7 @@ fn assign<'a>(
         let request = &requests[index];
         let changed = if model.is_some() && exchange.model.as_deref() != model {
             Some("model")
-        } else if exchange.messages != request.messages {
+        } else if !exchange.messages.is_empty() && exchange.messages != request.messages {
             Some("messages")
         } else if model.is_some() && exchange.sampling.as_ref() != Some(&request.sampling) {
             Some("sampling")
@@ -247,6 +311,8 @@ pub struct AnswerFile {
     by_id: HashMap<String, Vec<usize>>,
     /// Where those without an id are.
     unnamed: Vec<usize>,
+    /// Ids of requests that failed; some may have been answered since.
+    failed: HashSet<String>,
     lines: usize,
 }
 
@@ -261,14 +327,15 @@ impl AnswerFile {
             Ok(((exchanges, bytes[..whole].split_inclusive(|&b| b == b'\n').count()), whole))
         };
         let (file, (exchanges, lines)) = AppendFile::open(path, read)?;
-        let (by_id, unnamed) = (HashMap::new(), vec![]);
-        let mut this = Self { path: path.into(), file, exchanges: vec![], by_id, unnamed, lines };
+        let (by_id, unnamed, failed) = Default::default();
+        let mut this = Self { path: path.into(), file, exchanges: vec![], by_id, unnamed, failed, lines };
         exchanges.into_iter().for_each(|(line, exchange)| this.keep(line, exchange));
         Ok(this)
     }
 
     fn keep(&mut self, line: usize, exchange: Exchange) {
         if exchange.outcome.is_err() {
+            self.failed.extend(exchange.id);
             return;
         }
         let index = self.exchanges.len();
@@ -279,8 +346,16 @@ impl AnswerFile {
         self.exchanges.push((line, exchange));
     }
 
-    /// The answers that it has.
-    pub(super) fn answers(&self, model: &str, requests: &[Request]) -> Result<Vec<Option<Answer>>> {
+    /// Whether it tells that a request failed.
+    pub(super) fn has_failed(&self, id: &str) -> bool {
+        self.failed.contains(id)
+    }
+
+    /// The answers that it has to requests to a model, in their order.
+    ///
+    /// # Errors
+    /// [`TeacherError::DuplicateId`], [`TeacherError::SecondAnswer`] and [`TeacherError::RequestChanged`].
+    pub fn answers(&self, model: &str, requests: &[Request]) -> Result<Vec<Option<Answer>>> {
         let named = ids(requests)?.into_keys().filter_map(|id| self.by_id.get(id)).flatten();
         let mut found: Vec<usize> = named.chain(&self.unnamed).copied().collect();
         found.sort_unstable();

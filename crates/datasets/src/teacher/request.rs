@@ -6,6 +6,8 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
+use super::{Endpoint, TokenLimit};
+
 /// A message of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(expecting = "an object with role and content")]
@@ -101,6 +103,38 @@ impl Body {
     pub(super) fn new(model: &str, request: &Request) -> Self {
         Self { model: model.into(), messages: request.messages.clone(), sampling: request.sampling.clone() }
     }
+
+    /// The body as a server wants it: the limit of tokens under the name that it knows, and for plain completions the messages' texts as the
+    /// prompt.
+    pub(super) fn wire(&self, limit: TokenLimit, endpoint: Endpoint) -> WireBody<'_> {
+        let mut sampling = self.sampling.clone();
+        if limit != TokenLimit::MaxTokens
+            && let Some(tokens) = sampling.max_tokens.take()
+            && limit == TokenLimit::MaxCompletionTokens
+        {
+            sampling.other.entry(TokenLimit::COMPLETION).or_insert(tokens.into());
+        }
+        let (messages, prompt) = match endpoint {
+            Endpoint::Chat => (Some(self.messages.as_slice()), None),
+            Endpoint::Completions => {
+                let texts = self.messages.iter().map(|message| message.content.as_str());
+                (None, Some(texts.collect::<Vec<_>>().concat()))
+            }
+        };
+        WireBody { model: &self.model, messages, prompt, sampling }
+    }
+}
+
+/// See [`Body::wire`].
+#[derive(Debug, Serialize)]
+pub(super) struct WireBody<'a> {
+    model: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    messages: Option<&'a [Message]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt: Option<String>,
+    #[serde(flatten)]
+    sampling: Sampling,
 }
 
 /// A completion of the teacher.

@@ -17,10 +17,14 @@ pub use items::{
     Candidate, Checked, Extraction, Item, LabelPolicy, Rejected, Retry, check_all, check_candidate, diverse,
     edit_distance, extract, far_from_all, items_of, vote_on,
 };
-pub use pairs::{AnalyzeRun, Backup, PairCounts, PairOptions, RecallPairs, Run, analyze_pairs, recall_pairs};
+pub use pairs::{
+    AnalyzeRun, Backup, PairCounts, PairOptions, RecallPairs, Run, analyze_pairs, read_pairs, recall_pairs,
+};
 pub use question::{Choice, Question};
-pub use records::{AnalysisOrder, Reasoned, Record, StageRecords, Variant, questions_of, teacher_runs};
+pub use records::{
+    AnalysisOrder, Reasoned, Record, RecordCounts, StageRecords, Variant, questions_of, teacher_runs,
+};
 pub use sources::{Source, SplitIds, Splits, read_items};
 pub use stages::{Draft, Stage, StageText, with_full_stop};
 pub use teacher::{FewShot, TeacherRequest, read_instruction, system_message, user_message};
-pub use teaching::{TaughtCounts, Teaching, TeachingConfig, read_few_shot};
+pub use teaching::{Exchanged, TaughtCounts, Teaching, TeachingConfig, TeachingSection, read_few_shot};

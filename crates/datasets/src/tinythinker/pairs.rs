@@ -1,6 +1,7 @@
 //! Preference pairs from sampled runs.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{Rng, SeedableRng};
@@ -8,7 +9,8 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use super::stages::{Draft, Stage};
-use crate::preference::PreferenceExample;
+use crate::preference::{PreferenceExample, Preferences};
+use crate::{Error, Result};
 
 /// A run through all stages.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +37,41 @@ impl Run {
     fn analysis(&self, option: char) -> Option<&str> {
         self.draft.analyses().iter().find(|(label, _)| *label == option).map(|(_, text)| text.as_str())
     }
+}
+
+/// Reads a file of pairs: an array of `{"prompt", "chosen", "rejected"}`, or such lines. Texts may be null, as the published code writes
+/// them sometimes. Pairs that cannot be trained on are left out and counted.
+///
+/// # Errors
+/// [`Error::Read`], [`Error::Json`] with item and field, and [`Error::BadField`] for a prompt that does not ask for this stage.
+pub fn read_pairs(path: &Path, stage: Stage) -> Result<Preferences> {
+    #[derive(Deserialize)]
+    #[serde(expecting = "an object with prompt, chosen and rejected")]
+    struct Row {
+        prompt: String,
+        chosen: Option<String>,
+        rejected: Option<String>,
+    }
+    let mut pairs = Preferences::default();
+    for (place, Row { prompt, chosen, rejected }) in crate::json::read_rows::<Row>(path)? {
+        let asks = match stage {
+            Stage::Recall => prompt.ends_with("\nRecall:"),
+            Stage::Analyze => prompt.contains("\nAnalyze: For option ") && prompt.ends_with(','),
+            Stage::Summarize => prompt.ends_with("\nSummarize:"),
+        };
+        if !asks {
+            let reason = format!("does not ask for the stage {}: `{prompt}`", stage.name());
+            return Err(Error::BadField { path: path.into(), place, field: "prompt", reason });
+        }
+        let (chosen, rejected) = (chosen.unwrap_or_default(), rejected.unwrap_or_default());
+        let source = stage.name().into();
+        let pair = PreferenceExample { source, ..PreferenceExample::new(prompt, chosen, rejected) };
+        match pair.problem() {
+            Some(problem) => *pairs.left_out.entry(problem).or_default() += 1,
+            None => pairs.examples.push(pair),
+        }
+    }
+    Ok(pairs)
 }
 
 /// How pairs are made.
@@ -322,6 +359,31 @@ mod tests {
             draft: Draft::new(&question).stating(Some(recall), &analyses),
             gold: 'A',
             answer,
+        }
+    }
+
+    #[test]
+    fn files_read_back_and_prompts_of_another_stage_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pairs.json");
+        let write = |text: &str| std::fs::write(&path, text).unwrap();
+        let question = Question::new("1", "q?", vec!["x".into(), "y".into()], 'A').unwrap();
+        let draft = Draft::new(&question);
+        let (recall, analyze) = (draft.recall_prompt(), draft.analyze_prompt('B'));
+        let pair = |prompt: &str| serde_json::json!({"prompt": prompt, "chosen": "a", "rejected": "b"});
+        let row = |chosen: serde_json::Value| serde_json::json!({"prompt": recall, "chosen": chosen, "rejected": "b"});
+        write(&serde_json::json!([pair(&recall), row("b".into()), row(serde_json::Value::Null)]).to_string());
+        let read = read_pairs(&path, Stage::Recall).unwrap();
+        assert_eq!((read.examples.len(), read.left_out.values().sum::<usize>()), (1, 2));
+        assert_eq!(read.examples[0].source, "recall");
+        // Lines are taken as well.
+        write(&format!("{}\n{}\n", pair(&analyze), pair(&recall)));
+        let error = read_pairs(&path, Stage::Analyze).unwrap_err().to_string();
+        assert!(error.contains("line 2, field prompt") && error.contains("analyze"), "{error}");
+        for text in ["[{\"prompt\": 3}]", "[{\"prompt\": \"q\"}]", "{\"prompt\": ", "[3]"] {
+            write(text);
+            let error = read_pairs(&path, Stage::Recall).unwrap_err().to_string();
+            assert!(error.contains("pairs.json"), "{text}: {error}");
         }
     }
 

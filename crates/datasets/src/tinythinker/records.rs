@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::items::Item;
 use super::pairs::Run;
 use super::question::{Problem, Question};
+use super::sources::Splits;
 use super::stages::{Draft, StageText};
 use crate::{Error, Place, Result};
 
@@ -82,6 +83,10 @@ pub enum Variant {
 }
 
 impl Variant {
+    /// All of them, the whole student first.
+    pub const ALL: [Self; 4] =
+        [Self::RecallAnalyzeSummarize, Self::RecallSummarize, Self::AnalyzeSummarize, Self::Summarize];
+
     /// The name in files and settings.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -137,6 +142,9 @@ impl Record {
         self.recall.as_deref().or(self.analyze.as_deref()).or(self.summarize.as_deref())
     }
 }
+
+/// Numbers of records: recall, analyze, summarize, valid and test.
+pub type RecordCounts = [usize; 5];
 
 /// The files of a variant; those that it lacks are empty.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -238,6 +246,30 @@ impl StageRecords {
             ("valid", &self.valid),
             ("test", &self.test),
         ]
+    }
+
+    /// Makes the records of every variant and writes them to `folder/VARIANT`. Returns how many there are.
+    ///
+    /// # Errors
+    /// [`Error::Write`](crate::Error::Write).
+    pub fn write_variants(
+        folder: &Path,
+        items: &[Reasoned],
+        splits: &Splits,
+        order: AnalysisOrder,
+    ) -> Result<Vec<(Variant, RecordCounts)>> {
+        let write = |variant: Variant| {
+            let records = Self::new(variant, items, &splits.valid, &splits.test, order);
+            records.write(&folder.join(variant.name()))?;
+            Ok((variant, records.counts()))
+        };
+        Variant::ALL.into_iter().map(write).collect()
+    }
+
+    /// How many records there are of recall, analyze, summarize, valid and test.
+    #[must_use]
+    pub fn counts(&self) -> RecordCounts {
+        [&self.recall, &self.analyze, &self.summarize, &self.valid, &self.test].map(Vec::len)
     }
 
     /// Writes a JSON array for each file that is not empty.

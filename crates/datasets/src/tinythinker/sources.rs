@@ -29,6 +29,17 @@ pub enum Source {
 }
 
 impl Source {
+    /// The name in settings and tables.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Csqa => "csqa",
+            Self::Obqa => "obqa",
+            Self::StrategyQa => "strategyqa",
+            Self::Custom => "custom",
+        }
+    }
+
     /// Options of each question, where all have as many.
     #[must_use]
     pub fn num_options(self) -> Option<usize> {

@@ -1,6 +1,6 @@
 //! From questions to training items: what the teacher is asked in each round, and what is made of its answers.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -9,10 +9,13 @@ use serde::{Deserialize, Serialize};
 
 use super::items::{Candidate, Item, LabelPolicy, Retry, check_all, items_of};
 use super::question::Question;
-use super::sources::Source;
-use super::teacher::{FewShot, TeacherRequest};
+use super::records::Reasoned;
+use super::sources::{Source, read_items};
+use super::teacher::{FewShot, TeacherRequest, read_instruction, system_message};
 use crate::Result;
-use crate::teacher::{Answer, Request};
+use crate::teacher::{
+    self, Answer, AnswerFile, Exchange, Imported, Prices, Request, Teacher, TeacherObserver, match_answers,
+};
 
 /// Settings of the teaching; the defaults are the published ones, and 0 stands for the data set's own number.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -48,6 +51,65 @@ impl Default for TeachingConfig {
     }
 }
 
+/// The `[teaching]` section of a TinyThinker configuration: what the teacher is asked. The defaults are the paths of the published code.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TeachingSection {
+    /// File with the instruction.
+    pub instruction: PathBuf,
+    /// File with the examples.
+    pub few_shot: PathBuf,
+    /// Prices of a million tokens, to show what it costs.
+    pub prices: Option<Prices>,
+    /// Only the first training questions; 0 for all.
+    pub questions: usize,
+    /// Rounds, candidates and labels.
+    pub settings: TeachingConfig,
+}
+
+impl Default for TeachingSection {
+    fn default() -> Self {
+        Self {
+            instruction: "datasets/request.json".into(),
+            few_shot: "datasets/csqa/prompt/csqa_cot.json".into(),
+            prices: None,
+            questions: 0,
+            settings: TeachingConfig::default(),
+        }
+    }
+}
+
+impl TeachingSection {
+    /// The system message: instruction and examples.
+    ///
+    /// # Errors
+    /// A file cannot be read or has another form.
+    pub fn system_message(&self) -> Result<String> {
+        let examples = read_few_shot(&self.few_shot, self.settings.seed)?;
+        Ok(system_message(&read_instruction(&self.instruction)?, &examples))
+    }
+
+    /// The teaching of the training questions. Where there are answers that were collected before, their system message is taken, because
+    /// the order of its examples was drawn.
+    ///
+    /// # Errors
+    /// Those of [`system_message`](Self::system_message).
+    pub fn teaching<'q>(
+        &self,
+        source: Source,
+        train: &'q [Question],
+        answers: &[(PathBuf, Vec<Exchange>)],
+    ) -> Result<Teaching<'q>> {
+        let mut told = answers.iter().flat_map(|(_, exchanges)| exchanges);
+        let system = match told.find_map(|exchange| exchange.messages.first()) {
+            Some(message) => message.content.clone(),
+            None => self.system_message()?,
+        };
+        let count = if self.questions == 0 { train.len() } else { self.questions.min(train.len()) };
+        Ok(Teaching::new(source, system, &train[..count], self.settings.clone()))
+    }
+}
+
 /// What became of the questions.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct TaughtCounts {
@@ -70,7 +132,7 @@ pub struct TaughtCounts {
 #[derive(Debug)]
 pub struct Teaching<'a> {
     source: Source,
-    system: &'a str,
+    system: String,
     questions: &'a [Question],
     config: TeachingConfig,
     round: usize,
@@ -82,7 +144,12 @@ pub struct Teaching<'a> {
 impl<'a> Teaching<'a> {
     /// Before the first round. `system` is the [system message](super::system_message).
     #[must_use]
-    pub fn new(source: Source, system: &'a str, questions: &'a [Question], config: TeachingConfig) -> Self {
+    pub fn new(
+        source: Source,
+        system: impl Into<String>,
+        questions: &'a [Question],
+        config: TeachingConfig,
+    ) -> Self {
         let own = |setting: usize, published: usize| if setting == 0 { published } else { setting };
         let candidates = own(config.candidates, source.candidates());
         let config = TeachingConfig {
@@ -94,7 +161,7 @@ impl<'a> Teaching<'a> {
         let first = Retry { n: candidates, max_tokens: config.max_tokens };
         Self {
             source,
-            system,
+            system: system.into(),
             questions,
             round: 0,
             open: (0..questions.len()).map(|i| (i, first)).collect(),
@@ -119,7 +186,7 @@ impl<'a> Teaching<'a> {
         let request = |&(i, Retry { n, max_tokens }): &(usize, Retry)| {
             let question = &self.questions[i];
             let temperature = self.config.temperature;
-            let of = TeacherRequest::new(self.source, self.system, question);
+            let of = TeacherRequest::new(self.source, &self.system, question);
             TeacherRequest { n, max_tokens, temperature, ..of }
                 .named(format!("{}/{}", question.id, self.round))
         };
@@ -155,6 +222,99 @@ impl<'a> Teaching<'a> {
         self.round += 1;
     }
 
+    /// The file of the present round's answers in a folder.
+    #[must_use]
+    pub fn answer_path(&self, folder: &Path) -> PathBuf {
+        folder.join(format!("answers_{}.jsonl", self.round))
+    }
+
+    /// Asks a teacher in all rounds that are left, with a file of answers for each in `folder`. Returns false when the observer stopped it.
+    ///
+    /// # Errors
+    /// Those of [`Teacher::ask`].
+    pub fn ask(
+        &mut self,
+        teacher: &Teacher,
+        folder: &Path,
+        observer: &mut dyn TeacherObserver,
+    ) -> teacher::Result<bool> {
+        loop {
+            let requests = self.requests();
+            if requests.is_empty() {
+                return Ok(true);
+            }
+            let outcome = teacher.ask(&requests, &self.answer_path(folder), |_, _| Ok(()), observer)?;
+            if outcome.stopped {
+                return Ok(false);
+            }
+            self.take(&outcome.answers);
+        }
+    }
+
+    /// Takes answers that were collected before, a file for each round. Rounds without a file have no answers.
+    ///
+    /// # Errors
+    /// Those of [`match_answers`].
+    pub fn take_files(&mut self, files: Vec<(PathBuf, Vec<Exchange>)>) -> teacher::Result<()> {
+        let mut files = files.into_iter();
+        loop {
+            let requests = self.requests();
+            if requests.is_empty() {
+                return Ok(());
+            }
+            let answers = match files.next() {
+                Some((path, exchanges)) => match_answers(&path, exchanges, &requests)?,
+                None => vec![None; requests.len()],
+            };
+            self.take(&answers);
+        }
+    }
+
+    /// Takes the answers to `model` in a folder, round after round, up to the round that has requests which are neither answered nor failed.
+    /// Returns these; none when the teaching is over.
+    ///
+    /// # Errors
+    /// Those of [`AnswerFile`].
+    pub fn catch_up(&mut self, folder: &Path, model: &str) -> teacher::Result<Vec<Request>> {
+        loop {
+            let requests = self.requests();
+            if requests.is_empty() {
+                return Ok(vec![]);
+            }
+            let file = AnswerFile::open(&self.answer_path(folder))?;
+            let open = file.open_requests(model, &requests)?;
+            if !open.is_empty() {
+                return Ok(open);
+            }
+            self.take(&file.answers(model, &requests)?);
+        }
+    }
+
+    /// Takes the answers of another sender, those in `folder` and those in `import`, and tells what is still to be asked.
+    ///
+    /// # Errors
+    /// Those of [`catch_up`](Self::catch_up) and [`AnswerFile::import`].
+    pub fn exchange(&mut self, folder: &Path, model: &str, import: &[PathBuf]) -> teacher::Result<Exchanged> {
+        let open = self.catch_up(folder, model)?;
+        if import.is_empty() || open.is_empty() {
+            return Ok(Exchanged { open, imported: None });
+        }
+        let requests = self.requests();
+        let imported = AnswerFile::open(&self.answer_path(folder))?.import(import, model, &requests)?;
+        Ok(Exchanged { open: self.catch_up(folder, model)?, imported: Some(imported) })
+    }
+
+    /// Writes the [`items`](Self::items) to `items.json` in a folder, and takes them apart.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write_items(&self, folder: &Path) -> Result<(Vec<Reasoned>, TaughtCounts)> {
+        let path = folder.join("items.json");
+        let (items, counts) = self.items();
+        crate::json::write(&path, &items)?;
+        Ok((read_items(&path)?, counts))
+    }
+
     /// The items of what was accepted so far, and what became of the questions. All rounds vote together on a label.
     #[must_use]
     pub fn items(&self) -> (Vec<Item>, TaughtCounts) {
@@ -171,6 +331,15 @@ impl<'a> Teaching<'a> {
         }
         (items, counts)
     }
+}
+
+/// What came of another sender's answers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Exchanged {
+    /// The requests of the present round that are neither answered nor failed; none when the teaching is over.
+    pub open: Vec<Request>,
+    /// What became of the files; none where there were no files, or nothing was open.
+    pub imported: Option<Imported>,
 }
 
 /// Reads the examples of a data set, in an order that the seed decides.

@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 
 use ruminate_datasets::NullObserver;
 use ruminate_datasets::teacher::{
-    Answer, Message, Outcome, Prices, Progress, Request, Sampling, Teacher, TeacherConfig, TeacherError,
-    TeacherObserver, TokenLimit, read_answers,
+    Answer, Endpoint, Message, Outcome, Prices, Progress, Request, RequestForm, Sampling, Teacher,
+    TeacherConfig, TeacherError, TeacherObserver, TokenLimit, read_answers, write_requests,
 };
 use stub::{Act, Seen, Stub};
 
@@ -471,4 +471,33 @@ fn a_validator_that_panics_leaves_nobody_waiting() {
     }));
     assert!(caught.is_err());
     assert_complete(&requests(50), &ask(stub.config(), &requests(50), &path).unwrap(), &path);
+}
+
+#[test]
+fn models_that_continue_a_text_are_asked_for_completions() {
+    let stub = Stub::start(|seen| {
+        assert!(seen.body["messages"].is_null() && seen.head.contains(" /v1/completions "), "{}", seen.head);
+        assert_eq!(seen.body["max_tokens"], 5);
+        let text = format!("{} goes on", seen.prompt());
+        Act::write(&[&text])
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("answers.jsonl");
+    let messages = vec![Message::new("system", "Count. "), Message::new("user", "One two")];
+    let sampling = Sampling { max_tokens: Some(5), ..Sampling::default() };
+    let requests = [Request { sampling, ..Request::new("a", messages) }];
+    let config = TeacherConfig { endpoint: Endpoint::Completions, ..stub.config() };
+    let outcome = ask(config.clone(), &requests, &path).unwrap();
+    assert_eq!(outcome.answers[0].as_ref().unwrap().text(), "Count. One two goes on");
+    // What is there is not asked again, and another sender is told the same.
+    ask(config.clone(), &requests, &path).unwrap();
+    assert_eq!(stub.seen().len(), 1);
+    let exported = folder.path().join("batch.jsonl");
+    write_requests(&exported, &config, &requests, RequestForm::Batch).unwrap();
+    let line: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&exported).unwrap()).unwrap();
+    assert_eq!(
+        (&line["url"], &line["body"]["prompt"]),
+        (&"/v1/completions".into(), &"Count. One two".into())
+    );
+    assert!(line["body"]["messages"].is_null());
 }

@@ -32,11 +32,7 @@ impl<C: Configuration> Evaluation<C> {
     /// There is no such folder, a flag is given that has no use (`--resume`, `--dry-run`, `--precision`), or the configuration cannot be
     /// loaded.
     pub fn new(args: &RunArgs, model: Option<&Path>) -> std::result::Result<Self, ConfigError> {
-        for (flag, given) in [("--resume", args.resume), ("--dry-run", args.dry_run)] {
-            if given {
-                return Err(ConfigError::UselessFlag { flag });
-            }
-        }
+        args.refuse(&["--resume", "--dry-run"])?;
         let model = model.map(checkpoint).transpose()?;
         let args = match &model {
             Some(model) => args.configured_as(model)?,

@@ -30,3 +30,21 @@ impl<A: Algorithm> Fit for A {
         Trainer::across(trainer.clone(), &dir.checkpoints(), collective)?.fit(&mut algorithm, observer)
     }
 }
+
+/// A closure that fits.
+pub(super) struct FitBy<F>(pub(super) F);
+
+impl<F> Fit for FitBy<F>
+where
+    F: FnOnce(&TrainerConfig, &RunDir, &Collective, &mut dyn Observer) -> Result<Fitted>,
+{
+    fn fit(
+        self: Box<Self>,
+        trainer: &TrainerConfig,
+        dir: &RunDir,
+        collective: &Collective,
+        observer: &mut dyn Observer,
+    ) -> Result<Fitted> {
+        (self.0)(trainer, dir, collective, observer)
+    }
+}

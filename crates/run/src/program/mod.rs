@@ -10,7 +10,8 @@ mod rounds;
 
 use std::path::Path;
 
-use ruminate_algorithms::{Ending, Fitted, Plan, TrainerConfig};
+use ruminate_algorithms::{Collective, Ending, Fitted, Networks, Observer, Pass, Plan, TrainerConfig};
+use ruminate_datasets::Split;
 use ruminate_models::ModelConfig;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -18,6 +19,7 @@ use serde_json::{Map, Value};
 
 pub use evaluation::{Evaluation, checkpoints_of, files_table, uninterrupted};
 pub use fit::Fit;
+use fit::FitBy;
 pub use rounds::Rounds;
 
 use crate::cli::{FlagKeys, RunArgs};
@@ -104,8 +106,10 @@ pub trait Training {
         processes: usize,
     ) -> anyhow::Result<Measured>;
 
-    /// What a run takes at most, where the data are not there.
-    fn longest(&self, config: &Self::Config, model: &ModelConfig) -> Plan;
+    /// What a run takes at most, where the data are not there. By default the model and the trainer's states alone.
+    fn longest(&self, config: &Self::Config, model: &ModelConfig) -> Plan {
+        Plan::new(self.trainer(config), Networks::single(model), &[], 1.0)
+    }
 
     /// Loads model and data and joins them. Everything that can be wrong with them shows here, before the run folder is opened.
     ///
@@ -150,6 +154,20 @@ impl Prepared {
         Self { algorithm: Box::new(algorithm), data: None, result: Map::new() }
     }
 
+    /// Something that is fitted by a closure, because there is work to be done in the run folder before the first step.
+    pub fn fitted_by<F>(fit: F) -> Self
+    where
+        F: FnOnce(
+                &TrainerConfig,
+                &RunDir,
+                &Collective,
+                &mut dyn Observer,
+            ) -> ruminate_algorithms::Result<Fitted>
+            + 'static,
+    {
+        Self::new(FitBy(fit))
+    }
+
     /// Adds counts of what was read.
     ///
     /// # Errors
@@ -169,6 +187,22 @@ pub struct Measured {
     pub data: Vec<DataRow>,
     /// Why the run would not start nevertheless.
     pub problem: Option<anyhow::Error>,
+}
+
+impl Measured {
+    /// The plan of one network that is trained on so many rows of a task.
+    #[must_use]
+    pub fn on_rows(
+        trainer: &TrainerConfig,
+        model: &ModelConfig,
+        passes: &[Pass],
+        task: impl Into<String>,
+        rows: usize,
+    ) -> Self {
+        let plan = Plan::new(trainer, Networks::single(model), passes, 1.0);
+        let data = DataRow { task: task.into(), split: Split::Train, questions: rows, instances: rows };
+        Self { plan, data: vec![data], problem: None }
+    }
 }
 
 /// What came of a training.

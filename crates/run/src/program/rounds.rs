@@ -4,6 +4,8 @@ use ruminate_datasets::json;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::report::Page as ReportPage;
+use crate::rundir::RunDirError;
 use crate::worker::Worker;
 
 /// A sequence of runs, each of which starts from what came of the one before: rounds of sampling and training, iterations of
@@ -28,6 +30,26 @@ impl Rounds<'_> {
     #[must_use]
     pub fn folder(&self, number: u64) -> PathBuf {
         self.out.join(format!("{}-{number}", self.name))
+    }
+
+    /// Completes a page about the first `count` rounds with their curves and links to their reports, and writes it.
+    ///
+    /// # Errors
+    /// The page cannot be written.
+    pub fn write_report(
+        &self,
+        page: &mut ReportPage,
+        count: usize,
+        metrics: &[(&str, &str)],
+    ) -> Result<PathBuf, RunDirError> {
+        let name = |number| format!("{}-{number}", self.name);
+        let rounds = 1..=count as u64;
+        let runs: Vec<_> = rounds.clone().map(|number| (name(number), self.folder(number))).collect();
+        let links: Vec<_> =
+            rounds.map(|number| (format!("{}/report.html", name(number)), name(number))).collect();
+        page.heading("Training").curves(&runs, metrics);
+        page.heading("Runs").links(&links);
+        page.write(self.out)
     }
 
     /// Goes through the rounds. `round` gets the number of a round, its folder, and the rounds before; it returns `None` when the user asked

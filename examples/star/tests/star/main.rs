@@ -105,8 +105,7 @@ fn the_loop_learns_from_right_rationales_and_goes_on_where_it_was() {
         assert!(count("kept") >= count("answered"), "{iteration}");
     }
     // Each iteration trains the first model, 1.2 times as long as the one before, on rationales with the right answer alone.
-    let config =
-        fs::read_to_string(place.folder.path().join("star/iteration-2/finetune/config.toml")).unwrap();
+    let config = fs::read_to_string(place.folder.path().join("star/iteration-2/config.toml")).unwrap();
     assert!(config.contains("steps = 5\n") && config.contains("start/checkpoints/step-60"), "{config}");
     let rows = fs::read_to_string(place.folder.path().join("star/iteration-1/kept.jsonl")).unwrap();
     let train = fs::read_to_string(place.path("train.jsonl")).unwrap();
@@ -119,13 +118,11 @@ fn the_loop_learns_from_right_rationales_and_goes_on_where_it_was() {
         assert!(train.lines().any(same) && !row["rationale"].as_str().unwrap().is_empty(), "{row}");
     }
     assert!(place.folder.path().join("star/report.html").is_file());
-    // What is over is not done again; an iteration that lacks its summary is.
-    let model = |out: &str| {
-        fs::read(format!("{out}/iteration-2/finetune/checkpoints/last/model.safetensors")).unwrap()
-    };
+    // What is over is not done again; an iteration that is gone is.
+    let model =
+        |out: &str| fs::read(format!("{out}/iteration-2/checkpoints/last/model.safetensors")).unwrap();
     let before = model(&out);
-    fs::remove_file(place.path("star/iteration-2/iteration.json")).unwrap();
-    fs::remove_dir_all(place.path("star/iteration-2/finetune")).unwrap();
+    fs::remove_dir_all(place.path("star/iteration-2")).unwrap();
     let again = succeed(&["iterate", "--out", &out, "--resume", "--json"]);
     assert_eq!(again, whole);
     assert!(model(&out) == before, "a resumed loop ends elsewhere");

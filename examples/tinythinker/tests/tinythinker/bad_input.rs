@@ -37,6 +37,23 @@ fn mistakes_are_named_and_leave_nothing_behind() {
         (vec!["reflect", "--dry-run"], vec!["--dry-run"]),
         (vec!["reflect", "--set", "reflection.training.held_out=1.5"], vec!["held_out"]),
         (vec!["teach", "--items", &items], vec!["items.json", "item 0", "input"]),
+        (vec!["teach", "--items", &items, "--dry-run"], vec!["--dry-run"]),
+        (vec!["teach", "--items", &items, "--export", "x.jsonl"], vec!["--export"]),
+        (vec!["pairs", "--set", &empty], vec!["reflection.start", "tinythinker acquire"]),
+        (vec!["pairs", "--round", "0"], vec!["--round"]),
+        (vec!["dpo", "--set", &empty], vec!["reflection.start", "tinythinker acquire"]),
+        (
+            vec![
+                "infer",
+                "--model",
+                "crates",
+                "--set",
+                "inference.generation.temperature_increase=-1",
+                "--set",
+                "inference.runs=2",
+            ],
+            vec!["temperature_increase"],
+        ),
         (vec!["teach", "--set", "teacher.base_url=\"localhost\""], vec!["base_url"]),
         (vec!["infer", "--model", "nowhere"], vec!["--model", "nowhere"]),
     ] {

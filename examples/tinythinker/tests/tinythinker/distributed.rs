@@ -1,67 +1,8 @@
 //! Several processes train as one.
 
 use std::fs;
-use std::path::PathBuf;
 
-use ruminate::models::checkpoint::read_tensors;
-use serde_json::{Value, json};
-use tch::Device;
-
-use crate::support::{Finished, lines, root, succeed, tinythinker};
-
-/// A folder with records of a few questions of the bundled world, and the shape of a very small student.
-struct Place(tempfile::TempDir);
-
-impl Place {
-    fn new() -> Self {
-        let place = Self(tempfile::tempdir().unwrap());
-        let world = root().join("fixtures/world/tinythinker");
-        let read =
-            |path: PathBuf| -> Value { serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap() };
-        let items = read(world.join("items.json"));
-        fs::write(place.path("items.json"), json!(items.as_array().unwrap()[..12]).to_string()).unwrap();
-        let mut student = read(world.join("t5/config.json"));
-        let small = json!({
-            "d_model": 32, "d_kv": 8, "d_ff": 64, "num_heads": 2, "num_layers": 1, "num_decoder_layers": 1,
-        });
-        student.as_object_mut().unwrap().extend(small.as_object().unwrap().clone());
-        fs::write(place.path("t5.json"), student.to_string()).unwrap();
-        let items = place.path("items.json").display().to_string();
-        place.run("teach", "teach", &["--items", &items], &[]);
-        place
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn run(&self, command: &str, out: &str, flags: &[&str], sets: &[String]) -> Finished {
-        let config = "examples/tinythinker/configs/world.toml";
-        let out = self.path(out).display().to_string();
-        let mut args: Vec<String> =
-            [command, "--config", config, "-q", "--json", "--out", &out].map(String::from).to_vec();
-        args.extend(flags.iter().map(|flag| (*flag).to_string()));
-        let fixed = [
-            format!("model.config={}", self.path("t5.json").display()),
-            format!("data.records={}", self.path("teach/sft").display()),
-        ];
-        args.extend(fixed.iter().chain(sets).flat_map(|set| ["--set".to_string(), set.clone()]));
-        succeed(&args)
-    }
-
-    /// Every parameter of the last checkpoints agrees to a millionth of its largest number.
-    fn same_model(&self, runs: [&str; 2]) {
-        let read = |run: &str| {
-            let path = self.path(run).join("checkpoints/last/model.safetensors");
-            read_tensors(&path, Device::Cpu).unwrap()
-        };
-        let [a, b] = runs.map(read);
-        for (name, a) in &a {
-            let difference = (a - &b[name]).abs().max().double_value(&[]) / a.abs().max().double_value(&[]);
-            assert!(difference <= 1e-6, "{runs:?}, {name}: {difference:e}");
-        }
-    }
-}
+use crate::support::{Place, lines, tinythinker};
 
 #[test]
 fn two_processes_acquire_and_reflect_as_one() {
@@ -113,4 +54,16 @@ fn two_processes_acquire_and_reflect_as_one() {
         let read = |run: &str| fs::read(place.path(run).join("round-1").join(file)).unwrap();
         assert!(read("reflect-one") == read("reflect-two"), "{file} differs");
     }
+
+    // Answers are divided, and rank 0 writes them.
+    let model = place.path("one/checkpoints/last").display().to_string();
+    let infer = |out: &str, processes: &str| {
+        let flags = ["--model", &model, "--split", "valid", "--votes", "3", "--nproc", processes];
+        place.run("infer", out, &flags, &[]).json()
+    };
+    let (one, two) = (infer("infer-one", "1"), infer("infer-two", "2"));
+    assert_eq!((&one["runs"], &one["questions"]), (&two["runs"], &two["questions"]));
+    let read = |run: &str| fs::read(place.path(run).join("responses.jsonl")).unwrap();
+    assert!(read("infer-one") == read("infer-two"), "responses differ");
+    assert!(!place.path("infer-two/texts.jsonl").exists());
 }
