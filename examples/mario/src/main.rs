@@ -3,14 +3,13 @@
 mod config;
 mod demo;
 mod evaluate;
-mod plan;
-mod rewards;
 mod train;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
-use ruminate::run::{RunArgs, SharedCommand, exit_code};
+use ruminate::run::program::train;
+use ruminate::run::{RunArgs, SharedCommand, demo as demos, exit_code};
 
 use crate::config::Stage;
 
@@ -36,12 +35,16 @@ enum Command {
     /// Starts from quark.model, and stays near quark.reference, a checkpoint of `mario sft`. Needs the models behind the rewards:
     /// rewards.i2o, rewards.ir2o and rewards.vera. Result files go to --out/reward.
     Train(RunArgs),
-    /// Judge a checkpoint's own responses, or some that were made elsewhere
+    /// Judge a checkpoint's own responses, those of all checkpoints of a run, or some that were made elsewhere
     ///
-    /// Lets --model answer the gold questions, or joins a file of responses with the gold rows, lets several responses to a question vote, and writes the published
-    /// code's result files to --out. Plausibility needs rewards.vera, consistency rewards.i2o and rewards.ir2o.
+    /// `mario evaluate --model runs/mario/checkpoints/best --out eval/mario` lets a checkpoint answer the gold questions, and `mario
+    /// evaluate --model runs/mario --checkpoints all` every one of a run. With --responses, a file is joined with the gold rows, and several
+    /// responses to a question vote. Writes the published code's result files. Plausibility needs rewards.vera, consistency
+    /// rewards.i2o and rewards.ir2o.
     #[command(
-        mut_arg("out", |arg| arg.help("Folder for the result files; lines are appended, tables of the same name replaced")),
+        mut_arg("out", |arg| arg.help("Folder for the result files; lines are appended, tables of the same name replaced. \
+            Default with --checkpoints: the run's folder `reward`, where lines about the same checkpoint are replaced too")),
+        mut_arg("nproc", |arg| arg.help("Write and judge with N processes on this machine, each its part of the questions")),
         mut_arg("resume", |arg| arg.hide(true)),
         mut_arg("resume_from", |arg| arg.hide(true)),
         mut_arg("dry_run", |arg| arg.hide(true)),
@@ -51,7 +54,12 @@ enum Command {
     /// Train and compare everything on the bundled world
     ///
     /// Some minutes on two cores. Ends with a table and a report, or with --json a line of JSON.
-    Demo(demo::DemoArgs),
+    #[command(
+        mut_arg("seeds", |arg| arg.default_value("1,2")
+            .help("Seeds; each trains a policy. The models behind the rewards are trained once")),
+        mut_arg("out", |arg| arg.default_value("runs/mario-demo"))
+    )]
+    Demo(demos::DemoArgs),
     #[command(flatten)]
     Shared(SharedCommand),
 }
@@ -85,11 +93,11 @@ impl From<Mode> for Stage {
 
 fn main() -> ExitCode {
     exit_code(match Cli::parse().command {
-        Command::Sft(args) => train::run(&args, Stage::Sft),
-        Command::RewardModel(args) => train::run(&args.run, args.mode.into()),
-        Command::Train(args) => train::run(&args, Stage::Quark),
+        Command::Sft(args) => train(&Stage::Sft, &args),
+        Command::RewardModel(args) => train(&Stage::from(args.mode), &args.run),
+        Command::Train(args) => train(&Stage::Quark, &args),
         Command::Evaluate(args) => evaluate::run(&args),
-        Command::Demo(args) => demo::run(&args),
+        Command::Demo(args) => demos::run(&mut demo::MarioDemo::default(), &args),
         Command::Shared(command) => command.run().map_err(Into::into),
     })
 }

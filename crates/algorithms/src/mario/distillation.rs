@@ -11,7 +11,8 @@ use ruminate_models::{Generate, Policy, Sampling, Tokenizer};
 use ruminate_rewards::mario::{MarioItem, Summary};
 
 use super::TextScorer;
-use super::rows::replace_line;
+use super::rows::{mean_and_longest, replace_line};
+use crate::plan::{Pass, Work};
 use crate::ppo::{KlPenalty, Prompt, Response};
 use crate::quark::{
     Batch, Buckets, Condition, ControlConfig, ControlTokens, Expert, Judged, Lengths, Quark, QuarkConfig,
@@ -103,6 +104,28 @@ pub fn quark_data(
         expert: quark_rows(train, false).iter().map(expert).collect::<Result<_>>()?,
         held_out: prompts(dev)?,
     })
+}
+
+/// What a step takes on average, for a [`Plan`](crate::Plan): an update of policy and reference, and its part of a round. The models behind
+/// the rewards are not counted.
+#[must_use]
+pub fn quark_passes(
+    config: &QuarkConfig,
+    trainer: &TrainerConfig,
+    data: &QuarkData<MarioItem>,
+) -> Vec<Pass> {
+    let source = mean_and_longest(data.expert.iter().map(|row| row.prompt.ids.len()));
+    let target = mean_and_longest(data.expert.iter().map(|row| row.ids.len() + config.control.code_len()));
+    let rows = config.batch_size.div_ceil(trainer.accumulate);
+    let pass = |work, times, rows| Pass { work, times, networks: 1, rows, source, target };
+    let accumulate = trainer.accumulate as f64;
+    let batches = data.train.len().div_ceil(config.sampling.batch_size) as u64;
+    let written = (batches * config.sampling.passes) as f64 / config.sample_interval as f64;
+    vec![
+        pass(Work::Training, accumulate, rows),
+        pass(Work::Forward, accumulate, rows),
+        pass(Work::Forward, written, config.sampling.batch_size),
+    ]
 }
 
 /// How [`answers`] asks a model.

@@ -8,6 +8,8 @@ mod distillation;
 mod judging;
 mod option_training;
 mod rationales;
+mod respondent;
+mod rewards;
 mod rows;
 mod scoring;
 mod verifier;
@@ -15,9 +17,12 @@ mod verifier;
 pub use data::MarioData;
 pub use distillation::{
     Asking, Distillation, answers, for_dataset, prompt, published_quark, published_quark_trainer, quark_data,
+    quark_passes,
 };
-pub use judging::{Judged, JudgingConfig, NormalisedAverage, judge};
+pub use judging::{Judged, JudgingConfig, NormalisedAverage, judge, judge_across};
 pub use option_training::{OptionMode, OptionTraining, OptionTrainingConfig};
 pub use rationales::{Rationales, RationalesConfig};
+pub use respondent::{Respondent, checkpoint_steps};
+pub use rewards::{RewardModel, RewardModels, rewards_named};
 pub use scoring::TextScorer;
 pub use verifier::{VerifierConfig, VerifierTraining};
