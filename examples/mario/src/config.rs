@@ -8,7 +8,8 @@ use ruminate::algorithms::mario::{
     VerifierConfig, for_dataset, published_quark, published_quark_trainer,
 };
 use ruminate::algorithms::quark::{Lengths, QuarkConfig};
-use ruminate::datasets::mario::Target;
+use ruminate::datasets::mario::{Target, TeachingConfig};
+use ruminate::datasets::teacher::TeacherConfig;
 use ruminate::run::program::Configuration;
 use ruminate::run::{ConfigError, FlagKeys, ModelSection};
 use serde::{Deserialize, Serialize};
@@ -69,6 +70,8 @@ pub(crate) struct MarioConfig {
     pub(crate) quark: QuarkStage,
     pub(crate) rewards: RewardModels,
     pub(crate) evaluation: JudgingConfig,
+    pub(crate) teaching: TeachingConfig,
+    pub(crate) teacher: TeacherConfig,
 }
 
 /// A model, what it is trained on, and how.
@@ -124,6 +127,8 @@ impl Default for MarioConfig {
             quark: QuarkStage::default(),
             rewards: RewardModels::default(),
             evaluation: JudgingConfig::default(),
+            teaching: TeachingConfig::default(),
+            teacher: TeacherConfig::default(),
         }
     }
 }
@@ -138,6 +143,7 @@ impl Configuration for MarioConfig {
             "vera.training.shuffle_seed",
             "quark.training.seed",
             "evaluation.seed",
+            "teaching.seed",
         ],
         precision: &[
             "sft.trainer.precision",

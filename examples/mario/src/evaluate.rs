@@ -308,7 +308,7 @@ fn print(evaluated: &[Evaluated], dataset: MarioDataset, as_json: bool) -> std::
                 line
             };
             let results: Vec<_> = all.iter().map(line).collect();
-            print_json(&json!({ "system": "mario", "dataset": dataset, "results": results }))
+            print_json(&json!({ "system": "mario", "dataset": dataset.name(), "results": results }))
         }
         (all, false) => {
             let rewards = all.first().map_or(&[][..], |one| &one.judged.table.rewards);
@@ -343,7 +343,7 @@ fn summary(one: &Evaluated, dataset: MarioDataset) -> Map<String, Value> {
     let fields = [
         ("system", json!("mario")),
         ("name", json!(one.name)),
-        ("dataset", json!(dataset)),
+        ("dataset", json!(dataset.name())),
         ("responses", json!(one.responses)),
         ("skipped", json!(one.skipped)),
         ("questions", json!(judged.questions.len())),

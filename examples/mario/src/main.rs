@@ -3,6 +3,7 @@
 mod config;
 mod demo;
 mod evaluate;
+mod teach;
 mod train;
 
 use std::process::ExitCode;
@@ -23,6 +24,21 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Ask a teacher for rationales, and keep those with the right answer
+    ///
+    /// `mario teach --config examples/mario/configs/published.toml --out data/mine` asks the questions of teaching.questions behind the few-shot
+    /// prompt of teaching.few_shot, parses the answers into OUT/DATASET/NAME, and writes what training reads to OUT/DATASET/raw. Answers are
+    /// stored as they come; the same command line goes on after an interruption. With --model, a local model answers, as in the Flan-T5
+    /// baseline; with --responses, only what is right is kept.
+    #[command(
+        mut_arg("out", |arg| arg.help("Folder for the answers and the data")),
+        mut_arg("nproc", |arg| arg.help("With --model: write with N processes on this machine, each its part of the questions")),
+        mut_arg("dry_run", |arg| arg.help("Print how many requests and tokens a teacher would be asked for, and send nothing")),
+        mut_arg("resume", |arg| arg.hide(true)),
+        mut_arg("resume_from", |arg| arg.hide(true)),
+        mut_arg("precision", |arg| arg.hide(true))
+    )]
+    Teach(teach::TeachArgs),
     /// Supervised stage: learn to write a teacher's rationales and the answers
     ///
     /// Writes checkpoints, metrics and the resolved configuration to --out; the best checkpoint has the highest accuracy on
@@ -93,6 +109,7 @@ impl From<Mode> for Stage {
 
 fn main() -> ExitCode {
     exit_code(match Cli::parse().command {
+        Command::Teach(args) => teach::run(&args),
         Command::Sft(args) => train(&Stage::Sft, &args),
         Command::RewardModel(args) => train(&Stage::from(args.mode), &args.run),
         Command::Train(args) => train(&Stage::Quark, &args),

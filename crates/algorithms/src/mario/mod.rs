@@ -21,7 +21,7 @@ pub use distillation::{
 };
 pub use judging::{Judged, JudgingConfig, NormalisedAverage, judge, judge_across};
 pub use option_training::{OptionMode, OptionTraining, OptionTrainingConfig};
-pub use rationales::{Rationales, RationalesConfig};
+pub use rationales::{Greedy, Rationales, RationalesConfig};
 pub use respondent::{Respondent, checkpoint_steps};
 pub use rewards::{RewardModel, RewardModels, rewards_named};
 pub use scoring::TextScorer;
