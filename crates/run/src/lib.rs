@@ -45,5 +45,5 @@ pub use rollout::RolloutConsole;
 pub use rundir::{Difference, RunDir, RunDirError};
 pub use shared::SharedCommand;
 pub use signals::{SignalError, StopFlag};
-pub use teacher::TeacherConsole;
+pub use teacher::{TeacherConsole, print_teacher_plan};
 pub use worker::{Worker, WorkerError};

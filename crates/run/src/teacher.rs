@@ -2,10 +2,10 @@ use std::ops::ControlFlow;
 use std::time::Duration;
 
 use indicatif::FormattedDuration;
-use ruminate_datasets::teacher::{Outcome, Prices, Progress, TeacherObserver, Usage};
+use ruminate_datasets::teacher::{Outcome, Plan, Prices, Progress, TeacherObserver, Usage};
 
 use crate::console::{Console, Verbosity};
-use crate::output::number;
+use crate::output::{Table, number, print_json};
 use crate::signals::StopFlag;
 
 /// Shows on stderr how far a teacher is, with the time left, the tokens so far and what they cost, and stops asking when a [`StopFlag`]
@@ -64,6 +64,35 @@ impl TeacherConsole {
         let Usage { prompt_tokens, completion_tokens } = usage;
         format!("{prompt_tokens} prompt + {completion_tokens} completion tokens{}", cost.unwrap_or_default())
     }
+}
+
+/// Prints what asking a teacher would take, for `--dry-run`: as a table under `title`, or as a line of JSON.
+///
+/// # Errors
+/// When stdout cannot be written.
+pub fn print_teacher_plan(
+    title: &str,
+    plan: &Plan,
+    prices: Option<Prices>,
+    as_json: bool,
+) -> std::io::Result<()> {
+    let Plan { stored, to_ask, usage, .. } = plan;
+    let cost = prices.map(|prices| usage.cost(prices));
+    if as_json {
+        return print_json(&serde_json::json!({
+            "stored": stored, "to_ask": to_ask, "prompt_tokens": usage.prompt_tokens,
+            "completion_tokens": usage.completion_tokens, "cost": cost,
+        }));
+    }
+    let mut table = Table::new([title, ""]);
+    table.row(["answers that are there".to_string(), stored.to_string()]);
+    table.row(["requests".to_string(), to_ask.to_string()]);
+    table.row(["prompt tokens, about".to_string(), usage.prompt_tokens.to_string()]);
+    table.row(["completion tokens, at most".to_string(), usage.completion_tokens.to_string()]);
+    if let Some(cost) = cost {
+        table.row(["cost, at most".to_string(), format!("{cost:.2}")]);
+    }
+    table.print()
 }
 
 impl TeacherObserver for TeacherConsole {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use ruminate::algorithms::TrainerConfig;
 use ruminate::algorithms::mario::{
-    JudgingConfig, MarioData, OptionMode, OptionTrainingConfig, RationalesConfig, RewardModels,
+    JudgingConfig, MarioData, OptionMode, OptionTrainingConfig, RationalesConfig, RewardModels, Unsupported,
     VerifierConfig, for_dataset, published_quark, published_quark_trainer,
 };
 use ruminate::algorithms::quark::{Lengths, QuarkConfig};
@@ -15,18 +15,20 @@ use ruminate::run::{ConfigError, FlagKeys, ModelSection};
 use serde::{Deserialize, Serialize};
 
 /// What a run trains.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Stage {
     /// The supervised stage.
+    #[value(skip)]
     Sft,
-    /// The reward model without rationales.
+    /// Labels from the question, for consistency
     I2o,
-    /// The reward model with rationales.
+    /// Labels from question and rationale, for consistency
     Ir2o,
-    /// The verifier.
+    /// The truth of statements, for plausibility
     Vera,
     /// Quark with several rewards.
+    #[value(skip)]
     Quark,
 }
 
@@ -72,6 +74,7 @@ pub(crate) struct MarioConfig {
     pub(crate) evaluation: JudgingConfig,
     pub(crate) teaching: TeachingConfig,
     pub(crate) teacher: TeacherConfig,
+    pub(crate) unsupported: Unsupported,
 }
 
 /// A model, what it is trained on, and how.
@@ -129,6 +132,7 @@ impl Default for MarioConfig {
             evaluation: JudgingConfig::default(),
             teaching: TeachingConfig::default(),
             teacher: TeacherConfig::default(),
+            unsupported: Unsupported::default(),
         }
     }
 }
@@ -161,35 +165,28 @@ impl Configuration for MarioConfig {
             self.ir2o.training.validate()?;
             self.vera.training.validate()?;
             for_dataset(self.quark.training.clone(), self.data.dataset).validate()?;
-            Stage::ALL.iter().try_for_each(|&stage| self.trainer(stage).validate())?;
+            Stage::ALL.iter().try_for_each(|&stage| self.section(stage).1.validate())?;
             self.rewards.validate()?;
+            self.unsupported.validate()?;
             self.evaluation.validate()
         };
         check().map_err(ConfigError::invalid)?;
-        Stage::ALL.iter().try_for_each(|&stage| self.model(stage).validate(&format!("{}.model", stage.name())))
+        self.teaching.validate().map_err(ConfigError::invalid)?;
+        Stage::ALL
+            .iter()
+            .try_for_each(|&stage| self.section(stage).0.validate(&format!("{}.model", stage.name())))
     }
 }
 
 impl MarioConfig {
-    /// The model that a stage starts from.
-    pub(crate) fn model(&self, stage: Stage) -> &ModelSection {
+    /// The model that a stage starts from, and its trainer.
+    pub(crate) fn section(&self, stage: Stage) -> (&ModelSection, &TrainerConfig) {
         match stage {
-            Stage::Sft => &self.sft.model,
-            Stage::I2o => &self.i2o.model,
-            Stage::Ir2o => &self.ir2o.model,
-            Stage::Vera => &self.vera.model,
-            Stage::Quark => &self.quark.model,
-        }
-    }
-
-    /// The trainer of a stage.
-    pub(crate) fn trainer(&self, stage: Stage) -> &TrainerConfig {
-        match stage {
-            Stage::Sft => &self.sft.trainer,
-            Stage::I2o => &self.i2o.trainer,
-            Stage::Ir2o => &self.ir2o.trainer,
-            Stage::Vera => &self.vera.trainer,
-            Stage::Quark => &self.quark.trainer,
+            Stage::Sft => (&self.sft.model, &self.sft.trainer),
+            Stage::I2o => (&self.i2o.model, &self.i2o.trainer),
+            Stage::Ir2o => (&self.ir2o.model, &self.ir2o.trainer),
+            Stage::Vera => (&self.vera.model, &self.vera.trainer),
+            Stage::Quark => (&self.quark.model, &self.quark.trainer),
         }
     }
 

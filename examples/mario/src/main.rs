@@ -8,7 +8,7 @@ mod train;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand};
 use ruminate::run::program::train;
 use ruminate::run::{RunArgs, SharedCommand, demo as demos, exit_code};
 
@@ -82,36 +82,18 @@ enum Command {
 
 #[derive(clap::Args)]
 struct RewardModelArgs {
-    /// What the model is for: labels from the question (i2o) or from question and rationale (ir2o), for consistency; or the
-    /// truth of statements (vera), for plausibility
+    /// What the model judges
     #[arg(long)]
-    mode: Mode,
+    mode: Stage,
     #[command(flatten)]
     run: RunArgs,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Mode {
-    I2o,
-    Ir2o,
-    Vera,
-}
-
-impl From<Mode> for Stage {
-    fn from(mode: Mode) -> Self {
-        match mode {
-            Mode::I2o => Self::I2o,
-            Mode::Ir2o => Self::Ir2o,
-            Mode::Vera => Self::Vera,
-        }
-    }
 }
 
 fn main() -> ExitCode {
     exit_code(match Cli::parse().command {
         Command::Teach(args) => teach::run(&args),
         Command::Sft(args) => train(&Stage::Sft, &args),
-        Command::RewardModel(args) => train(&Stage::from(args.mode), &args.run),
+        Command::RewardModel(args) => train(&args.mode, &args.run),
         Command::Train(args) => train(&Stage::Quark, &args),
         Command::Evaluate(args) => evaluate::run(&args),
         Command::Demo(args) => demos::run(&mut demo::MarioDemo::default(), &args),
@@ -121,9 +103,30 @@ fn main() -> ExitCode {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
+    use clap::{CommandFactory, Parser};
 
     use super::Cli;
+
+    const PAGE: &str = include_str!("../../../docs/papers/mario.md");
+
+    /// `examples/mario/tests/mario/page.rs` runs them.
+    #[test]
+    fn the_commands_of_the_page_are_understood() {
+        let rows = PAGE.lines().skip_while(|line| !line.starts_with("| Command of the original"));
+        let mut commands = 0;
+        for row in rows.skip(2).take_while(|line| line.starts_with('|')) {
+            let cells: Vec<&str> = row.trim_matches('|').split(" | ").collect();
+            assert_eq!(cells.len(), 2, "{row}");
+            let Some(command) = cells[1].trim().strip_prefix('`') else {
+                assert!(cells[1].len() > 10, "say why there is no counterpart: {row}");
+                continue;
+            };
+            let words = command.trim_end_matches('`').split_whitespace();
+            Cli::try_parse_from(words).unwrap_or_else(|error| panic!("{row}: {error}"));
+            commands += 1;
+        }
+        assert!(commands >= 20, "{commands}");
+    }
 
     /// With UPDATE_EXPECT=1, the page is written.
     #[test]

@@ -5,14 +5,16 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use ruminate::algorithms::mario::Greedy;
 use ruminate::datasets::mario::{
-    FewShotTeaching, LocalAnswers, Silver, TeacherRow, TeachingCounts, completions, kept_rows, read_teacher, write_raw,
+    FewShotTeaching, LocalAnswers, Silver, TeacherRow, TeachingCounts, completions, kept_rows, read_teacher,
+    write_raw,
 };
-use ruminate::datasets::teacher::{Plan, Teacher, match_answers, read_answers};
+use ruminate::datasets::teacher::{Answer, Teacher, match_answers, read_answers};
 use ruminate::datasets::{Split, json as files};
 use ruminate::models::{Model, Tokenizer};
 use ruminate::run::program::{Configuration, files_table};
 use ruminate::run::{
     ConfigError, Outcome, RunArgs, StopFlag, Table, TeacherConsole, print_json, print_tables,
+    print_teacher_plan,
 };
 use serde_json::json;
 use tch::Kind;
@@ -48,7 +50,8 @@ struct Taught {
 
 pub(crate) fn run(args: &TeachArgs) -> anyhow::Result<Outcome> {
     let mut config = MarioConfig::load(&args.run)?;
-    let folder = args.model.as_deref().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
+    let folder =
+        args.model.as_deref().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
     config.teaching.name = args.name.clone().or(folder).unwrap_or(config.teaching.name);
     config.teaching.validate().map_err(ConfigError::invalid)?;
     let dataset = config.data.dataset;
@@ -67,7 +70,9 @@ pub(crate) fn run(args: &TeachArgs) -> anyhow::Result<Outcome> {
     let stored = format!("answers_{}.jsonl", args.split);
     if args.run.dry_run {
         let file = args.run.out.as_deref().unwrap_or(Path::new(".")).join(stored);
-        return plan(args, &config, &Teacher::plan(&config.teacher, &requests, &file)?);
+        let plan = Teacher::plan(&config.teacher, &requests, &file)?;
+        print_teacher_plan("teacher", &plan, config.teaching.prices, args.run.json)?;
+        return Ok(Outcome::Done);
     }
     let given = args.answers.as_ref().map(|file| match_answers(file, read_answers(file)?, &requests));
     let given = given.transpose()?;
@@ -79,7 +84,7 @@ pub(crate) fn run(args: &TeachArgs) -> anyhow::Result<Outcome> {
             if let Some(prices) = config.teaching.prices {
                 console = console.with_prices(prices);
             }
-            let check = |_: &_, answer: &ruminate::datasets::teacher::Answer| teaching.check(answer.text());
+            let check = |_: &_, answer: &Answer| teaching.check(answer.text());
             let outcome = teacher.ask(&requests, &dir.path().join(stored), check, &mut console)?;
             if outcome.stopped {
                 return Ok(Outcome::Interrupted);
@@ -116,8 +121,8 @@ fn local(
     let prompts = teaching.prompts();
     let prompts: Vec<&str> = prompts.iter().map(String::as_str).collect();
     let mut observer = worker.console();
-    let texts =
-        worker.interruptible(|| Ok(greedy.texts(&kept, &tokenizer, &prompts, ("writing", observer.as_mut()))?))?;
+    let texts = worker
+        .interruptible(|| Ok(greedy.texts(&kept, &tokenizer, &prompts, ("writing", observer.as_mut()))?))?;
     let Some(texts) = texts else { return Ok(Outcome::Interrupted) };
     if !worker.collective.is_main_process() {
         return Ok(Outcome::Done);
@@ -127,29 +132,6 @@ fn local(
     let outcome = finish(args, config, &Taught { rows, failed: 0 }, dir.path())?;
     kept.remove()?;
     Ok(outcome)
-}
-
-/// `--dry-run`: what a teacher would be asked.
-fn plan(args: &TeachArgs, config: &MarioConfig, plan: &Plan) -> anyhow::Result<Outcome> {
-    let Plan { stored, to_ask, usage, .. } = plan;
-    let cost = config.teaching.prices.map(|prices| usage.cost(prices));
-    if args.run.json {
-        print_json(&json!({
-            "stored": stored, "to_ask": to_ask, "prompt_tokens": usage.prompt_tokens,
-            "completion_tokens": usage.completion_tokens, "cost": cost,
-        }))?;
-        return Ok(Outcome::Done);
-    }
-    let mut table = Table::new(["teacher", ""]);
-    table.row(["answers that are there".to_string(), stored.to_string()]);
-    table.row(["requests".to_string(), to_ask.to_string()]);
-    table.row(["prompt tokens, about".to_string(), usage.prompt_tokens.to_string()]);
-    table.row(["completion tokens, at most".to_string(), usage.completion_tokens.to_string()]);
-    if let Some(cost) = cost {
-        table.row(["cost, at most".to_string(), format!("{cost:.2}")]);
-    }
-    table.print()?;
-    Ok(Outcome::Done)
 }
 
 /// Writes the responses, and of training questions what is right, and says how many there are.
@@ -176,7 +158,8 @@ fn finish(args: &TeachArgs, config: &MarioConfig, taught: &Taught, out: &Path) -
         }))?;
         return Ok(Outcome::Done);
     }
-    let mut table = Table::new(["questions", "responses", "failed", "with a label", "right", "accuracy", "kept"]);
+    let mut table =
+        Table::new(["questions", "responses", "failed", "with a label", "right", "accuracy", "kept"]);
     let TeachingCounts { rows, questions, with_label, correct, accuracy } = counts;
     let numbers = [questions, rows, *failed, with_label, correct].map(|count| count.to_string());
     table.row(numbers.into_iter().chain([format!("{accuracy:.2}"), silver.train.len().to_string()]));

@@ -1,10 +1,9 @@
 //! Everything that is trained.
 
 use ruminate::algorithms::mario::{
-    Distillation, OptionMode, OptionTraining, Rationales, RewardModels, TextScorer, VerifierTraining,
-    for_dataset, prompt, quark_data, quark_passes, rewards_named,
+    Distillation, DistillationModels, OptionMode, OptionTraining, Rationales, RewardModels, VerifierTraining,
+    for_dataset, quark_data, quark_passes, rewards_named,
 };
-use ruminate::algorithms::quark::{ControlTokens, Quark, QuarkConfig};
 use ruminate::algorithms::{Networks, Pass, Plan, Sft, TrainerConfig};
 use ruminate::datasets::Split;
 use ruminate::models::{Model, ModelConfig, Tokenizer};
@@ -39,11 +38,11 @@ impl Training for Stage {
     }
 
     fn model<'c>(&self, config: &'c MarioConfig) -> &'c ModelSection {
-        config.model(*self)
+        config.section(*self).0
     }
 
     fn trainer<'c>(&self, config: &'c MarioConfig) -> &'c TrainerConfig {
-        config.trainer(*self)
+        config.section(*self).1
     }
 
     fn measure(
@@ -52,8 +51,8 @@ impl Training for Stage {
         model: &ModelConfig,
         processes: usize,
     ) -> anyhow::Result<Measured> {
-        let tokenizer = config.model(*self).tokenizer(model)?;
-        let mut trainer = config.trainer(*self).clone();
+        let tokenizer = config.section(*self).0.tokenizer(model)?;
+        let mut trainer = config.section(*self).1.clone();
         let (rows, passes) = match (self, self.mode()) {
             (_, Some(mode)) => {
                 let options = options(config, mode, &tokenizer)?;
@@ -87,20 +86,24 @@ impl Training for Stage {
     }
 
     fn longest(&self, config: &MarioConfig, model: &ModelConfig) -> Plan {
-        self.plan(config.trainer(*self), model, &self.others(config).0, &[])
+        self.plan(config.section(*self).1, model, &self.others(config).0, &[])
     }
 
     fn prepare(&self, config: &mut MarioConfig, job: &Job<'_>) -> anyhow::Result<Prepared> {
         let (device, processes) = (job.worker.device, job.worker.collective.size());
         match (self, self.mode()) {
             (_, Some(mode)) => {
-                let (model, tokenizer) = config.model(*self).open(config.seed, Kind::Float, device)?;
+                let (model, tokenizer) = config.section(*self).0.open(config.seed, Kind::Float, device)?;
                 let options = options(config, mode, &tokenizer)?;
                 let trainer = &mut config.options(mode).trainer;
                 if !job.reuses_stored_config {
                     trainer.steps = options.steps(trainer, processes);
                 }
-                Ok(Prepared::new(Sft::new(model, options.log_to(job.out.join("op_scores_val.txt")), tokenizer)))
+                Ok(Prepared::new(Sft::new(
+                    model,
+                    options.log_to(job.out.join("op_scores_val.txt")),
+                    tokenizer,
+                )))
             }
             (Self::Vera, _) => {
                 let training = &config.vera.training;
@@ -194,17 +197,13 @@ fn distillation(config: &mut MarioConfig, job: &Job<'_>) -> anyhow::Result<Disti
     config.quark.model.pretrained = config.quark.model.pretrained.as_deref().map(resolve_link);
     let RewardModels { vera, i2o, ir2o, .. } = &mut config.rewards;
     [vera, i2o, ir2o].into_iter().flatten().for_each(|model| model.folder = resolve_link(&model.folder));
-    let quark: QuarkConfig = for_dataset(config.quark.training.clone(), config.data.dataset);
-    let read = |split| config.data.read(split);
-    let (train, dev, test) = (read(Split::Train)?, read(Split::Dev)?, read(Split::Test)?);
-    let (mut policy, mut tokenizer) = config.quark.model.open(config.seed, Kind::Float, device)?;
+    let quark = for_dataset(config.quark.training.clone(), config.data.dataset);
+    let rows = [Split::Train, Split::Dev, Split::Test];
+    let [train, dev, test] = rows.map(|split| config.data.read(split));
+    let rows = [train?, dev?, test?];
+    let (policy, tokenizer) = config.quark.model.open(config.seed, Kind::Float, device)?;
     let reference = Model::load(&reference, Kind::Float, device)?;
     let rewards = config.rewards.load(&trained_on(config)?, config.data.dataset, device)?;
-    let data = quark_data(&train, &dev, &tokenizer)?;
-    let test = test.iter().map(|row| prompt(row, &tokenizer)).collect::<Result<_, _>>()?;
-    let tokens = ControlTokens::add_to(&mut tokenizer, &quark.control)?;
-    policy.add_tokens(tokens.id_range(), quark.seed)?;
-    let folder = job.out.join("reward");
-    let scorer = TextScorer::new(rewards).log_to(folder.clone());
-    Ok(Distillation::new(Quark::new(quark, policy, reference, tokenizer, scorer, data)?, test, folder))
+    let models = DistillationModels { policy, tokenizer, reference, rewards };
+    Ok(Distillation::assemble(quark, models, &rows, job.out.join("reward"))?)
 }

@@ -174,7 +174,7 @@ impl Judged {
         let table = folder.join(format!("eval_output_other{name}.csv"));
         self.table.write_csv(&table)?;
         let lines = folder.join("eval_reward_scores_other_outputs.txt");
-        append(&lines, &self.summary.line(&format!("Name {name}"), Some(2)))?;
+        append(&lines, &self.line(&format!("Name {name}"), 2))?;
         Ok(vec![lines, table])
     }
 
@@ -228,7 +228,14 @@ impl Judged {
         let table = folder.join(format!("{prefix}eval_output{split}_greedy_{checkpoint}.csv"));
         self.table.write_csv(&table)?;
         let lines = folder.join(format!("{prefix}eval_reward_scores_{split}_greedy.txt"));
-        add(&lines, &self.summary.line(&format!("Step {checkpoint}"), Some(3)))?;
+        add(&lines, &self.line(&format!("Step {checkpoint}"), 3))?;
         Ok(vec![lines, table])
+    }
+
+    /// The published line, in which the names of Flan-T5's rewards lack their beginning.
+    fn line(&self, what: &str, decimals: usize) -> String {
+        let mut summary = self.summary.clone();
+        summary.scores.iter_mut().for_each(|(name, _)| *name = name.replace("flan-t5-", ""));
+        summary.line(what, Some(decimals))
     }
 }

@@ -5,6 +5,7 @@
 
 mod data;
 mod distillation;
+mod evaluation;
 mod judging;
 mod option_training;
 mod rationales;
@@ -12,17 +13,20 @@ mod respondent;
 mod rewards;
 mod rows;
 mod scoring;
+mod unsupported;
 mod verifier;
 
 pub use data::MarioData;
 pub use distillation::{
-    Asking, Distillation, answers, for_dataset, prompt, published_quark, published_quark_trainer, quark_data,
-    quark_passes,
+    Asking, Distillation, DistillationModels, answers, for_dataset, prompt, published_quark,
+    published_quark_trainer, quark_data, quark_passes,
 };
+pub use evaluation::{Candidate, Evaluated, Evaluator, Steps};
 pub use judging::{Judged, JudgingConfig, NormalisedAverage, judge, judge_across};
 pub use option_training::{OptionMode, OptionTraining, OptionTrainingConfig};
 pub use rationales::{Greedy, Rationales, RationalesConfig};
-pub use respondent::{Respondent, checkpoint_steps};
+pub use respondent::Respondent;
 pub use rewards::{RewardModel, RewardModels, rewards_named};
 pub use scoring::TextScorer;
+pub use unsupported::Unsupported;
 pub use verifier::{VerifierConfig, VerifierTraining};

@@ -81,18 +81,3 @@ impl Respondent {
         answers(&self.config, model, &self.tokenizer, self.asking, rows, observer)
     }
 }
-
-/// The steps of the checkpoints in a run's folder, in order.
-///
-/// # Errors
-/// When the folder cannot be read.
-pub fn checkpoint_steps(run: &Path) -> Result<Vec<u64>> {
-    let folder = run.join("checkpoints");
-    let mut steps = vec![];
-    for entry in std::fs::read_dir(&folder).map_err(Error::io("read", &folder))? {
-        let name = entry.map_err(Error::io("read", &folder))?.file_name();
-        steps.extend(name.to_string_lossy().strip_prefix("step-").and_then(|step| step.parse::<u64>().ok()));
-    }
-    steps.sort_unstable();
-    Ok(steps)
-}

@@ -2,12 +2,13 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use ruminate_datasets::mario::MarioDataset;
 use ruminate_models::{Model, Tokenizer, Vera};
 use ruminate_rewards::mario::{
-    Accuracy, Consistency, ConsistencyMode, Diversity, LengthAndDiversity, LengthMore, NumWords, OptionModel,
-    Plausibility, RewardName, RewardSet,
+    Accuracy, Believer, Consistency, ConsistencyMode, Diversity, Factuality, LengthAndDiversity, LengthMore,
+    NumWords, OptionModel, Plausibility, RewardName, RewardSet,
 };
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Error as _, MapAccess, Visitor};
@@ -27,6 +28,8 @@ pub struct RewardModels {
     pub i2o: Option<RewardModel>,
     /// The model that answers with a rationale, for consistency.
     pub ir2o: Option<RewardModel>,
+    /// Flan-T5, for factuality.
+    pub flan_t5: Option<RewardModel>,
     /// How the two become a reward where no name says it.
     pub consistency: ConsistencyMode,
 }
@@ -148,6 +151,33 @@ impl RewardModels {
         consistency.into_iter().chain(plausibility).chain([RewardName::Diversity]).collect()
     }
 
+    /// The rewards to judge by: those that are named, where `trained` stands for the ones that a policy learns from, or else those that are
+    /// [`available`](Self::available). Accuracy, which every result has, is left out.
+    ///
+    /// # Errors
+    /// A name stands for no reward, or the model of a reward is not named.
+    pub fn chosen(
+        &self,
+        names: &[String],
+        trained: &[RewardName],
+        dataset: MarioDataset,
+    ) -> Result<Vec<RewardName>> {
+        let mut rewards = vec![];
+        for name in names {
+            match name.as_str() {
+                "trained" => rewards.extend(trained),
+                name => rewards.extend(rewards_named("evaluation.rewards", [name], dataset)?),
+            }
+        }
+        if names.is_empty() {
+            rewards = self.available();
+        }
+        rewards.retain(|reward| *reward != RewardName::Accuracy);
+        // What is missing shows before anything is loaded.
+        self.behind(&rewards)?;
+        Ok(rewards)
+    }
+
     /// The models of some rewards, as often as [`load`](Self::load) loads them, under their keys in a configuration.
     ///
     /// # Errors
@@ -163,9 +193,13 @@ impl RewardModels {
                     let [i2o, ir2o] = self.judges()?;
                     models.extend([("i2o", i2o), ("ir2o", ir2o)]);
                 }
+                RewardName::Factuality(_) => models.push(("flan_t5", self.believer()?)),
                 _ => {}
             }
         }
+        // All forms of factuality ask the same model.
+        let mut believers = 0;
+        models.retain(|(key, _)| *key != "flan_t5" || std::mem::replace(&mut believers, 1) == 0);
         Ok(models)
     }
 
@@ -185,6 +219,7 @@ impl RewardModels {
             let loaded = Model::load(&model.folder, kind, device)?;
             Ok(OptionModel::new(loaded, Tokenizer::open(&model.folder)?, dataset)?)
         };
+        let mut believer: Option<Rc<Believer<Model>>> = None;
         let mut set = RewardSet::new();
         for &reward in rewards {
             set = match reward {
@@ -201,6 +236,19 @@ impl RewardModels {
                 RewardName::LengthMore => set.add(LengthMore),
                 RewardName::LengthBetween(between) => set.add(between),
                 RewardName::LengthAndDiversity => set.add(LengthAndDiversity),
+                RewardName::Factuality(form) => {
+                    let shared = match believer.take() {
+                        Some(shared) => shared,
+                        None => {
+                            let model = self.believer()?;
+                            let (kind, device) = model.place("flan_t5", device)?;
+                            let loaded = Model::load(&model.folder, kind, device)?;
+                            Rc::new(Believer::new(loaded, Tokenizer::open(&model.folder)?)?)
+                        }
+                    };
+                    believer = Some(Rc::clone(&shared));
+                    set.add(Factuality::new(shared, form))
+                }
             };
         }
         Ok(set)
@@ -213,6 +261,12 @@ impl RewardModels {
             return Err(Error::config("rewards.i2o", reason));
         };
         Ok([i2o, ir2o])
+    }
+
+    /// The model that factuality asks.
+    fn believer(&self) -> Result<&RewardModel> {
+        let reason = "factuality asks Flan-T5: name its folder with rewards.flan_t5";
+        self.flan_t5.as_ref().ok_or_else(|| Error::config("rewards.flan_t5", reason))
     }
 
     /// The model that plausibility asks.
@@ -234,4 +288,66 @@ pub fn rewards_named<'a>(
 ) -> Result<Vec<RewardName>> {
     let parse = |name: &str| RewardName::parse(&name.replace("{dataset}", dataset.name()), dataset);
     names.into_iter().map(|name| parse(name).map_err(|error| Error::config(key, error.to_string()))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn models(value: serde_json::Value) -> std::result::Result<RewardModels, String> {
+        serde_json::from_value(value).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_model_is_a_folder_or_a_table() {
+        let written = json!({
+            "vera": { "folder": "vera", "device": "cuda:1", "precision": "bf16" }, "i2o": "runs/i2o", "ir2o": null, "flan_t5": null,
+            "consistency": "continuous",
+        });
+        let read = models(written.clone()).unwrap();
+        let vera = read.vera.as_ref().unwrap();
+        assert_eq!((vera.device, vera.precision), (Some(Device::Cuda(1)), Precision::Bf16));
+        assert_eq!(read.i2o, Some(RewardModel::new("runs/i2o".as_ref())));
+        assert_eq!(serde_json::to_value(&read).unwrap(), written);
+        assert!(read.validate().unwrap_err().to_string().contains("rewards.ir2o"));
+        for (wrong, reason) in [
+            (json!({ "vera": { "folder": "x", "device": "tpu" } }), "not a device"),
+            (json!({ "vera": { "device": "cpu" } }), "folder"),
+            (json!({ "vera": { "folder": "x", "kind": "f16" } }), "kind"),
+            (json!({ "vera": 3 }), "a folder, or a table"),
+        ] {
+            let error = models(wrong).unwrap_err();
+            assert!(error.contains(reason), "{error}");
+        }
+    }
+
+    #[test]
+    fn rewards_are_chosen_by_name_and_need_their_models() {
+        let set = MarioDataset::QuaRel;
+        let named = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let none = RewardModels::default();
+        assert_eq!(none.chosen(&[], &[], set).unwrap(), [RewardName::Diversity]);
+        let trained = [RewardName::Accuracy, RewardName::NumWords];
+        let chosen = none.chosen(&named(&["trained", "diversity-3-4"]), &trained, set).unwrap();
+        assert_eq!(chosen, [RewardName::NumWords, RewardName::WholeDiversity]);
+        for (name, reason) in [
+            ("plausibility", "rewards.vera"),
+            ("{dataset}-rationale-quality-discrete", "rewards.i2o"),
+            ("flan-t5-factuality", "rewards.flan_t5"),
+            ("rev", "not supported"),
+        ] {
+            let error = none.chosen(&named(&[name]), &[], set).unwrap_err();
+            assert!(error.is_configuration() && error.to_string().contains(reason), "{error}");
+        }
+        let flan = RewardModels { flan_t5: Some(RewardModel::new("flan".as_ref())), ..none };
+        let both = flan.chosen(&named(&["flan-t5-factuality", "flan-t5-factuality-full"]), &[], set).unwrap();
+        assert_eq!(flan.behind(&both).unwrap().len(), 1);
+        assert!(flan.load(&both, set, Device::Cpu).is_err());
+        let elsewhere = RewardModel { device: Some(Device::Cuda(99)), ..RewardModel::new("flan".as_ref()) };
+        let flan = RewardModels { flan_t5: Some(elsewhere), ..RewardModels::default() };
+        let error = flan.load(&both, set, Device::Cpu).unwrap_err().to_string();
+        assert!(error.contains("no device cuda:99"), "{error}");
+    }
 }

@@ -60,7 +60,8 @@ pub fn find_few_shot(path: &Path, dataset: MarioDataset, variant: &str, user: &s
         n_demonstrations: usize,
     }
     let texts: Vec<Text> = json::read(path)?;
-    let known: BTreeSet<String> = texts.iter().map(|text| format!("{} {}", text.dataset, text.variant)).collect();
+    let known: BTreeSet<String> =
+        texts.iter().map(|text| format!("{} {}", text.dataset, text.variant)).collect();
     let fits = |text: &Text| {
         let used = text.used_by.is_empty() || text.used_by.iter().any(|by| by == user);
         text.dataset == dataset.name() && text.variant == variant && used

@@ -24,11 +24,13 @@ pub use prompts::{
 };
 pub use responses::{GivenResponse, ResponseFormat, Responses, UnknownFormat, read_responses};
 pub use rows::{
-    MarioRow, Statement, TeacherRow, read_gold, read_masked_tsv, read_questions, read_statements, read_teacher,
+    MarioRow, Statement, TeacherRow, read_gold, read_masked_tsv, read_questions, read_statements,
+    read_teacher,
 };
 pub use silver::{Silver, silver_filter};
 pub use teaching::{
-    FewShotTeaching, LocalAnswers, TeachingConfig, TeachingCounts, completions, cut_dev_questions, kept_rows, write_raw,
+    FewShotTeaching, LocalAnswers, TeachingConfig, TeachingCounts, completions, cut_dev_questions, kept_rows,
+    write_raw,
 };
 
 use crate::question::letters;

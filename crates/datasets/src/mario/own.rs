@@ -59,7 +59,9 @@ impl OwnDataset {
         for (i, label) in self.labels.iter().enumerate() {
             // Labels are found between a marker and a period.
             if label.trim().trim_matches('.').is_empty() || label.trim().trim_matches('.') != label {
-                return Err(format!("the label {label:?} must not be empty, nor begin or end in blanks or periods"));
+                return Err(format!(
+                    "the label {label:?} must not be empty, nor begin or end in blanks or periods"
+                ));
             }
             if self.labels[..i].iter().any(|other| other.eq_ignore_ascii_case(label)) {
                 return Err(format!("the label {label:?} is there twice; case does not tell labels apart"));

@@ -101,7 +101,8 @@ pub fn read_questions(path: &Path, dataset: MarioDataset) -> Result<Vec<MarioRow
     fn dummy() -> String {
         "dummy".into()
     }
-    let row = |(place, Asked { question, rationale, answer })| (place, MarioRow { question, rationale, answer });
+    let row =
+        |(place, Asked { question, rationale, answer })| (place, MarioRow { question, rationale, answer });
     checked(path, dataset, json::read_rows::<Asked>(path)?.into_iter().map(row))
 }
 

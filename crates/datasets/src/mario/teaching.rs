@@ -97,7 +97,9 @@ impl TeachingConfig {
             return Err("teaching.samples is 0, but must be at least 1".into());
         }
         if self.sampling.n.is_some_and(|n| n != 1) {
-            return Err("teaching.sampling.n: every response is a request of its own; set teaching.samples".into());
+            return Err(
+                "teaching.sampling.n: every response is a request of its own; set teaching.samples".into()
+            );
         }
         if self.name.is_empty() || self.name.contains(['/', '\\']) {
             return Err("teaching.name becomes a part of file names; give one without slashes".into());
@@ -192,8 +194,7 @@ impl FewShotTeaching {
         let samples = (texts.len() / self.questions.len().max(1)).max(1);
         let row = |(i, text): (usize, &Option<String>)| {
             let question = self.questions.get(i / samples)?;
-            let Completion { rationale, label } =
-                parse_completion(self.dataset, text.as_deref()?, leading);
+            let Completion { rationale, label } = parse_completion(self.dataset, text.as_deref()?, leading);
             Some(TeacherRow {
                 question: question.question.clone(),
                 gold_label: question.answer.to_lowercase(),
@@ -238,7 +239,7 @@ impl TeachingCounts {
                 rows.iter().filter(|other| other.predicted_label == row.predicted_label).count()
             };
             // Of equal ones, `max_by_key` takes the last.
-            rows.iter().rev().max_by_key(|row| votes(row)).is_some_and(|row| right(row))
+            rows.iter().rev().max_by_key(|row| votes(row)).is_some_and(right)
         };
         let decided = by_question.values().filter(|rows| majority(rows)).count();
         Self {
@@ -368,7 +369,10 @@ mod tests {
         assert_eq!(counts.accuracy, 50.0);
         let silver = kept_rows(&config, set, &rows).unwrap();
         assert_eq!((silver.train.len(), silver.dev.len()), (1, 0));
-        assert_eq!((silver.train[0].rationale.as_str(), silver.train[0].answer.as_str()), ("It is frozen.", "(B)"));
+        assert_eq!(
+            (silver.train[0].rationale.as_str(), silver.train[0].answer.as_str()),
+            ("It is frozen.", "(B)")
+        );
         let written = write_raw(place.path(), &config, set, &silver).unwrap();
         assert_eq!(written.len(), 2);
         let test = read_questions(&place.path().join("quarel/raw/test.jsonl"), set).unwrap();
@@ -421,7 +425,11 @@ mod tests {
         assert_eq!((chosen.len(), cut_dev_questions(&rows, 30, 1).len()), (3, 5));
         assert_eq!(chosen, cut_dev_questions(&rows, 3, 1));
         assert_ne!(chosen, cut_dev_questions(&rows, 3, 2));
-        let config = TeachingConfig { questions: "nowhere/{split}.jsonl".into(), dev_questions: 3, ..Default::default() };
+        let config = TeachingConfig {
+            questions: "nowhere/{split}.jsonl".into(),
+            dev_questions: 3,
+            ..Default::default()
+        };
         let silver = kept_rows(&config, MarioDataset::Qasc, &rows).unwrap();
         assert_eq!((silver.train.len(), silver.dev.len()), (7, 3));
     }

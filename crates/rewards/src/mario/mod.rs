@@ -4,6 +4,7 @@
 //! that can run. Each is a [`TextReward`] and can be used alone; a [`RewardSet`] keeps several in order.
 
 mod consistency;
+mod factuality;
 mod names;
 mod plausibility;
 mod set;
@@ -11,6 +12,7 @@ mod statistics;
 mod text;
 
 pub use consistency::{Consistency, ConsistencyMode, OptionModel, option_scores};
+pub use factuality::{Believer, Factuality, FactualityForm};
 pub use names::{RewardName, UnknownReward};
 pub use plausibility::{Plausibility, statement_with_question};
 pub use set::RewardSet;

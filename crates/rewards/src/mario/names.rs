@@ -2,7 +2,7 @@
 
 use ruminate_datasets::mario::MarioDataset;
 
-use super::{ConsistencyMode, LengthBetween};
+use super::{ConsistencyMode, FactualityForm, LengthBetween};
 
 /// A reward under the name that configurations and result files have for it.
 ///
@@ -39,6 +39,8 @@ pub enum RewardName {
     LengthBetween(LengthBetween),
     /// `length-more_and_diversity-3-4`
     LengthAndDiversity,
+    /// `flan-t5-factuality`, `flan-t5-factuality-full` and `flan-t5-factuality-w-qn`
+    Factuality(FactualityForm),
 }
 
 /// A name that stands for no reward here.
@@ -48,7 +50,8 @@ pub enum UnknownReward {
     #[error(
         "there is no reward `{name}`; the rewards are {dataset}-rationale-quality-continuous, \
          {dataset}-rationale-quality-discrete, accuracy, plausibility, plausibility-w-qn, diversity, diversity-3-4, num_words, \
-         length-more, length-more_and_diversity-3-4 and length-min-L-max-M"
+         length-more, length-more_and_diversity-3-4, length-min-L-max-M, flan-t5-factuality, flan-t5-factuality-full and \
+         flan-t5-factuality-w-qn"
     )]
     Unknown {
         /// The name.
@@ -72,7 +75,8 @@ impl RewardName {
     /// # Errors
     /// No reward has this name, or one that only the published code has.
     pub fn parse(name: &str, dataset: MarioDataset) -> Result<Self, UnknownReward> {
-        let quality = name.strip_prefix(dataset.name()).and_then(|rest| rest.strip_prefix("-rationale-quality-"));
+        let quality =
+            name.strip_prefix(dataset.name()).and_then(|rest| rest.strip_prefix("-rationale-quality-"));
         Ok(match (name, quality) {
             (_, Some("continuous")) => Self::Consistency(ConsistencyMode::Continuous),
             (_, Some("discrete")) => Self::Consistency(ConsistencyMode::Discrete),
@@ -84,6 +88,9 @@ impl RewardName {
             ("num_words", _) => Self::NumWords,
             ("length-more", _) => Self::LengthMore,
             ("length-more_and_diversity-3-4", _) => Self::LengthAndDiversity,
+            ("flan-t5-factuality", _) => Self::Factuality(FactualityForm::Sentences),
+            ("flan-t5-factuality-full", _) => Self::Factuality(FactualityForm::Rationale),
+            ("flan-t5-factuality-w-qn", _) => Self::Factuality(FactualityForm::WithQuestion),
             _ => match (length_between(name), unsupported(name)) {
                 (Some(reward), _) => Self::LengthBetween(reward),
                 (None, Some(reason)) => {
@@ -149,6 +156,9 @@ mod tests {
         ];
         for (reward, name) in rewards {
             assert_eq!(parse(&reward.name()), Ok(name));
+        }
+        for form in [FactualityForm::Sentences, FactualityForm::Rationale, FactualityForm::WithQuestion] {
+            assert_eq!(parse(form.name()), Ok(RewardName::Factuality(form)));
         }
         for mode in [ConsistencyMode::Continuous, ConsistencyMode::Discrete] {
             let name = consistency(dataset, mode);

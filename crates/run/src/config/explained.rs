@@ -94,7 +94,9 @@ mod tests {
         assert_eq!(unexplained_keys("", &defaults).len(), 6);
         let rewards = serde_json::json!({ "rewards": [{ "name": "diversity" }, { "name": "accuracy" }] });
         let text_of = |comment: &str| {
-            format!("# What counts.\n[[rewards]]\n{comment}name = \"diversity\"\n[[rewards]]\n# Its name.\nname = \"accuracy\"\n")
+            format!(
+                "# What counts.\n[[rewards]]\n{comment}name = \"diversity\"\n[[rewards]]\n# Its name.\nname = \"accuracy\"\n"
+            )
         };
         assert_eq!(unexplained_keys(&text_of("# Its name.\n"), &rewards), [""; 0]);
         assert_eq!(unexplained_keys(&text_of(""), &rewards), ["rewards.name"]);
