@@ -84,6 +84,14 @@ pub enum RewardError {
         /// The labels of the data set.
         known: Vec<String>,
     },
+    /// A word that the model behind a reward answers with is not a token of its tokenizer.
+    #[error(
+        "`{word}` is not one token of the tokenizer, so the model cannot be asked for it; name a Flan-T5"
+    )]
+    AnswerWord {
+        /// The word.
+        word: &'static str,
+    },
     /// A reward that is no number.
     #[error(
         "the reward of sample {sample}{} is {value}; the model behind it has diverged or is badly loaded",

@@ -4,51 +4,37 @@ use std::path::PathBuf;
 
 use ruminate::algorithms::TrainerConfig;
 use ruminate::algorithms::mario::{
-    JudgingConfig, MarioData, OptionMode, OptionTrainingConfig, RationalesConfig, VerifierConfig,
-    for_dataset, published_quark, published_quark_trainer,
+    JudgingConfig, MarioData, OptionMode, OptionTrainingConfig, RationalesConfig, RewardModels, Unsupported,
+    VerifierConfig, for_dataset, published_quark, published_quark_trainer,
 };
 use ruminate::algorithms::quark::{Lengths, QuarkConfig};
-use ruminate::datasets::mario::Target;
+use ruminate::datasets::mario::{Target, TeachingConfig};
+use ruminate::datasets::teacher::TeacherConfig;
+use ruminate::run::program::Configuration;
 use ruminate::run::{ConfigError, FlagKeys, ModelSection};
 use serde::{Deserialize, Serialize};
 
-/// The keys that `--seed` and `--precision` stand for.
-pub(crate) const FLAGS: FlagKeys = FlagKeys {
-    seed: &[
-        "seed",
-        "sft.training.shuffle_seed",
-        "i2o.training.shuffle_seed",
-        "ir2o.training.shuffle_seed",
-        "vera.training.shuffle_seed",
-        "quark.training.seed",
-        "evaluation.seed",
-    ],
-    precision: &[
-        "sft.trainer.precision",
-        "i2o.trainer.precision",
-        "ir2o.trainer.precision",
-        "vera.trainer.precision",
-        "quark.trainer.precision",
-    ],
-};
-
 /// What a run trains.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Stage {
     /// The supervised stage.
+    #[value(skip)]
     Sft,
-    /// The reward model without rationales.
+    /// Labels from the question, for consistency
     I2o,
-    /// The reward model with rationales.
+    /// Labels from question and rationale, for consistency
     Ir2o,
-    /// The verifier.
+    /// The truth of statements, for plausibility
     Vera,
     /// Quark with several rewards.
+    #[value(skip)]
     Quark,
 }
 
 impl Stage {
+    pub(crate) const ALL: [Self; 5] = [Self::Sft, Self::I2o, Self::Ir2o, Self::Vera, Self::Quark];
+
     /// In configurations and in names of folders.
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -60,14 +46,12 @@ impl Stage {
         }
     }
 
-    /// What begins such a run.
-    fn command(self) -> &'static str {
+    /// The command line that begins such a run.
+    pub(crate) fn command(self) -> String {
         match self {
-            Self::Sft => "sft",
-            Self::I2o => "reward-model --mode i2o",
-            Self::Ir2o => "reward-model --mode ir2o",
-            Self::Vera => "reward-model --mode vera",
-            Self::Quark => "train",
+            Self::Sft => "mario sft".into(),
+            Self::Quark => "mario train".into(),
+            mode => format!("mario reward-model --mode {}", mode.name()),
         }
     }
 }
@@ -81,22 +65,31 @@ pub(crate) struct MarioConfig {
     /// Seed of a new model's parameters and of dropout.
     pub(crate) seed: u64,
     pub(crate) data: MarioData,
-    pub(crate) sft: Training<RationalesConfig>,
-    pub(crate) i2o: Training<OptionTrainingConfig>,
-    pub(crate) ir2o: Training<OptionTrainingConfig>,
-    pub(crate) vera: Training<VerifierConfig>,
+    pub(crate) sft: Section<RationalesConfig>,
+    pub(crate) i2o: Section<OptionTrainingConfig>,
+    pub(crate) ir2o: Section<OptionTrainingConfig>,
+    pub(crate) vera: Section<VerifierConfig>,
     pub(crate) quark: QuarkStage,
     pub(crate) rewards: RewardModels,
     pub(crate) evaluation: JudgingConfig,
+    pub(crate) teaching: TeachingConfig,
+    pub(crate) teacher: TeacherConfig,
+    pub(crate) unsupported: Unsupported,
 }
 
 /// A model, what it is trained on, and how.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Training<T> {
+pub(crate) struct Section<T> {
     pub(crate) model: ModelSection,
     pub(crate) training: T,
     pub(crate) trainer: TrainerConfig,
+}
+
+impl<T> Section<T> {
+    fn new(training: T, trainer: TrainerConfig) -> Self {
+        Self { model: ModelSection::default(), training, trainer }
+    }
 }
 
 /// The training with several rewards.
@@ -122,80 +115,87 @@ impl Default for QuarkStage {
     }
 }
 
-/// The models behind the rewards. In evaluations, rewards without their model are left out.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(crate) struct RewardModels {
-    /// Folder of Vera, for plausibility.
-    pub(crate) vera: Option<PathBuf>,
-    /// Checkpoint of the model without rationales, for consistency.
-    pub(crate) i2o: Option<PathBuf>,
-    /// Checkpoint of the model with rationales, for consistency.
-    pub(crate) ir2o: Option<PathBuf>,
-    /// How the two become a reward.
-    pub(crate) consistency: ruminate::rewards::mario::ConsistencyMode,
-}
-
 impl Default for MarioConfig {
     fn default() -> Self {
-        let reward_model = |mode| Training {
-            model: ModelSection::default(),
-            training: OptionTrainingConfig::published(mode),
-            trainer: OptionTrainingConfig::trainer(mode),
-        };
+        let reward_model =
+            |mode| Section::new(OptionTrainingConfig::published(mode), OptionTrainingConfig::trainer(mode));
         Self {
             stage: None,
             seed: 1,
             data: MarioData::default(),
-            sft: Training {
-                model: ModelSection::default(),
-                training: RationalesConfig::default(),
-                trainer: RationalesConfig::trainer(),
-            },
+            sft: Section::new(RationalesConfig::default(), RationalesConfig::trainer()),
             i2o: reward_model(OptionMode::I2o),
             ir2o: reward_model(OptionMode::Ir2o),
-            vera: Training {
-                model: ModelSection::default(),
-                training: VerifierConfig::default(),
-                trainer: VerifierConfig::trainer(),
-            },
+            vera: Section::new(VerifierConfig::default(), VerifierConfig::trainer()),
             quark: QuarkStage::default(),
             rewards: RewardModels::default(),
             evaluation: JudgingConfig::default(),
+            teaching: TeachingConfig::default(),
+            teacher: TeacherConfig::default(),
+            unsupported: Unsupported::default(),
         }
     }
 }
 
-impl MarioConfig {
-    /// Checks what can be checked before any file is read.
-    pub(crate) fn validate(&self) -> Result<(), ConfigError> {
+impl Configuration for MarioConfig {
+    const FLAGS: FlagKeys = FlagKeys {
+        seed: &[
+            "seed",
+            "sft.training.shuffle_seed",
+            "i2o.training.shuffle_seed",
+            "ir2o.training.shuffle_seed",
+            "vera.training.shuffle_seed",
+            "quark.training.seed",
+            "evaluation.seed",
+            "teaching.seed",
+        ],
+        precision: &[
+            "sft.trainer.precision",
+            "i2o.trainer.precision",
+            "ir2o.trainer.precision",
+            "vera.trainer.precision",
+            "quark.trainer.precision",
+        ],
+    };
+
+    fn validate(&self) -> Result<(), ConfigError> {
         let check = || -> ruminate::algorithms::Result<()> {
             self.sft.training.validate()?;
             self.i2o.training.validate()?;
             self.ir2o.training.validate()?;
             self.vera.training.validate()?;
             for_dataset(self.quark.training.clone(), self.data.dataset).validate()?;
-            let trainers = [&self.sft.trainer, &self.i2o.trainer, &self.ir2o.trainer];
-            trainers.into_iter().try_for_each(TrainerConfig::validate)?;
-            [&self.vera.trainer, &self.quark.trainer].into_iter().try_for_each(TrainerConfig::validate)?;
+            Stage::ALL.iter().try_for_each(|&stage| self.section(stage).1.validate())?;
+            self.rewards.validate()?;
+            self.unsupported.validate()?;
             self.evaluation.validate()
         };
         check().map_err(ConfigError::invalid)?;
-        for (stage, model) in [
-            ("sft", &self.sft.model),
-            ("i2o", &self.i2o.model),
-            ("ir2o", &self.ir2o.model),
-            ("vera", &self.vera.model),
-            ("quark", &self.quark.model),
-        ] {
-            model.validate(&format!("{stage}.model"))?;
+        self.teaching.validate().map_err(ConfigError::invalid)?;
+        Stage::ALL
+            .iter()
+            .try_for_each(|&stage| self.section(stage).0.validate(&format!("{}.model", stage.name())))
+    }
+}
+
+impl MarioConfig {
+    /// The model that a stage starts from, and its trainer.
+    pub(crate) fn section(&self, stage: Stage) -> (&ModelSection, &TrainerConfig) {
+        match stage {
+            Stage::Sft => (&self.sft.model, &self.sft.trainer),
+            Stage::I2o => (&self.i2o.model, &self.i2o.trainer),
+            Stage::Ir2o => (&self.ir2o.model, &self.ir2o.trainer),
+            Stage::Vera => (&self.vera.model, &self.vera.trainer),
+            Stage::Quark => (&self.quark.model, &self.quark.trainer),
         }
-        if self.rewards.i2o.is_some() != self.rewards.ir2o.is_some() {
-            let reason =
-                "consistency compares two models: name both rewards.i2o and rewards.ir2o, or neither";
-            return Err(ConfigError::invalid(reason));
+    }
+
+    /// The settings of a reward model that chooses among labels.
+    pub(crate) fn options(&mut self, mode: OptionMode) -> &mut Section<OptionTrainingConfig> {
+        match mode {
+            OptionMode::I2o => &mut self.i2o,
+            OptionMode::Ir2o => &mut self.ir2o,
         }
-        Ok(())
     }
 
     /// Refuses runs whose models write no rationale before an answer.
@@ -217,7 +217,7 @@ impl MarioConfig {
 
     /// How a trained model writes: that of the supervised stage as its own validation let it.
     pub(crate) fn writing(&self) -> QuarkConfig {
-        let mut quark = self.quark.training.clone();
+        let mut quark = for_dataset(self.quark.training.clone(), self.data.dataset);
         if self.stage == Some(Stage::Sft) {
             let RationalesConfig { max_length, min_length, eval_batch_size, clean_up, .. } =
                 self.sft.training;
@@ -225,31 +225,6 @@ impl MarioConfig {
             (quark.eval_batch_size, quark.clean_up) = (eval_batch_size, clean_up);
         }
         quark
-    }
-
-    pub(crate) fn option_training(&self, mode: OptionMode) -> &Training<OptionTrainingConfig> {
-        match mode {
-            OptionMode::I2o => &self.i2o,
-            OptionMode::Ir2o => &self.ir2o,
-        }
-    }
-
-    pub(crate) fn option_training_mut(&mut self, mode: OptionMode) -> &mut Training<OptionTrainingConfig> {
-        match mode {
-            OptionMode::I2o => &mut self.i2o,
-            OptionMode::Ir2o => &mut self.ir2o,
-        }
-    }
-
-    /// Says what the run trains, and refuses to go on with a run of another stage.
-    pub(crate) fn enter(&mut self, stage: Stage) -> Result<(), ConfigError> {
-        match self.stage.replace(stage) {
-            Some(other) if other != stage => {
-                let command = other.command();
-                Err(ConfigError::invalid(format!("this is the configuration of a run of `mario {command}`")))
-            }
-            _ => Ok(()),
-        }
     }
 }
 
@@ -310,34 +285,6 @@ mod tests {
 
     #[test]
     fn the_published_settings_name_and_explain_every_key() {
-        let mut section = String::new();
-        let mut explained = std::collections::BTreeSet::new();
-        let mut above = "";
-        for line in PUBLISHED.lines() {
-            if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
-                section = format!("{name}.");
-            } else if let Some((key, _)) = line.trim_start_matches("# ").split_once(" = ")
-                && !key.contains(' ')
-            {
-                assert!(above.starts_with("# "), "{section}{key} is not explained");
-                explained.insert(format!("{section}{key}"));
-            }
-            above = line;
-        }
-        let defaults = config::to_toml(&MarioConfig::default()).unwrap();
-        let mut keys = 0;
-        let mut table = String::new();
-        for line in defaults.lines() {
-            if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
-                table = format!("{name}.");
-            } else if let Some((key, _)) = line.split_once(" = ") {
-                assert!(
-                    explained.contains(&format!("{table}{key}")),
-                    "configs/published.toml lacks {table}{key}"
-                );
-                keys += 1;
-            }
-        }
-        assert!(keys > 120, "{keys}");
+        assert_eq!(config::unexplained_keys(PUBLISHED, &MarioConfig::default()), [""; 0]);
     }
 }

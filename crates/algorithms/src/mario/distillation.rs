@@ -7,11 +7,12 @@ use ruminate_datasets::mario::{
     GivenResponse, MarioDataset, MarioRow, OutputRow, OutputTable, label, num_sents, num_words, quark_rows,
     rationale, target, training_rows_file, training_summary_file,
 };
-use ruminate_models::{Generate, Policy, Sampling, Tokenizer};
-use ruminate_rewards::mario::{MarioItem, Summary};
+use ruminate_models::{Generate, Model, Policy, Sampling, Tokenizer};
+use ruminate_rewards::mario::{MarioItem, RewardSet, Summary};
 
 use super::TextScorer;
-use super::rows::replace_line;
+use super::rows::{mean_and_longest, replace_line};
+use crate::plan::{Pass, Work};
 use crate::ppo::{KlPenalty, Prompt, Response};
 use crate::quark::{
     Batch, Buckets, Condition, ControlConfig, ControlTokens, Expert, Judged, Lengths, Quark, QuarkConfig,
@@ -105,6 +106,24 @@ pub fn quark_data(
     })
 }
 
+/// What a step takes on average, for a [`Plan`](crate::Plan): an update of policy and reference, and its part of a round. The models behind
+/// the rewards are not counted.
+#[must_use]
+pub fn quark_passes(config: &QuarkConfig, trainer: &TrainerConfig, data: &QuarkData<MarioItem>) -> Vec<Pass> {
+    let source = mean_and_longest(data.expert.iter().map(|row| row.prompt.ids.len()));
+    let target = mean_and_longest(data.expert.iter().map(|row| row.ids.len() + config.control.code_len()));
+    let rows = config.batch_size.div_ceil(trainer.accumulate);
+    let pass = |work, times, rows| Pass { work, times, networks: 1, rows, source, target };
+    let accumulate = trainer.accumulate as f64;
+    let batches = data.train.len().div_ceil(config.sampling.batch_size) as u64;
+    let written = (batches * config.sampling.passes) as f64 / config.sample_interval as f64;
+    vec![
+        pass(Work::Training, accumulate, rows),
+        pass(Work::Forward, accumulate, rows),
+        pass(Work::Forward, written, config.sampling.batch_size),
+    ]
+}
+
 /// How [`answers`] asks a model.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Asking {
@@ -169,6 +188,41 @@ pub struct Distillation<P> {
     quark: Quark<P, MarioItem, TextScorer>,
     test: Vec<Prompt<MarioItem>>,
     folder: PathBuf,
+}
+
+/// The models of a [`Distillation`], and the tokenizer of its policy.
+#[derive(Debug)]
+pub struct DistillationModels {
+    /// What is trained; it gets the control tokens.
+    pub policy: Model,
+    /// The policy's tokenizer, which gets them, too.
+    pub tokenizer: Tokenizer,
+    /// The frozen model that is not to be left.
+    pub reference: Model,
+    /// What responses are worth.
+    pub rewards: RewardSet,
+}
+
+impl Distillation<Model> {
+    /// Joins models and the rows of the three splits; result files go into `folder`. The configuration is one
+    /// [`for_dataset`].
+    ///
+    /// # Errors
+    /// When models, tokenizer and configuration do not fit together, or a setting is wrong.
+    pub fn assemble(
+        config: QuarkConfig,
+        models: DistillationModels,
+        [train, dev, test]: &[Vec<MarioRow>; 3],
+        folder: PathBuf,
+    ) -> Result<Self> {
+        let DistillationModels { mut policy, mut tokenizer, reference, rewards } = models;
+        let data = quark_data(train, dev, &tokenizer)?;
+        let test = test.iter().map(|row| prompt(row, &tokenizer)).collect::<Result<_>>()?;
+        let tokens = ControlTokens::add_to(&mut tokenizer, &config.control)?;
+        policy.add_tokens(tokens.id_range(), config.seed)?;
+        let scorer = TextScorer::new(rewards).log_to(folder.clone());
+        Ok(Self::new(Quark::new(config, policy, reference, tokenizer, scorer, data)?, test, folder))
+    }
 }
 
 impl<P: Policy + Generate> Distillation<P> {

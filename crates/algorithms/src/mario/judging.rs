@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use ndarray::ArrayView1;
+use ndarray::{Array2, ArrayView1};
 use ruminate_datasets::mario::{GivenResponse, OutputRow, OutputTable, num_sents, num_words};
 use ruminate_rewards::mario::{
     Interval, JudgedResponse, QuestionSummary, Response, RewardSet, Summary, bootstrap, by_question,
@@ -10,14 +10,16 @@ use ruminate_rewards::mario::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::rows::{append, at_least_one};
+use super::rows::{append, at_least_one, replace_labelled};
 use crate::quark::Condition;
-use crate::{Error, Result};
+use crate::{Collective, Error, Result};
 
 /// Settings of [`judge`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct JudgingConfig {
+    /// The rewards by name, `{dataset}` standing for the data set; none takes those whose models are there.
+    pub rewards: Vec<String>,
     /// Resamples of the questions for the 95 % intervals.
     pub resamples: usize,
     /// Seed of the resamples.
@@ -26,7 +28,7 @@ pub struct JudgingConfig {
 
 impl Default for JudgingConfig {
     fn default() -> Self {
-        Self { resamples: 1000, seed: 1 }
+        Self { rewards: vec![], resamples: 1000, seed: 1 }
     }
 }
 
@@ -74,11 +76,30 @@ pub struct NormalisedAverage {
 /// # Errors
 /// When a reward cannot be computed; it names the response by its number.
 pub fn judge(responses: &[GivenResponse], rewards: &RewardSet, config: &JudgingConfig) -> Result<Judged> {
+    judge_across(responses, rewards, config, &Collective::default())
+}
+
+/// As [`judge`], where several processes score a part of the responses each; all of them get the result.
+///
+/// # Errors
+/// Those of [`judge`], where a response is named by its number among those of a process; and when another process fails.
+pub fn judge_across(
+    responses: &[GivenResponse],
+    rewards: &RewardSet,
+    config: &JudgingConfig,
+    collective: &Collective,
+) -> Result<Judged> {
     config.validate()?;
-    let given: Vec<Response<'_>> =
-        responses.iter().map(|r| Response { question: &r.question, gold: &r.gold, text: &r.text }).collect();
-    let scores = rewards.scores(&given)?;
+    let response = |&ix: &usize| {
+        let GivenResponse { question, gold, text, .. } = &responses[ix];
+        Response { question, gold, text }
+    };
     let names = rewards.names();
+    let scores: Vec<Vec<f64>> = collective.map(responses.len(), |mine| {
+        let scores = rewards.scores(&mine.iter().map(response).collect::<Vec<_>>())?;
+        Ok(scores.outer_iter().map(|row| row.to_vec()).collect())
+    })?;
+    let scores = Array2::from_shape_fn((responses.len(), names.len()), |(row, reward)| scores[row][reward]);
     let of = |ix: usize| scores.row(ix).to_vec().into_iter().map(Some);
     let rows: Vec<OutputRow> = responses
         .iter()
@@ -153,7 +174,7 @@ impl Judged {
         let table = folder.join(format!("eval_output_other{name}.csv"));
         self.table.write_csv(&table)?;
         let lines = folder.join("eval_reward_scores_other_outputs.txt");
-        append(&lines, &self.summary.line(&format!("Name {name}"), Some(2)))?;
+        append(&lines, &self.line(&format!("Name {name}"), 2))?;
         Ok(vec![lines, table])
     }
 
@@ -170,6 +191,34 @@ impl Judged {
         condition: Option<Condition>,
         checkpoint: &str,
     ) -> Result<Vec<PathBuf>> {
+        self.write_greedy(folder, split, condition, checkpoint, append)
+    }
+
+    /// As [`write_own`](Self::write_own), but the line takes the place of one about the same checkpoint.
+    ///
+    /// # Errors
+    /// When the folder is not writable.
+    pub fn replace_own(
+        &self,
+        folder: &Path,
+        split: &str,
+        condition: Option<Condition>,
+        checkpoint: &str,
+    ) -> Result<Vec<PathBuf>> {
+        let label = format!("Step {checkpoint} - ");
+        self.write_greedy(folder, split, condition, checkpoint, |path, line| {
+            replace_labelled(path, &label, line)
+        })
+    }
+
+    fn write_greedy(
+        &self,
+        folder: &Path,
+        split: &str,
+        condition: Option<Condition>,
+        checkpoint: &str,
+        add: impl FnOnce(&Path, &str) -> Result<()>,
+    ) -> Result<Vec<PathBuf>> {
         std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
         let prefix = match condition {
             None | Some(Condition::Best) => "",
@@ -179,7 +228,14 @@ impl Judged {
         let table = folder.join(format!("{prefix}eval_output{split}_greedy_{checkpoint}.csv"));
         self.table.write_csv(&table)?;
         let lines = folder.join(format!("{prefix}eval_reward_scores_{split}_greedy.txt"));
-        append(&lines, &self.summary.line(&format!("Step {checkpoint}"), Some(3)))?;
+        add(&lines, &self.line(&format!("Step {checkpoint}"), 3))?;
         Ok(vec![lines, table])
+    }
+
+    /// The published line, in which the names of Flan-T5's rewards lack their beginning.
+    fn line(&self, what: &str, decimals: usize) -> String {
+        let mut summary = self.summary.clone();
+        summary.scores.iter_mut().for_each(|(name, _)| *name = name.replace("flan-t5-", ""));
+        summary.line(what, Some(decimals))
     }
 }

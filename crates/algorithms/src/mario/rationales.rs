@@ -162,29 +162,62 @@ impl Rationales {
 
     /// What the model writes about the development questions.
     fn responses<P: Generate>(&self, policy: &P, observer: &mut dyn Observer) -> Result<Vec<String>> {
+        let prompts: Vec<&str> = self.dev.iter().map(|row| row.question.as_str()).collect();
+        let RationalesConfig { max_length, min_length, eval_batch_size, clean_up, .. } = self.config;
+        let greedy = Greedy { max_length, min_length, batch_size: eval_batch_size, clean_up };
+        self.collective.map(prompts.len(), |mine| {
+            let prompts: Vec<&str> = mine.iter().map(|&ix| prompts[ix]).collect();
+            greedy.texts(policy, &self.tokenizer, &prompts, ("validation", observer))
+        })
+    }
+}
+
+/// How a model answers whole texts, greedily.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Greedy {
+    /// Longest sequence of the decoder in tokens, the start token included.
+    pub max_length: usize,
+    /// Tokens of the decoder's sequence before which none ends, the start token included.
+    pub min_length: usize,
+    /// Prompts in a batch.
+    pub batch_size: usize,
+    /// Remove the blanks before punctuation and contractions.
+    pub clean_up: bool,
+}
+
+impl Greedy {
+    /// What a model writes behind some prompts, which go in whole; the observer is told how far it is, under a name.
+    ///
+    /// # Errors
+    /// When the tokenizer, the model or the observer fails.
+    pub fn texts<M: Generate>(
+        self,
+        model: &M,
+        tokenizer: &Tokenizer,
+        prompts: &[&str],
+        (what, observer): (&'static str, &mut dyn Observer),
+    ) -> Result<Vec<String>> {
         let generation = GenerationConfig {
             // The start token is one of the sequence's.
-            max_new_tokens: self.config.max_length - 1,
-            min_new_tokens: self.config.min_length.saturating_sub(1),
+            max_new_tokens: self.max_length - 1,
+            min_new_tokens: self.min_length.saturating_sub(1),
             ..GenerationConfig::default()
         };
         let prompts: Vec<Vec<TokenId>> =
-            self.dev.iter().map(|row| Ok(self.tokenizer.encode(&row.question)?)).collect::<Result<_>>()?;
-        self.collective.map(prompts.len(), |mine| {
-            let prompts: Vec<&[TokenId]> = mine.iter().map(|&ix| prompts[ix].as_slice()).collect();
-            let (mut done, total) = (0, prompts.len() as u64);
-            by_length(&prompts, self.config.eval_batch_size, |batch| {
-                let rows: Vec<_> = batch.iter().map(|&ix| prompts[ix].to_vec()).collect();
-                let written = policy.generate(&rows, &generation, &[])?;
-                done += batch.len() as u64;
-                observer.progress("validation", done, total).map_err(Error::Observer)?;
-                let response = |samples: Vec<_>| {
-                    let first: Option<&ruminate_models::Generated> = samples.first();
-                    let ids = first.map(|sample| sample.ids.as_slice()).unwrap_or_default();
-                    text(&self.tokenizer, ids, self.config.clean_up)
-                };
-                written.into_iter().map(response).collect::<Result<_>>()
-            })
+            prompts.iter().map(|prompt| Ok(tokenizer.encode(prompt)?)).collect::<Result<_>>()?;
+        let rows: Vec<&[TokenId]> = prompts.iter().map(Vec::as_slice).collect();
+        let (mut done, total) = (0, prompts.len() as u64);
+        by_length(&rows, self.batch_size, |batch| {
+            let rows: Vec<_> = batch.iter().map(|&ix| prompts[ix].clone()).collect();
+            let written = model.generate(&rows, &generation, &[])?;
+            done += batch.len() as u64;
+            observer.progress(what, done, total).map_err(Error::Observer)?;
+            let response = |samples: Vec<_>| {
+                let first: Option<&ruminate_models::Generated> = samples.first();
+                let ids = first.map(|sample| sample.ids.as_slice()).unwrap_or_default();
+                text(tokenizer, ids, self.clean_up)
+            };
+            written.into_iter().map(response).collect::<Result<_>>()
         })
     }
 }

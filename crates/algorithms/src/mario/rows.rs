@@ -53,12 +53,8 @@ impl TrainingRows {
 
     /// The micro-batches of a step, for a plan.
     pub(super) fn pass(&self, trainer: &TrainerConfig) -> Pass {
-        let lengths = |length: &dyn Fn(&Example) -> usize| {
-            let all = || self.examples.iter().map(length);
-            [all().sum::<usize>() as f64 / self.len().max(1) as f64, all().max().unwrap_or(0) as f64]
-        };
-        let source = lengths(&|example| example.prompt.len());
-        let target = lengths(&|example| example.target.len());
+        let source = mean_and_longest(self.examples.iter().map(|example| example.prompt.len()));
+        let target = mean_and_longest(self.examples.iter().map(|example| example.target.len()));
         let times = trainer.accumulate as f64;
         Pass { work: Work::Training, times, networks: 1, rows: self.batch_size, source, target }
     }
@@ -83,6 +79,12 @@ impl TrainingRows {
     }
 }
 
+/// Mean and maximum of some lengths, for a plan.
+pub(super) fn mean_and_longest(lengths: impl Iterator<Item = usize> + Clone) -> [f64; 2] {
+    let (sum, count) = lengths.clone().fold((0, 0), |(sum, count), length| (sum + length, count + 1));
+    [sum as f64 / f64::from(count.max(1)), lengths.max().unwrap_or(0) as f64]
+}
+
 /// Appends a line to a result file, and makes its folder.
 pub(super) fn append(path: &Path, line: &str) -> Result<()> {
     let write = || -> std::io::Result<()> {
@@ -97,21 +99,30 @@ pub(super) fn append(path: &Path, line: &str) -> Result<()> {
 /// Appends the line of a step to a result file. Lines of this and of later steps, which a run has written that was resumed
 /// from before, are replaced.
 pub(super) fn replace_line(path: &Path, step: u64, line: &str) -> Result<()> {
+    let step_of = |line: &str| line.strip_prefix("Step ")?.split(' ').next()?.parse::<u64>().ok();
+    rewrite(path, |line| step_of(line).is_none_or(|s| s < step), line)
+}
+
+/// Keeps some lines of a result file and appends another, in one step.
+fn rewrite(path: &Path, keep: impl Fn(&str) -> bool, line: &str) -> Result<()> {
     let before = match std::fs::read_to_string(path) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
         Err(source) => return Err(Error::io("read", path)(source)),
     };
-    let step_of = |line: &str| line.strip_prefix("Step ")?.split(' ').next()?.parse::<u64>().ok();
-    let earlier = |line: &&str| step_of(line).is_none_or(|s| s < step);
     // A line without its end was cut off by whatever ended the run.
     let whole = before.split_inclusive('\n').filter(|line| line.ends_with('\n'));
-    let text: String = whole.filter(earlier).chain([line]).collect();
+    let text: String = whole.filter(|line| keep(line)).chain([line]).collect();
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
     }
     ruminate_files::write_atomically(path, |file| file.write_all(text.as_bytes()))
         .map_err(Error::io("write", path))
+}
+
+/// Appends a line that begins with `label` to a result file, and removes those that begin with it already.
+pub(super) fn replace_labelled(path: &Path, label: &str, line: &str) -> Result<()> {
+    rewrite(path, |other| !other.starts_with(label), line)
 }
 
 /// Refuses zero.
@@ -137,5 +148,8 @@ mod tests {
         std::fs::write(&path, "Step 0 - x\nStep 1").unwrap();
         replace_line(&path, 10, "Step 10 - x\n").unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "Step 0 - x\nStep 10 - x\n");
+        replace_labelled(&path, "Step 0 - ", "Step 0 - y\n").unwrap();
+        replace_labelled(&path, "Step 1 - ", "Step 1 - y\n").unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "Step 10 - x\nStep 0 - y\nStep 1 - y\n");
     }
 }

@@ -8,8 +8,9 @@ use ruminate_models::{Policy, T5, TokenId, Tokenizer, VeraHead, last_states};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Reduction, Tensor};
 
-use super::rows::at_least_one;
+use super::rows::{at_least_one, mean_and_longest};
 use crate::observer::report_answers;
+use crate::plan::{Pass, Work};
 use crate::trainer::{Algorithm, Evaluation, Losses, Term};
 use crate::{Collective, Error, Observer, Result, Schedule, TrainerConfig};
 
@@ -60,6 +61,22 @@ impl VerifierConfig {
     pub fn read(&self, split: Split) -> Result<Vec<Statement>> {
         let path = self.path.replace("{split}", &split.to_string());
         Ok(read_statements(path.as_ref())?)
+    }
+
+    /// The micro-batches of a step on some statements, for a [`Plan`](crate::Plan).
+    ///
+    /// # Errors
+    /// When the tokenizer fails.
+    pub fn passes(
+        &self,
+        trainer: &TrainerConfig,
+        tokenizer: &Tokenizer,
+        statements: &[Statement],
+    ) -> Result<Vec<Pass>> {
+        let lengths = statements.iter().map(|s| Ok(tokenizer.encode(&s.statement)?.len()));
+        let source = mean_and_longest(lengths.collect::<Result<Vec<_>>>()?.into_iter());
+        let (times, rows) = (trainer.accumulate as f64, self.batch_size);
+        Ok(vec![Pass { work: Work::Training, times, networks: 1, rows, source, target: [0.0; 2] }])
     }
 
     /// Checks the settings.

@@ -1,8 +1,9 @@
 //! Prompts of the few-shot baselines, and the parser of what they answer.
 
 use super::MarioDataset;
-use crate::{Result, json};
+use crate::{Error, Place, Result, json};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::path::Path;
 
 /// Demonstrations to put before a question, and what to put behind it.
@@ -37,6 +38,47 @@ impl FewShotPrompt {
 /// As [`json::read`].
 pub fn read_few_shot(path: &Path) -> Result<Vec<FewShotPrompt>> {
     json::read(path)
+}
+
+/// The prompt of a data set in a file of prompt texts: an array of objects as [`FewShotPrompt`] has them, where `used_by` and
+/// `n_demonstrations` may be missing, and `dataset` may be the name of any data set. `user` tells baselines apart that have texts of their
+/// own; a prompt without `used_by` serves all.
+///
+/// # Errors
+/// As [`json::read`]; and [`Error::BadField`] when there is no such prompt.
+pub fn find_few_shot(path: &Path, dataset: MarioDataset, variant: &str, user: &str) -> Result<FewShotPrompt> {
+    #[derive(Deserialize)]
+    #[serde(expecting = "an object with dataset, variant, prefix and suffix")]
+    struct Text {
+        dataset: String,
+        variant: String,
+        #[serde(default)]
+        used_by: Vec<String>,
+        prefix: String,
+        suffix: String,
+        #[serde(default)]
+        n_demonstrations: usize,
+    }
+    let texts: Vec<Text> = json::read(path)?;
+    let known: BTreeSet<String> =
+        texts.iter().map(|text| format!("{} {}", text.dataset, text.variant)).collect();
+    let fits = |text: &Text| {
+        let used = text.used_by.is_empty() || text.used_by.iter().any(|by| by == user);
+        text.dataset == dataset.name() && text.variant == variant && used
+    };
+    match texts.into_iter().find(fits) {
+        Some(Text { variant, used_by, prefix, suffix, n_demonstrations, .. }) => {
+            Ok(FewShotPrompt { dataset, variant, used_by, prefix, suffix, n_demonstrations })
+        }
+        None => {
+            let known: Vec<String> = known.into_iter().collect();
+            let reason = format!(
+                "is never {variant:?} for {dataset} and {user}; the file has prompts for {}",
+                known.join(", ")
+            );
+            Err(Error::BadField { path: path.into(), place: Place::Item(0), field: "variant", reason })
+        }
+    }
 }
 
 /// What happens to a rationale that begins with the answer, `Yes` or `No`.
@@ -80,13 +122,15 @@ const PHRASES: [&str; 7] = [
 pub fn parse_completion(dataset: MarioDataset, completion: &str, leading: LeadingAnswer) -> Completion {
     let text = completion.replace('\n', " ").replace(':', "");
     let text = text.trim_start();
-    let yes_no = dataset == MarioDataset::StrategyQa;
-    let gate = if yes_no { "the answer is" } else { "the answer is (" };
+    let labels = dataset.labels();
+    // Labels such as (A) are announced by their parenthesis, words by nothing.
+    let by_words = !labels.iter().all(|label| label.starts_with('('));
+    let gate = if by_words { "the answer is" } else { "the answer is (" };
     if !text.to_lowercase().contains(gate) {
         return Completion::default();
     }
-    let phrase = |words: &str| if yes_no { words.to_string() } else { format!("{words} (") };
-    let phrases = &PHRASES[..if yes_no { PHRASES.len() - 1 } else { PHRASES.len() }];
+    let phrase = |words: &str| if by_words { words.to_string() } else { format!("{words} (") };
+    let phrases = &PHRASES[..if by_words { PHRASES.len() - 1 } else { PHRASES.len() }];
     // `the answer is` is a part of most others in lower case, so it comes last.
     let lower = phrases[1..].iter().chain(&phrases[..1]).map(|words| phrase(&words.to_lowercase()));
     let mut all = phrases.iter().map(|words| phrase(words)).chain(lower);
@@ -94,10 +138,17 @@ pub fn parse_completion(dataset: MarioDataset, completion: &str, leading: Leadin
     let mut pieces = text.split(found.as_str());
     let rationale = pieces.next().unwrap_or("").trim().trim_end_matches([' ', 'A']);
     let answer = pieces.next().unwrap_or("").trim().to_lowercase();
-    let label = if yes_no {
-        ["no", "yes"].into_iter().find(|l| answer.starts_with(l)).unwrap_or("").to_string()
+    let label = if by_words {
+        let mut labels: Vec<String> = labels.iter().map(|label| label.to_lowercase()).collect();
+        // The longest first, because one may begin with another.
+        labels.sort_by_key(|label| std::cmp::Reverse(label.len()));
+        labels.into_iter().find(|label| answer.starts_with(label.as_str())).unwrap_or_default()
     } else {
-        format!("({}", answer.chars().take(2).collect::<String>())
+        let longest = labels.iter().map(|label| label.chars().count()).max().unwrap_or(3);
+        let answer: String = answer.chars().take(longest - 1).collect();
+        // Where labels have more than a letter, an answer ends at its parenthesis.
+        let answer = if longest > 3 { answer.split_inclusive(')').next().unwrap_or("") } else { &answer };
+        format!("({answer}")
     };
     let rationale = match leading {
         LeadingAnswer::Keep => rationale,

@@ -6,29 +6,39 @@
 mod answer;
 mod few_shot;
 mod output;
+mod own;
 mod prompts;
 mod responses;
 mod rows;
 mod silver;
+mod teaching;
 
 pub use answer::{ANSWER_MARKER, RewardParts, is_valid, label, num_sents, num_words, rationale, response};
-pub use few_shot::{Completion, FewShotPrompt, LeadingAnswer, parse_completion, read_few_shot};
+pub use few_shot::{
+    Completion, FewShotPrompt, LeadingAnswer, find_few_shot, parse_completion, read_few_shot,
+};
 pub use output::{OutputRow, OutputTable, training_rows_file, training_summary_file};
+pub use own::OwnDataset;
 pub use prompts::{
     Target, i2o_input, i2o_target, ir2o_input, label_sentence, quark_rows, target, with_period,
 };
 pub use responses::{GivenResponse, ResponseFormat, Responses, UnknownFormat, read_responses};
-pub use rows::{MarioRow, Statement, TeacherRow, read_gold, read_masked_tsv, read_statements, read_teacher};
+pub use rows::{
+    MarioRow, Statement, TeacherRow, read_gold, read_masked_tsv, read_questions, read_statements,
+    read_teacher,
+};
 pub use silver::{Silver, silver_filter};
+pub use teaching::{
+    FewShotTeaching, LocalAnswers, TeachingConfig, TeachingCounts, completions, cut_dev_questions, kept_rows,
+    write_raw,
+};
 
 use crate::question::letters;
-use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
-/// The five data sets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+/// The five data sets, and those that a configuration describes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum MarioDataset {
     /// Yes or no.
     StrategyQa,
@@ -40,6 +50,8 @@ pub enum MarioDataset {
     NumerSense,
     /// Two facts to be composed, eight options.
     Qasc,
+    /// One that is described in a configuration.
+    Own(&'static OwnDataset),
 }
 
 /// The number words of NumerSense, in the order of their letters.
@@ -47,7 +59,7 @@ pub const NUMBER_WORDS: [&str; 12] =
     ["no", "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"];
 
 impl MarioDataset {
-    /// All of them, in the order of the paper.
+    /// The published ones, in the order of the paper.
     pub const ALL: [Self; 5] = [Self::StrategyQa, Self::QuaRel, Self::Obqa, Self::NumerSense, Self::Qasc];
 
     /// Its name in files and configurations.
@@ -59,6 +71,7 @@ impl MarioDataset {
             Self::Obqa => "obqa",
             Self::NumerSense => "numersense",
             Self::Qasc => "qasc",
+            Self::Own(description) => &description.name,
         }
     }
 
@@ -80,6 +93,7 @@ impl MarioDataset {
             Self::Obqa => letters(4).into_iter().map(|l| format!("({})", l.to_lowercase())).collect(),
             Self::NumerSense => upper(NUMBER_WORDS.len()),
             Self::Qasc => upper(8),
+            Self::Own(description) => description.labels.clone(),
         }
     }
 
@@ -95,6 +109,10 @@ impl MarioDataset {
         match self {
             Self::QuaRel | Self::NumerSense | Self::Qasc => label.to_uppercase(),
             Self::StrategyQa | Self::Obqa => label.to_string(),
+            Self::Own(description) => match self.label_index(label) {
+                Some(index) => description.labels[index].clone(),
+                None => label.to_string(),
+            },
         }
     }
 
@@ -102,7 +120,19 @@ impl MarioDataset {
     /// out of training.
     #[must_use]
     pub fn dev_is_cut_from_train(self) -> bool {
-        matches!(self, Self::NumerSense | Self::Qasc)
+        match self {
+            Self::Own(description) => description.dev_is_cut_from_train,
+            _ => matches!(self, Self::NumerSense | Self::Qasc),
+        }
+    }
+
+    /// Whether questions list their options behind the labels.
+    #[must_use]
+    pub fn has_options_in_question(self) -> bool {
+        match self {
+            Self::Own(description) => description.options_in_question,
+            _ => self != Self::StrategyQa,
+        }
     }
 }
 
@@ -114,7 +144,10 @@ impl fmt::Display for MarioDataset {
 
 /// A name that is no data set of MaRio.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("unknown data set `{0}`; the data sets are strategyqa, quarel, obqa, numersense and qasc")]
+#[error(
+    "unknown data set `{0}`; the data sets are strategyqa, quarel, obqa, numersense and qasc, and a configuration may describe others: \
+     data.dataset = {{ name = \"mine\", labels = [\"(A)\", \"(B)\"] }}"
+)]
 pub struct UnknownDataset(String);
 
 impl FromStr for MarioDataset {

@@ -66,8 +66,9 @@ pub fn ir2o_input(dataset: MarioDataset, question: &str, rationale: &str) -> Str
 
 /// Every occurrence of a label is announced as a choice.
 fn with_choices(dataset: MarioDataset, question: &str) -> String {
-    if dataset == MarioDataset::StrategyQa {
-        return format!("{question}: choice: no choice: yes");
+    if !dataset.has_options_in_question() {
+        let choices: Vec<String> = dataset.labels().iter().map(|label| format!("choice: {label}")).collect();
+        return format!("{question}: {}", choices.join(" "));
     }
     dataset
         .labels()

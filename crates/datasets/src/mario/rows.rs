@@ -55,6 +55,15 @@ pub struct TeacherRow {
 /// As [`json::read_rows`]; [`Error::BadField`] for a label that the data set does not have or a question without text;
 /// and [`Error::EmptySplit`].
 pub fn read_gold(path: &Path, dataset: MarioDataset) -> Result<Vec<MarioRow>> {
+    checked(path, dataset, json::read_rows(path)?)
+}
+
+/// Rows that have a question and one of the labels.
+fn checked(
+    path: &Path,
+    dataset: MarioDataset,
+    rows: impl IntoIterator<Item = (Place, MarioRow)>,
+) -> Result<Vec<MarioRow>> {
     let check = |(place, row): (Place, MarioRow)| {
         let bad = |field, reason| Error::BadField { path: path.into(), place, field, reason };
         if row.question.trim().is_empty() {
@@ -68,7 +77,33 @@ pub fn read_gold(path: &Path, dataset: MarioDataset) -> Result<Vec<MarioRow>> {
         }
         Ok(row)
     };
-    not_empty(path, json::read_rows(path)?.into_iter().map(check).collect::<Result<_>>()?)
+    not_empty(path, rows.into_iter().map(check).collect::<Result<_>>()?)
+}
+
+/// Reads questions with their labels: gold rows, whose rationale may be missing, which `dummy` then stands for. A file of NumerSense that ends
+/// in `.tsv` is one of its own tables.
+///
+/// # Errors
+/// As [`read_gold`] and [`read_masked_tsv`].
+pub fn read_questions(path: &Path, dataset: MarioDataset) -> Result<Vec<MarioRow>> {
+    if dataset == MarioDataset::NumerSense && path.extension().is_some_and(|extension| extension == "tsv") {
+        return read_masked_tsv(path);
+    }
+    #[derive(Deserialize)]
+    #[serde(expecting = "an object with question and answer")]
+    struct Asked {
+        question: String,
+        #[serde(default = "dummy")]
+        rationale: String,
+        #[serde(deserialize_with = "label_or_truth")]
+        answer: String,
+    }
+    fn dummy() -> String {
+        "dummy".into()
+    }
+    let row =
+        |(place, Asked { question, rationale, answer })| (place, MarioRow { question, rationale, answer });
+    checked(path, dataset, json::read_rows::<Asked>(path)?.into_iter().map(row))
 }
 
 /// A statement for a verifier.

@@ -175,11 +175,7 @@ impl<M: ScoreChoices> Consistency<M> {
 
 impl<M: ScoreChoices> TextReward for Consistency<M> {
     fn name(&self) -> String {
-        let mode = match self.mode {
-            ConsistencyMode::Continuous => "continuous",
-            ConsistencyMode::Discrete => "discrete",
-        };
-        format!("{}-rationale-quality-{mode}", self.dataset)
+        super::names::consistency(self.dataset, self.mode)
     }
 
     fn bounds(&self) -> Option<(f64, f64)> {

@@ -4,19 +4,25 @@
 //! that can run. Each is a [`TextReward`] and can be used alone; a [`RewardSet`] keeps several in order.
 
 mod consistency;
+mod factuality;
+mod names;
 mod plausibility;
 mod set;
 mod statistics;
 mod text;
 
 pub use consistency::{Consistency, ConsistencyMode, OptionModel, option_scores};
+pub use factuality::{Believer, Factuality, FactualityForm};
+pub use names::{RewardName, UnknownReward};
 pub use plausibility::{Plausibility, statement_with_question};
 pub use set::RewardSet;
 pub use statistics::{
     Interval, JudgedResponse, QuestionSummary, Summary, bootstrap, by_question, correlation_ratio, mean,
     normalised_average, rounded,
 };
-pub use text::{Accuracy, Diversity, LengthBetween, LengthMore, NumWords, ngram_diversity, repetition};
+pub use text::{
+    Accuracy, Diversity, LengthAndDiversity, LengthBetween, LengthMore, NumWords, ngram_diversity, repetition,
+};
 
 use crate::{Reward, RewardError, Rewarded, Sample};
 

@@ -158,6 +158,27 @@ impl TextReward for LengthBetween {
     }
 }
 
+/// Periods of the whole response, times its diversity over triples and quadruples of words: longer is better, as long as it says
+/// something new.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LengthAndDiversity;
+
+impl TextReward for LengthAndDiversity {
+    fn name(&self) -> String {
+        "length-more_and_diversity-3-4".to_string()
+    }
+
+    fn bounds(&self) -> Option<(f64, f64)> {
+        None
+    }
+
+    fn scores(&self, responses: &[Response<'_>]) -> Result<Vec<f64>, RewardError> {
+        let [lengths, diversities] =
+            [LengthMore.scores(responses)?, Diversity::WholeResponse.scores(responses)?];
+        Ok(lengths.iter().zip(diversities).map(|(length, diversity)| length * diversity).collect())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -172,6 +193,10 @@ mod tests {
         let between = LengthBetween { min: 2, max: 5 };
         assert_eq!(between.scores(&response).unwrap(), [2.0]);
         assert_eq!(between.name(), "length-min-2-max-5");
+        let repeated = [Response { question: "", gold: "", text: "So it is. So it is. So it is." }];
+        // Three of seven triples are distinct, and three of six quadruples.
+        assert_eq!(LengthAndDiversity.scores(&repeated).unwrap(), [3.0 * (3.0 / 7.0) * (3.0 / 6.0)]);
+        assert_eq!(LengthAndDiversity.scores(&response).unwrap(), [3.0]);
     }
 
     proptest! {

@@ -33,6 +33,8 @@ pub fn unexplained_keys<T: Serialize>(text: &str, defaults: &T) -> Vec<String> {
     for line in text.lines() {
         let has_comment = above.starts_with("# ");
         if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
+            // An element of an array of tables.
+            let name = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
             section = format!("{name}.");
             whole.extend(has_comment.then(|| section.clone()));
             explained.extend(has_comment.then(|| name.to_owned()));
@@ -90,6 +92,14 @@ mod tests {
                     key = { env = \"K\" }\n# Its model.\nmodel = \"m\"\n\n# Prices, of a million tokens.\n[prices]\n";
         assert_eq!(unexplained_keys(text, &defaults), ["model.dropout"]);
         assert_eq!(unexplained_keys("", &defaults).len(), 6);
+        let rewards = serde_json::json!({ "rewards": [{ "name": "diversity" }, { "name": "accuracy" }] });
+        let text_of = |comment: &str| {
+            format!(
+                "# What counts.\n[[rewards]]\n{comment}name = \"diversity\"\n[[rewards]]\n# Its name.\nname = \"accuracy\"\n"
+            )
+        };
+        assert_eq!(unexplained_keys(&text_of("# Its name.\n"), &rewards), [""; 0]);
+        assert_eq!(unexplained_keys(&text_of(""), &rewards), ["rewards.name"]);
         let named = text.replace("[prices]\n", "[prices]\n# Of a prompt.\nprompt = 1.0\n");
         assert_eq!(unexplained_keys(&named, &defaults), ["model.dropout"]);
     }

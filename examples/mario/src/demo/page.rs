@@ -2,15 +2,12 @@
 
 use std::path::PathBuf;
 
-use ruminate::rewards::mario::Interval;
+use ruminate::run::demo::{Comparison, Demo, DemoRun, Estimate, run_name};
 use ruminate::run::{ReportPage, RunDirError, Table};
 
-use super::results::{METRICS, Results};
-use super::{DemoArgs, Model, run_name};
+use super::{METRICS, MarioDemo, Model, SeedResult};
 use crate::config::Stage;
 
-/// What the numbers are of.
-pub(super) const RESULT: &str = "means and 95 % bootstrap intervals over two-hop questions about people whom training never asked them about";
 /// Rows of the table of responses.
 const SHOWN: usize = 9;
 /// Curves of the training.
@@ -24,67 +21,71 @@ const CURVES: [(&str, &str); 7] = [
     ("train/pool/samples", "samples in the pool"),
 ];
 
+/// How much better the trained model is, question by question.
+pub(super) fn gain(comparison: &Comparison, metric: usize) -> Estimate {
+    comparison.gain((Model::Sft as usize, metric), (Model::Mario as usize, metric))
+}
+
 /// The models' metrics, and how much the training gains.
-pub(super) fn table(results: &Results) -> Table {
+pub(super) fn table(comparison: &Comparison) -> Table {
     let mut table = Table::new(["metric", "sft", "mario", "gain", "worst"]);
-    let cell = |mean: f64, interval: Option<Interval>| {
-        let range = interval.map_or(String::new(), |i| format!(" ({:.3} to {:.3})", i.low, i.high));
-        format!("{mean:.3}{range}")
-    };
     for (metric, name) in METRICS.iter().enumerate() {
-        let of = |model| cell(results.mean(model, metric), results.interval(model, metric));
-        let (gain, interval) = results.gain(metric);
-        let cells = [of(Model::Sft), of(Model::Mario), cell(gain, interval), of(Model::Worst)];
+        let of = |model: Model| comparison.estimate(model as usize, metric).to_string();
+        let gain = gain(comparison, metric).to_string();
+        let cells = [of(Model::Sft), of(Model::Mario), gain, of(Model::Worst)];
         table.row([(*name).to_string()].into_iter().chain(cells));
     }
     table
 }
 
 /// Writes the comparison, with links to the runs that it compares.
-pub(super) fn write(args: &DemoArgs, results: &Results) -> Result<PathBuf, RunDirError> {
+pub(super) fn write(
+    comparison: &Comparison,
+    seeds: &[SeedResult],
+    metrics: &Table,
+    run: &DemoRun<'_>,
+) -> Result<PathBuf, RunDirError> {
     let subtitle = "Models of a million parameters, trained from scratch: the policy, two models behind consistency, and a \
                     verifier behind plausibility.";
     let mut page = ReportPage::new("MaRio on the bundled world", subtitle);
     page.heading("Do several rewards make better rationales?")
         .note(&format!(
-            "Shown are {RESULT}. `sft` imitates a teacher whose rationales are repetitive, implausible or empty more often \
+            "Shown are {}. `sft` imitates a teacher whose rationales are repetitive, implausible or empty more often \
              than not. `mario` is sft after Quark with four rewards, asked for the best of each; `worst` is the same model, \
-             asked for the worst. A gain is the mean of the differences question by question."
+             asked for the worst. A gain is the mean of the differences question by question.",
+            MarioDemo::RESULT
         ))
-        .table(&table(results));
-    if results.seeds.len() > 1 {
-        page.heading("By seed").table(&by_seed(results));
+        .table(metrics);
+    if seeds.len() > 1 {
+        page.heading("By seed").table(&by_seed(comparison, seeds));
     }
-    let runs = |stage: Stage| args.seeds.iter().map(move |&seed| (seed, run_name(stage, seed)));
-    let curves: Vec<(String, PathBuf)> =
-        runs(Stage::Quark).map(|(seed, run)| (format!("seed {seed}"), args.out.join(run))).collect();
-    page.heading("Training").curves(&curves, &CURVES);
+    page.heading("Training").curves(&run.curves(Stage::Quark.name()), &CURVES);
     page.heading("What they write")
         .note("The first held-out questions, with the models of the first seed.")
-        .table(&responses(results));
-    let first = args.seeds.first().copied().unwrap_or_default();
-    let judges = [Stage::Vera, Stage::I2o, Stage::Ir2o].map(|stage| run_name(stage, first));
-    let policies = runs(Stage::Sft).chain(runs(Stage::Quark)).map(|(_, run)| run);
-    let links: Vec<_> =
-        judges.into_iter().chain(policies).map(|run| (format!("{run}/report.html"), run)).collect();
-    page.heading("Runs").links(&links);
-    page.write(&args.out)
+        .table(&responses(seeds));
+    let first = run.args.seeds.first().copied().unwrap_or_default();
+    let judges = [Stage::Vera, Stage::I2o, Stage::Ir2o].map(|stage| run_name(stage.name(), first));
+    let judges = judges.into_iter().map(|judge| (format!("{judge}/report.html"), judge));
+    let policies = run.links(&[Stage::Sft.name(), Stage::Quark.name()]);
+    page.heading("Runs").links(&judges.chain(policies).collect::<Vec<_>>());
+    page.write(&run.args.out)
 }
 
-fn by_seed(results: &Results) -> Table {
+fn by_seed(comparison: &Comparison, seeds: &[SeedResult]) -> Table {
     let mut table = Table::new(["seed", "model"].into_iter().chain(METRICS));
-    for seed in &results.seeds {
+    for (i, result) in seeds.iter().enumerate() {
         for model in Model::ALL {
-            let means = (0..METRICS.len()).map(|metric| format!("{:.3}", seed.mean(model, metric)));
-            table.row([seed.seed.to_string(), model.name().to_string()].into_iter().chain(means));
+            let mean = |metric| format!("{:.3}", comparison.of_seed(i, model as usize, metric));
+            let means = (0..METRICS.len()).map(mean);
+            table.row([result.seed.to_string(), model.name().to_string()].into_iter().chain(means));
         }
     }
     table
 }
 
-fn responses(results: &Results) -> Table {
+fn responses(seeds: &[SeedResult]) -> Table {
     let mut table = Table::new(["question"].into_iter().chain(Model::ALL.map(Model::name)));
-    let Some(seed) = results.seeds.first() else { return table };
+    let Some(seed) = seeds.first() else { return table };
     let [sft, mario, worst] = [0, 1, 2].map(|model: usize| &seed.judged[model].table.rows);
     for ((sft, mario), worst) in sft.iter().zip(mario).zip(worst).take(SHOWN) {
         let responses = [sft, mario, worst].map(|row| row.response.clone());

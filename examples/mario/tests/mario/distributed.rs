@@ -90,4 +90,38 @@ fn two_processes_write_and_rank_as_one() {
     for file in files {
         assert!(read(&one, &file) == read(&two, &file), "{file} differs");
     }
+
+    // An evaluation in two processes gives the same files, and both know the same steps.
+    let evaluate = |out: &str, more: &[&str]| {
+        let out = place.path(out);
+        let args = [
+            "evaluate",
+            "--model",
+            &one,
+            "--checkpoints",
+            "all",
+            "--split",
+            "dev,test",
+            "--out",
+            &out,
+            "--json",
+            "-q",
+        ];
+        (succeed(&[&args[..], more].concat()).json(), out)
+    };
+    let (alone, whole) = evaluate("eval-one", &[]);
+    let (shared, parts) = evaluate("eval-two", &two_processes);
+    let steps: Vec<&str> =
+        alone["results"].as_array().unwrap().iter().map(|result| result["name"].as_str().unwrap()).collect();
+    assert!(steps.len() >= 4 && steps[..2] == ["0", "0"] && steps.ends_with(&["6", "6"]), "{alone}");
+    assert_eq!(alone["results"].as_array().unwrap().len(), shared["results"].as_array().unwrap().len());
+    let mut files = 0;
+    for file in fs::read_dir(&whole).unwrap() {
+        let name = file.unwrap().file_name().into_string().unwrap();
+        assert!(read(&whole, &name) == read(&parts, &name), "{name} differs");
+        files += 1;
+    }
+    assert!(files >= 6, "{files}");
+    let error = crate::support::mario(&["evaluate", "--model", &one, "--checkpoints", "5"]);
+    assert!(error.code == Some(2) && error.stderr.contains("there is no step 5"), "{}", error.stderr);
 }

@@ -2,7 +2,9 @@
 
 mod distributed;
 mod guide;
+mod page;
 mod quark;
 mod real_data;
 mod support;
+mod teach;
 mod training;

@@ -1,8 +1,13 @@
 //! Runs the binary, and makes what it needs.
 
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
 
 use assert_cmd::cargo::cargo_bin;
 use serde_json::{Value, json};
@@ -30,8 +35,13 @@ impl Finished {
 
 /// The binary in the project's folder, on one thread each, so that tests beside each other do not slow each other down.
 pub(crate) fn mario(args: &[&str]) -> Finished {
+    mario_in(&root(), args)
+}
+
+/// As [`mario`], in another folder.
+pub(crate) fn mario_in(folder: &Path, args: &[&str]) -> Finished {
     let mut command = Command::new(cargo_bin!("mario"));
-    let output = command.current_dir(root()).args(args).env("OMP_NUM_THREADS", "1").output().unwrap();
+    let output = command.current_dir(folder).args(args).env("OMP_NUM_THREADS", "1").output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     let finished =
         Finished { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) };
@@ -44,6 +54,75 @@ pub(crate) fn succeed(args: &[&str]) -> Finished {
     let finished = mario(args);
     assert_eq!(finished.code, Some(0), "{args:?}\n{}", finished.stderr);
     finished
+}
+
+/// A teacher that answers every prompt with the same text, and remembers the prompts.
+pub(crate) struct Teacher {
+    pub(crate) address: String,
+    prompts: Arc<Mutex<Vec<String>>>,
+}
+
+impl Teacher {
+    /// Thinks for so many milliseconds first; `answer` gets the prompt.
+    pub(crate) fn start(millis: u64, answer: impl Fn(&str) -> String + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = format!("http://{}/v1", listener.local_addr().unwrap());
+        let prompts = Arc::new(Mutex::new(vec![]));
+        let (seen, answer) = (Arc::clone(&prompts), Arc::new(answer));
+        thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let (seen, answer) = (Arc::clone(&seen), Arc::clone(&answer));
+                thread::spawn(move || {
+                    let mut reader = BufReader::new(stream.try_clone().unwrap());
+                    while let Some(prompt) = prompt(&mut reader) {
+                        let text = answer(&prompt);
+                        seen.lock().unwrap().push(prompt);
+                        thread::sleep(Duration::from_millis(millis));
+                        let body = json!({
+                            "choices": [{ "index": 0, "message": { "content": text }, "finish_reason": "stop" }],
+                            "usage": { "prompt_tokens": 10, "completion_tokens": 5 },
+                        });
+                        let body = body.to_string();
+                        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len());
+                        if (&stream).write_all((head + &body).as_bytes()).is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+        Self { address, prompts }
+    }
+
+    /// The flags that ask it.
+    pub(crate) fn flags(&self) -> Vec<String> {
+        let sets = [format!("teacher.base_url={}", self.address), "teacher.key=\"none\"".into()];
+        sets.into_iter().flat_map(|set| ["--set".into(), set]).collect()
+    }
+
+    pub(crate) fn prompts(&self) -> Vec<String> {
+        self.prompts.lock().unwrap().clone()
+    }
+}
+
+/// The message of the next request of a connection.
+fn prompt(reader: &mut impl BufRead) -> Option<String> {
+    let mut length = 0;
+    loop {
+        let mut line = String::new();
+        if reader.read_line(&mut line).ok()? == 0 {
+            return None;
+        }
+        match line.trim().to_lowercase().split_once(':') {
+            Some(("content-length", value)) => length = value.trim().parse().ok()?,
+            None if line.trim().is_empty() => break,
+            _ => {}
+        }
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).ok()?;
+    let body: Value = serde_json::from_slice(&body).ok()?;
+    Some(body["messages"][0]["content"].as_str()?.to_owned())
 }
 
 /// Names that the bundled world's tokenizer knows.

@@ -132,12 +132,22 @@ fn reward_models_learn_and_judge() {
     // Of accuracy (100), consistency and diversity (no repetition in so short a text).
     let expected = (200.0 + 50.0 * (consistency + 1.0)) / 3.0;
     assert_abs_diff_eq!(result["normalised_average"]["mean"].as_f64().unwrap(), expected, epsilon = 1e-9);
+    // In half the precision, on a device of its own.
+    let half = format!("rewards.ir2o={{folder=\"{}\",device=\"cpu\",precision=\"bf16\"}}", folders[1]);
+    let halved = succeed(&[&args[..], &["--set", &half]].concat()).json();
+    let close = halved["scores"]["quarel-rationale-quality-continuous"]["mean"].as_f64().unwrap();
+    assert!(close != consistency, "{halved}");
+    assert_abs_diff_eq!(close, consistency, epsilon = 0.02);
     let table = lines(&format!("{out}/eval_output_othergold.csv"));
     assert_eq!(
         table[0],
         "question,model_response,correctness,num_sents,num_words,quarel-rationale-quality-continuous,diversity"
     );
     assert_eq!(table.len(), 1 + 12);
+    let names = ["--rewards", "quarel-rationale-quality-discrete,num_words"];
+    let named = succeed(&[&args[..], &names].concat()).json();
+    let scores = &named["scores"];
+    assert!(scores["num_words"]["mean"].is_number() && scores.get("diversity").is_none(), "{named}");
 }
 
 #[test]
@@ -153,6 +163,23 @@ fn wrong_input_is_explained() {
         ([&evaluate[..], &["--dataset", "csqa"]].concat(), 2, "unknown data set `csqa`"),
         ([&evaluate[..], &["--set", "rewards.i2o=x"]].concat(), 2, "name both rewards.i2o and rewards.ir2o"),
         ([&evaluate[..], &["--gold", "nowhere.jsonl"]].concat(), 1, "cannot read nowhere.jsonl"),
+        ([&evaluate[..], &["--rewards", "beauty"]].concat(), 2, "there is no reward `beauty`"),
+        ([&evaluate[..], &["--rewards", "cola_grammar"]].concat(), 2, "RoBERTa"),
+        ([&evaluate[..], &["--rewards", "plausibility"]].concat(), 2, "rewards.vera"),
+        ([&evaluate[..], &["--split", "dev,test"]].concat(), 2, "belong to one split"),
+        ([&evaluate[..], &["--checkpoints", "all"]].concat(), 2, "cannot be used with '--responses"),
+        (vec!["evaluate", "--model", &out, "--checkpoints", "best"], 2, "steps such as 1000,2000"),
+        (vec!["evaluate", "--model", &out, "--checkpoints", "all"], 2, "there is no checkpoint folder"),
+        (
+            [&evaluate[..], &["--set", "unsupported.task_loss_coef=1.0"]].concat(),
+            2,
+            "looks for the answer's place in vain",
+        ),
+        (
+            [&evaluate[..], &["--set", "unsupported.use_demonstrations=true"]].concat(),
+            2,
+            "not part of the published code",
+        ),
         (vec!["sft", "--config", &config], 2, "--out"),
         (vec!["sft", "--out", &out], 2, "name exactly one of model.pretrained"),
         (
