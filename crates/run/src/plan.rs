@@ -9,6 +9,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
+use crate::exit::Outcome;
 use crate::host::{self, bytes};
 use crate::output::{Table, duration, print_json, print_tables};
 
@@ -47,6 +48,41 @@ pub struct ShownPlan {
     pub json: Value,
     /// For people.
     pub tables: Vec<Table>,
+}
+
+/// The plan of a step of a command, and why the step would not start as it is.
+#[derive(Debug)]
+pub struct PlanPart {
+    /// The step's name.
+    pub name: String,
+    /// What is printed.
+    pub shown: ShownPlan,
+    /// What would keep the step from starting.
+    pub problem: Option<anyhow::Error>,
+}
+
+impl PlanPart {
+    /// Prints the plans of all steps, and fails as the command would.
+    ///
+    /// # Errors
+    /// The first problem of a step; also when stdout cannot be written to.
+    pub fn print(system: &str, parts: Vec<Self>, json: bool) -> anyhow::Result<Outcome> {
+        if json {
+            let plans: serde_json::Map<String, Value> =
+                parts.iter().map(|part| (part.name.clone(), part.shown.json.clone())).collect();
+            print_json(&json!({ "system": system, "plan": plans }))?;
+        } else {
+            let mut tables = vec![];
+            for Self { name, shown, .. } in &parts {
+                let mut heading = Table::new([format!("plan of {name}")]);
+                heading.row([String::new()]);
+                tables.push(heading);
+                tables.extend(shown.tables.iter().cloned());
+            }
+            print_tables(&tables)?;
+        }
+        parts.into_iter().find_map(|part| part.problem).map_or(Ok(Outcome::Done), Err)
+    }
 }
 
 impl DryRun<'_> {

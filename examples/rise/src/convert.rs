@@ -7,7 +7,6 @@ use ruminate::datasets::rise::{Conversion, Log, convert};
 use ruminate::run::{ConfigError, Outcome, ReportPage, RunArgs, RunDir, Table, print_json, print_tables};
 use serde_json::json;
 
-use crate::collect::load;
 use crate::config::{Phase, RiseConfig};
 
 /// The examples, in the published layout.
@@ -25,7 +24,10 @@ pub(crate) struct ConvertArgs {
 }
 
 pub(crate) fn run(args: &ConvertArgs) -> anyhow::Result<Outcome> {
-    let mut config = load(&args.run, Phase::Convert)?;
+    if args.run.dry_run {
+        return Err(ConfigError::UselessFlag { flag: "--dry-run" }.into());
+    }
+    let mut config = RiseConfig::of_run(&args.run, Phase::Convert)?;
     if !args.log.is_empty() {
         config.conversion.logs.clone_from(&args.log);
     }
@@ -44,7 +46,7 @@ pub(crate) fn run(args: &ConvertArgs) -> anyhow::Result<Outcome> {
 }
 
 /// The episodes of several logs, one after the other.
-pub(crate) fn read(paths: &[PathBuf]) -> anyhow::Result<Log> {
+fn read(paths: &[PathBuf]) -> anyhow::Result<Log> {
     if paths.is_empty() {
         let reason = "name the log of `rise collect` with --log, such as runs/collect/2_turns.json";
         return Err(ConfigError::invalid(reason).into());
@@ -71,20 +73,12 @@ pub(crate) fn write(config: &RiseConfig, log: &Log, dir: &RunDir) -> anyhow::Res
 
 fn tables(conversion: &Conversion) -> [Table; 2] {
     let mut counts = Table::new(["", ""]);
-    for (name, count) in [
-        ("episodes", conversion.episodes),
-        ("of them without success, left out", conversion.unsuccessful),
-        ("attempts that were empty or said before", conversion.duplicates),
-        ("attempts that the criterion refused", conversion.refused),
-        ("examples", conversion.examples.len()),
-    ] {
+    for (name, count) in conversion.counts() {
         counts.row([name.to_owned(), count.to_string()]);
     }
     counts.row(["mean weight".to_owned(), Table::number(conversion.mean_weight)]);
-    counts.row([
-        "examples of equal weight that are worth as much".to_owned(),
-        format!("{:.1}", conversion.effective_examples),
-    ]);
+    let effective = format!("{:.1}", conversion.effective_examples);
+    counts.row(["examples of equal weight that are worth as much".to_owned(), effective]);
     let mut weights = Table::new(["reward", "weight", "examples"]);
     for count in &conversion.weights {
         weights.row([count.reward.to_string(), Table::number(count.weight), count.examples.to_string()]);

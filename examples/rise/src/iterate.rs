@@ -3,23 +3,25 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use ruminate::algorithms::Ending;
+use ruminate::algorithms::rwr::{EvaluationConfig, Source};
+use ruminate::algorithms::{Networks, Plan};
 use ruminate::datasets::environments::Problem;
 use ruminate::datasets::json;
 use ruminate::datasets::rise::Log;
+use ruminate::datasets::{Split, rise::EvaluationSetting};
+use ruminate::run::program::{Rounds, Trained, fit_in};
 use ruminate::run::{
-    ConfigError, ModelSection, Outcome, ReportPage, RunArgs, RunDirError, Table, Worker, print_json,
-    resolve_link,
+    DataRow, DryRun, ModelSection, Outcome, PlanPart, PlannedShape, Player, ReportPage, RunArgs, Table,
+    Worker, print_json, resolve_link,
 };
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use crate::collect::{collect, load, turns};
-use crate::config::{Evaluating, EvaluationSection, Phase, Player, RiseConfig, Source, Start};
+use crate::config::{Phase, RiseConfig};
 use crate::convert::{self, EXAMPLES, SUMMARY};
 use crate::evaluate::{METRICS, evaluate};
-use crate::finetune::fit;
-use crate::plan;
-use crate::players::warn;
+use crate::finetune::Finetune;
+use crate::{collect, evaluate};
 
 /// Metrics by name, for each setting.
 pub(crate) type Metrics = BTreeMap<String, BTreeMap<String, f64>>;
@@ -39,7 +41,7 @@ pub(crate) struct Finished {
     /// Problems, and those of them that were solved in the end.
     pub(crate) problems: [usize; 2],
     /// Examples that were trained on, and their mean weight.
-    pub(crate) examples: usize,
+    pub(crate) examples: u64,
     pub(crate) mean_weight: f64,
     /// How good the new student is.
     pub(crate) metrics: Metrics,
@@ -53,110 +55,89 @@ pub(crate) struct Iterations {
     pub(crate) finished: Vec<Finished>,
 }
 
+/// Problems to learn from, and problems to evaluate on.
+pub(crate) struct Problems {
+    pub(crate) training: Vec<Problem>,
+    pub(crate) test: Vec<Problem>,
+}
+
+impl Problems {
+    pub(crate) fn read(config: &RiseConfig) -> anyhow::Result<Self> {
+        let test = config.test_problems()?;
+        Ok(Self { training: config.training_problems()?, test })
+    }
+}
+
 pub(crate) fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
-    let mut config = load(args, Phase::Iterate)?;
+    let mut config = RiseConfig::of_run(args, Phase::Iterate)?;
     for path in
         [&mut config.model.pretrained, &mut config.iteration.boosted, &mut config.collection.teacher_model]
     {
         *path = path.as_deref().map(resolve_link);
     }
     if args.dry_run {
-        return plan::iterate(&config, args);
+        return PlanPart::print("rise", plan(&config, args)?, args.json);
     }
     if let Some(outcome) = args.launch()? {
         return Ok(outcome);
     }
     let worker = args.worker()?;
-    config.chat.date = worker.collective.first(|| anyhow::Ok(config.chat.date))?;
-    let material = Material::read(&config)?;
-    let warnings = warn(&config, &worker)?;
-    let dir = args.open(&config)?;
-    let iterations = iterate(&config, &material, dir.path(), &worker)?;
-    let done = iterations.finished.len() as u64 == config.iteration.iterations;
-    if !worker.collective.is_main_process() {
-        return Ok(if done { Outcome::Done } else { Outcome::Interrupted });
+    let template = &config.chat.template;
+    let own = [&config.model.pretrained, &config.iteration.boosted].into_iter().flatten();
+    let mut players: Vec<Player> = own.map(|folder| Player::checkpoint(folder, template)).collect();
+    if config.iteration.last != "student" {
+        players.push(config.player(&config.iteration.last)?);
     }
-    if args.json {
+    let warnings = config.share(&players, &worker)?;
+    let problems = Problems::read(&config)?;
+    let first = first_student(&config)?;
+    collecting(&config, 1, &first)?.collecting()?.check()?;
+    let dir = args.open(&config)?;
+    let iterations = iterate(&config, &problems, dir.path(), &worker)?;
+    let done = iterations.finished.len() as u64 == config.iteration.iterations;
+    if worker.collective.is_main_process() && args.json {
         print_json(&serde_json::json!({
             "system": "rise", "phase": "iterate", "start": iterations.start, "iterations": iterations.finished,
             "warnings": warnings,
         }))?;
-    } else {
+    } else if worker.collective.is_main_process() {
         table(&config, &iterations).print()?;
     }
     Ok(if done { Outcome::Done } else { Outcome::Interrupted })
 }
 
-/// What all iterations share.
-pub(crate) struct Material {
-    /// Problems to learn from.
-    pub(crate) problems: Vec<Problem>,
-    /// Problems to evaluate on.
-    pub(crate) test: Vec<Problem>,
-}
-
-impl Material {
-    pub(crate) fn read(config: &RiseConfig) -> anyhow::Result<Self> {
-        let test = config.data.read(&config.evaluation.problems, config.evaluation.limit)?;
-        Ok(Self { problems: config.data.training()?, test })
-    }
-}
-
 /// Goes through the iterations, from the first that is not over; fewer than configured when the user asked to stop.
 pub(crate) fn iterate(
     config: &RiseConfig,
-    material: &Material,
+    problems: &Problems,
     out: &Path,
     worker: &Worker,
 ) -> anyhow::Result<Iterations> {
-    let mut student = first_student(config)?;
-    let mut iterations = Iterations::default();
+    let first = first_student(config)?;
     // With the window of the first iteration, so that the numbers can be compared.
-    match assess(config, &student, 2, material, &out.join("start"), worker)? {
-        Some(metrics) => iterations.start = metrics,
-        None => return Ok(iterations),
-    }
-    for number in 1..=config.iteration.iterations {
-        let folder = out.join(format!("iteration-{number}"));
-        let summary = folder.join("iteration.json");
-        let stored = worker.collective.first(|| -> anyhow::Result<Option<Finished>> {
-            Ok(if summary.is_file() { Some(json::read(&summary)?) } else { None })
-        })?;
-        let finished = match stored {
-            Some(finished) => finished,
-            None => {
-                let Some(finished) = iteration(config, number, &student, material, out, worker)? else {
-                    break;
-                };
-                if worker.collective.is_main_process() {
-                    json::write(&summary, &finished)?;
-                }
-                finished
-            }
-        };
-        student = finished.best.clone();
-        iterations.finished.push(finished);
-        if worker.collective.is_main_process() {
-            write_report(config, out, &iterations)?;
-        }
-    }
-    Ok(iterations)
+    let start = assess(config, &first, 2, &problems.test, &out.join("start"), worker)?;
+    let Some(start) = start else { return Ok(Iterations::default()) };
+    let rounds = Rounds { name: "iteration", count: config.iteration.iterations, out, worker };
+    let iteration = |number, _: &Path, before: &[Finished]| {
+        let student = before.last().map_or(&first, |last| &last.best);
+        iteration(config, number, student, problems, &rounds)
+    };
+    let report = |finished: &[Finished]| {
+        let iterations = Iterations { start: start.clone(), finished: finished.to_vec() };
+        write_report(config, &iterations, &rounds)
+    };
+    let finished = rounds.run(iteration, report)?;
+    Ok(Iterations { start, finished })
 }
 
-/// The model that the first iteration collects with.
-pub(crate) fn first_student(config: &RiseConfig) -> anyhow::Result<PathBuf> {
-    let Some(base) = &config.model.pretrained else {
-        let reason = "model.pretrained: name the checkpoint to start from, such as that of `rise finetune` on solutions";
-        return Err(ConfigError::invalid(reason).into());
-    };
-    match (&config.iteration.boosted, config.iteration.start) {
-        (Some(boosted), _) => Ok(boosted.clone()),
-        (None, Start::Boosted) => {
-            let reason = "iteration.boosted: name the checkpoint that iteration.start = \"boosted\" means";
-            Err(ConfigError::invalid(reason).into())
-        }
-        (None, _) => Ok(base.clone()),
-    }
+fn first_student(config: &RiseConfig) -> anyhow::Result<PathBuf> {
+    Ok(config.iteration.first_student(config.model.pretrained.as_deref())?)
+}
+
+/// The configuration of an iteration's collection.
+fn collecting(config: &RiseConfig, number: u64, student: &Path) -> anyhow::Result<RiseConfig> {
+    let collection = config.iteration.collection(number, &config.collection, student)?;
+    Ok(RiseConfig { phase: Some(Phase::Collect), collection, ..config.clone() })
 }
 
 /// One iteration; `None` when the user asked to stop.
@@ -164,34 +145,23 @@ fn iteration(
     config: &RiseConfig,
     number: u64,
     student: &Path,
-    material: &Material,
-    out: &Path,
-    worker: &Worker,
+    problems: &Problems,
+    rounds: &Rounds<'_>,
 ) -> anyhow::Result<Option<Finished>> {
-    let folder = |number: u64| out.join(format!("iteration-{number}"));
-    let here = folder(number);
-    let section = &config.iteration;
-    let turns_before = usize::try_from(number)?;
+    let (here, worker) = (rounds.folder(number), rounds.worker);
 
-    let mut collecting = RiseConfig { phase: Some(Phase::Collect), ..config.clone() };
-    collecting.collection.student = Some(student.into());
-    collecting.collection.models = [vec![Player::Student; turns_before], vec![section.last]].concat();
-    collecting.collection.samples = [vec![1; turns_before], vec![section.last_samples]].concat();
-    // Another one for each iteration, within what TOML can write.
-    let seed = config.collection.seed.wrapping_add(number - 1);
-    collecting.collection.seed = seed & i64::MAX.unsigned_abs();
+    let collecting = collecting(config, number, student)?;
+    let rollout = collecting.collecting()?;
     let dir = worker.open(&here.join("collect"), &collecting)?;
-    let path = dir.path().join(collecting.rollout().file_name());
+    let path = dir.path().join(rollout.config.file_name());
     let stored = worker.collective.first(|| -> anyhow::Result<_> {
         Ok(if path.is_file() { Some(Log::read(&path)?.episodes) } else { None })
     })?;
     let log = match stored {
-        Some(episodes) => Log { episodes },
-        None => match collect(&collecting, &material.problems, &dir, worker)? {
-            Some(log) => log,
-            None => return Ok(None),
-        },
+        Some(episodes) => Some(Log { episodes }),
+        None => rollout.play(&problems.training, &dir, worker)?,
     };
+    let Some(log) = log else { return Ok(None) };
 
     let mut converting = RiseConfig { phase: Some(Phase::Convert), ..config.clone() };
     converting.conversion.logs = vec![path];
@@ -204,38 +174,43 @@ fn iteration(
         Ok(())
     })?;
 
-    let start = match section.start {
-        Start::Previous => student.to_path_buf(),
-        Start::Boosted => section.boosted.clone().unwrap_or_default(),
-        Start::Base => config.model.pretrained.clone().unwrap_or_default(),
-    };
+    let base = config.model.pretrained.as_deref().unwrap_or(student);
+    let start = config.iteration.start(base, student);
     let mut training = RiseConfig { phase: Some(Phase::Finetune), ..config.clone() };
-    training.model = ModelSection::of_folder(&start);
-    let first = if section.merge { 1 } else { number };
-    training.finetune.examples = (first..=number).map(|i| folder(i).join("convert").join(EXAMPLES)).collect();
-    training.finetune.source = Source::Examples;
-    let finetune = here.join("finetune");
-    let (fitted, counts) = fit(training, false, worker, |config| worker.open(&finetune, config))?;
-    if fitted.ending == Ending::Stopped {
-        return Ok(None);
-    }
+    training.model = ModelSection::of_folder(start);
+    let first = if config.iteration.merge { 1 } else { number };
+    let examples = (first..=number).map(|i| rounds.folder(i).join("convert").join(EXAMPLES));
+    (training.finetune.examples, training.finetune.source) = (examples.collect(), Source::Examples);
+    let trained = fit_in(&Finetune(None), training, &here.join("finetune"), worker)?;
+    let Some(Trained { fitted, data, .. }) = trained.filter(Trained::is_finished) else { return Ok(None) };
 
     let best = fitted.best.path;
-    let Some(metrics) = assess(config, &best, turns_before + 1, material, &here.join("evaluate"), worker)?
-    else {
-        return Ok(None);
-    };
-    let solved = turns(&log).iter().map(|turn| turn.solved).sum();
-    Ok(Some(Finished {
+    let window = collecting.collection.models.len();
+    let metrics = assess(config, &best, window, &problems.test, &here.join("evaluate"), worker)?;
+    let counted = |key: &str| data.as_ref().map_or(&Value::Null, |counts| &counts[key]);
+    Ok(metrics.map(|metrics| Finished {
         iteration: number,
         student: student.into(),
-        start,
+        start: start.into(),
         best,
-        problems: [log.episodes.len(), solved],
-        examples: counts.examples,
-        mean_weight: counts.mean_weight,
+        problems: [log.episodes.len(), log.turns().iter().map(|turn| turn.solved).sum()],
+        examples: counted("examples").as_u64().unwrap_or(0),
+        mean_weight: counted("mean_weight").as_f64().unwrap_or(0.0),
         metrics,
     }))
+}
+
+/// The configuration of an evaluation.
+pub(crate) fn evaluating(
+    config: &RiseConfig,
+    model: &Path,
+    setting: EvaluationSetting,
+    context_window: usize,
+) -> RiseConfig {
+    let model = Some(model.into());
+    let evaluation =
+        EvaluationConfig { model, player: None, setting, context_window, ..config.evaluation.clone() };
+    RiseConfig { phase: Some(Phase::Evaluate), evaluation, ..config.clone() }
 }
 
 /// Evaluates a model in all settings, each in a folder of its own; `None` when the user asked to stop.
@@ -243,49 +218,58 @@ fn assess(
     config: &RiseConfig,
     model: &Path,
     window: usize,
-    material: &Material,
+    problems: &[Problem],
     folder: &Path,
     worker: &Worker,
 ) -> anyhow::Result<Option<Metrics>> {
     let mut all = Metrics::new();
     for &setting in &config.iteration.evaluate {
-        let mut config = RiseConfig { phase: Some(Phase::Evaluate), ..config.clone() };
-        config.evaluation.model = Some(model.into());
-        config.evaluation.setting = setting;
-        config.evaluation.context_window = window;
+        let config = evaluating(config, model, setting, window);
         let dir = worker.open(&folder.join(setting.name()), &config)?;
         let file = dir.path().join(METRICS);
         let there = worker.collective.first(|| anyhow::Ok(file.is_file()))?;
-        if !there && evaluate(&config, &material.test, &dir, worker)?.is_none() {
+        if !there && evaluate(&config, problems, &dir, worker)?.is_none() {
             return Ok(None);
         }
-        let report = worker.collective.first(|| anyhow::Ok(json::read::<serde_json::Value>(&file)?))?;
+        let report = worker.collective.first(|| anyhow::Ok(json::read::<Value>(&file)?))?;
         all.insert(setting.name().into(), serde_json::from_value(report["metrics"].clone())?);
     }
     Ok(Some(all))
 }
 
+/// The plan of the last of the iterations, which takes most, and of all evaluations of one model.
+fn plan(config: &RiseConfig, args: &RunArgs) -> anyhow::Result<Vec<PlanPart>> {
+    let student = first_student(config)?;
+    let collecting = collecting(config, config.iteration.iterations, &student)?;
+    let mut parts = vec![collect::plan(&collecting, args)?];
+    let PlannedShape { shape, missing } = config.model.planned()?;
+    let mut finetune = config.finetune.clone();
+    let asked = config.training_problems().map_or(0, |problems| problems.len());
+    // Every attempt ends an example, at most.
+    let examples = asked * collecting.collection.models.len();
+    finetune.trainer.steps = finetune.training.steps(examples, &finetune.trainer, args.processes());
+    let plan = Plan::new(&finetune.trainer, Networks::single(&shape), &finetune.longest_passes(), 1.0);
+    let problem = missing.map(anyhow::Error::from);
+    let problems = problem.iter().map(|error| format!("{error:#}")).collect();
+    let task = config.data.benchmark.to_string();
+    let data = vec![DataRow { task, split: Split::Train, questions: asked, instances: examples }];
+    let plan = plan.across(args.processes());
+    let shown = DryRun { plan, data, problems, device: args.setup()?, out: args.out.as_deref() }.shown();
+    parts.push(PlanPart { name: "finetune".into(), shown, problem });
+    for &setting in &config.iteration.evaluate {
+        let config = evaluating(config, &student, setting, config.evaluation.context_window);
+        parts.push(evaluate::plan(&config, setting.name(), args)?);
+    }
+    Ok(parts)
+}
+
 /// The iterations side by side.
 fn table(config: &RiseConfig, iterations: &Iterations) -> Table {
-    let EvaluationSection { turns, samples, .. } = config.evaluation;
-    let shown: Vec<(&str, String)> = config
-        .iteration
-        .evaluate
-        .iter()
+    let EvaluationConfig { turns, samples, .. } = config.evaluation;
+    let settings = config.iteration.evaluate.iter();
+    let shown: Vec<(&str, String)> = settings
         .flat_map(|setting| {
-            let names = match setting {
-                Evaluating::Sequential => vec![
-                    "m1@t1".into(),
-                    format!("acc@t{turns}"),
-                    format!("m1@t{turns}"),
-                    format!("p1@t{turns}"),
-                    "improved_t1_to_last".into(),
-                    "broken_t1_to_last".into(),
-                ],
-                Evaluating::Oracle => vec![format!("p1@t{turns}")],
-                Evaluating::Parallel => vec![format!("m{samples}@t1"), format!("pass{samples}@t1")],
-            };
-            names.into_iter().map(|name| (setting.name(), name))
+            setting.headline(turns, samples).into_iter().map(|metric| (setting.name(), metric))
         })
         .collect();
     let columns = shown.iter().map(|(setting, name)| match *setting {
@@ -314,7 +298,7 @@ fn table(config: &RiseConfig, iterations: &Iterations) -> Table {
 }
 
 /// The page about all iterations.
-fn write_report(config: &RiseConfig, out: &Path, iterations: &Iterations) -> Result<PathBuf, RunDirError> {
+fn write_report(config: &RiseConfig, iterations: &Iterations, rounds: &Rounds<'_>) -> anyhow::Result<()> {
     let mut page =
         ReportPage::new("RISE", "Iterations of trying again, and of learning from what attempts were worth.");
     page.heading("Iterations")
@@ -323,24 +307,16 @@ fn write_report(config: &RiseConfig, out: &Path, iterations: &Iterations) -> Res
              right attempt in the end, the last turn's included; metrics are those of the new student on the problems of the evaluation.",
         )
         .table(&table(config, iterations));
-    let folder = |done: &Finished| format!("iteration-{}", done.iteration);
-    let runs: Vec<_> = iterations
-        .finished
-        .iter()
-        .map(|done| (folder(done), out.join(folder(done)).join("finetune")))
-        .collect();
-    page.heading("Training").curves(&runs, &CURVES);
-    let links: Vec<_> = iterations
-        .finished
-        .iter()
-        .flat_map(|done| {
-            ["convert", "finetune"].map(|step| {
-                (format!("{}/{step}/report.html", folder(done)), format!("{}: {step}", folder(done)))
-            })
-        })
-        .collect();
-    page.heading("Runs").links(&links);
-    page.write(out)
+    let names: Vec<String> =
+        iterations.finished.iter().map(|done| format!("iteration-{}", done.iteration)).collect();
+    let run = |name: &String| (name.clone(), rounds.out.join(name).join("finetune"));
+    page.heading("Training").curves(&names.iter().map(run).collect::<Vec<_>>(), &CURVES);
+    let links = names.iter().flat_map(|name| {
+        ["convert", "finetune"].map(|step| (format!("{name}/{step}/report.html"), format!("{name}: {step}")))
+    });
+    page.heading("Runs").links(&links.collect::<Vec<_>>());
+    page.write(rounds.out)?;
+    Ok(())
 }
 
 /// Curves of the training.

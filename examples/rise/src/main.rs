@@ -7,12 +7,11 @@ mod demo;
 mod evaluate;
 mod finetune;
 mod iterate;
-mod plan;
-mod players;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use ruminate::run::demo::{self as demos, DemoArgs};
 use ruminate::run::{RunArgs, SharedCommand, exit_code};
 
 /// RISE: recursive introspection.
@@ -27,8 +26,8 @@ struct Cli {
 enum Command {
     /// Play episodes: problems, attempts of the student, and a better answer in the last turn
     ///
-    /// collection.models says who answers in each turn: "student", a local checkpoint, or "teacher", another one or a chat service.
-    /// Writes every episode as it ends, and at the end the log in the published layout, OUT/N_turns.json. --dry-run tells what it takes.
+    /// collection.models says who answers in each turn: "student", a local checkpoint, "teacher", another one or a chat service, or a
+    /// name of [players]. Writes every episode as it ends, and at the end the log in the published layout, OUT/N_turns.json. --dry-run tells what it takes.
     #[command(mut_arg("resume_from", |arg| arg.hide(true)))]
     Collect(RunArgs),
     /// Make weighted training examples of logs
@@ -58,7 +57,8 @@ enum Command {
     /// Train and compare everything on the bundled world
     ///
     /// Some minutes on two cores. Ends with a table and a report, or with --json a line of JSON.
-    Demo(demo::DemoArgs),
+    #[command(mut_arg("out", |arg| arg.default_value("runs/rise-demo")))]
+    Demo(DemoArgs),
     #[command(flatten)]
     Shared(SharedCommand),
 }
@@ -70,7 +70,7 @@ fn main() -> ExitCode {
         Command::Finetune(args) => finetune::run(&args),
         Command::Evaluate(args) => evaluate::run(&args),
         Command::Iterate(args) => iterate::run(&args),
-        Command::Demo(args) => demo::run(&args),
+        Command::Demo(args) => demos::run(&mut demo::RiseDemo, &args),
         Command::Shared(command) => command.run().map_err(Into::into),
     })
 }

@@ -5,6 +5,7 @@
 //! [`Trainer`](crate::Trainer). [`RwrData`] makes examples of the texts of
 //! [`training_text`](ruminate_datasets::rise::training_text); [`rwr_loss`] is the loss as a pure function. A [`LocalModel`] takes turns
 //! in [`MultiTurn`](ruminate_datasets::rise::MultiTurn), and several processes take turns together as [`Divided`].
+//! [`CollectionConfig`], [`FinetuneConfig`], [`EvaluationConfig`] and [`IterationConfig`] are sections of a configuration.
 
 mod answerer;
 mod config;
@@ -12,6 +13,7 @@ mod data;
 mod divided;
 mod kept;
 mod loss;
+mod settings;
 mod train;
 
 pub use answerer::LocalModel;
@@ -20,4 +22,8 @@ pub use data::{EncodedExamples, TooLong, WeightedExample, Weighting, encode_text
 pub use divided::Divided;
 pub use kept::{Kept, KeptAnswers};
 pub use loss::{RwrLoss, rwr_loss};
+pub use settings::{
+    CollectionConfig, EvaluationConfig, FinetuneConfig, GenerationSettings, IterationConfig, Source, Start,
+    training_texts,
+};
 pub use train::{Rwr, trainer_config, warmup_steps};
