@@ -19,6 +19,7 @@ mod players;
 pub mod program;
 mod provenance;
 mod report;
+pub mod rise;
 mod rollout;
 mod rundir;
 mod shared;
@@ -41,8 +42,11 @@ pub use model::{ModelError, ModelSection, PlannedShape, resolve_link};
 pub use observer::{ConsoleObserver, RunObserver};
 pub use output::{Table, print_json, print_tables};
 pub use plan::{DataRow, DryRun, PlanPart, ShownPlan, decoding_memory, writing};
-pub use players::{Player, Rollout};
-pub use report::{Page as ReportPage, write as write_report, write_comparison};
+pub use players::{Player, Rollout, tell};
+pub use report::{
+    FinishedIteration, Iterations, Page as ReportPage, SettingMetrics, TurnReport, conversion_tables,
+    turns_table, write as write_report, write_comparison, write_conversion,
+};
 pub use rollout::RolloutConsole;
 pub use rundir::{Difference, RunDir, RunDirError};
 pub use shared::SharedCommand;

@@ -5,12 +5,15 @@ use std::time::Instant;
 
 use ruminate_algorithms::{Plan, Precision, WritingPlan};
 use ruminate_datasets::Split;
+use ruminate_models::ModelConfig;
 use serde::Serialize;
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
+use crate::cli::RunArgs;
 use crate::exit::Outcome;
 use crate::host::{self, bytes};
+use crate::model::{ModelSection, PlannedShape};
 use crate::output::{Table, duration, print_json, print_tables};
 
 /// What a dry run knows beside the [`Plan`].
@@ -62,6 +65,24 @@ pub struct PlanPart {
 }
 
 impl PlanPart {
+    /// The plan of a training.
+    ///
+    /// # Errors
+    /// There is neither a model nor a published one of its folder's name, or the device is not there.
+    pub fn training(
+        model: &ModelSection,
+        plan: impl FnOnce(&ModelConfig) -> Plan,
+        data: DataRow,
+        args: &RunArgs,
+    ) -> anyhow::Result<Self> {
+        let PlannedShape { shape, missing } = model.planned()?;
+        let problem = missing.map(anyhow::Error::from);
+        let problems = problem.iter().map(|error| format!("{error:#}")).collect();
+        let (plan, device, out) = (plan(&shape).across(args.processes()), args.setup()?, args.out.as_deref());
+        let shown = DryRun { plan, data: vec![data], problems, device, out }.shown();
+        Ok(Self { name: "finetune".into(), shown, problem })
+    }
+
     /// Prints the plans of all steps, and fails as the command would.
     ///
     /// # Errors

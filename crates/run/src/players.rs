@@ -3,16 +3,18 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use anyhow::Context;
 use ruminate_algorithms::WritingPlan;
 use ruminate_algorithms::rwr::{Divided, GenerationSettings, Kept, KeptAnswers, LocalModel};
 use ruminate_datasets::chat::{ChatTemplate, OtherTemplate, TrainedOn};
 use ruminate_datasets::environments::{Environment, Problem};
 use ruminate_datasets::rise::{
-    Answerer, Ask, ChatConfig, Failed, Log, MultiTurn, Reply, RolloutConfig, ServiceSampling,
+    Answerer, Ask, ChatConfig, Episode, Failed, Log, MultiTurn, Reply, RolloutConfig, ServiceSampling,
     TeacherAnswerer, TurnHistory, dialogue,
 };
 use ruminate_datasets::teacher::{Prices, Teacher, TeacherConfig};
 use ruminate_models::{BatchShape, GenerationConfig, Model, ModelConfig, ModelShape, Tokenizer};
+use ruminate_rewards::rise::MetricOptions;
 use serde_json::{Value, json};
 use tch::Device;
 
@@ -20,6 +22,7 @@ use crate::config::ConfigError;
 use crate::model::{ModelSection, PlannedShape};
 use crate::output::Table;
 use crate::plan::{PlanPart, decoding_memory, writing};
+use crate::report::TurnReport;
 use crate::rollout::RolloutConsole;
 use crate::rundir::RunDir;
 use crate::teacher::TeacherConsole;
@@ -71,6 +74,21 @@ impl Player {
         Ok(others)
     }
 
+    /// Warns of those who were trained with another chat template than they are used with, once for all processes.
+    ///
+    /// # Errors
+    /// Those of [`other_templates`](Self::other_templates).
+    pub fn warn<'a>(
+        players: impl IntoIterator<Item = &'a Self>,
+        worker: &Worker,
+    ) -> ruminate_datasets::chat::Result<Vec<OtherTemplate>> {
+        let others = Self::other_templates(players)?;
+        let advice = "unless this is meant, set chat.template, or that of the player";
+        let shown = others.iter().filter(|_| worker.collective.is_main_process());
+        tell("warning", shown.map(|other| format!("{other}; {advice}")));
+        Ok(others)
+    }
+
     fn open(
         &self,
         name: &str,
@@ -97,7 +115,8 @@ impl Player {
                 }
                 let file =
                     if name == "teacher" { "teacher.jsonl".into() } else { format!("player-{name}.jsonl") };
-                let teacher = Teacher::new(config.clone())?;
+                let teacher =
+                    Teacher::new(config.clone()).with_context(|| format!("{name} cannot be asked"))?;
                 let answerer = TeacherAnswerer::new(teacher, folder.join(file));
                 Opened::Service(answerer.sampling(sampling.into()).watched_by(console))
             }
@@ -184,7 +203,9 @@ impl Rollout<'_> {
     pub fn check(&self) -> anyhow::Result<()> {
         for ((name, player), &samples) in self.players.iter().zip(&self.config.samples) {
             match player {
-                Player::Service(config) => config.validate()?,
+                Player::Service(config) => {
+                    config.validate().with_context(|| format!("{name} cannot be asked"))?;
+                }
                 Player::Local { .. } if self.generation.is_greedy() && samples > 1 => {
                     let reason = format!(
                         "{name} is asked for {samples} answers to a prompt, but at temperature 0 all of them are the same; ask for one, \
@@ -198,6 +219,35 @@ impl Rollout<'_> {
         Ok(())
     }
 
+    /// Checks who takes the turns, and warns of those who were trained with another chat template.
+    ///
+    /// # Errors
+    /// Those of [`check`](Self::check), and a checkpoint's note of its template that cannot be read.
+    pub fn ready(&self, worker: &Worker) -> anyhow::Result<Vec<OtherTemplate>> {
+        self.check()?;
+        Ok(Player::warn(self.players.iter().map(|(_, player)| player), worker)?)
+    }
+
+    /// Plays problems into a folder as [`play`](Self::play) does, and writes the metrics of the log.
+    ///
+    /// # Errors
+    /// Those of [`play`](Self::play) and [`TurnReport::of`]; also when the metrics cannot be written.
+    pub fn evaluate(
+        &self,
+        problems: &[Problem],
+        options: MetricOptions,
+        dir: &RunDir,
+        worker: &Worker,
+    ) -> anyhow::Result<Option<TurnReport>> {
+        let Some(log) = self.play(problems, dir, worker)? else { return Ok(None) };
+        let mut report = TurnReport::of(&log, &*self.environment, options)?;
+        report.warnings = Player::other_templates(self.players.iter().map(|(_, player)| player))?;
+        if worker.collective.is_main_process() {
+            report.write(dir.path())?;
+        }
+        Ok(Some(report))
+    }
+
     /// Plays problems into a folder and writes the log; `None` when the user asked to stop before the last one. Processes divide what local
     /// models are asked; a service is asked by rank 0. A rollout that was stopped or killed goes on behind the last turn that was answered.
     ///
@@ -205,6 +255,20 @@ impl Rollout<'_> {
     /// A player cannot be opened or asked, or a file of the folder not be used.
     pub fn play(&self, problems: &[Problem], dir: &RunDir, worker: &Worker) -> anyhow::Result<Option<Log>> {
         let collective = &worker.collective;
+        let [path, episodes] = [&self.config.file_name(), EPISODES].map(|name| dir.path().join(name));
+        let played = |(episode, problem): (&Episode, &Problem)| {
+            (episode.task_id, &episode.query, &episode.answer)
+                == (problem.row, &problem.question, &problem.solution)
+        };
+        let complete =
+            |log: &Log| log.episodes.len() == problems.len() && log.episodes.iter().zip(problems).all(played);
+        let stored = collective.first(|| -> anyhow::Result<_> {
+            let log = path.is_file().then(|| Log::read(&path)).transpose()?;
+            Ok(log.filter(complete).map(|log| log.episodes))
+        })?;
+        if let Some(episodes) = stored {
+            return Ok(Some(Log { episodes }));
+        }
         let mut opened: BTreeMap<&str, Opened> = BTreeMap::new();
         for (name, player) in &self.players {
             if !opened.contains_key(name.as_str()) {
@@ -216,7 +280,6 @@ impl Rollout<'_> {
             service @ Opened::Service(_) => Divided::by_first(service, collective),
         };
         let divided: Vec<Divided<'_>> = self.players.iter().map(divided).collect();
-        let [path, episodes] = [&self.config.file_name(), EPISODES].map(|name| dir.path().join(name));
         let kept = KeptAnswers::open(&dir.path().join(ANSWERS), collective)?;
         let answerers: Vec<Kept<'_>> = divided.iter().map(|answerer| kept.of(answerer)).collect();
         let answerers: Vec<&dyn Answerer> = answerers.iter().map(|of| of as &dyn Answerer).collect();
@@ -369,4 +432,10 @@ impl Rollout<'_> {
             "answers": answers, "tokens": answers as u64 * u64::from(self.sampling.max_tokens),
         })
     }
+}
+
+/// Tells on stderr what a user should know about data and models.
+#[expect(clippy::print_stderr, reason = "notes and warnings go to the terminal")]
+pub fn tell(kind: &str, messages: impl IntoIterator<Item = String>) {
+    messages.into_iter().for_each(|message| eprintln!("{kind}: {message}"));
 }

@@ -1,44 +1,36 @@
 //! Episodes to learn from.
 
-use ruminate::run::{Outcome, PlanPart, Player, RunArgs, Table, print_json, resolve_link};
+use ruminate::run::rise::{Phase, RiseConfig};
+use ruminate::run::{Outcome, PlanPart, RunArgs, print_json, turns_table};
 use serde_json::json;
 
-use crate::config::{Phase, RiseConfig};
+use crate::config::RiseArgs;
 
-pub(crate) fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
+pub(crate) fn run(args: &RiseArgs) -> anyhow::Result<Outcome> {
+    let args = &args.run();
     let mut config = RiseConfig::of_run(args, Phase::Collect)?;
-    config.collection.student = config.collection.student.as_deref().map(resolve_link);
-    config.collection.teacher_model = config.collection.teacher_model.as_deref().map(resolve_link);
+    config.resolve_players();
     if args.dry_run {
         return PlanPart::print("rise", vec![plan(&config, args)?], args.json);
     }
     if let Some(outcome) = args.launch()? {
         return Ok(outcome);
     }
-    let worker = args.worker()?;
-    let players: Vec<Player> = config.collecting()?.players.into_iter().map(|(_, player)| player).collect();
-    let warnings = config.share(&players, &worker)?;
+    let worker = config.worker(args)?;
     let problems = config.training_problems()?;
     let rollout = config.collecting()?;
-    rollout.check()?;
+    let warnings = rollout.ready(&worker)?;
     let dir = args.open(&config)?;
     let Some(log) = rollout.play(&problems, &dir, &worker)? else { return Ok(Outcome::Interrupted) };
-    if !worker.collective.is_main_process() {
-        return Ok(Outcome::Done);
-    }
     let turns = log.turns();
-    if args.json {
+    if worker.collective.is_main_process() && args.json {
         let solved = turns.iter().map(|turn| turn.solved).sum::<usize>();
         print_json(&json!({
             "system": "rise", "phase": "collect", "problems": log.episodes.len(), "solved": solved, "turns": turns,
             "log": dir.path().join(rollout.config.file_name()), "warnings": warnings,
         }))?;
-    } else {
-        let mut table = Table::new(["turn", "problems", "solved", "blocked"]);
-        for (i, turn) in turns.iter().enumerate() {
-            table.row([i + 1, turn.problems, turn.solved, turn.blocked].map(|count| count.to_string()));
-        }
-        table.print()?;
+    } else if worker.collective.is_main_process() {
+        turns_table(&turns).print()?;
     }
     Ok(Outcome::Done)
 }

@@ -6,18 +6,16 @@ mod results;
 use std::path::PathBuf;
 
 use ruminate::algorithms::rwr::Weighting;
-use ruminate::datasets::rise::{EvaluationSetting, Log};
+use ruminate::datasets::rise::{Conversion, EvaluationSetting, Log};
 use ruminate::rewards::rise::Attempts;
 use ruminate::run::ModelSection;
 use ruminate::run::demo::{Demo, DemoResults, DemoRun};
 use ruminate::run::program::{Configuration, fit_in};
+use ruminate::run::rise::{Phase, RiseConfig};
 use serde_json::{Map, json};
 
-use crate::config::{Phase, RiseConfig};
-use crate::convert::EXAMPLES;
-use crate::evaluate::evaluate;
 use crate::finetune::Finetune;
-use crate::iterate::{Problems, evaluating, iterate};
+use crate::iterate::{evaluating, iterate, problems};
 use results::{Results, SeedResult};
 
 /// The settings that are the same for all models.
@@ -42,7 +40,7 @@ impl Demo for RiseDemo {
         (boost.finetune.trainer.steps, boost.finetune.trainer.lr) = BOOST;
         let Some(start) = finetune("boost", &boost, run)? else { return Ok(None) };
         config.model = ModelSection::of_folder(&start);
-        let problems = Problems::read(&config)?;
+        let problems = problems(&config)?;
         let out = run.folder("iterate", seed);
         run.announce("iterate", seed);
         let iterations = iterate(&config, &problems, &out, &run.worker())?;
@@ -50,16 +48,17 @@ impl Demo for RiseDemo {
         // The same examples, all of weight 1.
         let mut unweighted = config.clone();
         unweighted.finetune.training.weighting = Weighting::None;
-        unweighted.finetune.examples = vec![out.join("iteration-1/convert").join(EXAMPLES)];
+        unweighted.finetune.examples = vec![out.join("iteration-1/convert").join(Conversion::EXAMPLES)];
         let Some(plain) = finetune("unweighted", &unweighted, run)? else { return Ok(None) };
         let folder = run.folder("unweighted-evaluate", seed);
         let evaluation = evaluating(&config, &plain, EvaluationSetting::Sequential, 2);
         let dir = run.worker().open(&folder, &evaluation)?;
-        if evaluate(&evaluation, &problems.test, &dir, &run.worker())?.is_none() {
+        let (rollout, metrics) = (evaluation.evaluating()?, config.evaluation.metrics);
+        if rollout.evaluate(&problems[1], metrics, &dir, &run.worker())?.is_none() {
             return Ok(None);
         }
         let logs = [out.join("start/sequential"), out.join("iteration-1/evaluate/sequential"), folder];
-        let name = evaluation.evaluation.rollout(config.data.compat).file_name();
+        let name = rollout.config.file_name();
         let mut attempts = vec![];
         for log in logs {
             attempts.push(Attempts::of_log(&Log::read(&log.join(&name))?, &*config.data.environment()));

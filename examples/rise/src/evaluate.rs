@@ -2,22 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use ruminate::datasets::chat::OtherTemplate;
-use ruminate::datasets::environments::Problem;
-use ruminate::datasets::json;
 use ruminate::datasets::rise::{EvaluationSetting, Log};
-use ruminate::rewards::rise::{Attempts, TurnMetric, turn_metrics};
-use ruminate::run::program::Configuration;
-use ruminate::run::{
-    ConfigError, Outcome, PlanPart, Player, RunArgs, RunDir, RunDirError, Table, Worker, print_json,
-    resolve_link,
-};
-use serde_json::{Map, Value, json};
+use ruminate::run::program::{Configuration, checkpoint};
+use ruminate::run::rise::{Phase, RiseConfig};
+use ruminate::run::{ConfigError, Outcome, PlanPart, RunArgs, RunDir, RunDirError, TurnReport, print_json};
 
-use crate::config::{Phase, RiseConfig};
-
-/// The metrics, written last.
-pub(crate) const METRICS: &str = "metrics.json";
+use crate::config::RiseArgs;
 
 #[derive(clap::Args)]
 pub(crate) struct EvaluateArgs {
@@ -28,62 +18,59 @@ pub(crate) struct EvaluateArgs {
     #[arg(long, value_name = "NAME", conflicts_with_all = ["model", "log"])]
     player: Option<String>,
     /// A log instead, of this or the published program: nothing is asked, and --out is not needed
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "template")]
     log: Option<PathBuf>,
-    /// sequential: several turns without an oracle; oracle: the same up to the first right attempt; parallel: several first attempts
-    #[arg(long)]
+    /// sequential: several turns, and nobody says which attempt is right; oracle: several turns, up to the first right attempt; parallel:
+    /// several first attempts
+    #[arg(long, value_name = "sequential|oracle|parallel")]
     setting: Option<EvaluationSetting>,
     #[command(flatten)]
-    run: RunArgs,
+    rise: RiseArgs,
 }
 
 pub(crate) fn run(args: &EvaluateArgs) -> anyhow::Result<Outcome> {
-    let mut config = load(args)?;
+    let (run, mut config) = load(args)?;
     if let Some(path) = &args.log {
-        return look_at(path, &mut config, args);
+        return print(&look_at(path, &mut config, &run)?, path, run.json);
     }
     config.phase = Some(Phase::Evaluate);
-    if args.run.dry_run {
-        return PlanPart::print("rise", vec![plan(&config, "evaluate", &args.run)?], args.run.json);
+    if run.dry_run {
+        return PlanPart::print("rise", vec![plan(&config, "evaluate", &run)?], run.json);
     }
-    if let Some(outcome) = args.run.launch()? {
+    if let Some(outcome) = run.launch()? {
         return Ok(outcome);
     }
-    let worker = args.run.worker()?;
-    let players: Vec<Player> = config.evaluating()?.players.into_iter().map(|(_, player)| player).collect();
-    let warnings = config.share(&players, &worker)?;
+    let worker = config.worker(&run)?;
     let problems = config.test_problems()?;
-    config.evaluating()?.check()?;
-    let dir = args.run.open(&config)?;
-    let Some(metrics) = evaluate(&config, &problems, &dir, &worker)? else { return Ok(Outcome::Interrupted) };
-    if worker.collective.is_main_process() {
-        let log = dir.path().join(config.evaluation.rollout(config.data.compat).file_name());
-        print(&metrics, problems.len(), &warnings, &log, args.run.json)?;
+    let rollout = config.evaluating()?;
+    rollout.ready(&worker)?;
+    let dir = run.open(&config)?;
+    let report = rollout.evaluate(&problems, config.evaluation.metrics, &dir, &worker)?;
+    let Some(report) = report else { return Ok(Outcome::Interrupted) };
+    if !worker.collective.is_main_process() {
+        return Ok(Outcome::Done);
     }
-    Ok(Outcome::Done)
+    print(&report, &dir.path().join(rollout.config.file_name()), run.json)
 }
 
-/// The configuration: one that is named, that of the evaluation to go on with, or that of the model's or the log's run.
-fn load(args: &EvaluateArgs) -> anyhow::Result<RiseConfig> {
-    let nothing_to_plan = args.run.dry_run && args.log.is_some();
-    for (flag, given) in [("--dry-run", nothing_to_plan), ("--resume-from", args.run.resume_from.is_some())] {
+/// The flags, and the configuration: one that is named, that of the evaluation to go on with, or that of the model's or the log's run.
+fn load(args: &EvaluateArgs) -> anyhow::Result<(RunArgs, RiseConfig)> {
+    let mut run = args.rise.run();
+    let nothing_to_plan = run.dry_run && args.log.is_some();
+    for (flag, given) in [("--dry-run", nothing_to_plan), ("--resume-from", run.resume_from.is_some())] {
         if given {
             return Err(ConfigError::UselessFlag { flag }.into());
         }
     }
-    let model = args.model.as_deref().map(resolve_link);
-    if let Some(model) = model.as_deref().filter(|model| !model.is_dir()) {
-        let reason = format!("--model: there is no checkpoint folder {}", model.display());
-        return Err(ConfigError::invalid(reason).into());
-    }
-    if args.run.out.is_none() && args.log.is_none() && !args.run.dry_run {
+    let model = args.model.as_deref().map(checkpoint).transpose()?;
+    if run.out.is_none() && args.log.is_none() && !run.dry_run {
         return Err(RunDirError::NoFolder.into());
     }
-    let mut run = match &model {
-        Some(model) => args.run.configured_as(model)?,
-        None => args.run.clone(),
-    };
-    run.config = run.config.or_else(|| args.stored_config());
+    if let Some(model) = &model {
+        run = run.configured_as(model)?;
+    }
+    let beside = args.log.as_deref().and_then(Path::parent).and_then(RunDir::stored_config);
+    run.config = run.config.or(beside);
     let mut config = RiseConfig::load(&run)?;
     let section = &mut config.evaluation;
     section.setting = args.setting.unwrap_or(section.setting);
@@ -94,38 +81,26 @@ fn load(args: &EvaluateArgs) -> anyhow::Result<RiseConfig> {
         return Err(ConfigError::invalid(reason).into());
     }
     config.validate()?;
-    config.fix_date(&args.run)?;
-    Ok(config)
+    config.resolve_players();
+    config.fix_date(&run)?;
+    Ok((run, config))
 }
 
-impl EvaluateArgs {
-    /// The configuration of the run that a log lies in.
-    fn stored_config(&self) -> Option<PathBuf> {
-        RunDir::stored_config(self.log.as_deref()?.parent()?)
-    }
-
-    /// Whether a setting of this log's judge was told, by a configuration or by `--set`.
-    fn tells(&self, key: &str) -> bool {
-        let configured = self.run.config.is_some() || self.stored_config().is_some();
-        configured || self.run.sets.iter().any(|set| set.trim_start().starts_with(key))
-    }
-}
-
-/// The metrics of a log, which is judged by whoever has judged it.
-fn look_at(path: &Path, config: &mut RiseConfig, args: &EvaluateArgs) -> anyhow::Result<Outcome> {
+/// The metrics of a log, which is judged by whoever has judged it: told by a configuration or flags, or found out.
+fn look_at(path: &Path, config: &mut RiseConfig, run: &RunArgs) -> anyhow::Result<TurnReport> {
     let log = Log::read(path)?;
     if !log.episodes.is_empty() {
-        let benchmark = args.tells("data.benchmark").then_some(config.data.benchmark);
-        let compat = args.tells("data.compat").then_some(config.data.compat);
+        let told = |key| run.config.is_some() || run.sets.iter().any(|set| set.trim_start().starts_with(key));
+        let benchmark = told("data.benchmark").then_some(config.data.benchmark);
+        let compat = told("data.compat").then_some(config.data.compat);
         let judge = log.judge(path, benchmark, compat).map_err(ConfigError::invalid)?;
         (config.data.benchmark, config.data.compat) = judge;
     }
-    let metrics = metrics(config, &log)?;
-    if let Some(out) = &args.run.out {
-        json::write(&out.join(METRICS), &report(log.episodes.len(), &metrics, &[]))?;
+    let report = TurnReport::of(&log, &*config.data.environment(), config.evaluation.metrics)?;
+    if let Some(out) = &run.out {
+        report.write(out)?;
     }
-    print(&metrics, log.episodes.len(), &[], path, args.run.json)?;
-    Ok(Outcome::Done)
+    Ok(report)
 }
 
 /// What an evaluation takes.
@@ -134,57 +109,15 @@ pub(crate) fn plan(config: &RiseConfig, name: &str, args: &RunArgs) -> anyhow::R
     config.evaluating()?.plan(name, config.test_problems(), &benchmark, args.setup()?)
 }
 
-/// Lets the model answer, and writes log and metrics; `None` when the user asked to stop.
-pub(crate) fn evaluate(
-    config: &RiseConfig,
-    problems: &[Problem],
-    dir: &RunDir,
-    worker: &Worker,
-) -> anyhow::Result<Option<Vec<TurnMetric>>> {
-    let rollout = config.evaluating()?;
-    let Some(log) = rollout.play(problems, dir, worker)? else { return Ok(None) };
-    let metrics = metrics(config, &log)?;
-    if worker.collective.is_main_process() {
-        let others = Player::other_templates(rollout.players.iter().map(|(_, player)| player))?;
-        json::write(&dir.path().join(METRICS), &report(log.episodes.len(), &metrics, &others))?;
-    }
-    Ok(Some(metrics))
-}
-
-/// The metrics of a log, this program's or another's.
-fn metrics(config: &RiseConfig, log: &Log) -> anyhow::Result<Vec<TurnMetric>> {
-    if log.episodes.is_empty() {
-        return Err(ConfigError::invalid("the log has no episodes").into());
-    }
-    let attempts = Attempts::of_log(log, &*config.data.environment());
-    Ok(turn_metrics(&attempts, config.evaluation.metrics))
-}
-
-/// Metrics by name.
-fn report(problems: usize, metrics: &[TurnMetric], warnings: &[OtherTemplate]) -> Value {
-    let values: Map<String, Value> = metrics.iter().map(|m| (m.name.clone(), json!(m.value))).collect();
-    let intervals: Map<String, Value> = metrics.iter().map(|m| (m.name.clone(), json!(m.interval))).collect();
-    json!({ "problems": problems, "metrics": values, "intervals": intervals, "warnings": warnings })
-}
-
-fn print(
-    metrics: &[TurnMetric],
-    problems: usize,
-    warnings: &[OtherTemplate],
-    log: &Path,
-    as_json: bool,
-) -> std::io::Result<()> {
+fn print(report: &TurnReport, log: &Path, as_json: bool) -> anyhow::Result<Outcome> {
     if as_json {
-        let mut result = report(problems, metrics, warnings);
-        result["system"] = json!("rise");
-        result["phase"] = json!("evaluate");
-        result["log"] = json!(log);
-        return print_json(&result);
+        let mut result = report.json();
+        for (key, value) in [("system", "rise"), ("phase", "evaluate"), ("log", &log.display().to_string())] {
+            result[key] = value.into();
+        }
+        print_json(&result)?;
+    } else {
+        report.table().print()?;
     }
-    let mut table = Table::new(["metric", "value", "95 % interval"]);
-    for metric in metrics {
-        let interval = metric.interval.map(|i| format!("{:.3} to {:.3}", i.low, i.high));
-        table.row([metric.name.clone(), format!("{:.3}", metric.value), interval.unwrap_or_default()]);
-    }
-    table.print()
+    Ok(Outcome::Done)
 }

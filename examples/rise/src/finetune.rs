@@ -7,14 +7,16 @@ use ruminate::datasets::chat::TrainedOn;
 use ruminate::datasets::rise::solutions;
 use ruminate::models::{ModelConfig, Tokenizer};
 use ruminate::run::program::{Job, Measured, Prepared, Training, train};
+use ruminate::run::rise::{Phase, RiseConfig};
 use ruminate::run::{DataRow, ModelSection, Outcome, Player, RunArgs, resolve_link};
 use serde_json::{Map, Value, json};
 use tch::Kind;
 
-use crate::config::{Phase, RiseConfig};
+use crate::config::RiseArgs;
 
-pub(crate) fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
-    train(&Finetune(Some(args)), args)
+pub(crate) fn run(args: &RiseArgs) -> anyhow::Result<Outcome> {
+    let args = args.run();
+    train(&Finetune(Some(&args)), &args)
 }
 
 /// Training on weighted examples: a command with its flags, or a part of a larger one, which has warned already.
@@ -61,14 +63,14 @@ impl Training for Finetune<'_> {
     }
 
     fn longest(&self, config: &RiseConfig, model: &ModelConfig) -> Plan {
-        let section = &config.finetune;
-        Plan::new(&section.trainer, Networks::single(model), &section.longest_passes(), 1.0)
+        config.finetune.longest_plan(model)
     }
 
     /// A run that goes on keeps the number of its steps, which may have been another with as many processes as now.
     fn prepare(&self, config: &mut RiseConfig, job: &Job<'_>) -> anyhow::Result<Prepared> {
+        config.chat.date = job.worker.collective.first(|| anyhow::Ok(config.chat.date))?;
         let base = Player::Local { model: config.model.clone(), template: config.chat.template.clone() };
-        let warnings = config.share(self.0.map(|_| &base), job.worker)?;
+        let warnings = Player::warn(self.0.map(|_| &base), job.worker)?;
         let shape = config.model.shape()?;
         let data = data(config, &shape, &config.model.tokenizer(&shape)?)?;
         let (model, tokenizer) = config.model.open(config.seed, Kind::Float, job.worker.device)?;

@@ -71,7 +71,8 @@ impl TokenLengths {
         }
         let (examples, over_max_length) =
             (total.len(), total.iter().filter(|&&tokens| tokens > max_length).count());
-        let parts = (LengthStatistics::of(total), LengthStatistics::of(prompt), LengthStatistics::of(response));
+        let parts =
+            (LengthStatistics::of(total), LengthStatistics::of(prompt), LengthStatistics::of(response));
         let (Some(total), Some(prompt), Some(response)) = parts else { return Ok(None) };
         Ok(Some(Self { examples, total, prompt, response, max_length, over_max_length }))
     }
@@ -96,7 +97,8 @@ mod tests {
         let world = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/world/rise/llama");
         let tokenizer = Tokenizer::open(std::path::Path::new(world)).unwrap();
         let whole = "two plus three";
-        let text = |from: usize| TrainingText { text: whole.into(), spans: vec![from..whole.len()], weight: 1.0 };
+        let text =
+            |from: usize| TrainingText { text: whole.into(), spans: vec![from..whole.len()], weight: 1.0 };
         let tokens = tokenizer.encode_with_offsets(whole).unwrap().ids.len();
         let none = TrainingText { text: whole.into(), spans: vec![], weight: 1.0 };
         let lengths = TokenLengths::of(&tokenizer, &[text(9), text(0), none], tokens - 1).unwrap().unwrap();

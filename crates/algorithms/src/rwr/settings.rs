@@ -9,13 +9,13 @@ use ruminate_datasets::rise::{
     training_text,
 };
 use ruminate_datasets::teacher::Prices;
-use ruminate_models::{GenerationConfig, Sampling, Strategy, Tokenizer};
+use ruminate_models::{GenerationConfig, ModelShape, Sampling, Strategy, Tokenizer};
 use ruminate_rewards::rise::MetricOptions;
 use serde::{Deserialize, Serialize};
 use tch::Kind;
 
-use super::{RwrConfig, RwrData};
-use crate::plan::{Pass, Work};
+use super::{RwrConfig, RwrData, TokenLengths};
+use crate::plan::{Networks, Pass, Plan, Work};
 use crate::{Error, Precision, Result, TrainerConfig};
 
 /// How local models write. The defaults are those of the published code.
@@ -350,12 +350,27 @@ impl FinetuneConfig {
         RwrData::new(tokenizer, &texts, &problems, &self.training)
     }
 
-    /// The micro-batches of a step whose examples are as long as they may be, half of each a dialogue and half an answer.
+    /// How long examples are for training; a checkpoint's own chat template is looked for in `folder`. None without examples.
+    ///
+    /// # Errors
+    /// Those of [`training_texts`] and [`TokenLengths::of`].
+    pub fn lengths(
+        &self,
+        examples: &[TrainingExample],
+        how: (&RiseData, &ChatConfig),
+        folder: &Path,
+        tokenizer: &Tokenizer,
+    ) -> Result<Option<TokenLengths>> {
+        TokenLengths::of(tokenizer, &training_texts(examples, how, folder)?, self.training.max_length)
+    }
+
+    /// The plan of a training whose examples are as long as they may be, half of each a dialogue and half an answer.
     #[must_use]
-    pub fn longest_passes(&self) -> Vec<Pass> {
+    pub fn longest_plan(&self, model: &dyn ModelShape) -> Plan {
         let half = [self.training.max_length as f64 / 2.0; 2];
         let (times, rows) = (self.trainer.accumulate as f64, self.training.batch_size);
-        vec![Pass { work: Work::Training, times, networks: 1, rows, source: half, target: half }]
+        let pass = Pass { work: Work::Training, times, networks: 1, rows, source: half, target: half };
+        Plan::new(&self.trainer, Networks::single(model), &[pass], 1.0)
     }
 }
 

@@ -82,6 +82,20 @@ pub struct ConversionConfig {
     pub settings: ConvertConfig,
 }
 
+impl ConversionConfig {
+    /// Reads the episodes of all logs, one behind the other.
+    ///
+    /// # Errors
+    /// Those of [`Log::read`].
+    pub fn read(&self) -> crate::Result<Log> {
+        let mut log = Log::default();
+        for path in &self.logs {
+            log.episodes.extend(Log::read(path)?.episodes);
+        }
+        Ok(log)
+    }
+}
+
 /// A message of a training example.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(expecting = "an object with from, value and loss")]
@@ -207,6 +221,11 @@ pub struct WeightCount {
 }
 
 impl Conversion {
+    /// The file of the examples, in the published layout.
+    pub const EXAMPLES: &str = "examples.json";
+    /// The file that tells what became of the episodes; written last.
+    pub const SUMMARY: &str = "conversion.json";
+
     /// What became of the episodes and their attempts, in words.
     #[must_use]
     pub fn counts(&self) -> [(&'static str, usize); 5] {

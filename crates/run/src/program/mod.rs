@@ -16,7 +16,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-pub use evaluation::{Evaluation, files_table, uninterrupted};
+pub use evaluation::{Evaluation, checkpoint, files_table, uninterrupted};
 pub use fit::Fit;
 pub use rounds::Rounds;
 

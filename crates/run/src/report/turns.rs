@@ -7,7 +7,7 @@ use ruminate_algorithms::rwr::{EvaluationConfig, IterationConfig, TokenLengths};
 use ruminate_datasets::chat::OtherTemplate;
 use ruminate_datasets::environments::Environment;
 use ruminate_datasets::json;
-use ruminate_datasets::rise::{Conversion, Log};
+use ruminate_datasets::rise::{Conversion, EvaluationSetting, Log, TurnCount};
 use ruminate_rewards::rise::{Attempts, MetricOptions, TurnMetric, turn_metrics};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -16,7 +16,7 @@ use super::page::Page;
 use crate::config::ConfigError;
 use crate::output::Table;
 use crate::program::Rounds;
-use crate::rundir::RunDirError;
+use crate::rundir::{RunDir, RunDirError};
 
 /// The metrics of a log, and of whom they should be read with care.
 #[derive(Debug, Clone)]
@@ -77,9 +77,42 @@ impl TurnReport {
     }
 }
 
+/// What became of the problems, turn by turn.
+#[must_use]
+pub fn turns_table(turns: &[TurnCount]) -> Table {
+    let mut table = Table::new(["turn", "problems", "solved", "blocked"]);
+    for (i, turn) in turns.iter().enumerate() {
+        table.row([i + 1, turn.problems, turn.solved, turn.blocked].map(|count| count.to_string()));
+    }
+    table
+}
+
+/// Writes a conversion into a run folder: the examples, a page, and last what became of the episodes.
+///
+/// # Errors
+/// A file cannot be written.
+pub fn write_conversion(
+    conversion: &Conversion,
+    lengths: Option<&TokenLengths>,
+    dir: &RunDir,
+) -> anyhow::Result<()> {
+    json::write(&dir.path().join(Conversion::EXAMPLES), &conversion.examples)?;
+    let mut page = Page::new("Conversion", "From episodes to weighted training examples.");
+    for (title, table) in conversion_tables(conversion, lengths) {
+        page.heading(title).table(&table);
+    }
+    page.write(dir.path())?;
+    let mut summary = json!(conversion);
+    summary["lengths"] = json!(lengths);
+    Ok(json::write(&dir.path().join(Conversion::SUMMARY), &summary)?)
+}
+
 /// What a conversion made of a log: its tables, with their titles.
 #[must_use]
-pub fn conversion_tables(conversion: &Conversion, lengths: Option<&TokenLengths>) -> Vec<(&'static str, Table)> {
+pub fn conversion_tables(
+    conversion: &Conversion,
+    lengths: Option<&TokenLengths>,
+) -> Vec<(&'static str, Table)> {
     let mut counts = Table::new(["", ""]);
     for (name, count) in conversion.counts() {
         counts.row([name.to_owned(), count.to_string()]);
@@ -99,9 +132,11 @@ pub fn conversion_tables(conversion: &Conversion, lengths: Option<&TokenLengths>
 fn lengths_table(lengths: &TokenLengths) -> Table {
     let over = format!("longer than {}", lengths.max_length);
     let mut table = Table::new(["tokens", "mean", "variance", "p50", "p90", "p99", "max", &over]);
-    for (name, of) in
-        [("of an example", lengths.total), ("before the attempt", lengths.prompt), ("trained", lengths.response)]
-    {
+    for (name, of) in [
+        ("of an example", lengths.total),
+        ("before the attempt", lengths.prompt),
+        ("trained", lengths.response),
+    ] {
         let [mean, variance] = [of.mean, of.variance].map(Table::number);
         let [p50, p90, p99, max] = [of.p50, of.p90, of.p99, of.max].map(|length| length.to_string());
         // The limit is one of whole texts.
@@ -158,7 +193,7 @@ impl Iterations {
     #[must_use]
     pub fn table(&self, iteration: &IterationConfig, evaluation: &EvaluationConfig) -> Table {
         let EvaluationConfig { turns, samples, .. } = *evaluation;
-        let of = |setting: &ruminate_datasets::rise::EvaluationSetting| {
+        let of = |setting: &EvaluationSetting| {
             let name = setting.name();
             setting.headline(turns, samples).into_iter().map(move |metric| (name, metric))
         };
@@ -182,7 +217,8 @@ impl Iterations {
         for done in &self.finished {
             let [problems, solved] = done.problems.map(|count| count.to_string());
             let name = format!("iteration {}", done.iteration);
-            let row = vec![name, problems, solved, done.examples.to_string(), Table::number(done.mean_weight)];
+            let row =
+                vec![name, problems, solved, done.examples.to_string(), Table::number(done.mean_weight)];
             table.row([row, values(&done.metrics)].concat());
         }
         table

@@ -3,11 +3,10 @@
 use std::path::PathBuf;
 
 use ruminate::run::demo::{Demo, DemoRun};
-use ruminate::run::{ReportPage, RunDirError, Table};
+use ruminate::run::{Iterations, ReportPage, RunDirError, Table};
 
 use super::RiseDemo;
 use super::results::{Gain, Model, Results, TURNS};
-use crate::iterate::CURVES;
 
 /// The models' first attempts, and the votes of all their attempts.
 pub(super) fn table(results: &Results<'_>) -> Table {
@@ -51,7 +50,7 @@ pub(super) fn write(results: &Results<'_>, run: &DemoRun<'_>) -> Result<PathBuf,
     page.heading("Turn by turn").note("Means over seeds of votes after each turn.").table(&by_turn(results));
     let training = |(seed, folder): (String, PathBuf)| (seed, folder.join("iteration-1/finetune"));
     let curves: Vec<(String, PathBuf)> = run.curves("iterate").into_iter().map(training).collect();
-    page.heading("Training").curves(&curves, &CURVES[..2]);
+    page.heading("Training").curves(&curves, &Iterations::CURVES[..2]);
     page.heading("Runs").links(&run.links(&["boost", "iterate", "unweighted"]));
     page.write(&run.args.out)
 }
