@@ -118,7 +118,7 @@ impl Player {
                 let teacher =
                     Teacher::new(config.clone()).with_context(|| format!("{name} cannot be asked"))?;
                 let answerer = TeacherAnswerer::new(teacher, folder.join(file));
-                Opened::Service(answerer.sampling(sampling.into()).watched_by(console))
+                Opened::Service(Box::new(answerer.sampling(sampling.into()).watched_by(console)))
             }
         })
     }
@@ -127,7 +127,7 @@ impl Player {
 /// A player who can be asked.
 enum Opened {
     Local(Box<Local>),
-    Service(TeacherAnswerer),
+    Service(Box<TeacherAnswerer>),
 }
 
 struct Local {

@@ -127,8 +127,8 @@ impl Configuration for RiseConfig {
             let checked = player.validate(name);
             checked.map_err(|(key, reason)| invalid(&format!("players.{name}.{key}"), reason))?;
         }
-        let named = collection.models.iter().chain([&iteration.last]).chain(&evaluation.player);
-        named.map(|name| self.player(name).map(drop)).collect::<Result<(), _>>()?;
+        let mut named = collection.models.iter().chain([&iteration.last]).chain(&evaluation.player);
+        named.try_for_each(|name| self.player(name).map(drop))?;
         self.model.validate("model")
     }
 }
@@ -301,5 +301,63 @@ impl RiseConfig {
             return Err(ConfigError::invalid(format!("{} has no problems", path.display())).into());
         }
         Ok(loaded.problems)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(sets: &[&str]) -> RiseConfig {
+        let sets: Vec<String> = sets.iter().map(|set| (*set).to_string()).collect();
+        config::load_text("test.toml", "model = { pretrained = \"base\" }", &sets).unwrap()
+    }
+
+    #[test]
+    fn names_say_who_takes_turns() {
+        let local = |folder: &str, template: &str| Player::checkpoint(Path::new(folder), template);
+        let plain = config(&[]);
+        assert_eq!(plain.player("student").unwrap(), local("base", "llama-2"));
+        assert_eq!(plain.player("teacher").unwrap(), Player::Service(plain.teacher.clone()));
+        let named = config(&[
+            "collection.student=boosted",
+            "collection.teacher_model=large",
+            "collection.teacher_template=zephyr",
+            "players.own={model=\"small\",template=\"jinja\"}",
+            "players.same={model=\"tiny\"}",
+            "players.far={model=\"gpt\",base_url=\"http://far/v1\"}",
+            "collection.models=[\"own\",\"far\"]",
+            "evaluation.player=far",
+            "evaluation.turns=2",
+            "evaluation.generation.temperature=0.0",
+        ]);
+        named.validate().unwrap();
+        assert_eq!(named.player("student").unwrap(), local("boosted", "llama-2"));
+        assert_eq!(named.player("teacher").unwrap(), local("large", "zephyr"));
+        assert_eq!(named.player("own").unwrap(), local("small", "jinja"));
+        assert_eq!(named.player("same").unwrap(), local("tiny", "llama-2"));
+        let Player::Service(far) = named.player("far").unwrap() else { panic!("it is a server's") };
+        assert_eq!((&*far.base_url, &*far.model, far.timeout_secs), ("http://far/v1", "gpt", 20.0));
+        let error = format!("{:?}", named.player("fa").unwrap_err());
+        assert!(error.contains("`fa`") && error.contains("far, own, same"), "{error}");
+
+        let names =
+            |rollout: Rollout<'_>| rollout.players.into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+        assert_eq!(names(named.collecting().unwrap()), ["own", "far"]);
+        let evaluating = named.evaluating().unwrap();
+        // A server is told what a checkpoint would be.
+        assert_eq!((evaluating.sampling.temperature, evaluating.sampling.max_tokens), (0.0, 1000));
+        evaluating.check().unwrap();
+        assert_eq!(names(evaluating), ["far", "far"]);
+    }
+
+    #[test]
+    fn several_greedy_answers_of_a_checkpoint_are_refused() {
+        let greedy = "collection.generation.temperature=0.0";
+        let several = config(&[greedy, "collection.models=[\"student\"]", "collection.samples=[2]"]);
+        let error = format!("{:?}", several.collecting().unwrap().check().unwrap_err());
+        assert!(error.contains("student") && error.contains("2 answers"), "{error}");
+        let one = config(&[greedy, "collection.models=[\"student\"]", "collection.samples=[1]"]);
+        one.collecting().unwrap().check().unwrap();
     }
 }

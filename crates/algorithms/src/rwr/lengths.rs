@@ -97,8 +97,11 @@ mod tests {
         let world = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/world/rise/llama");
         let tokenizer = Tokenizer::open(std::path::Path::new(world)).unwrap();
         let whole = "two plus three";
-        let text =
-            |from: usize| TrainingText { text: whole.into(), spans: vec![from..whole.len()], weight: 1.0 };
+        let text = |from: usize| TrainingText {
+            text: whole.into(),
+            spans: std::iter::once(from..whole.len()).collect(),
+            weight: 1.0,
+        };
         let tokens = tokenizer.encode_with_offsets(whole).unwrap().ids.len();
         let none = TrainingText { text: whole.into(), spans: vec![], weight: 1.0 };
         let lengths = TokenLengths::of(&tokenizer, &[text(9), text(0), none], tokens - 1).unwrap().unwrap();

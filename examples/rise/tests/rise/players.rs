@@ -19,7 +19,7 @@ fn args(command: &str, out: &Path, sets: &[&str]) -> Vec<String> {
 
 /// A model that has hardly learnt anything, with a template of its own.
 fn model(out: &Path, template: &str) -> String {
-    let sets = ["finetune.source=solutions", "data.limit=16", "finetune.training.epochs=1.0"];
+    let sets = ["finetune.source=solutions", "data.limit=64", "finetune.training.epochs=1.0"];
     let flags = ["--template".to_string(), template.into()];
     succeed(&[args("finetune", out, &sets), flags.into()].concat()).json()["last"].as_str().unwrap().into()
 }
