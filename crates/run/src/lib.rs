@@ -15,9 +15,11 @@ mod model;
 mod observer;
 mod output;
 mod plan;
+mod players;
 pub mod program;
 mod provenance;
 mod report;
+pub mod rise;
 mod rollout;
 mod rundir;
 mod shared;
@@ -39,8 +41,12 @@ pub use launch::LaunchError;
 pub use model::{ModelError, ModelSection, PlannedShape, resolve_link};
 pub use observer::{ConsoleObserver, RunObserver};
 pub use output::{Table, print_json, print_result, print_tables};
-pub use plan::{DataRow, DryRun, ShownPlan, decoding_memory, writing};
-pub use report::{Page as ReportPage, write as write_report, write_comparison};
+pub use plan::{DataRow, DryRun, PlanPart, ShownPlan, decoding_memory, writing};
+pub use players::{Player, Rollout, tell};
+pub use report::{
+    FinishedIteration, Iterations, Page as ReportPage, SettingMetrics, TurnReport, conversion_tables,
+    turns_table, write as write_report, write_comparison, write_conversion,
+};
 pub use rollout::RolloutConsole;
 pub use rundir::{Difference, RunDir, RunDirError};
 pub use shared::SharedCommand;

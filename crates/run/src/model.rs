@@ -126,6 +126,20 @@ impl ModelSection {
         open().map_err(|source| ModelError::Tokenizer { path: path.clone(), source })
     }
 
+    /// The tokenizer alone, whatever model it is for; none where no file of it is there.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn tokenizer_if_there(&self) -> Result<Option<Tokenizer>, ModelError> {
+        let path = self.tokenizer_path();
+        let named = !path.as_os_str().is_empty();
+        if !named || !path.is_file() && !path.join("tokenizer.json").is_file() {
+            return Ok(None);
+        }
+        let open = Tokenizer::open(&path).map(Some);
+        open.map_err(|source| ModelError::Tokenizer { path, source })
+    }
+
     /// `tokenizer.json` or its folder.
     #[must_use]
     pub fn tokenizer_path(&self) -> PathBuf {

@@ -5,11 +5,15 @@ use std::time::Instant;
 
 use ruminate_algorithms::{Plan, Precision, WritingPlan};
 use ruminate_datasets::Split;
+use ruminate_models::ModelConfig;
 use serde::Serialize;
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
+use crate::cli::RunArgs;
+use crate::exit::Outcome;
 use crate::host::{self, bytes};
+use crate::model::{ModelSection, PlannedShape};
 use crate::output::{Table, duration, print_json, print_tables};
 
 /// What a dry run knows beside the [`Plan`].
@@ -47,6 +51,59 @@ pub struct ShownPlan {
     pub json: Value,
     /// For people.
     pub tables: Vec<Table>,
+}
+
+/// The plan of a step of a command, and why the step would not start as it is.
+#[derive(Debug)]
+pub struct PlanPart {
+    /// The step's name.
+    pub name: String,
+    /// What is printed.
+    pub shown: ShownPlan,
+    /// What would keep the step from starting.
+    pub problem: Option<anyhow::Error>,
+}
+
+impl PlanPart {
+    /// The plan of a training.
+    ///
+    /// # Errors
+    /// There is neither a model nor a published one of its folder's name, or the device is not there.
+    pub fn training(
+        model: &ModelSection,
+        plan: impl FnOnce(&ModelConfig) -> Plan,
+        data: DataRow,
+        args: &RunArgs,
+    ) -> anyhow::Result<Self> {
+        let PlannedShape { shape, missing } = model.planned()?;
+        let problem = missing.map(anyhow::Error::from);
+        let problems = problem.iter().map(|error| format!("{error:#}")).collect();
+        let (plan, device, out) = (plan(&shape).across(args.processes()), args.setup()?, args.out.as_deref());
+        let shown = DryRun { plan, data: vec![data], problems, device, out }.shown();
+        Ok(Self { name: "finetune".into(), shown, problem })
+    }
+
+    /// Prints the plans of all steps, and fails as the command would.
+    ///
+    /// # Errors
+    /// The first problem of a step; also when stdout cannot be written to.
+    pub fn print(system: &str, parts: Vec<Self>, json: bool) -> anyhow::Result<Outcome> {
+        if json {
+            let plans: serde_json::Map<String, Value> =
+                parts.iter().map(|part| (part.name.clone(), part.shown.json.clone())).collect();
+            print_json(&json!({ "system": system, "plan": plans }))?;
+        } else {
+            let mut tables = vec![];
+            for Self { name, shown, .. } in &parts {
+                let mut heading = Table::new([format!("plan of {name}")]);
+                heading.row([String::new()]);
+                tables.push(heading);
+                tables.extend(shown.tables.iter().cloned());
+            }
+            print_tables(&tables)?;
+        }
+        parts.into_iter().find_map(|part| part.problem).map_or(Ok(Outcome::Done), Err)
+    }
 }
 
 impl DryRun<'_> {

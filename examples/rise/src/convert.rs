@@ -2,18 +2,15 @@
 
 use std::path::PathBuf;
 
-use ruminate::datasets::json;
+use ruminate::algorithms::rwr::TokenLengths;
 use ruminate::datasets::rise::{Conversion, Log, convert};
-use ruminate::run::{ConfigError, Outcome, ReportPage, RunArgs, RunDir, Table, print_json, print_tables};
+use ruminate::run::rise::{Phase, RiseConfig};
+use ruminate::run::{
+    ConfigError, Outcome, RunDir, conversion_tables, print_json, print_tables, tell, write_conversion,
+};
 use serde_json::json;
 
-use crate::collect::load;
-use crate::config::{Phase, RiseConfig};
-
-/// The examples, in the published layout.
-pub(crate) const EXAMPLES: &str = "examples.json";
-/// What became of the episodes; written last.
-pub(crate) const SUMMARY: &str = "conversion.json";
+use crate::config::RiseArgs;
 
 #[derive(clap::Args)]
 pub(crate) struct ConvertArgs {
@@ -21,73 +18,57 @@ pub(crate) struct ConvertArgs {
     #[arg(long, value_name = "FILE", num_args = 1..)]
     log: Vec<PathBuf>,
     #[command(flatten)]
-    run: RunArgs,
+    rise: RiseArgs,
 }
 
 pub(crate) fn run(args: &ConvertArgs) -> anyhow::Result<Outcome> {
-    let mut config = load(&args.run, Phase::Convert)?;
+    let run = args.rise.run();
+    if run.dry_run {
+        return Err(ConfigError::UselessFlag { flag: "--dry-run" }.into());
+    }
+    let mut config = RiseConfig::of_run(&run, Phase::Convert)?;
     if !args.log.is_empty() {
         config.conversion.logs.clone_from(&args.log);
     }
-    let log = read(&config.conversion.logs)?;
-    let dir = args.run.open(&config)?;
-    let conversion = write(&config, &log, &dir)?;
-    if args.run.json {
+    let Some(first) = config.conversion.logs.first() else {
+        let reason = "name the log of `rise collect` with --log, such as runs/collect/2_turns.json";
+        return Err(ConfigError::invalid(reason).into());
+    };
+    let log = config.conversion.read()?;
+    if let Some(benchmark) = args.rise.benchmark {
+        log.judge(first, Some(benchmark), None).map_err(ConfigError::invalid)?;
+    }
+    let dir = run.open(&config)?;
+    let (conversion, lengths) = write(&config, &log, &dir)?;
+    if run.json {
         print_json(&json!({
             "system": "rise", "phase": "convert", "examples": conversion.examples.len(), "counts": conversion,
-            "file": dir.path().join(EXAMPLES),
+            "lengths": lengths, "file": dir.path().join(Conversion::EXAMPLES),
         }))?;
     } else {
-        print_tables(&tables(&conversion))?;
+        let tables = conversion_tables(&conversion, lengths.as_ref());
+        print_tables(&tables.into_iter().map(|(_, table)| table).collect::<Vec<_>>())?;
     }
     Ok(Outcome::Done)
 }
 
-/// The episodes of several logs, one after the other.
-pub(crate) fn read(paths: &[PathBuf]) -> anyhow::Result<Log> {
-    if paths.is_empty() {
-        let reason = "name the log of `rise collect` with --log, such as runs/collect/2_turns.json";
-        return Err(ConfigError::invalid(reason).into());
-    }
-    let mut log = Log::default();
-    for path in paths {
-        log.episodes.extend(Log::read(path)?.episodes);
-    }
-    Ok(log)
-}
-
-/// Writes the examples of a log, and what became of its episodes.
-pub(crate) fn write(config: &RiseConfig, log: &Log, dir: &RunDir) -> anyhow::Result<Conversion> {
+/// Writes the examples of a log, and what became of its episodes. Lengths are in tokens of the model that is to be trained.
+pub(crate) fn write(
+    config: &RiseConfig,
+    log: &Log,
+    dir: &RunDir,
+) -> anyhow::Result<(Conversion, Option<TokenLengths>)> {
     let conversion = convert(log, &*config.data.environment(), &config.conversion.settings);
-    json::write(&dir.path().join(EXAMPLES), &conversion.examples)?;
-    let mut page = ReportPage::new("Conversion", "From episodes to weighted training examples.");
-    for (title, table) in ["Episodes", "Weights"].into_iter().zip(tables(&conversion)) {
-        page.heading(title).table(&table);
-    }
-    page.write(dir.path())?;
-    json::write(&dir.path().join(SUMMARY), &conversion)?;
-    Ok(conversion)
-}
-
-fn tables(conversion: &Conversion) -> [Table; 2] {
-    let mut counts = Table::new(["", ""]);
-    for (name, count) in [
-        ("episodes", conversion.episodes),
-        ("of them without success, left out", conversion.unsuccessful),
-        ("attempts that were empty or said before", conversion.duplicates),
-        ("attempts that the criterion refused", conversion.refused),
-        ("examples", conversion.examples.len()),
-    ] {
-        counts.row([name.to_owned(), count.to_string()]);
-    }
-    counts.row(["mean weight".to_owned(), Table::number(conversion.mean_weight)]);
-    counts.row([
-        "examples of equal weight that are worth as much".to_owned(),
-        format!("{:.1}", conversion.effective_examples),
-    ]);
-    let mut weights = Table::new(["reward", "weight", "examples"]);
-    for count in &conversion.weights {
-        weights.row([count.reward.to_string(), Table::number(count.weight), count.examples.to_string()]);
-    }
-    [counts, weights]
+    let (how, folder) = ((&config.data, &config.chat), config.model.tokenizer_folder());
+    let lengths = match config.model.tokenizer_if_there()? {
+        Some(tokenizer) => config.finetune.lengths(&conversion.examples, how, &folder, &tokenizer)?,
+        None => {
+            let note =
+                "no lengths in tokens: no tokenizer is at [model]; name one with --set model.tokenizer=DIR";
+            tell("note", [note.to_owned()]);
+            None
+        }
+    };
+    write_conversion(&conversion, lengths.as_ref(), dir)?;
+    Ok((conversion, lengths))
 }

@@ -1,162 +1,100 @@
 //! The whole loop: collect, convert, fine-tune, evaluate, and again with the new student.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use ruminate::algorithms::Ending;
+use ruminate::algorithms::rwr::{EvaluationConfig, Source};
 use ruminate::datasets::environments::Problem;
-use ruminate::datasets::json;
-use ruminate::datasets::rise::Log;
+use ruminate::datasets::rise::{Conversion, EvaluationSetting};
+use ruminate::datasets::{Split, json};
+use ruminate::run::program::{Rounds, Trained, fit_in};
+use ruminate::run::rise::{Phase, RiseConfig};
 use ruminate::run::{
-    ConfigError, ModelSection, Outcome, ReportPage, RunArgs, RunDirError, Table, Worker, print_json,
-    resolve_link,
+    DataRow, FinishedIteration, Iterations, ModelSection, Outcome, PlanPart, Player, RunArgs, SettingMetrics,
+    TurnReport, Worker, print_json, resolve_link,
 };
-use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
-use crate::collect::{collect, load, turns};
-use crate::config::{Evaluating, EvaluationSection, Phase, Player, RiseConfig, Source, Start};
-use crate::convert::{self, EXAMPLES, SUMMARY};
-use crate::evaluate::{METRICS, evaluate};
-use crate::finetune::fit;
-use crate::plan;
-use crate::players::warn;
+use crate::config::RiseArgs;
+use crate::finetune::Finetune;
+use crate::{collect, convert, evaluate};
 
-/// Metrics by name, for each setting.
-pub(crate) type Metrics = BTreeMap<String, BTreeMap<String, f64>>;
-
-/// An iteration that is over.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Finished {
-    /// From 1.
-    pub(crate) iteration: u64,
-    /// The checkpoint that collected.
-    pub(crate) student: PathBuf,
-    /// The checkpoint that training started from.
-    pub(crate) start: PathBuf,
-    /// The checkpoint that came of it.
-    pub(crate) best: PathBuf,
-    /// Problems, and those of them that were solved in the end.
-    pub(crate) problems: [usize; 2],
-    /// Examples that were trained on, and their mean weight.
-    pub(crate) examples: usize,
-    pub(crate) mean_weight: f64,
-    /// How good the new student is.
-    pub(crate) metrics: Metrics,
-}
-
-/// The loop, as far as it has come.
-#[derive(Debug, Clone, PartialEq, Default, Serialize)]
-pub(crate) struct Iterations {
-    /// How good the first student is.
-    pub(crate) start: Metrics,
-    pub(crate) finished: Vec<Finished>,
-}
-
-pub(crate) fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
-    let mut config = load(args, Phase::Iterate)?;
-    for path in
-        [&mut config.model.pretrained, &mut config.iteration.boosted, &mut config.collection.teacher_model]
-    {
+pub(crate) fn run(args: &RiseArgs) -> anyhow::Result<Outcome> {
+    let args = &args.run();
+    let mut config = RiseConfig::of_run(args, Phase::Iterate)?;
+    config.resolve_players();
+    for path in [&mut config.model.pretrained, &mut config.iteration.boosted] {
         *path = path.as_deref().map(resolve_link);
     }
     if args.dry_run {
-        return plan::iterate(&config, args);
+        return PlanPart::print("rise", plan(&config, args)?, args.json);
     }
     if let Some(outcome) = args.launch()? {
         return Ok(outcome);
     }
-    let worker = args.worker()?;
-    config.chat.date = worker.collective.first(|| anyhow::Ok(config.chat.date))?;
-    let material = Material::read(&config)?;
-    let warnings = warn(&config, &worker)?;
-    let dir = args.open(&config)?;
-    let iterations = iterate(&config, &material, dir.path(), &worker)?;
-    let done = iterations.finished.len() as u64 == config.iteration.iterations;
-    if !worker.collective.is_main_process() {
-        return Ok(if done { Outcome::Done } else { Outcome::Interrupted });
+    let worker = config.worker(args)?;
+    let problems = problems(&config)?;
+    let template = &config.chat.template;
+    let own = [&config.model.pretrained, &config.iteration.boosted].into_iter().flatten();
+    let mut players: Vec<Player> = own.map(|folder| Player::checkpoint(folder, template)).collect();
+    if config.iteration.last != "student" {
+        players.push(config.player(&config.iteration.last)?);
     }
-    if args.json {
-        print_json(&serde_json::json!({
+    let first = collecting(&config, 1, &first_student(&config)?)?;
+    first.collecting()?.check()?;
+    let warnings = Player::warn(&players, &worker)?;
+    let dir = args.open(&config)?;
+    let iterations = iterate(&config, &problems, dir.path(), &worker)?;
+    let done = iterations.finished.len() as u64 == config.iteration.iterations;
+    if worker.collective.is_main_process() && args.json {
+        print_json(&json!({
             "system": "rise", "phase": "iterate", "start": iterations.start, "iterations": iterations.finished,
             "warnings": warnings,
         }))?;
-    } else {
-        table(&config, &iterations).print()?;
+    } else if worker.collective.is_main_process() {
+        iterations.table(&config.iteration, &config.evaluation).print()?;
     }
     Ok(if done { Outcome::Done } else { Outcome::Interrupted })
 }
 
-/// What all iterations share.
-pub(crate) struct Material {
-    /// Problems to learn from.
-    pub(crate) problems: Vec<Problem>,
-    /// Problems to evaluate on.
-    pub(crate) test: Vec<Problem>,
-}
-
-impl Material {
-    pub(crate) fn read(config: &RiseConfig) -> anyhow::Result<Self> {
-        let test = config.data.read(&config.evaluation.problems, config.evaluation.limit)?;
-        Ok(Self { problems: config.data.training()?, test })
-    }
+/// Problems to learn from, and problems to evaluate on.
+pub(crate) fn problems(config: &RiseConfig) -> anyhow::Result<[Vec<Problem>; 2]> {
+    let test = config.test_problems()?;
+    Ok([config.training_problems()?, test])
 }
 
 /// Goes through the iterations, from the first that is not over; fewer than configured when the user asked to stop.
 pub(crate) fn iterate(
     config: &RiseConfig,
-    material: &Material,
+    problems: &[Vec<Problem>; 2],
     out: &Path,
     worker: &Worker,
 ) -> anyhow::Result<Iterations> {
-    let mut student = first_student(config)?;
-    let mut iterations = Iterations::default();
+    let first = first_student(config)?;
     // With the window of the first iteration, so that the numbers can be compared.
-    match assess(config, &student, 2, material, &out.join("start"), worker)? {
-        Some(metrics) => iterations.start = metrics,
-        None => return Ok(iterations),
-    }
-    for number in 1..=config.iteration.iterations {
-        let folder = out.join(format!("iteration-{number}"));
-        let summary = folder.join("iteration.json");
-        let stored = worker.collective.first(|| -> anyhow::Result<Option<Finished>> {
-            Ok(if summary.is_file() { Some(json::read(&summary)?) } else { None })
-        })?;
-        let finished = match stored {
-            Some(finished) => finished,
-            None => {
-                let Some(finished) = iteration(config, number, &student, material, out, worker)? else {
-                    break;
-                };
-                if worker.collective.is_main_process() {
-                    json::write(&summary, &finished)?;
-                }
-                finished
-            }
-        };
-        student = finished.best.clone();
-        iterations.finished.push(finished);
-        if worker.collective.is_main_process() {
-            write_report(config, out, &iterations)?;
-        }
-    }
-    Ok(iterations)
+    let start = assess(config, &first, 2, &problems[1], &out.join("start"), worker)?;
+    let Some(start) = start else { return Ok(Iterations::default()) };
+    let rounds = Rounds { name: "iteration", count: config.iteration.iterations, out, worker };
+    let iteration = |number, _: &Path, before: &[FinishedIteration]| {
+        let student = before.last().map_or(&first, |last| &last.best);
+        iteration(config, number, student, problems, &rounds)
+    };
+    let report = |finished: &[FinishedIteration]| {
+        let iterations = Iterations { start: start.clone(), finished: finished.to_vec() };
+        iterations.write_page(&iterations.table(&config.iteration, &config.evaluation), &rounds)?;
+        Ok(())
+    };
+    let finished = rounds.run(iteration, report)?;
+    Ok(Iterations { start, finished })
 }
 
-/// The model that the first iteration collects with.
-pub(crate) fn first_student(config: &RiseConfig) -> anyhow::Result<PathBuf> {
-    let Some(base) = &config.model.pretrained else {
-        let reason = "model.pretrained: name the checkpoint to start from, such as that of `rise finetune` on solutions";
-        return Err(ConfigError::invalid(reason).into());
-    };
-    match (&config.iteration.boosted, config.iteration.start) {
-        (Some(boosted), _) => Ok(boosted.clone()),
-        (None, Start::Boosted) => {
-            let reason = "iteration.boosted: name the checkpoint that iteration.start = \"boosted\" means";
-            Err(ConfigError::invalid(reason).into())
-        }
-        (None, _) => Ok(base.clone()),
-    }
+fn first_student(config: &RiseConfig) -> anyhow::Result<PathBuf> {
+    Ok(config.iteration.first_student(config.model.pretrained.as_deref())?)
+}
+
+/// The configuration of an iteration's collection.
+fn collecting(config: &RiseConfig, number: u64, student: &Path) -> anyhow::Result<RiseConfig> {
+    let collection = config.iteration.collection(number, &config.collection, student)?;
+    Ok(RiseConfig { phase: Some(Phase::Collect), collection, ..config.clone() })
 }
 
 /// One iteration; `None` when the user asked to stop.
@@ -164,78 +102,65 @@ fn iteration(
     config: &RiseConfig,
     number: u64,
     student: &Path,
-    material: &Material,
-    out: &Path,
-    worker: &Worker,
-) -> anyhow::Result<Option<Finished>> {
-    let folder = |number: u64| out.join(format!("iteration-{number}"));
-    let here = folder(number);
-    let section = &config.iteration;
-    let turns_before = usize::try_from(number)?;
+    problems: &[Vec<Problem>; 2],
+    rounds: &Rounds<'_>,
+) -> anyhow::Result<Option<FinishedIteration>> {
+    let (here, worker) = (rounds.folder(number), rounds.worker);
 
-    let mut collecting = RiseConfig { phase: Some(Phase::Collect), ..config.clone() };
-    collecting.collection.student = Some(student.into());
-    collecting.collection.models = [vec![Player::Student; turns_before], vec![section.last]].concat();
-    collecting.collection.samples = [vec![1; turns_before], vec![section.last_samples]].concat();
-    // Another one for each iteration, within what TOML can write.
-    let seed = config.collection.seed.wrapping_add(number - 1);
-    collecting.collection.seed = seed & i64::MAX.unsigned_abs();
+    let collecting = collecting(config, number, student)?;
+    let rollout = collecting.collecting()?;
     let dir = worker.open(&here.join("collect"), &collecting)?;
-    let path = dir.path().join(collecting.rollout().file_name());
-    let stored = worker.collective.first(|| -> anyhow::Result<_> {
-        Ok(if path.is_file() { Some(Log::read(&path)?.episodes) } else { None })
-    })?;
-    let log = match stored {
-        Some(episodes) => Log { episodes },
-        None => match collect(&collecting, &material.problems, &dir, worker)? {
-            Some(log) => log,
-            None => return Ok(None),
-        },
-    };
+    let path = dir.path().join(rollout.config.file_name());
+    let Some(log) = rollout.play(&problems[0], &dir, worker)? else { return Ok(None) };
 
     let mut converting = RiseConfig { phase: Some(Phase::Convert), ..config.clone() };
     converting.conversion.logs = vec![path];
     let dir = worker.open(&here.join("convert"), &converting)?;
     // The others read the examples when they are there.
     worker.collective.first(|| -> anyhow::Result<()> {
-        if !dir.path().join(SUMMARY).is_file() {
+        if !dir.path().join(Conversion::SUMMARY).is_file() {
             convert::write(&converting, &log, &dir)?;
         }
         Ok(())
     })?;
 
-    let start = match section.start {
-        Start::Previous => student.to_path_buf(),
-        Start::Boosted => section.boosted.clone().unwrap_or_default(),
-        Start::Base => config.model.pretrained.clone().unwrap_or_default(),
-    };
+    let base = config.model.pretrained.as_deref().unwrap_or(student);
+    let start = config.iteration.start(base, student);
     let mut training = RiseConfig { phase: Some(Phase::Finetune), ..config.clone() };
-    training.model = ModelSection::of_folder(&start);
-    let first = if section.merge { 1 } else { number };
-    training.finetune.examples = (first..=number).map(|i| folder(i).join("convert").join(EXAMPLES)).collect();
-    training.finetune.source = Source::Examples;
-    let finetune = here.join("finetune");
-    let (fitted, counts) = fit(training, false, worker, |config| worker.open(&finetune, config))?;
-    if fitted.ending == Ending::Stopped {
-        return Ok(None);
-    }
+    training.model = ModelSection::of_folder(start);
+    let first = if config.iteration.merge { 1 } else { number };
+    let examples = (first..=number).map(|i| rounds.folder(i).join("convert").join(Conversion::EXAMPLES));
+    (training.finetune.examples, training.finetune.source) = (examples.collect(), Source::Examples);
+    let trained = fit_in(&Finetune(None), training, &here.join("finetune"), worker)?;
+    let Some(Trained { fitted, data, .. }) = trained.filter(Trained::is_finished) else { return Ok(None) };
 
     let best = fitted.best.path;
-    let Some(metrics) = assess(config, &best, turns_before + 1, material, &here.join("evaluate"), worker)?
-    else {
-        return Ok(None);
-    };
-    let solved = turns(&log).iter().map(|turn| turn.solved).sum();
-    Ok(Some(Finished {
+    let window = collecting.collection.models.len();
+    let metrics = assess(config, &best, window, &problems[1], &here.join("evaluate"), worker)?;
+    let counted = |key: &str| data.as_ref().map_or(&Value::Null, |counts| &counts[key]);
+    Ok(metrics.map(|metrics| FinishedIteration {
         iteration: number,
         student: student.into(),
-        start,
+        start: start.into(),
         best,
-        problems: [log.episodes.len(), solved],
-        examples: counts.examples,
-        mean_weight: counts.mean_weight,
+        problems: [log.episodes.len(), log.turns().iter().map(|turn| turn.solved).sum()],
+        examples: counted("examples").as_u64().unwrap_or(0),
+        mean_weight: counted("mean_weight").as_f64().unwrap_or(0.0),
         metrics,
     }))
+}
+
+/// The configuration of an evaluation.
+pub(crate) fn evaluating(
+    config: &RiseConfig,
+    model: &Path,
+    setting: EvaluationSetting,
+    context_window: usize,
+) -> RiseConfig {
+    let model = Some(model.into());
+    let evaluation =
+        EvaluationConfig { model, player: None, setting, context_window, ..config.evaluation.clone() };
+    RiseConfig { phase: Some(Phase::Evaluate), evaluation, ..config.clone() }
 }
 
 /// Evaluates a model in all settings, each in a folder of its own; `None` when the user asked to stop.
@@ -243,110 +168,41 @@ fn assess(
     config: &RiseConfig,
     model: &Path,
     window: usize,
-    material: &Material,
+    problems: &[Problem],
     folder: &Path,
     worker: &Worker,
-) -> anyhow::Result<Option<Metrics>> {
-    let mut all = Metrics::new();
+) -> anyhow::Result<Option<SettingMetrics>> {
+    let mut all = SettingMetrics::new();
     for &setting in &config.iteration.evaluate {
-        let mut config = RiseConfig { phase: Some(Phase::Evaluate), ..config.clone() };
-        config.evaluation.model = Some(model.into());
-        config.evaluation.setting = setting;
-        config.evaluation.context_window = window;
+        let config = evaluating(config, model, setting, window);
         let dir = worker.open(&folder.join(setting.name()), &config)?;
-        let file = dir.path().join(METRICS);
+        let file = dir.path().join(TurnReport::FILE);
         let there = worker.collective.first(|| anyhow::Ok(file.is_file()))?;
-        if !there && evaluate(&config, &material.test, &dir, worker)?.is_none() {
+        let rollout = config.evaluating()?;
+        if !there && rollout.evaluate(problems, config.evaluation.metrics, &dir, worker)?.is_none() {
             return Ok(None);
         }
-        let report = worker.collective.first(|| anyhow::Ok(json::read::<serde_json::Value>(&file)?))?;
+        let report = worker.collective.first(|| anyhow::Ok(json::read::<Value>(&file)?))?;
         all.insert(setting.name().into(), serde_json::from_value(report["metrics"].clone())?);
     }
     Ok(Some(all))
 }
 
-/// The iterations side by side.
-fn table(config: &RiseConfig, iterations: &Iterations) -> Table {
-    let EvaluationSection { turns, samples, .. } = config.evaluation;
-    let shown: Vec<(&str, String)> = config
-        .iteration
-        .evaluate
-        .iter()
-        .flat_map(|setting| {
-            let names = match setting {
-                Evaluating::Sequential => vec![
-                    "m1@t1".into(),
-                    format!("acc@t{turns}"),
-                    format!("m1@t{turns}"),
-                    format!("p1@t{turns}"),
-                    "improved_t1_to_last".into(),
-                    "broken_t1_to_last".into(),
-                ],
-                Evaluating::Oracle => vec![format!("p1@t{turns}")],
-                Evaluating::Parallel => vec![format!("m{samples}@t1"), format!("pass{samples}@t1")],
-            };
-            names.into_iter().map(|name| (setting.name(), name))
-        })
-        .collect();
-    let columns = shown.iter().map(|(setting, name)| match *setting {
-        "sequential" => name.replace("_t1_to_last", ""),
-        setting => format!("{name}, {setting}"),
-    });
-    let header = ["model", "problems", "solved", "examples", "mean weight"].map(String::from);
-    let mut table = Table::new(header.into_iter().chain(columns));
-    let values = |metrics: &Metrics| -> Vec<String> {
-        let value = |(setting, name): &(&str, String)| metrics.get(*setting)?.get(name).copied();
-        shown
-            .iter()
-            .map(|column| value(column).map_or(String::new(), |value| format!("{value:.3}")))
-            .collect()
-    };
-    let mut start = vec![String::new(); 5];
-    start[0] = "start".into();
-    table.row([start, values(&iterations.start)].concat());
-    for done in &iterations.finished {
-        let [problems, solved] = done.problems.map(|count| count.to_string());
-        let name = format!("iteration {}", done.iteration);
-        let row = vec![name, problems, solved, done.examples.to_string(), Table::number(done.mean_weight)];
-        table.row([row, values(&done.metrics)].concat());
+/// The plan of the last of the iterations, which takes most, and of all evaluations of one model.
+fn plan(config: &RiseConfig, args: &RunArgs) -> anyhow::Result<Vec<PlanPart>> {
+    let student = first_student(config)?;
+    let collecting = collecting(config, config.iteration.iterations, &student)?;
+    let mut parts = vec![collect::plan(&collecting, args)?];
+    // Every attempt ends an example, at most.
+    let questions = config.training_problems().map_or(0, |problems| problems.len());
+    let instances = questions * collecting.collection.models.len();
+    let data = DataRow { task: config.data.benchmark.to_string(), split: Split::Train, questions, instances };
+    let mut finetune = config.finetune.clone();
+    finetune.trainer.steps = finetune.training.steps(instances, &finetune.trainer, args.processes());
+    parts.push(PlanPart::training(&config.model, |model| finetune.longest_plan(model), data, args)?);
+    for &setting in &config.iteration.evaluate {
+        let config = evaluating(config, &student, setting, config.evaluation.context_window);
+        parts.push(evaluate::plan(&config, setting.name(), args)?);
     }
-    table
+    Ok(parts)
 }
-
-/// The page about all iterations.
-fn write_report(config: &RiseConfig, out: &Path, iterations: &Iterations) -> Result<PathBuf, RunDirError> {
-    let mut page =
-        ReportPage::new("RISE", "Iterations of trying again, and of learning from what attempts were worth.");
-    page.heading("Iterations")
-        .note(
-            "Each iteration collects with the student of the one before and trains on what came of it. Solved problems are those with a \
-             right attempt in the end, the last turn's included; metrics are those of the new student on the problems of the evaluation.",
-        )
-        .table(&table(config, iterations));
-    let folder = |done: &Finished| format!("iteration-{}", done.iteration);
-    let runs: Vec<_> = iterations
-        .finished
-        .iter()
-        .map(|done| (folder(done), out.join(folder(done)).join("finetune")))
-        .collect();
-    page.heading("Training").curves(&runs, &CURVES);
-    let links: Vec<_> = iterations
-        .finished
-        .iter()
-        .flat_map(|done| {
-            ["convert", "finetune"].map(|step| {
-                (format!("{}/{step}/report.html", folder(done)), format!("{}: {step}", folder(done)))
-            })
-        })
-        .collect();
-    page.heading("Runs").links(&links);
-    page.write(out)
-}
-
-/// Curves of the training.
-pub(crate) const CURVES: [(&str, &str); 4] = [
-    ("train/rwr_loss", "weighted loss"),
-    ("nll", "negative log-likelihood"),
-    ("eval/loss", "weighted loss of held-out examples"),
-    ("eval/nll", "negative log-likelihood of held-out examples"),
-];

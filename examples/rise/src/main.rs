@@ -7,13 +7,14 @@ mod demo;
 mod evaluate;
 mod finetune;
 mod iterate;
-mod plan;
-mod players;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use ruminate::run::{RunArgs, SharedCommand, exit_code};
+use ruminate::run::demo::{self as demos, DemoArgs};
+use ruminate::run::{SharedCommand, exit_code};
+
+use config::RiseArgs;
 
 /// RISE: recursive introspection.
 #[derive(Parser)]
@@ -27,10 +28,10 @@ struct Cli {
 enum Command {
     /// Play episodes: problems, attempts of the student, and a better answer in the last turn
     ///
-    /// collection.models says who answers in each turn: "student", a local checkpoint, or "teacher", another one or a chat service.
-    /// Writes every episode as it ends, and at the end the log in the published layout, OUT/N_turns.json. --dry-run tells what it takes.
+    /// collection.models says who answers in each turn: "student", a local checkpoint, "teacher", another one or a chat service, or a
+    /// name of [players]. Writes every episode as it ends, and at the end the log in the published layout, OUT/N_turns.json. --dry-run tells what it takes.
     #[command(mut_arg("resume_from", |arg| arg.hide(true)))]
-    Collect(RunArgs),
+    Collect(RiseArgs),
     /// Make weighted training examples of logs
     #[command(
         mut_arg("resume_from", |arg| arg.hide(true)),
@@ -43,7 +44,7 @@ enum Command {
     /// Train on weighted examples, or on the problems' own solutions
     ///
     /// finetune.source = "solutions" is the boost of weak models before the first iteration. --dry-run tells what it takes.
-    Finetune(RunArgs),
+    Finetune(RiseArgs),
     /// Let a checkpoint try several times, or look at a log, and print all metrics
     #[command(
         mut_arg("config", |arg| arg.help("Configuration file. Default: the configuration of the model's or the log's run")),
@@ -54,11 +55,12 @@ enum Command {
     ///
     /// Starts from model.pretrained. Each step has a folder of its own, OUT/iteration-N/STEP. --resume goes on wherever it was.
     #[command(mut_arg("resume_from", |arg| arg.hide(true)))]
-    Iterate(RunArgs),
+    Iterate(RiseArgs),
     /// Train and compare everything on the bundled world
     ///
     /// Some minutes on two cores. Ends with a table and a report, or with --json a line of JSON.
-    Demo(demo::DemoArgs),
+    #[command(mut_arg("out", |arg| arg.default_value("runs/rise-demo")))]
+    Demo(DemoArgs),
     #[command(flatten)]
     Shared(SharedCommand),
 }
@@ -70,7 +72,7 @@ fn main() -> ExitCode {
         Command::Finetune(args) => finetune::run(&args),
         Command::Evaluate(args) => evaluate::run(&args),
         Command::Iterate(args) => iterate::run(&args),
-        Command::Demo(args) => demo::run(&args),
+        Command::Demo(args) => demos::run(&mut demo::RiseDemo, &args),
         Command::Shared(command) => command.run().map_err(Into::into),
     })
 }

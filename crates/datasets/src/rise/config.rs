@@ -39,6 +39,56 @@ pub enum Setting {
     NoOracle,
 }
 
+/// How a model is evaluated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EvaluationSetting {
+    /// Several turns, and nobody says which attempt is right.
+    Sequential,
+    /// Several turns, up to the first right attempt.
+    Oracle,
+    /// Several first attempts.
+    Parallel,
+}
+
+impl EvaluationSetting {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Sequential, Self::Oracle, Self::Parallel];
+
+    /// The name in configurations, folders and results.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Sequential => "sequential",
+            Self::Oracle => "oracle",
+            Self::Parallel => "parallel",
+        }
+    }
+
+    /// The metrics that tell most about so many turns or first attempts, in the order of tables.
+    #[must_use]
+    pub fn headline(self, turns: usize, samples: usize) -> Vec<String> {
+        match self {
+            Self::Sequential => {
+                let of = |metric| format!("{metric}@t{turns}");
+                let changes = ["improved_t1_to_last", "broken_t1_to_last"].map(String::from);
+                ["m1@t1".into(), of("acc"), of("m1"), of("p1")].into_iter().chain(changes).collect()
+            }
+            Self::Oracle => vec![format!("p1@t{turns}")],
+            Self::Parallel => vec![format!("m{samples}@t1"), format!("pass{samples}@t1")],
+        }
+    }
+}
+
+impl std::str::FromStr for EvaluationSetting {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|setting| setting.name() == name);
+        found.ok_or_else(|| format!("unknown setting `{name}`; there are sequential, oracle and parallel"))
+    }
+}
+
 impl Default for RolloutConfig {
     fn default() -> Self {
         Self {

@@ -1,6 +1,7 @@
 //! From episodes to training examples.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -68,6 +69,30 @@ impl ConvertConfig {
             return Ok(());
         }
         Err(("tau", format!("is {}, but must be above 0, and exp(1 / tau) finite", self.tau)))
+    }
+}
+
+/// Which logs become examples, and how.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ConversionConfig {
+    /// Logs, of this or the published program.
+    pub logs: Vec<PathBuf>,
+    /// How their episodes are converted.
+    pub settings: ConvertConfig,
+}
+
+impl ConversionConfig {
+    /// Reads the episodes of all logs, one behind the other.
+    ///
+    /// # Errors
+    /// Those of [`Log::read`].
+    pub fn read(&self) -> crate::Result<Log> {
+        let mut log = Log::default();
+        for path in &self.logs {
+            log.episodes.extend(Log::read(path)?.episodes);
+        }
+        Ok(log)
     }
 }
 
@@ -193,6 +218,25 @@ pub struct WeightCount {
     pub weight: f64,
     /// How many examples have it.
     pub examples: usize,
+}
+
+impl Conversion {
+    /// The file of the examples, in the published layout.
+    pub const EXAMPLES: &str = "examples.json";
+    /// The file that tells what became of the episodes; written last.
+    pub const SUMMARY: &str = "conversion.json";
+
+    /// What became of the episodes and their attempts, in words.
+    #[must_use]
+    pub fn counts(&self) -> [(&'static str, usize); 5] {
+        [
+            ("episodes", self.episodes),
+            ("of them without success, left out", self.unsuccessful),
+            ("attempts that were empty or said before", self.duplicates),
+            ("attempts that the criterion refused", self.refused),
+            ("examples", self.examples.len()),
+        ]
+    }
 }
 
 /// Converts the best attempts of each episode. Each attempt ends an example, as far as the criterion takes it, and is part of the

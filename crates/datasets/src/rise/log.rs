@@ -167,7 +167,33 @@ pub struct Rescored {
     pub observations: Vec<(usize, usize, usize)>,
 }
 
+/// What became of the problems in a turn.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct TurnCount {
+    /// Problems that were asked about.
+    pub problems: usize,
+    /// Those with a right attempt, which ends an episode.
+    pub solved: usize,
+    /// Those that nobody answered.
+    pub blocked: usize,
+}
+
 impl Log {
+    /// What became of the problems, turn by turn.
+    #[must_use]
+    pub fn turns(&self) -> Vec<TurnCount> {
+        let mut turns: Vec<TurnCount> = vec![];
+        for episode in &self.episodes {
+            for (&turn, rewards) in &episode.turn_history.rewards {
+                turns.resize(turns.len().max(turn + 1), TurnCount::default());
+                turns[turn].problems += 1;
+                turns[turn].solved += usize::from(rewards.contains(&Some(1.0)));
+                turns[turn].blocked += usize::from(rewards.contains(&None));
+            }
+        }
+        turns
+    }
+
     /// Reads a file of this or the published program.
     ///
     /// # Errors

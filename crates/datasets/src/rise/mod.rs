@@ -7,17 +7,25 @@
 
 mod config;
 mod convert;
+mod data;
 mod dialogue;
+mod judge;
 mod log;
+mod players;
 mod rollout;
 mod store;
 mod teacher;
 mod training;
 
-pub use config::{RolloutConfig, Setting};
-pub use convert::{Conversion, ConvertConfig, Criterion, TrainingExample, Utterance, convert, solutions};
+pub use config::{EvaluationSetting, RolloutConfig, Setting};
+pub use convert::{
+    Conversion, ConversionConfig, ConvertConfig, Criterion, TrainingExample, Utterance, convert, solutions,
+};
+pub use data::{ChatConfig, RiseData};
 pub use dialogue::{dialogue, is_degenerate};
-pub use log::{Episode, Log, Rescored, TurnHistory};
+pub use judge::JudgeError;
+pub use log::{Episode, Log, Rescored, TurnCount, TurnHistory};
+pub use players::{PlayerConfig, ServiceSampling};
 pub use rollout::{Answerer, Ask, BLOCKED, Failed, MultiTurn, Reply, RolloutError, RolloutObserver, Stopped};
 pub use teacher::TeacherAnswerer;
 pub use training::{Layout, TrainingText, training_text};

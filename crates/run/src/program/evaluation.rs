@@ -97,8 +97,11 @@ pub fn checkpoints_of(model: &Path) -> std::result::Result<Vec<PathBuf>, ConfigE
     Err(ConfigError::invalid(reason))
 }
 
-/// The folder of the checkpoint that `--model` names.
-fn checkpoint(model: &Path) -> std::result::Result<PathBuf, ConfigError> {
+/// The folder of the checkpoint that `--model` names, where `best` and `last` are resolved.
+///
+/// # Errors
+/// There is no such folder.
+pub fn checkpoint(model: &Path) -> std::result::Result<PathBuf, ConfigError> {
     if !model.is_dir() {
         let reason = format!("--model: there is no checkpoint folder {}", model.display());
         return Err(ConfigError::invalid(reason));

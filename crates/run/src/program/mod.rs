@@ -17,7 +17,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-pub use evaluation::{Evaluation, checkpoints_of, files_table, uninterrupted};
+pub use evaluation::{Evaluation, checkpoint, checkpoints_of, files_table, uninterrupted};
 pub use fit::Fit;
 use fit::FitBy;
 pub use rounds::Rounds;

@@ -1,15 +1,12 @@
 //! The numbers of the comparison.
 
-use ruminate::rewards::mario::{Interval, bootstrap};
+use ruminate::rewards::mario::bootstrap;
 use ruminate::rewards::rise::{Attempt, Attempts, Ties, majority};
+use ruminate::run::demo::{Comparison, Estimate};
 use serde_json::{Map, Value, json};
 
-const RESAMPLES: usize = 2000;
 /// Turns of an evaluation.
 pub(super) const TURNS: usize = 5;
-
-/// A mean with its 95 % bootstrap interval over the problems.
-pub(super) type Measured = (f64, Option<Interval>);
 
 /// What is compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,44 +38,6 @@ impl Model {
             Self::Rise => "",
             Self::Unweighted => "unweighted_",
         }
-    }
-}
-
-/// The models of one seed.
-pub(super) struct SeedResult {
-    pub(super) seed: u64,
-    /// What each model answers to the test problems in each turn, in the order of [`Model::ALL`].
-    pub(super) attempts: Vec<Vec<Attempts>>,
-    /// Problems that were collected on, and those that were solved in the end.
-    pub(super) solved: [usize; 2],
-    pub(super) examples: usize,
-}
-
-impl SeedResult {
-    /// Whether the majority of the first turns is right, for each problem.
-    fn values(&self, model: Model, turns: usize) -> Vec<f64> {
-        let vote = |problem: &Attempts| {
-            let first: Vec<Attempt> =
-                problem.turns.iter().take(turns).filter_map(|turn| turn.first().cloned()).collect();
-            f64::from(u8::from(majority(&first, Ties::First).unwrap_or(false)))
-        };
-        self.attempts[model as usize].iter().map(vote).collect()
-    }
-
-    pub(super) fn vote(&self, model: Model, turns: usize) -> f64 {
-        average(&self.values(model, turns))
-    }
-
-    /// For each problem: how many attempts that were right or wrong, as asked, were followed by another, and by a right one.
-    fn followed(&self, model: Model, right: bool) -> Vec<[usize; 2]> {
-        let follows = |problem: &Attempts| {
-            let rights: Vec<bool> =
-                problem.turns.iter().filter_map(|turn| turn.first()).map(|attempt| attempt.right).collect();
-            let after: Vec<bool> =
-                rights.windows(2).filter(|pair| pair[0] == right).map(|pair| pair[1]).collect();
-            [after.len(), after.iter().filter(|&&right| right).count()]
-        };
-        self.attempts[model as usize].iter().map(follows).collect()
     }
 }
 
@@ -116,39 +75,80 @@ impl Gain {
     }
 }
 
-#[derive(Default)]
-pub(super) struct Results {
-    pub(super) seeds: Vec<SeedResult>,
+/// The models of one seed.
+pub(crate) struct SeedResult {
+    pub(super) seed: u64,
+    /// What each model answers to the test problems in each turn, in the order of [`Model::ALL`].
+    pub(super) attempts: Vec<Vec<Attempts>>,
+    /// Problems that were collected on, and those that were solved in the end.
+    pub(super) solved: [usize; 2],
+    pub(super) examples: u64,
 }
 
-impl Results {
-    /// For each problem, averaged over seeds: the problems are the same for all, and no more than they are.
-    fn values(&self, model: Model, turns: usize) -> Vec<f64> {
-        let rows: Vec<Vec<f64>> = self.seeds.iter().map(|seed| seed.values(model, turns)).collect();
-        let width = rows.iter().map(Vec::len).min().unwrap_or(0);
-        (0..width).map(|i| average(&rows.iter().map(|row| row[i]).collect::<Vec<_>>())).collect()
+/// Whether the majority of the first turns is right.
+fn vote(problem: &Attempts, turns: usize) -> f64 {
+    let first: Vec<Attempt> =
+        problem.turns.iter().take(turns).filter_map(|turn| turn.first().cloned()).collect();
+    f64::from(u8::from(majority(&first, Ties::First).unwrap_or(false)))
+}
+
+/// How many attempts that were right or wrong, as asked, were followed by another, and by a right one.
+fn followed(problem: &Attempts, right: bool) -> [usize; 2] {
+    let rights: Vec<bool> =
+        problem.turns.iter().filter_map(|turn| turn.first()).map(|attempt| attempt.right).collect();
+    let after = || rights.windows(2).filter(|pair| pair[0] == right);
+    [after().count(), after().filter(|pair| pair[1]).count()]
+}
+
+/// A vote of all seeds, and of each.
+pub(super) struct Vote {
+    pub(super) estimate: Estimate,
+    pub(super) by_seed: Vec<f64>,
+}
+
+pub(super) struct Results<'a> {
+    pub(super) seeds: &'a [SeedResult],
+    /// The votes of 1, 2, … turns.
+    votes: Comparison,
+}
+
+impl<'a> Results<'a> {
+    pub(super) fn of(seeds: &'a [SeedResult]) -> Self {
+        let mut votes =
+            Comparison::new(Model::ALL.map(Model::name), (1..=TURNS).map(|turns| format!("m1@t{turns}")));
+        for seed in seeds {
+            votes.add_seed(|model, metric| {
+                seed.attempts[model].iter().map(|problem| vote(problem, metric + 1)).collect()
+            });
+        }
+        Self { seeds, votes }
     }
 
-    pub(super) fn vote(&self, model: Model, turns: usize) -> Measured {
-        let values = self.values(model, turns);
-        (average(&values), interval(&values))
+    pub(super) fn vote(&self, model: Model, turns: usize) -> Vote {
+        let estimate = self.votes.estimate(model as usize, turns - 1);
+        let of = |seed| self.votes.of_seed(seed, model as usize, turns - 1);
+        Vote { estimate, by_seed: (0..self.seeds.len()).map(of).collect() }
     }
 
-    /// How much more one vote is right than another, problem by problem.
-    pub(super) fn difference(&self, from: (Model, usize), to: (Model, usize)) -> Measured {
-        let (from, to) = (self.values(from.0, from.1), self.values(to.0, to.1));
-        let gains: Vec<f64> = to.iter().zip(from).map(|(to, from)| to - from).collect();
-        (average(&gains), interval(&gains))
+    pub(super) fn gain(&self, gain: Gain) -> Estimate {
+        let [from, to] = gain.votes().map(|(model, turns)| (model as usize, turns - 1));
+        self.votes.gain(from, to)
     }
 
-    pub(super) fn gain(&self, gain: Gain) -> Measured {
-        let [from, to] = gain.votes();
-        self.difference(from, to)
+    /// From a model's first attempt to its vote.
+    pub(super) fn by_voting(&self, model: Model) -> Estimate {
+        self.votes.gain((model as usize, 0), (model as usize, TURNS - 1))
     }
 
     /// The share of right attempts among those after a right or wrong one, as asked, of all seeds together.
-    pub(super) fn then_right(&self, model: Model, right: bool) -> Measured {
-        let rows: Vec<Vec<[usize; 2]>> = self.seeds.iter().map(|seed| seed.followed(model, right)).collect();
+    pub(super) fn then_right(&self, model: Model, right: bool) -> Estimate {
+        let rows: Vec<Vec<[usize; 2]>> = self
+            .seeds
+            .iter()
+            .map(|seed| {
+                seed.attempts[model as usize].iter().map(|problem| followed(problem, right)).collect()
+            })
+            .collect();
         let width = rows.iter().map(Vec::len).min().unwrap_or(0);
         let share = |of: &[usize]| {
             let sum =
@@ -157,30 +157,24 @@ impl Results {
             (all > 0).then(|| then as f64 / all as f64)
         };
         let all: Vec<usize> = (0..width).collect();
-        (share(&all).unwrap_or(0.0), bootstrap(width, RESAMPLES, 1, share))
+        Estimate { mean: share(&all).unwrap_or(0.0), interval: bootstrap(width, 2000, 1, share) }
     }
 
-    pub(super) fn metrics(&self) -> Value {
-        by_metric(|model, turns| json!(self.vote(model, turns).0))
-    }
-
-    pub(super) fn intervals(&self) -> Value {
-        by_metric(|model, turns| json!(self.vote(model, turns).1))
-    }
-
-    pub(super) fn by_seed(&self) -> Value {
-        by_metric(|model, turns| self.seeds.iter().map(|seed| seed.vote(model, turns)).collect())
+    /// A value of each model's first attempt and of its vote.
+    pub(super) fn by_metric(&self, value: impl Fn(Vote) -> Value) -> Value {
+        let models = Model::ALL.iter();
+        let of = |&model: &Model| {
+            [1, TURNS].map(|turns| (format!("{}m1t{turns}", model.prefix()), value(self.vote(model, turns))))
+        };
+        models.flat_map(of).collect::<Map<_, _>>().into()
     }
 
     pub(super) fn gains(&self) -> Value {
         let gains = Gain::ALL.map(|gain| {
-            let by_seed = self.seeds.iter().map(|seed| {
-                let [from, to] = gain.votes().map(|(model, turns)| seed.vote(model, turns));
-                to - from
-            });
-            let (mean, interval) = self.gain(gain);
-            let value = json!({ "mean": mean, "interval": interval, "by_seed": by_seed.collect::<Vec<_>>() });
-            (gain.name().to_string(), value)
+            let Estimate { mean, interval } = self.gain(gain);
+            let [from, to] = gain.votes().map(|(model, turns)| self.vote(model, turns).by_seed);
+            let by_seed: Vec<f64> = to.iter().zip(from).map(|(to, from)| to - from).collect();
+            (gain.name().to_string(), json!({ "mean": mean, "interval": interval, "by_seed": by_seed }))
         });
         Map::from_iter(gains).into()
     }
@@ -189,30 +183,11 @@ impl Results {
     pub(super) fn next_attempts(&self) -> Value {
         let next = Model::ALL.iter().flat_map(|&model| {
             [("after_wrong", false), ("after_right", true)].map(|(name, right)| {
-                (format!("{}{name}", model.prefix()), json!(self.then_right(model, right).0))
+                (format!("{}{name}", model.prefix()), json!(self.then_right(model, right).mean))
             })
         });
         next.collect::<Map<String, Value>>().into()
     }
-}
-
-fn by_metric(value: impl Fn(Model, usize) -> Value) -> Value {
-    let metrics: Map<String, Value> = Model::ALL
-        .iter()
-        .flat_map(|&model| {
-            [1, TURNS].map(|turns| (format!("{}m1t{turns}", model.prefix()), value(model, turns)))
-        })
-        .collect();
-    metrics.into()
-}
-
-fn average(values: &[f64]) -> f64 {
-    values.iter().sum::<f64>() / values.len().max(1) as f64
-}
-
-fn interval(values: &[f64]) -> Option<Interval> {
-    let mean = |of: &[usize]| Some(of.iter().map(|&i| values[i]).sum::<f64>() / of.len().max(1) as f64);
-    bootstrap(values.len(), RESAMPLES, 1, mean)
 }
 
 #[cfg(test)]
@@ -232,10 +207,12 @@ mod tests {
         let unweighted = vec![problem("99999"), problem("11111")];
         let seed =
             SeedResult { seed: 1, attempts: vec![start, rise, unweighted], solved: [2, 2], examples: 4 };
-        let results = Results { seeds: vec![seed] };
-        assert_eq!(results.metrics()["start_m1t1"], 0.5);
-        assert_eq!(results.metrics()["start_m1t5"], 0.0);
-        assert_eq!(results.metrics()["m1t5"], 1.0);
+        let seeds = [seed];
+        let results = Results::of(&seeds);
+        let metrics = results.by_metric(|of| json!(of.estimate.mean));
+        assert_eq!(metrics["start_m1t1"], 0.5);
+        assert_eq!(metrics["start_m1t5"], 0.0);
+        assert_eq!(metrics["m1t5"], 1.0);
         assert_eq!(results.gains()["over_start"]["mean"], 1.0);
         assert_eq!(results.gains()["by_voting"]["mean"], 0.5);
         assert_eq!(results.gains()["over_unweighted"]["by_seed"], json!([0.5]));

@@ -98,3 +98,49 @@ fn a_model_from_elsewhere_needs_a_configuration() {
         assert!(finished.stderr.contains(part), "{}", finished.stderr);
     }
 }
+
+#[test]
+fn a_benchmark_that_is_named_must_be_that_of_the_log() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let golds = [r"It is \boxed{\frac{1}{2}}.", r"It is \boxed{y}."];
+    let math = log(golds, [[r"\frac{1}{3}", r"\frac12"], ["x", "x+1"]], [[0, 1], [0, 0]]);
+    fs::write(path("math.json"), math.to_string()).unwrap();
+    let convert = |out: &str, rest: &[&str]| -> Vec<String> {
+        let config = "examples/rise/configs/world.toml";
+        let args =
+            ["convert", "--config", config, "--json", "--log", &path("math.json"), "--out", &path(out)];
+        args.iter().chain(rest).map(|arg| (*arg).to_string()).collect()
+    };
+    for refused in [
+        convert("out", &["--benchmark", "gsm8k"]),
+        args(&["--log", &path("math.json"), "--benchmark", "gsm8k"]),
+    ] {
+        let finished = rise(&refused);
+        assert_eq!(finished.code, Some(2), "{refused:?}: {}", finished.stderr);
+        assert!(finished.stderr.contains("--set data.benchmark=math"), "{}", finished.stderr);
+        assert!(finished.stdout.is_empty() && !folder.path().join("out").exists());
+    }
+    let useless = rise(&args(&["--log", &path("math.json"), "--template", "llama-2"]));
+    assert!(useless.code == Some(2) && useless.stderr.contains("--template"), "{}", useless.stderr);
+    assert_eq!(succeed(&args(&["--log", &path("math.json"), "--benchmark", "math"])).json()["problems"], 2);
+
+    // Lengths are in tokens of the model that is to be trained, where its tokenizer is there.
+    let converted =
+        succeed(&convert("out", &["--benchmark", "math", "--set", "finetune.training.max_length=2"])).json();
+    let lengths = &converted["lengths"];
+    assert_eq!(
+        (&lengths["examples"], &lengths["over_max_length"]),
+        (&converted["examples"], &converted["examples"])
+    );
+    assert!(lengths["response"]["mean"].as_f64().unwrap() > 1.0, "{lengths}");
+    let stored: Value =
+        serde_json::from_str(&fs::read_to_string(folder.path().join("out/conversion.json")).unwrap())
+            .unwrap();
+    assert_eq!((&stored["lengths"], &stored["episodes"]), (lengths, &json!(2)));
+    let page = fs::read_to_string(folder.path().join("out/report.html")).unwrap();
+    assert!(page.contains("Lengths in tokens") && page.contains("longer than 2"), "{page}");
+    let without = succeed(&convert("without", &["--set", "model.tokenizer=nowhere"]));
+    assert_eq!(without.json()["lengths"], Value::Null);
+    assert!(without.stderr.contains("model.tokenizer"), "{}", without.stderr);
+}

@@ -1,8 +1,10 @@
 //! The `rise` binary as users run it.
 
 mod bad_input;
+mod commands;
 mod distributed;
 mod judges;
+mod players;
 mod real_data;
 mod stops;
 #[path = "../../../../crates/datasets/tests/teacher/stub.rs"]
