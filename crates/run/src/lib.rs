@@ -19,7 +19,6 @@ mod players;
 pub mod program;
 mod provenance;
 mod report;
-pub mod rise;
 mod rollout;
 mod rundir;
 mod shared;

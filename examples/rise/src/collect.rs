@@ -1,10 +1,9 @@
 //! Episodes to learn from.
 
-use ruminate::run::rise::{Phase, RiseConfig};
 use ruminate::run::{Outcome, PlanPart, RunArgs, print_json, turns_table};
 use serde_json::json;
 
-use crate::config::RiseArgs;
+use crate::config::{Phase, RiseArgs, RiseConfig};
 
 pub(crate) fn run(args: &RiseArgs) -> anyhow::Result<Outcome> {
     let args = &args.run();

@@ -4,13 +4,12 @@ use std::path::PathBuf;
 
 use ruminate::algorithms::rwr::TokenLengths;
 use ruminate::datasets::rise::{Conversion, Log, convert};
-use ruminate::run::rise::{Phase, RiseConfig};
 use ruminate::run::{
     ConfigError, Outcome, RunDir, conversion_tables, print_json, print_tables, tell, write_conversion,
 };
 use serde_json::json;
 
-use crate::config::RiseArgs;
+use crate::config::{Phase, RiseArgs, RiseConfig};
 
 #[derive(clap::Args)]
 pub(crate) struct ConvertArgs {

@@ -11,9 +11,9 @@ use ruminate::rewards::rise::Attempts;
 use ruminate::run::ModelSection;
 use ruminate::run::demo::{Demo, DemoResults, DemoRun};
 use ruminate::run::program::{Configuration, fit_in};
-use ruminate::run::rise::{Phase, RiseConfig};
 use serde_json::{Map, json};
 
+use crate::config::{Phase, RiseConfig};
 use crate::finetune::Finetune;
 use crate::iterate::{evaluating, iterate, problems};
 use results::{Results, SeedResult};

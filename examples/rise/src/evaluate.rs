@@ -4,10 +4,9 @@ use std::path::{Path, PathBuf};
 
 use ruminate::datasets::rise::{EvaluationSetting, Log};
 use ruminate::run::program::{Configuration, checkpoint};
-use ruminate::run::rise::{Phase, RiseConfig};
 use ruminate::run::{ConfigError, Outcome, PlanPart, RunArgs, RunDir, RunDirError, TurnReport, print_json};
 
-use crate::config::RiseArgs;
+use crate::config::{Phase, RiseArgs, RiseConfig};
 
 #[derive(clap::Args)]
 pub(crate) struct EvaluateArgs {

@@ -7,12 +7,11 @@ use ruminate::datasets::chat::TrainedOn;
 use ruminate::datasets::rise::solutions;
 use ruminate::models::{ModelConfig, Tokenizer};
 use ruminate::run::program::{Job, Measured, Prepared, Training, train};
-use ruminate::run::rise::{Phase, RiseConfig};
 use ruminate::run::{DataRow, ModelSection, Outcome, Player, RunArgs, resolve_link};
 use serde_json::{Map, Value, json};
 use tch::Kind;
 
-use crate::config::RiseArgs;
+use crate::config::{Phase, RiseArgs, RiseConfig};
 
 pub(crate) fn run(args: &RiseArgs) -> anyhow::Result<Outcome> {
     let args = args.run();

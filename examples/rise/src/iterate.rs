@@ -7,14 +7,13 @@ use ruminate::datasets::environments::Problem;
 use ruminate::datasets::rise::{Conversion, EvaluationSetting};
 use ruminate::datasets::{Split, json};
 use ruminate::run::program::{Rounds, Trained, fit_in};
-use ruminate::run::rise::{Phase, RiseConfig};
 use ruminate::run::{
     DataRow, FinishedIteration, Iterations, ModelSection, Outcome, PlanPart, Player, RunArgs, SettingMetrics,
     TurnReport, Worker, print_json, resolve_link,
 };
 use serde_json::{Value, json};
 
-use crate::config::RiseArgs;
+use crate::config::{Phase, RiseArgs, RiseConfig};
 use crate::finetune::Finetune;
 use crate::{collect, convert, evaluate};
 
