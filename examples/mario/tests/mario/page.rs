@@ -97,8 +97,8 @@ fn every_command_of_the_page_runs() {
     let mut tokenizer = Tokenizer::open(&first).unwrap();
     let ids = tokenizer.add_tokens(&["Yes".into(), "No".into()]).unwrap();
     flan.add_tokens(ids[0]..ids[1] + 1, 1).unwrap();
-    flan.set_tokenizer(tokenizer);
     fs::create_dir(folder.join("flan-t5-xxl")).unwrap();
+    tokenizer.save(&folder.join("flan-t5-xxl")).unwrap();
     ruminate::models::Policy::save(&flan, &folder.join("flan-t5-xxl")).unwrap();
 
     let teacher = Teacher::start(0, |_| "It is dense. So the answer is: (A)".into());

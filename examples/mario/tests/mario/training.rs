@@ -167,7 +167,7 @@ fn wrong_input_is_explained() {
         ([&evaluate[..], &["--rewards", "cola_grammar"]].concat(), 2, "RoBERTa"),
         ([&evaluate[..], &["--rewards", "plausibility"]].concat(), 2, "rewards.vera"),
         ([&evaluate[..], &["--split", "dev,test"]].concat(), 2, "belong to one split"),
-        ([&evaluate[..], &["--checkpoints", "all"]].concat(), 2, "cannot be used with '--responses"),
+        ([&evaluate[..], &["--checkpoints", "all"]].concat(), 2, "cannot be used with '--checkpoints"),
         (vec!["evaluate", "--model", &out, "--checkpoints", "best"], 2, "steps such as 1000,2000"),
         (vec!["evaluate", "--model", &out, "--checkpoints", "all"], 2, "there is no checkpoint folder"),
         (
