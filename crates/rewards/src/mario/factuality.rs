@@ -26,7 +26,7 @@ impl<M: ScoreChoices> Believer<M> {
     /// Joins a model with its tokenizer.
     ///
     /// # Errors
-    /// [`RewardError::AnswerWord`] when `Yes` or `No` is more than a token.
+    /// [`RewardError::AnswerWord`] when `Yes` or `No` is more than a token, or both are unknown.
     pub fn new(model: M, tokenizer: Tokenizer) -> Result<Self, RewardError> {
         let answer = |word: &'static str| match tokenizer.encode(word)?[..] {
             // The end token is behind it.
@@ -34,6 +34,10 @@ impl<M: ScoreChoices> Believer<M> {
             _ => Err(RewardError::AnswerWord { word }),
         };
         let answers = vec![answer("Yes")?, answer("No")?];
+        // Unknown words are the same token.
+        if answers[0] == answers[1] {
+            return Err(RewardError::AnswerWord { word: "Yes" });
+        }
         Ok(Self { model, tokenizer, answers })
     }
 

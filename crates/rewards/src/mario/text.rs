@@ -195,7 +195,8 @@ mod tests {
         assert_eq!(between.name(), "length-min-2-max-5");
         let repeated = [Response { question: "", gold: "", text: "So it is. So it is. So it is." }];
         // Three of seven triples are distinct, and three of six quadruples.
-        assert_eq!(LengthAndDiversity.scores(&repeated).unwrap(), [3.0 * (3.0 / 7.0) * (3.0 / 6.0)]);
+        let score = LengthAndDiversity.scores(&repeated).unwrap()[0];
+        approx::assert_abs_diff_eq!(score, 3.0 * (3.0 / 7.0) * (3.0 / 6.0), epsilon = 1e-12);
         assert_eq!(LengthAndDiversity.scores(&response).unwrap(), [3.0]);
     }
 
