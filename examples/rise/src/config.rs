@@ -106,7 +106,7 @@ impl Configuration for RiseConfig {
 
     fn validate(&self) -> Result<(), ConfigError> {
         let Self { data, chat, collection, evaluation, iteration, finetune, players, .. } = self;
-        let check = || -> ruminate_algorithms::Result<()> {
+        let check = || -> ruminate::algorithms::Result<()> {
             collection.validate(data.compat)?;
             evaluation.validate(data.compat)?;
             iteration.validate()?;
