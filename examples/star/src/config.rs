@@ -242,6 +242,6 @@ mod tests {
             assert_eq!(data.parse(none), None, "{none}");
         }
         let bad = DataSection { completion: "{answer} {rationale}".into(), ..data };
-        assert!(bad.ending().unwrap_err().to_string().contains("data.completion"));
+        assert!(format!("{:?}", bad.ending().unwrap_err()).contains("data.completion"));
     }
 }

@@ -44,7 +44,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
     let out = args.out.as_deref().ok_or(RunDirError::NoFolder)?;
     let mut config = StarConfig::load(args)?;
     enter(&mut config.phase, Phase::Iterate, |_| "star finetune".into())?;
-    config.model.pretrained = config.model.pretrained.as_deref().map(resolve_link);
+    config.model.pretrained = Some(resolve_link(base(&config)?));
     if let Some(outcome) = args.launch()? {
         return Ok(outcome);
     }
@@ -65,6 +65,12 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
     Ok(if done { Outcome::Done } else { Outcome::Interrupted })
 }
 
+/// The model that every iteration trains.
+fn base(config: &StarConfig) -> Result<&PathBuf, ConfigError> {
+    let reason = "model.pretrained: name the model to start from, such as a checkpoint of `star finetune`";
+    config.model.pretrained.as_ref().ok_or_else(|| ConfigError::invalid(reason))
+}
+
 /// Goes through the iterations. Returns which test questions the first model answers, and the iterations; `None` when the user asked to stop
 /// before the first.
 pub(crate) fn iterate(
@@ -72,11 +78,7 @@ pub(crate) fn iterate(
     out: &Path,
     worker: &Worker,
 ) -> anyhow::Result<Option<(Vec<bool>, Vec<Iteration>)>> {
-    let Some(base) = &config.model.pretrained else {
-        let reason =
-            "model.pretrained: name the model to start from, such as a checkpoint of `star finetune`";
-        return Err(ConfigError::invalid(reason).into());
-    };
+    let base = base(config)?;
     let (train, test) = (DataSection::read(&config.data.train)?, DataSection::read(&config.data.test)?);
     let Some(start) = answers(config, base, &test, &out.join("start"), worker)? else { return Ok(None) };
     let rounds = Rounds { name: "iteration", count: config.iterations, out, worker };

@@ -3,6 +3,7 @@ use ruminate_algorithms::crystal::{
 };
 use ruminate_algorithms::{Observer, StepReport, TrainerConfig};
 use ruminate_datasets::Compat;
+use ruminate_datasets::teacher::TeacherConfig;
 use ruminate_run::{RunDir, RunObserver, StopFlag, Verbosity, config};
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +22,8 @@ struct Config {
     trainer: TrainerConfig,
     reinforcement: ReinforcementConfig,
     evaluation: EvaluationConfig,
+    teacher: TeacherConfig,
+    teaching: toml::Table,
 }
 
 /// A configuration that passes every check can be stored, and read again when the run is resumed.

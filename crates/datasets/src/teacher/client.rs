@@ -10,7 +10,7 @@ use ureq::http::{HeaderMap, HeaderValue, Uri};
 use ureq::unversioned::resolver::DefaultResolver;
 use ureq::unversioned::transport::{Connector, DefaultConnector};
 
-use super::request::{Body, Reply};
+use super::request::{Body, Reply, as_chat};
 use super::secret::ApiKey;
 use super::wire::Keyed;
 use super::{Endpoint, KeySource, Result, TeacherConfig, TeacherError, TokenLimit};
@@ -117,7 +117,12 @@ impl Client {
         if (200..300).contains(&status) {
             let reply = reply.map_err(|error| transient(format!("the reply broke off: {error}")))?;
             let reply = unpacked(reply).map_err(transient)?;
-            let mut answer: Reply = serde_json::from_slice(without_mark(&reply)).map_err(|error| {
+            let parsed = match self.endpoint {
+                Endpoint::Chat => serde_json::from_slice(without_mark(&reply)),
+                Endpoint::Completions => serde_json::from_slice(without_mark(&reply))
+                    .and_then(|reply| serde_json::from_value(as_chat(reply))),
+            };
+            let mut answer: Reply = parsed.map_err(|error| {
                 transient(format!("the reply is no chat completion ({error}): {}", said(&reply)))
             })?;
             self.key.hide_in(&mut answer.choices);

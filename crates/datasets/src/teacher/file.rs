@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
 use super::client::shown;
-use super::request::{Body, Reply};
+use super::request::{Body, Reply, as_chat};
 use super::{Answer, Message, Request, Result, Sampling, TeacherError};
 use crate::append::AppendFile;
 use crate::{Error, Place};
@@ -119,7 +119,7 @@ impl BatchResult {
                 let BatchResponse { status_code, body } =
                     serde_json::from_value(response).map_err(|error| bad(&format!("response: {error}")))?;
                 if (200..300).contains(&status_code) {
-                    let stored = serde_json::from_value::<Stored>(body);
+                    let stored = serde_json::from_value::<Stored>(as_chat(body));
                     stored.map_err(|error| bad(&format!("response.body: {error}")))?.outcome()
                 } else {
                     Err(format!("status {status_code}: {}", said(&body)))

@@ -248,11 +248,7 @@ impl<'de> Deserialize<'de> for Reply {
         struct WireChoice {
             #[serde(default)]
             index: Value,
-            #[serde(default)]
-            message: Option<Map<String, Value>>,
-            /// In completions of plain text.
-            #[serde(default)]
-            text: Value,
+            message: Map<String, Value>,
             #[serde(default)]
             finish_reason: Value,
         }
@@ -267,12 +263,7 @@ impl<'de> Deserialize<'de> for Reply {
         let mut found = vec![];
         for (place, choice) in choices.into_iter().enumerate() {
             let finish_reason = choice.finish_reason.as_str().unwrap_or_default().to_owned();
-            let message = match (choice.message, choice.text) {
-                (Some(message), _) => message,
-                (None, text @ Value::String(_)) => Map::from_iter([("content".to_owned(), text)]),
-                _ => return Err(D::Error::missing_field("message")),
-            };
-            match content(&message, &finish_reason) {
+            match content(&choice.message, &finish_reason) {
                 Ok(content) => {
                     let index = choice.index.as_f64().unwrap_or(place as f64);
                     found.push((index, Completion { content, finish_reason }));
@@ -284,6 +275,18 @@ impl<'de> Deserialize<'de> for Reply {
         reply.choices = found.into_iter().map(|(_, completion)| completion).collect();
         Ok(reply)
     }
+}
+
+/// A reply of plain completions in the form of chat completions: the text of each choice as its message.
+pub(super) fn as_chat(mut reply: Value) -> Value {
+    for choice in reply.get_mut("choices").and_then(Value::as_array_mut).into_iter().flatten() {
+        if let Some(fields) = choice.as_object_mut()
+            && let Some(text) = fields.remove("text")
+        {
+            fields.entry("message").or_insert_with(|| serde_json::json!({ "content": text }));
+        }
+    }
+    reply
 }
 
 /// The text of a message, or why it has none.

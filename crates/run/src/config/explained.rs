@@ -29,9 +29,9 @@ pub fn unexplained_keys<T: Serialize>(text: &str, defaults: &T) -> Vec<String> {
     let (mut explained, mut bare) = (BTreeSet::new(), BTreeSet::new());
     // Sections and inline tables whose comment stands for all their keys.
     let mut whole = vec![];
-    let mut above = "";
+    let mut has_comment = false;
     for line in text.lines() {
-        let has_comment = above.starts_with("# ");
+        let mut is_key = false;
         if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
             // An element of an array of tables.
             let name = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
@@ -41,6 +41,7 @@ pub fn unexplained_keys<T: Serialize>(text: &str, defaults: &T) -> Vec<String> {
         } else if let Some((key, value)) = line.trim_start_matches("# ").split_once(" = ")
             && !key.contains(' ')
         {
+            is_key = true;
             let key = format!("{section}{key}");
             whole.extend((has_comment && value.starts_with('{')).then(|| format!("{key}.")));
             if has_comment {
@@ -49,7 +50,8 @@ pub fn unexplained_keys<T: Serialize>(text: &str, defaults: &T) -> Vec<String> {
                 bare.insert(key)
             };
         }
-        above = line;
+        // A key without a value explains nothing.
+        has_comment = line.starts_with("# ") && !is_key;
     }
     // A section that names some of its keys has to name all of them.
     let named = |section: &str| explained.iter().any(|key| key.starts_with(section));
