@@ -13,7 +13,7 @@ pub(crate) struct EvaluateArgs {
     /// Checkpoint folder, e.g. runs/finetune/checkpoints/best
     #[arg(long, value_name = "DIR", conflicts_with = "log")]
     model: Option<PathBuf>,
-    /// Instead of a checkpoint: somebody who takes turns, such as teacher, or a name of [players]
+    /// Instead of a checkpoint: somebody who takes turns, such as teacher, or a name of the section players
     #[arg(long, value_name = "NAME", conflicts_with_all = ["model", "log"])]
     player: Option<String>,
     /// A log instead, of this or the published program: nothing is asked, and --out is not needed

@@ -29,7 +29,7 @@ enum Command {
     /// Play episodes: problems, attempts of the student, and a better answer in the last turn
     ///
     /// collection.models says who answers in each turn: "student", a local checkpoint, "teacher", another one or a chat service, or a
-    /// name of [players]. Writes every episode as it ends, and at the end the log in the published layout, OUT/N_turns.json. --dry-run tells what it takes.
+    /// name of the section players. Writes every episode as it ends, and at the end the log in the published layout, OUT/N_turns.json. --dry-run tells what it takes.
     #[command(mut_arg("resume_from", |arg| arg.hide(true)))]
     Collect(RiseArgs),
     /// Make weighted training examples of logs
