@@ -85,7 +85,8 @@ impl<T: Serialize + DeserializeOwned + Clone> KeptLines<T> {
 /// A model that several processes evaluate together, and whose texts are kept in a file: an evaluation that is stopped or killed goes on
 /// with those that are there. What it scores is not kept.
 ///
-/// The processes ask the same; each writes and scores a part, and all get everything. Rank 0 alone has the file.
+/// The processes ask the same. Each writes a part and computes a part of the first tokens' logits, and all get everything; other scores
+/// each process computes itself. Rank 0 alone has the file.
 ///
 /// # Example
 /// ```no_run
@@ -183,21 +184,12 @@ impl<'a, M> KeptTexts<'a, M> {
         count: usize,
         work: impl FnOnce(&[usize]) -> ModelResult<Vec<T>>,
     ) -> ModelResult<Vec<T>> {
-        let (rank, size) = (self.collective.rank(), self.collective.size());
-        let mine: Vec<usize> = (rank..count).step_by(size).collect();
-        let own = match mine.is_empty() {
-            true => Some(vec![]),
-            false => match work(&mine) {
-                Err(ModelError::Interrupted) => None,
-                own => Some(own?),
-            },
+        let part = |mine: &[usize]| match work(mine) {
+            Err(ModelError::Interrupted) => Ok(mine.iter().map(|_| None).collect()),
+            own => Ok(own?.into_iter().map(Some).collect()),
         };
-        let told = self.collective.gather(own).map_err(as_model_error)?;
-        let Some(ranks) = told.into_iter().collect::<Option<Vec<Vec<T>>>>() else {
-            return Err(ModelError::Interrupted);
-        };
-        let mut ranks: Vec<_> = ranks.into_iter().map(Vec::into_iter).collect();
-        Ok((0..count).filter_map(|i| ranks[i % size].next()).collect())
+        let all: Vec<Option<T>> = self.collective.map(count, part).map_err(as_model_error)?;
+        all.into_iter().collect::<Option<_>>().ok_or(ModelError::Interrupted)
     }
 
     /// Changes with all that a text depends on.
@@ -302,33 +294,7 @@ impl<M: ScoreChoices> ScoreChoices for KeptTexts<'_, M> {
         prompts: &[Vec<TokenId>],
         choices: &[Vec<Vec<TokenId>>],
     ) -> ModelResult<Tensor> {
-        if self.collective.size() == 1 {
-            return self.model.choice_log_probs(prompts, choices);
-        }
-        // A question's scores, as bits: `[choices, time]` in one row, with its width.
-        let scores = self.divide(prompts.len(), |mine| {
-            let prompts: Vec<Vec<TokenId>> = mine.iter().map(|&i| prompts[i].clone()).collect();
-            let choices: Vec<Vec<Vec<TokenId>>> = mine.iter().map(|&i| choices[i].clone()).collect();
-            let scores = self.model.choice_log_probs(&prompts, &choices)?.f_to_device(Device::Cpu)?;
-            let time = scores.size().get(2).copied().unwrap_or(0);
-            let rows: Vec<f32> = Vec::try_from(scores.f_reshape([-1])?)?;
-            let width = (rows.len() / prompts.len()).max(1);
-            let bits = |row: &[f32]| row.iter().map(|score| score.to_bits()).collect::<Vec<u32>>();
-            Ok(rows.chunks(width).map(|row| (time, bits(row))).collect())
-        })?;
-        let time = scores.iter().map(|(time, _)| *time).max().unwrap_or(0);
-        let capacity = choices.iter().map(Vec::len).max().unwrap_or(0);
-        let mut all = vec![0f32; scores.len() * capacity * time as usize];
-        for (question, (own_time, bits)) in scores.iter().enumerate() {
-            for (i, &score) in bits.iter().enumerate() {
-                let (choice, at) = (i / *own_time as usize, i % *own_time as usize);
-                if choice < capacity {
-                    all[(question * capacity + choice) * time as usize + at] = f32::from_bits(score);
-                }
-            }
-        }
-        let shape = [scores.len() as i64, capacity as i64, time];
-        Ok(Tensor::f_from_slice(&all)?.f_view_(shape)?)
+        self.model.choice_log_probs(prompts, choices)
     }
 
     fn first_token_logits(

@@ -158,6 +158,7 @@ impl RunArgs {
             ("--resume", self.resume),
             ("--resume-from", self.resume_from.is_some()),
             ("--dry-run", self.dry_run),
+            ("--nproc", self.nproc.is_some_and(|nproc| nproc > 1)),
         ];
         match flags.iter().find(|flag| given.contains(&(**flag, true))) {
             Some(flag) => Err(ConfigError::UselessFlag { flag }),

@@ -15,6 +15,7 @@ pub(crate) struct CheckArgs {
 }
 
 pub(crate) fn run(args: &CheckArgs) -> anyhow::Result<Outcome> {
+    args.run.refuse(&["--resume", "--resume-from", "--dry-run", "--nproc"])?;
     let config = CrystalConfig::load(&args.run)?;
     let files = check_files(&config.data)?;
     let problems = files.iter().filter(|file| file.problem.is_some()).count();

@@ -42,6 +42,7 @@ struct Part {
 
 pub(crate) fn run(args: &TeachArgs) -> anyhow::Result<Outcome> {
     let run = with_settings(&args.run, args.skip_bad_rows);
+    run.refuse(&["--resume-from", "--nproc"])?;
     if run.out.is_none() && !run.dry_run {
         return Err(RunDirError::NoFolder.into());
     }

@@ -49,6 +49,10 @@ struct Taught {
 }
 
 pub(crate) fn run(args: &TeachArgs) -> anyhow::Result<Outcome> {
+    args.run.refuse(&["--resume-from"])?;
+    if args.model.is_none() {
+        args.run.refuse(&["--nproc"])?;
+    }
     let mut config = MarioConfig::load(&args.run)?;
     let folder =
         args.model.as_deref().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());

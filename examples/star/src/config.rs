@@ -60,6 +60,7 @@ pub(crate) struct SamplingSection {
     pub(crate) samples: usize,
     pub(crate) temperature: f64,
     pub(crate) max_new_tokens: usize,
+    pub(crate) stop: Vec<String>,
     pub(crate) rationalize: bool,
     pub(crate) batch: usize,
     pub(crate) seed: u64,
@@ -92,6 +93,7 @@ impl Default for StarConfig {
                 samples: 1,
                 temperature: 0.0,
                 max_new_tokens: 256,
+                stop: vec!["\nQ:".into()],
                 rationalize: true,
                 batch: 64,
                 seed: 1,
@@ -148,14 +150,26 @@ impl Configuration for StarConfig {
 }
 
 impl SamplingSection {
+    /// A text up to where it should have stopped: what stops a model is part of what it wrote.
+    pub(crate) fn stopped<'t>(&self, text: &'t str) -> &'t str {
+        let end = self.stop.iter().filter_map(|stop| text.find(stop.as_str())).min();
+        &text[..end.unwrap_or(text.len())]
+    }
+
     /// How rationales are written.
     pub(crate) fn generation(&self, samples_per_prompt: usize, temperature: f64) -> GenerationConfig {
         let strategy = match temperature {
             0.0 => Strategy::Greedy,
             temperature => Strategy::Sample(Sampling { temperature, ..Sampling::default() }),
         };
-        let max_new_tokens = self.max_new_tokens;
-        GenerationConfig { strategy, max_new_tokens, samples_per_prompt, ..GenerationConfig::default() }
+        let (max_new_tokens, stop_strings) = (self.max_new_tokens, self.stop.clone());
+        GenerationConfig {
+            strategy,
+            max_new_tokens,
+            stop_strings,
+            samples_per_prompt,
+            ..GenerationConfig::default()
+        }
     }
 }
 
@@ -171,7 +185,8 @@ pub(crate) struct Row {
 impl DataSection {
     /// Reads JSON lines.
     pub(crate) fn read(path: &Path) -> anyhow::Result<Vec<Row>> {
-        let rows: Vec<Row> = json::read_rows(path)?.into_iter().map(|(_, row)| row).collect();
+        let trimmed = |row: Row| Row { answer: row.answer.trim().to_owned(), ..row };
+        let rows: Vec<Row> = json::read_rows(path)?.into_iter().map(|(_, row)| trimmed(row)).collect();
         if rows.is_empty() {
             return Err(ConfigError::invalid(format!("{} has no rows", path.display())).into());
         }
@@ -226,6 +241,15 @@ mod tests {
         assert!(config.model.pretrained.take().is_some());
         assert_eq!(config, StarConfig::default());
         assert_eq!(config::unexplained_keys(DEFAULT, &config), [""; 0]);
+    }
+
+    #[test]
+    fn what_a_prompted_model_goes_on_with_counts_for_nothing() {
+        let StarConfig { data, sampling, .. } = StarConfig::default();
+        let text =
+            " One and one. Therefore, the answer is 2.\n\nQ: 2 + 2?\nA: Four. Therefore, the answer is 4.";
+        assert_eq!(data.parse(sampling.stopped(text)), Some(("One and one.".into(), "2".into())));
+        assert_eq!(sampling.stopped("no end"), "no end");
     }
 
     #[test]

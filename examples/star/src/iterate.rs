@@ -14,7 +14,7 @@ use ruminate::run::{
 use serde::{Deserialize, Serialize};
 use tch::Kind;
 
-use crate::config::{DataSection, Phase, Row, StarConfig};
+use crate::config::{DataSection, Phase, Row, SamplingSection, StarConfig};
 use crate::finetune::Finetune;
 
 /// An iteration that is over.
@@ -36,11 +36,7 @@ pub(crate) struct Iteration {
 }
 
 pub(crate) fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
-    for (flag, given) in [("--resume-from", args.resume_from.is_some()), ("--dry-run", args.dry_run)] {
-        if given {
-            return Err(ConfigError::UselessFlag { flag }.into());
-        }
-    }
+    args.refuse(&["--resume-from", "--dry-run"])?;
     let out = args.out.as_deref().ok_or(RunDirError::NoFolder)?;
     let mut config = StarConfig::load(args)?;
     enter(&mut config.phase, Phase::Iterate, |_| "star finetune".into())?;
@@ -183,15 +179,15 @@ struct Writer<'a> {
     folder: &'a Path,
     model: Model,
     tokenizer: Tokenizer,
-    batch: usize,
+    section: &'a SamplingSection,
     worker: &'a Worker,
 }
 
 impl<'a> Writer<'a> {
-    fn open(folder: &'a Path, config: &StarConfig, worker: &'a Worker) -> anyhow::Result<Self> {
+    fn open(folder: &'a Path, config: &'a StarConfig, worker: &'a Worker) -> anyhow::Result<Self> {
         verify(folder)?;
         let model = Model::load(folder, Kind::Float, worker.device)?;
-        Ok(Self { folder, model, tokenizer: Tokenizer::open(folder)?, batch: config.sampling.batch, worker })
+        Ok(Self { folder, model, tokenizer: Tokenizer::open(folder)?, section: &config.sampling, worker })
     }
 
     fn write(
@@ -205,15 +201,17 @@ impl<'a> Writer<'a> {
         let mut observer = self.worker.console();
         self.worker.interruptible(|| {
             let mut texts = vec![];
-            for chunk in prompts.chunks(self.batch) {
+            for chunk in prompts.chunks(self.section.batch) {
                 let first = texts.len();
                 let ids =
                     chunk.iter().map(|text| self.tokenizer.encode(text)).collect::<Result<Vec<_>, _>>()?;
                 let seeds: Vec<u64> =
                     (first..first + chunk.len()).map(|i| derive_seed(seed, &[i as u64])).collect();
                 for written in model.generate(&ids, how, &seeds)? {
-                    let decode = |ids: &[i64]| self.tokenizer.decode(ids, true);
-                    texts.push(written.iter().map(|text| decode(&text.ids)).collect::<Result<_, _>>()?);
+                    let text = |ids: &[i64]| -> anyhow::Result<String> {
+                        Ok(self.section.stopped(&self.tokenizer.decode(ids, true)?).to_owned())
+                    };
+                    texts.push(written.iter().map(|of| text(&of.ids)).collect::<Result<_, _>>()?);
                 }
                 let (done, all) = (texts.len() as u64, prompts.len() as u64);
                 observer.progress("rationales", done, all).map_err(ruminate::algorithms::Error::Observer)?;

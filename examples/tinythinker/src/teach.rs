@@ -41,6 +41,7 @@ pub(crate) struct TeachArgs {
 
 pub(crate) fn run(args: &TeachArgs) -> anyhow::Result<Outcome> {
     let TeachArgs { answers, items, run, .. } = args;
+    run.refuse(&["--resume-from", "--nproc"])?;
     let mut config = TinyThinkerConfig::load(run)?;
     config.enter(Phase::Teach)?;
     let (splits, skipped) = config.data.read_splits()?;

@@ -1,6 +1,6 @@
 //! Requests for another sender, and its answers.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -90,16 +90,22 @@ impl AnswerFile {
     /// [`TeacherError::RequestChanged`], with file and line; and whatever keeps this file from being written.
     pub fn import(&mut self, files: &[PathBuf], model: &str, requests: &[Request]) -> Result<Imported> {
         let by_id = ids(requests)?;
-        let mut by_messages: HashMap<&[Message], VecDeque<usize>> = HashMap::new();
+        let mut by_messages: HashMap<&[Message], Vec<usize>> = HashMap::new();
         for (index, request) in requests.iter().enumerate() {
-            by_messages.entry(&request.messages).or_default().push_back(index);
+            by_messages.entry(&request.messages).or_default().push(index);
         }
         let mut found: BTreeMap<usize, std::result::Result<Answer, String>> = BTreeMap::new();
+        // A sender without ids may have tried again after a failure, so that a failed request is still one of those that a line may tell of.
+        let unanswered = |found: &BTreeMap<usize, std::result::Result<Answer, String>>,
+                          messages: &[Message]| {
+            let same = by_messages.get(messages)?;
+            same.iter().copied().find(|index| !matches!(found.get(index), Some(Ok(_))))
+        };
         for path in files {
             for (line, Exchange { id, messages, outcome, .. }) in numbered(path)? {
                 let index = match &id {
                     Some(id) => by_id.get(id.as_str()).copied(),
-                    None => by_messages.get_mut(messages.as_slice()).and_then(VecDeque::pop_front),
+                    None => unanswered(&found, &messages),
                 };
                 let Some(index) = index else {
                     return Err(TeacherError::NotAsked { path: path.clone(), line, id });
@@ -256,6 +262,22 @@ mod tests {
             .collect();
         assert_eq!(texts, [Some("A".into()), None, Some("C".into()), None]);
         assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 4);
+    }
+
+    #[test]
+    fn a_sender_without_ids_may_have_tried_again() {
+        let place = Place(tempfile::tempdir().unwrap());
+        let requests = requests(&["a"]);
+        let body = json!({"model": "m", "messages": requests[0].messages});
+        let line = |reply: Value| json!([body, reply]).to_string();
+        let tries = [line(json!(["a time-out"])), line(json!(["another"])), line(says("A"))];
+        let mut file = AnswerFile::open(&place.0.path().join("answers.jsonl")).unwrap();
+        let imported = file.import(&[place.file("tries.jsonl", &tries)], "m", &requests).unwrap();
+        assert_eq!((imported.answered, imported.failed.len(), imported.missing.len()), (1, 0, 0));
+        let twice = [line(says("A")), line(says("B"))];
+        let error =
+            file.import(&[place.file("twice.jsonl", &twice)], "m", &requests).unwrap_err().to_string();
+        assert!(error.contains("twice.jsonl: line 2: nobody asked"), "{error}");
     }
 
     #[test]

@@ -70,10 +70,20 @@ impl Worker {
     /// Those of the work.
     pub fn interruptible<T>(&self, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<Option<T>> {
         match self.stop.interrupt().during(work) {
-            Err(error) if error.downcast_ref().is_some_and(Error::is_interruption) => Ok(None),
+            Err(error) if is_interruption(&error) => Ok(None),
             result => result.map(Some),
         }
     }
+}
+
+/// True for the error of work that was interrupted, whichever crate it comes from and whatever was added to it.
+fn is_interruption(error: &anyhow::Error) -> bool {
+    let model = |cause: &&(dyn std::error::Error + 'static)| {
+        matches!(cause.downcast_ref(), Some(ruminate_models::Error::Interrupted))
+    };
+    let algorithm =
+        |cause: &&(dyn std::error::Error + 'static)| cause.downcast_ref().is_some_and(Error::is_interruption);
+    error.chain().any(|cause| model(&cause) || algorithm(&cause))
 }
 
 /// The checkpoints of a run, the oldest first. `model` is the run's folder, its `checkpoints`, or one of them.
@@ -128,4 +138,26 @@ pub fn files_table(written: &[PathBuf]) -> Table {
         files.row([path.display().to_string()]);
     }
     files
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn interrupted_work_is_told_by_whatever_error_says_so() {
+        let worker = Worker::alone(crate::Verbosity::Quiet, crate::StopFlag::default());
+        let interrupted = || ruminate_models::Error::Interrupted;
+        for error in [
+            anyhow::Error::from(interrupted()),
+            anyhow::Error::from(interrupted()).context("writing"),
+            Error::from(interrupted()).into(),
+            anyhow::Error::from(Error::from(interrupted())).context("judging"),
+        ] {
+            assert!(worker.interruptible(|| Err::<(), _>(error)).unwrap().is_none());
+        }
+        let other = worker.interruptible(|| Err::<(), _>(anyhow::anyhow!("damaged"))).unwrap_err();
+        assert_eq!(other.to_string(), "damaged");
+        assert_eq!(worker.interruptible(|| Ok(3)).unwrap(), Some(3));
+    }
 }
