@@ -159,7 +159,7 @@ impl<'a, M> KeptTexts<'a, M> {
         Self::across(model, folder, Some(file), &Collective::default())
     }
 
-    /// The same for several processes. Without a file, nothing is kept.
+    /// Opens the file for several processes, of which rank 0 keeps texts. Without a file, nothing is kept.
     ///
     /// # Errors
     /// Those of [`open`](Self::open), in rank 0.

@@ -58,9 +58,9 @@ pub struct ShownPlan {
 pub struct PlanPart {
     /// The step's name.
     pub name: String,
-    /// What is printed.
+    /// The tables and the JSON to print.
     pub shown: ShownPlan,
-    /// What would keep the step from starting.
+    /// The reason why the step would not start.
     pub problem: Option<anyhow::Error>,
 }
 

@@ -162,7 +162,7 @@ impl Answerer for Opened {
 
 /// A rollout that runs in a folder: all that its episodes depend on, and who takes their turns.
 pub struct Rollout<'a> {
-    /// What the progress bar counts, such as `problems`.
+    /// The unit of the progress bar, such as `problems`.
     pub unit: &'static str,
     /// How problems are asked and answers judged.
     pub environment: Box<dyn Environment>,
@@ -176,7 +176,7 @@ pub struct Rollout<'a> {
     pub generation: &'a GenerationSettings,
     /// How services are asked to write.
     pub sampling: ServiceSampling,
-    /// What services cost, to be shown.
+    /// Prices of services, to show what they cost.
     pub prices: Option<Prices>,
     /// Problems that each process asks about at a time.
     pub batch: usize,
@@ -306,7 +306,7 @@ impl Rollout<'_> {
         Ok(Some(log))
     }
 
-    /// What playing takes, for `--dry-run`. Where problems or a tokenizer are missing, prompts are as long as they may be.
+    /// Estimates memory, answers and time, for `--dry-run`. Where problems or a tokenizer are missing, prompts are as long as they may be.
     ///
     /// # Errors
     /// There is neither a model nor a published one of its folder's name.

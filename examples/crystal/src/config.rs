@@ -38,7 +38,7 @@ pub(crate) struct CrystalConfig {
     pub(crate) teaching: TeachingSection,
 }
 
-/// What the teacher of silver knowledge is asked.
+/// Settings of the teacher of silver knowledge.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct TeachingSection {

@@ -19,7 +19,7 @@ use crate::evaluate::respondent;
 /// The settings that are the same for all models.
 const WORLD: &str = include_str!("../configs/world.toml");
 
-/// What is measured, each in its own unit; accuracy is a share.
+/// The metrics, each in its own unit; accuracy is a share.
 const METRICS: [&str; 4] = ["accuracy", "consistency", "plausibility", "diversity"];
 
 /// What is compared: the supervised model, and the one that has learnt from rewards, asked for the best and for the worst.
@@ -58,7 +58,7 @@ pub(crate) struct MarioDemo {
     judges: Option<[PathBuf; 3]>,
 }
 
-/// What the models of one seed wrote, in their order.
+/// The judged responses of one seed's models, in their order.
 pub(crate) struct SeedResult {
     seed: u64,
     judged: Vec<Judged>,

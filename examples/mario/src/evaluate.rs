@@ -1,4 +1,4 @@
-//! What responses are worth: a checkpoint's own, those of all checkpoints of a run, or some that were made elsewhere.
+//! Evaluation of responses: a checkpoint's own, those of all checkpoints of a run, or some that were made elsewhere.
 
 use std::path::{Path, PathBuf};
 
@@ -180,7 +180,7 @@ fn own(
     Ok(evaluated)
 }
 
-/// What to call responses that were made elsewhere.
+/// The name of responses that were made elsewhere.
 fn name(args: &EvaluateArgs, gold: &Path) -> Result<String, ConfigError> {
     let file = args.responses.as_deref().unwrap_or(gold);
     let stem = || file.file_stem().map(|stem| stem.to_string_lossy().into_owned());

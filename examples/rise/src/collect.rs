@@ -34,7 +34,7 @@ pub(crate) fn run(args: &RiseArgs) -> anyhow::Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-/// What collecting takes.
+/// The plan of a collection.
 pub(crate) fn plan(config: &RiseConfig, args: &RunArgs) -> anyhow::Result<PlanPart> {
     let benchmark = config.data.benchmark.to_string();
     config.collecting()?.plan("collect", config.training_problems(), &benchmark, args.setup()?)

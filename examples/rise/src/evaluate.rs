@@ -102,7 +102,7 @@ fn look_at(path: &Path, config: &mut RiseConfig, run: &RunArgs) -> anyhow::Resul
     Ok(report)
 }
 
-/// What an evaluation takes.
+/// The plan of an evaluation.
 pub(crate) fn plan(config: &RiseConfig, name: &str, args: &RunArgs) -> anyhow::Result<PlanPart> {
     let benchmark = config.data.benchmark.to_string();
     config.evaluating()?.plan(name, config.test_problems(), &benchmark, args.setup()?)

@@ -9,7 +9,7 @@ use ruminate::run::program::Configuration;
 use ruminate::run::{ConfigError, FlagKeys, ModelSection};
 use serde::{Deserialize, Serialize};
 
-/// What a run does.
+/// The command of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Phase {
@@ -193,7 +193,7 @@ impl DataSection {
         Ok(rows)
     }
 
-    /// What a model reads before it reasons; with a hint, the answer is told.
+    /// The prompt for a question; with a hint, it tells the answer.
     pub(crate) fn prompt(&self, row: &Row, hint: bool) -> String {
         let template = if hint { &self.hinted_prompt } else { &self.prompt };
         template.replace("{question}", &row.question).replace("{answer}", &row.answer)

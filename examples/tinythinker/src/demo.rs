@@ -23,14 +23,14 @@ const WORLD: &str = include_str!("../configs/world.toml");
 /// A student that only answers has shorter epochs, and gets more of them.
 const SUMMARIZE_EPOCHS: f64 = 3.0;
 
-/// What is compared.
+/// The models that are compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Model {
     /// Answers at once.
     SummarizeOnly,
     /// Recalls, analyzes and answers.
     Staged,
-    /// The same after rounds of reflection.
+    /// The staged student after rounds of reflection.
     Reflected,
 }
 
@@ -50,7 +50,7 @@ impl Model {
 /// The students of one seed.
 pub(crate) struct SeedResult {
     seed: u64,
-    /// What each model answers to the test questions.
+    /// Each model's answers to the test questions.
     responses: [Vec<Response>; 3],
     /// Share of right answers among sampled runs, before each round and after the last.
     right: Vec<f64>,

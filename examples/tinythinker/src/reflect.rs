@@ -119,6 +119,6 @@ fn table(rounds: &[FinishedRound]) -> Table {
     table
 }
 
-/// What the page says about the table.
+/// The page's text about the table.
 const ABOUT: &str = "Each round samples runs with the best checkpoint of the one before. Right samples are the share of them with the right answer; \
      accuracies are those of greedy answers to the validation questions.";

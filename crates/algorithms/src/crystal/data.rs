@@ -196,7 +196,7 @@ pub fn read_columns(data: &CrystalData, task: &str, split: Split) -> Result<Read
     Ok(ReadItems { items: loaded.items, notices })
 }
 
-/// What is known of a data file.
+/// A data file and its contents.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct DataFile {
     /// The task.

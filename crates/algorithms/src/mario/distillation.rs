@@ -106,7 +106,7 @@ pub fn quark_data(
     })
 }
 
-/// What a step takes on average, for a [`Plan`](crate::Plan): an update of policy and reference, and its part of a round. The models behind
+/// The average work of a step, for a [`Plan`](crate::Plan): an update of policy and reference, and its part of a round. The models behind
 /// the rewards are not counted.
 #[must_use]
 pub fn quark_passes(config: &QuarkConfig, trainer: &TrainerConfig, data: &QuarkData<MarioItem>) -> Vec<Pass> {
@@ -193,13 +193,13 @@ pub struct Distillation<P> {
 /// The models of a [`Distillation`], and the tokenizer of its policy.
 #[derive(Debug)]
 pub struct DistillationModels {
-    /// What is trained; it gets the control tokens.
+    /// The policy, which is trained and gets the control tokens.
     pub policy: Model,
     /// The policy's tokenizer, which gets them, too.
     pub tokenizer: Tokenizer,
     /// The frozen model that is not to be left.
     pub reference: Model,
-    /// What responses are worth.
+    /// The rewards that score responses.
     pub rewards: RewardSet,
 }
 

@@ -17,9 +17,9 @@ use crate::{Collective, Error, Observer, Result};
 pub struct Candidate {
     /// Its folder.
     pub folder: PathBuf,
-    /// What results call it, where that is not the step in the folder's name.
+    /// Its name in results, where that is not the step in the folder's name.
     pub name: Option<String>,
-    /// What it is asked for.
+    /// The condition that its control tokens state.
     pub condition: Option<Condition>,
 }
 
@@ -96,7 +96,7 @@ pub struct Evaluated {
     pub name: String,
     /// The split of the gold rows: `dev` or `test`.
     pub split: String,
-    /// What they are worth.
+    /// Their scores.
     pub judged: Judged,
     /// How many there are.
     pub responses: usize,

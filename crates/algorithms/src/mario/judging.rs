@@ -79,7 +79,7 @@ pub fn judge(responses: &[GivenResponse], rewards: &RewardSet, config: &JudgingC
     judge_across(responses, rewards, config, &Collective::default())
 }
 
-/// As [`judge`], where several processes score a part of the responses each; all of them get the result.
+/// Judges responses as [`judge`] does. Several processes score a part each, and all of them get the result.
 ///
 /// # Errors
 /// Those of [`judge`], where a response is named by its number among those of a process; and when another process fails.
@@ -194,7 +194,7 @@ impl Judged {
         self.write_greedy(folder, split, condition, checkpoint, append)
     }
 
-    /// As [`write_own`](Self::write_own), but the line takes the place of one about the same checkpoint.
+    /// Writes as [`write_own`](Self::write_own) does, but replaces the line about the same checkpoint.
     ///
     /// # Errors
     /// When the folder is not writable.

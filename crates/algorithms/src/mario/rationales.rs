@@ -186,7 +186,7 @@ pub struct Greedy {
 }
 
 impl Greedy {
-    /// What a model writes behind some prompts, which go in whole; the observer is told how far it is, under a name.
+    /// Generates texts for prompts, which go in whole. The observer is told the progress under a name.
     ///
     /// # Errors
     /// When the tokenizer, the model or the observer fails.

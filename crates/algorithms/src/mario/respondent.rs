@@ -62,7 +62,7 @@ impl Respondent {
         Ok(Self { model, folder: folder.into(), name, tokenizer, config, asking })
     }
 
-    /// What its control tokens ask for, if it has any.
+    /// The condition that its control tokens state, if it has any.
     #[must_use]
     pub fn condition(&self) -> Option<Condition> {
         self.asking.condition

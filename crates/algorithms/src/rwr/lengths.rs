@@ -45,7 +45,7 @@ pub struct TokenLengths {
     pub examples: usize,
     /// Whole texts, with all markers of the template.
     pub total: LengthStatistics,
-    /// What stands before the first token that is trained.
+    /// The prompt: everything before the first token that is trained.
     pub prompt: LengthStatistics,
     /// Tokens that are trained.
     pub response: LengthStatistics,

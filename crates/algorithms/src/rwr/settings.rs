@@ -53,7 +53,7 @@ impl GenerationSettings {
     /// Tokens of a dialogue that a model without a limit reads, where `context_length` says nothing.
     pub const UNLIMITED: usize = 8192;
 
-    /// Whether answers are not drawn, so that all answers to a prompt are the same.
+    /// True at temperature 0: answers are not drawn, so all answers to a prompt are the same.
     #[must_use]
     pub fn is_greedy(&self) -> bool {
         self.temperature == 0.0
@@ -126,7 +126,7 @@ pub struct CollectionConfig {
     pub dialogue_limit: usize,
     /// Times that a turn is sampled when nothing but degenerate text comes.
     pub tries: usize,
-    /// What all samples follow from.
+    /// Seed of all samples.
     pub seed: u64,
     /// Problems that are asked about at a time.
     pub batch: usize,
@@ -204,7 +204,7 @@ pub struct EvaluationConfig {
     pub dialogue_limit: usize,
     /// Times that a turn is sampled when nothing but degenerate text comes.
     pub tries: usize,
-    /// What all samples follow from.
+    /// Seed of all samples.
     pub seed: u64,
     /// Problems that are asked about at a time.
     pub batch: usize,
@@ -262,7 +262,7 @@ impl EvaluationConfig {
     }
 }
 
-/// What is trained on.
+/// The source of training examples.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Source {
@@ -276,7 +276,7 @@ pub enum Source {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct FinetuneConfig {
-    /// What is trained on.
+    /// The source of training examples.
     pub source: Source,
     /// Files of examples.
     pub examples: Vec<PathBuf>,

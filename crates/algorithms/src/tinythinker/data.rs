@@ -126,7 +126,7 @@ impl TinyThinkerData {
         Ok(self.dataset.read(path, BadRows::Refuse)?.0)
     }
 
-    /// What rounds of reflection work with: the questions of a variant's records, or those of `questions`.
+    /// Reads the data of reflection: the questions of a variant's records, or those of `questions`.
     ///
     /// # Errors
     /// Files cannot be read or are damaged, or there are no questions.
@@ -150,7 +150,7 @@ impl TinyThinkerData {
     }
 }
 
-/// What rounds of reflection share.
+/// The data that all rounds of reflection share.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ReflectionData {
     /// The questions that are sampled.

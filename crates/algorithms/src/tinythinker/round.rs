@@ -62,7 +62,7 @@ pub struct FinishedRound {
     pub step: u64,
     /// Share of right answers on the validation questions, before the round and with the best checkpoint.
     pub accuracy: [f64; 2],
-    /// What became of the sampled runs.
+    /// Counts of the sampled runs and their pairs.
     pub sampled: PairSummary,
     /// Pairs with a prompt that was cut.
     pub prompts_cut: usize,

@@ -16,7 +16,7 @@ use crate::{Collective, Error, Result, TrainerConfig};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AcquisitionSection {
-    /// What is trained.
+    /// Stages, batches and order of the training.
     pub training: AcquisitionConfig,
     /// How it is trained.
     pub trainer: TrainerConfig,

@@ -45,7 +45,7 @@ pub fn read_few_shot(path: &Path) -> Result<Vec<FewShotPrompt>> {
 /// own; a prompt without `used_by` serves all.
 ///
 /// # Errors
-/// As [`json::read`]; and [`Error::BadField`] when there is no such prompt.
+/// Those of [`json::read`], and [`Error::BadField`] when there is no such prompt.
 pub fn find_few_shot(path: &Path, dataset: MarioDataset, variant: &str, user: &str) -> Result<FewShotPrompt> {
     #[derive(Deserialize)]
     #[serde(expecting = "an object with dataset, variant, prefix and suffix")]

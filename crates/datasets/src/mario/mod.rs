@@ -126,7 +126,7 @@ impl MarioDataset {
         }
     }
 
-    /// Whether questions list their options behind the labels.
+    /// True if questions list their options behind the labels.
     #[must_use]
     pub fn has_options_in_question(self) -> bool {
         match self {

@@ -84,7 +84,7 @@ fn checked(
 /// in `.tsv` is one of its own tables.
 ///
 /// # Errors
-/// As [`read_gold`] and [`read_masked_tsv`].
+/// Those of [`read_gold`] and [`read_masked_tsv`].
 pub fn read_questions(path: &Path, dataset: MarioDataset) -> Result<Vec<MarioRow>> {
     if dataset == MarioDataset::NumerSense && path.extension().is_some_and(|extension| extension == "tsv") {
         return read_masked_tsv(path);

@@ -30,7 +30,7 @@ pub struct TeachingConfig {
     pub samples: u32,
     /// How a teacher draws its completions.
     pub sampling: Sampling,
-    /// What happens to a rationale that begins with yes or no.
+    /// The treatment of rationales that begin with yes or no.
     pub leading: LeadingAnswer,
     /// Questions that are cut from the training questions for development, where the data set has its development questions from there
     /// and no file names them.
@@ -212,7 +212,7 @@ pub fn completions(answers: &[Option<Answer>]) -> Vec<Option<String>> {
     answers.iter().map(|answer| answer.as_ref().map(|answer| answer.text().to_owned())).collect()
 }
 
-/// What a teacher's rows amount to.
+/// Counts of a teacher's rows.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct TeachingCounts {
     /// Responses.

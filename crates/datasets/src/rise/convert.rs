@@ -226,7 +226,7 @@ impl Conversion {
     /// The file that tells what became of the episodes; written last.
     pub const SUMMARY: &str = "conversion.json";
 
-    /// What became of the episodes and their attempts, in words.
+    /// The counts of episodes and attempts, in words.
     #[must_use]
     pub fn counts(&self) -> [(&'static str, usize); 5] {
         [

@@ -21,7 +21,7 @@ pub struct RiseData {
     pub limit: usize,
     /// Leave out bad rows instead of refusing the file.
     pub skip_bad_rows: bool,
-    /// Whether dialogues begin with the published demonstration.
+    /// Begin dialogues with the published demonstration.
     pub demonstration: bool,
     /// With the published code's defects or without.
     pub compat: Compat,
@@ -94,7 +94,7 @@ impl ChatConfig {
     /// Checks that a template has this name.
     ///
     /// # Errors
-    /// What is wrong, and which names there are.
+    /// The name that is unknown, and those that are known.
     pub fn check(name: &str) -> std::result::Result<(), String> {
         if name == ChatTemplate::JINJA {
             return Ok(());

@@ -167,7 +167,7 @@ pub struct Rescored {
     pub observations: Vec<(usize, usize, usize)>,
 }
 
-/// What became of the problems in a turn.
+/// Counts of the problems in a turn.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct TurnCount {
     /// Problems that were asked about.
@@ -179,7 +179,7 @@ pub struct TurnCount {
 }
 
 impl Log {
-    /// What became of the problems, turn by turn.
+    /// Counts the problems, turn by turn.
     #[must_use]
     pub fn turns(&self) -> Vec<TurnCount> {
         let mut turns: Vec<TurnCount> = vec![];

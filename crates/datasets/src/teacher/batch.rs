@@ -67,7 +67,7 @@ pub fn write_requests(
     Ok(())
 }
 
-/// What became of answers from another sender.
+/// Counts of answers from another sender.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Imported {

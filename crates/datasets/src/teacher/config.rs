@@ -51,7 +51,7 @@ impl TokenLimit {
     pub(super) const COMPLETION: &str = "max_completion_tokens";
 }
 
-/// What a server is asked for.
+/// The interface of a server that is asked.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Endpoint {

@@ -21,7 +21,7 @@ pub struct Exchange {
     pub id: Option<String>,
     /// Who was asked, where this is known.
     pub model: Option<String>,
-    /// What was asked; nothing in lines of a batch's output.
+    /// The messages that were sent; none in lines of a batch's output.
     pub messages: Vec<Message>,
     /// How it was drawn; nothing in lines of others.
     pub sampling: Option<Sampling>,
@@ -130,7 +130,7 @@ impl BatchResult {
     }
 }
 
-/// Whether a line is one of a batch's output.
+/// True for a line of a batch's output.
 fn is_batch(line: &[u8]) -> bool {
     #[derive(Deserialize)]
     struct Named {
@@ -346,7 +346,7 @@ impl AnswerFile {
         self.exchanges.push((line, exchange));
     }
 
-    /// Whether it tells that a request failed.
+    /// True if the file tells that a request failed.
     pub(super) fn has_failed(&self, id: &str) -> bool {
         self.failed.contains(id)
     }

@@ -333,12 +333,12 @@ impl<'a> Teaching<'a> {
     }
 }
 
-/// What came of another sender's answers.
+/// The state after another sender's answers.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Exchanged {
     /// The requests of the present round that are neither answered nor failed; none when the teaching is over.
     pub open: Vec<Request>,
-    /// What became of the files; none where there were no files, or nothing was open.
+    /// Counts of the files' answers; none where there were no files, or nothing was open.
     pub imported: Option<Imported>,
 }
 

@@ -30,7 +30,7 @@ fn asks_by_https() {
     }
 }
 
-/// What a process says that trusts the certificates in a file.
+/// The output of a process that trusts the certificates in a file.
 fn child(address: &str, trusted: &Path, answers: &Path) -> String {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", "https::asks_by_https", "--nocapture", "--test-threads=1"]);

@@ -66,7 +66,7 @@ impl<M: ScoreChoices> Believer<M> {
     }
 }
 
-/// What the model is asked about.
+/// The text that the model is asked about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FactualityForm {
     /// Each sentence but those that state the answer; the score is the mean.

@@ -25,7 +25,7 @@ impl Estimate {
     }
 }
 
-/// As tables show it: `0.960 (0.930 to 0.985)`.
+/// The form for tables: `0.960 (0.930 to 0.985)`.
 impl fmt::Display for Estimate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:.3}", self.mean)?;
@@ -38,7 +38,7 @@ fn mean(values: &[f64]) -> Option<f64> {
     (!numbers.is_empty()).then(|| numbers.iter().sum::<f64>() / numbers.len() as f64)
 }
 
-/// What several models of several seeds were worth on the same questions. A mean is over questions, each averaged over seeds first: the
+/// Scores of several models and seeds on the same questions. A mean is over questions, each averaged over seeds first: the
 /// questions are the same for all seeds, so there are no more of them than they are.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Comparison {

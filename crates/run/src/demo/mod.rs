@@ -1,4 +1,4 @@
-//! What demos have in common: for each seed, models are trained on a small world and compared on held-out questions; a table and a page
+//! The common part of demos: for each seed, models are trained on a small world and compared on held-out questions; a table and a page
 //! show what came of it.
 
 mod comparison;
@@ -53,13 +53,13 @@ pub struct DemoArgs {
 
 /// A demo: what is trained with each seed, and what is shown of all seeds.
 pub trait Demo {
-    /// What the models of one seed did.
+    /// The results of one seed's models.
     type Seed;
 
     /// The program, as results name it.
     const SYSTEM: &'static str;
 
-    /// What the numbers of the table are.
+    /// A description of the table's numbers, shown above it.
     const RESULT: &'static str;
 
     /// Trains the models of one seed and lets them answer; `None` when the user asked to stop.
@@ -75,7 +75,7 @@ pub trait Demo {
     fn results(&self, seeds: &[Self::Seed], run: &DemoRun<'_>) -> anyhow::Result<DemoResults>;
 }
 
-/// What a demo shows in the end.
+/// The results that a demo shows in the end.
 #[derive(Debug)]
 pub struct DemoResults {
     /// For people.

@@ -1,4 +1,4 @@
-//! What the commands of a program have in common: loading a configuration, `--dry-run`, several processes, resuming, fitting, and
+//! The common part of a program's commands: loading a configuration, `--dry-run`, several processes, resuming, fitting, and
 //! printing. A command says what differs.
 //!
 //! [`train`] runs a command that trains; it is described by [`Training`]. [`Evaluation`] begins a command that judges a checkpoint.
@@ -106,7 +106,7 @@ pub trait Training {
         processes: usize,
     ) -> anyhow::Result<Measured>;
 
-    /// What a run takes at most, where the data are not there. By default the model and the trainer's states alone.
+    /// The upper bound of a run's needs, for data that are not there. By default the model and the trainer's states alone.
     fn longest(&self, config: &Self::Config, model: &ModelConfig) -> Plan {
         Plan::new(self.trainer(config), Networks::single(model), &[], 1.0)
     }
@@ -178,7 +178,7 @@ impl Prepared {
     }
 }
 
-/// What a run takes, measured on its data.
+/// The needs of a run, measured on its data.
 #[derive(Debug)]
 pub struct Measured {
     /// Steps, memory and operations.
@@ -205,7 +205,7 @@ impl Measured {
     }
 }
 
-/// What came of a training.
+/// The outcome of a training.
 #[derive(Debug)]
 pub struct Trained {
     /// Its end and its checkpoints.

@@ -1,4 +1,4 @@
-//! What rollouts, conversions and iterations of RISE are shown as.
+//! Tables and pages of rollouts, conversions and iterations of RISE.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -77,7 +77,7 @@ impl TurnReport {
     }
 }
 
-/// What became of the problems, turn by turn.
+/// A table of the problems, turn by turn.
 #[must_use]
 pub fn turns_table(turns: &[TurnCount]) -> Table {
     let mut table = Table::new(["turn", "problems", "solved", "blocked"]);
@@ -107,7 +107,7 @@ pub fn write_conversion(
     Ok(json::write(&dir.path().join(Conversion::SUMMARY), &summary)?)
 }
 
-/// What a conversion made of a log: its tables, with their titles.
+/// The tables of a conversion, with their titles.
 #[must_use]
 pub fn conversion_tables(
     conversion: &Conversion,

@@ -38,7 +38,7 @@ pub(crate) fn mario(args: &[&str]) -> Finished {
     mario_in(&root(), args)
 }
 
-/// As [`mario`], in another folder.
+/// Runs the program as [`mario`] does, in another folder.
 pub(crate) fn mario_in(folder: &Path, args: &[&str]) -> Finished {
     let mut command = Command::new(cargo_bin!("mario"));
     let output = command.current_dir(folder).args(args).env("OMP_NUM_THREADS", "1").output().unwrap();

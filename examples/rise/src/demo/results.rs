@@ -78,14 +78,14 @@ impl Gain {
 /// The models of one seed.
 pub(crate) struct SeedResult {
     pub(super) seed: u64,
-    /// What each model answers to the test problems in each turn, in the order of [`Model::ALL`].
+    /// Each model's answers to the test problems in each turn, in the order of [`Model::ALL`].
     pub(super) attempts: Vec<Vec<Attempts>>,
     /// Problems that were collected on, and those that were solved in the end.
     pub(super) solved: [usize; 2],
     pub(super) examples: u64,
 }
 
-/// Whether the majority of the first turns is right.
+/// True if the majority of the first turns is right.
 fn vote(problem: &Attempts, turns: usize) -> f64 {
     let first: Vec<Attempt> =
         problem.turns.iter().take(turns).filter_map(|turn| turn.first().cloned()).collect();

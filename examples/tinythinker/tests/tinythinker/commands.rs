@@ -18,7 +18,7 @@ fn commands() -> Vec<String> {
     spans.filter(|span| span.starts_with("tinythinker ")).map(String::from).collect()
 }
 
-/// What a teacher in order writes about a prompt, as often as it is asked to.
+/// Writes what a good teacher would about a prompt, as often as it is asked to.
 fn texts(prompt: &str, n: u64) -> Vec<String> {
     let verdicts = prompt.split_once("Explanations: ").unwrap().1;
     let reasons: Vec<String> = verdicts.lines().map(|verdict| format!("{verdict} that is so.")).collect();

@@ -45,7 +45,7 @@ pub(crate) fn tinythinker(args: &[String]) -> Finished {
     tinythinker_in(&root(), args)
 }
 
-/// The same from another folder.
+/// Runs the program from another folder.
 pub(crate) fn tinythinker_in(folder: &Path, args: &[String]) -> Finished {
     let output = command_in(folder, args).output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
