@@ -89,8 +89,9 @@ pub(crate) fn run(args: &TeachArgs) -> anyhow::Result<Outcome> {
         print_tables(&[table, files_table(&written)])?;
     }
     if open > 0 {
-        let reason =
-            format!("{open} questions have no answer, and their files are not written; --resume asks again");
+        let reason = format!(
+            "questions without an answer: {open}; their files are not written, and --resume asks again"
+        );
         return Err(anyhow::anyhow!(reason));
     }
     Ok(Outcome::Done)

@@ -59,9 +59,13 @@ fn a_server_with_a_trusted_certificate_is_asked_and_others_are_not() {
     let address = serve(Arc::new(config));
     let shown = child(&address, trusted, &folder.path().join("a.jsonl"));
     assert!(shown.contains("done: ") && shown.contains("by https"), "{shown}");
-    // Whoever does not know the certificate sends nothing, and says why.
-    let shown = child(&address, &unknown.0, &folder.path().join("b.jsonl"));
-    assert!(!shown.contains("by https") && shown.to_lowercase().contains("certificate"), "{shown}");
+    // Whoever does not know the certificate, or knows none, sends nothing and says why.
+    let none = folder.path().join("none.pem");
+    std::fs::write(&none, "").unwrap();
+    for trusted in [&unknown.0, &none] {
+        let shown = child(&address, trusted, &folder.path().join("b.jsonl"));
+        assert!(!shown.contains("by https") && shown.to_lowercase().contains("certificate"), "{shown}");
+    }
 }
 
 /// A server that says the same to everyone.

@@ -117,7 +117,11 @@ fn a_teacher_writes_silver_knowledge_that_stage_one_reads() {
 
     let first = run(&[]);
     assert_eq!(first.code, Some(1), "{}", first.stderr);
-    assert!(first.stderr.contains("have no answer") && first.stderr.contains("--resume"), "{}", first.stderr);
+    assert!(
+        first.stderr.contains("without an answer: ") && first.stderr.contains("--resume"),
+        "{}",
+        first.stderr
+    );
     let asked = stub.seen().len();
     let second = run(&["--resume"]);
     assert_eq!(second.code, Some(0), "{}", second.stderr);
