@@ -14,6 +14,7 @@ pub mod prompts;
 mod python;
 pub mod question;
 pub mod rise;
+pub mod rows;
 pub mod supervised;
 pub mod tasks;
 pub mod teacher;
