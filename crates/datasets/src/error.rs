@@ -69,6 +69,34 @@ pub enum Error {
         /// What is wrong with it.
         reason: SkipReason,
     },
+    /// A row of one's own data that has not the form that it should have.
+    #[error("{}: {place}: {reason}; a row looks like {example}", .path.display())]
+    Row {
+        /// The file.
+        path: PathBuf,
+        /// The row.
+        place: Place,
+        /// What is wrong with it.
+        reason: String,
+        /// A row as it should be.
+        example: String,
+    },
+    /// A file, or several, whose rows cannot be used as a whole.
+    #[error("{}: {reason}", .path.display())]
+    Rows {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and what would be right.
+        reason: String,
+    },
+    /// Settings of one's own data that do not go together.
+    #[error("{key}: {reason}")]
+    DataSetting {
+        /// The setting.
+        key: &'static str,
+        /// What is wrong with it, and what would be right.
+        reason: String,
+    },
     /// A file that yields nothing to train or evaluate on.
     #[error("{}: empty split: none of its {rows} rows is usable{}", .path.display(), first_skipped(.first))]
     EmptySplit {

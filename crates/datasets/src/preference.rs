@@ -164,15 +164,24 @@ pub fn read_dialogues(path: &Path) -> Result<Preferences<DialoguePreference>> {
         source: String,
     }
     let pair = |row: Row| {
-        let Row { prompt, mut chosen, mut rejected, weight, source } = row;
-        let prompt = prompt.unwrap_or_else(|| {
-            let common = chosen.iter().zip(&rejected).take_while(|(a, b)| a == b).count();
-            rejected.drain(..common);
-            chosen.drain(..common).collect()
-        });
+        let Row { prompt, chosen, rejected, weight, source } = row;
+        let (prompt, chosen, rejected) = match prompt {
+            Some(prompt) => (prompt, chosen, rejected),
+            None => common_prompt(chosen, rejected),
+        };
         DialoguePreference { prompt, chosen, rejected, weight, source }
     };
     sorted_out(rows(path)?.into_iter().map(pair).collect(), DialoguePreference::problem)
+}
+
+/// What two dialogues begin with, and how each goes on.
+pub(crate) fn common_prompt(
+    mut chosen: Vec<Message>,
+    mut rejected: Vec<Message>,
+) -> (Vec<Message>, Vec<Message>, Vec<Message>) {
+    let common = chosen.iter().zip(&rejected).take_while(|(a, b)| a == b).count();
+    rejected.drain(..common);
+    (chosen.drain(..common).collect(), chosen, rejected)
 }
 
 fn rows<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
@@ -181,13 +190,18 @@ fn rows<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
 
 fn sorted_out<T>(rows: Vec<T>, problem: impl Fn(&T) -> Option<PairProblem>) -> Result<Preferences<T>> {
     let mut read = Preferences::default();
-    for row in rows {
-        match problem(&row) {
-            Some(problem) => *read.left_out.entry(problem).or_default() += 1,
-            None => read.examples.push(row),
+    rows.into_iter().for_each(|row| read.push(row, &problem));
+    Ok(read)
+}
+
+impl<T> Preferences<T> {
+    /// Adds a pair, or counts what is wrong with it.
+    pub(crate) fn push(&mut self, pair: T, problem: impl Fn(&T) -> Option<PairProblem>) {
+        match problem(&pair) {
+            Some(problem) => *self.left_out.entry(problem).or_default() += 1,
+            None => self.examples.push(pair),
         }
     }
-    Ok(read)
 }
 
 #[cfg(test)]

@@ -34,13 +34,18 @@ pub fn files_read() -> Vec<PathBuf> {
     FILES_READ.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
 }
 
+/// Adds a file to those that this process has [read](files_read).
+pub(crate) fn remember(path: &Path) {
+    FILES_READ.lock().unwrap_or_else(PoisonError::into_inner).insert(path.into());
+}
+
 /// Reads a file's bytes, without a byte order mark.
 ///
 /// # Errors
 /// [`Error::Read`], and [`Error::NotUtf8`] for UTF-16, which begins with a mark of its own.
 pub fn read(path: &Path) -> Result<Vec<u8>> {
     let mut bytes = std::fs::read(path).map_err(|source| Error::Read { path: path.into(), source })?;
-    FILES_READ.lock().unwrap_or_else(PoisonError::into_inner).insert(path.into());
+    remember(path);
     if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
         utf8(path, &bytes)?;
     }
