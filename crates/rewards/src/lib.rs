@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 pub mod choices;
+pub mod configured;
 pub mod mario;
 mod reward;
 pub mod rise;

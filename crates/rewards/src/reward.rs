@@ -1,5 +1,6 @@
 //! What a reward is, and how its scale is fixed.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -28,7 +29,7 @@ pub struct Rewarded {
     /// The reward; finite.
     pub value: f32,
     /// Named parts for the records, e.g. `("acc", 1.0)`. Every sample of a reward has the same names.
-    pub parts: Vec<(&'static str, f32)>,
+    pub parts: Vec<(Cow<'static, str>, f32)>,
 }
 
 impl From<f32> for Rewarded {

@@ -159,7 +159,8 @@ impl<P: ScoreChoices + ?Sized> Reward<P, EncodedQuestion> for SelfFeedback {
             let refuse = |source| RewardError::Choices { sample: i, task: sample.task.into(), source };
             let value = self.shape.reward(with, without, gold).map_err(refuse)?;
             let [knowless, acc] = [without, with].map(|scores| f32::from(u8::from(argmax(scores) == gold)));
-            let parts = Self::PARTS.into_iter().zip([acc, knowless, acc - knowless]).collect();
+            let parts =
+                Self::PARTS.map(Into::into).into_iter().zip([acc, knowless, acc - knowless]).collect();
             Ok(Rewarded { value: value as f32, parts })
         };
         samples.iter().zip(scores.chunks(2)).enumerate().map(judge).collect()
@@ -263,8 +264,11 @@ mod tests {
         for (reward, expected) in rewards.iter().zip(expected) {
             assert_abs_diff_eq!(f64::from(reward.value), expected, epsilon = 1e-6);
         }
-        assert_eq!(rewards[0].parts, [("acc", 1.0), ("acc_knowless", 0.0), ("acc_delta", 1.0)]);
-        assert_eq!(rewards[3].parts, [("acc", 0.0), ("acc_knowless", 0.0), ("acc_delta", 0.0)]);
+        let parts = |values: [f32; 3]| {
+            SelfFeedback::PARTS.map(Into::into).into_iter().zip(values).collect::<Vec<_>>()
+        };
+        assert_eq!(rewards[0].parts, parts([1.0, 0.0, 1.0]));
+        assert_eq!(rewards[3].parts, parts([0.0, 0.0, 0.0]));
         assert_eq!(policy.asked.borrow().len(), 3);
     }
 

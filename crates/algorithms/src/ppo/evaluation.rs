@@ -24,7 +24,7 @@ struct Parts(Vec<(String, u32)>);
 
 impl From<&Rewarded> for Parts {
     fn from(of: &Rewarded) -> Self {
-        let parts = of.parts.iter().map(|&(name, value)| (name.to_string(), value.to_bits()));
+        let parts = of.parts.iter().map(|(name, value)| (name.to_string(), value.to_bits()));
         Self(std::iter::once(("reward".into(), of.value.to_bits())).chain(parts).collect())
     }
 }

@@ -71,7 +71,7 @@ impl Records {
 
     /// Means of the parts of a batch's rewards, over all ranks.
     pub(super) fn rewarded(&mut self, rewards: &[Rewarded], collective: &Collective) -> Result<()> {
-        let named = |r: &Rewarded| r.parts.iter().map(|&(name, value)| (name.to_string(), value)).collect();
+        let named = |r: &Rewarded| r.parts.iter().map(|(name, value)| (name.to_string(), *value)).collect();
         let own: Vec<Vec<(String, f32)>> = rewards.iter().map(named).collect();
         let parts = collective.gather(own)?.concat();
         for (i, (name, _)) in parts.iter().take(1).flat_map(|parts| parts.iter().enumerate()) {

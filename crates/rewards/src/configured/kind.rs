@@ -1,0 +1,85 @@
+//! The kinds of rewards, as a configuration names them.
+
+use std::fmt;
+
+use serde::de::value::{MapAccessDeserializer, MapDeserializer};
+use serde::de::{IntoDeserializer, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::text::{Contains, ExactMatch, Format, Gsm8k, Length, Math, Number, Pattern};
+use super::{CommandReward, HttpReward, Judge};
+
+/// What a reward looks at. A kind that needs no settings is a word, `kind = "number"`; others are tables, `kind.number = { tolerance =
+/// 0.01 }`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum RewardKind {
+    /// 1 where the response is the answer.
+    ExactMatch(ExactMatch),
+    /// 1 where the last number of the response is that of the answer.
+    Number(Number),
+    /// 1 where a regular expression finds the answer, or finds anything.
+    Regex(Pattern),
+    /// 1 where the last `\boxed{...}` holds the answer, by the rules of the MATH data set.
+    Math(Empty),
+    /// 1 where the number after `####`, or in the last `\boxed{...}`, is that of the answer, by the rules of GSM8K.
+    Gsm8k(Empty),
+    /// 1 where a text is in the response.
+    Contains(Contains),
+    /// 1 where parts stand in the response in their order, each once.
+    Format(Format),
+    /// How well the response keeps to a length, from 0 to 1.
+    Length(Length),
+    /// What a program says.
+    Command(CommandReward),
+    /// What a server says, in the form of OpenRLHF's remote reward models.
+    Http(HttpReward),
+}
+
+/// No settings.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Empty {}
+
+impl RewardKind {
+    /// Checks the settings, and prepares the reward.
+    pub(super) fn judge(&self) -> Result<Box<dyn Judge>, String> {
+        Ok(match self {
+            Self::ExactMatch(kind) => Box::new(kind.clone()),
+            Self::Number(kind) => Box::new(kind.checked()?),
+            Self::Regex(kind) => Box::new(kind.compiled()?),
+            Self::Math(_) => Box::new(Math),
+            Self::Gsm8k(_) => Box::new(Gsm8k),
+            Self::Contains(kind) => Box::new(kind.clone()),
+            Self::Format(kind) => Box::new(kind.checked()?),
+            Self::Length(kind) => Box::new(kind.checked()?),
+            Self::Command(kind) => Box::new(kind.prepared()?),
+            Self::Http(kind) => Box::new(kind.prepared()?),
+        })
+    }
+}
+
+/// Reads a kind that is a word or a table.
+pub(super) fn by_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<RewardKind, D::Error> {
+    struct Kind;
+    impl<'de> Visitor<'de> for Kind {
+        type Value = RewardKind;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("the name of a kind, or a table such as { length = { max = 50 } }")
+        }
+
+        fn visit_str<E: serde::de::Error>(self, name: &str) -> Result<RewardKind, E> {
+            // A table without settings.
+            let empty = std::collections::BTreeMap::<String, String>::new();
+            let entry = std::iter::once((name, empty.into_deserializer()));
+            RewardKind::deserialize(MapAccessDeserializer::new(MapDeserializer::<_, E>::new(entry)))
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<RewardKind, A::Error> {
+            RewardKind::deserialize(MapAccessDeserializer::new(map))
+        }
+    }
+    deserializer.deserialize_any(Kind)
+}

@@ -1,0 +1,227 @@
+//! Rewards that a configuration names, without any Rust: comparisons with the answer, forms, lengths, programs, and addresses.
+//!
+//! A list of [`RewardConfig`] becomes [`WeightedRewards`], whose value is the weighted sum. In a configuration file:
+//! ```toml
+//! [[reward]]
+//! name = "right"
+//! kind = "number"
+//!
+//! [[reward]]
+//! name = "brevity"
+//! weight = 0.1
+//! kind.length = { max = 50, tolerance = 50 }
+//!
+//! [[reward]]
+//! name = "mine"
+//! kind.command = { run = ["python3", "reward.py"] }
+//! ```
+
+mod command;
+mod http;
+mod kind;
+mod text;
+
+use ruminate_datasets::rows::PromptRow;
+use serde::{Deserialize, Serialize};
+
+pub use command::CommandReward;
+pub use http::HttpReward;
+pub use kind::{Empty, RewardKind};
+pub use text::{Contains, ExactMatch, Format, Length, LengthUnit, Number, Pattern};
+
+use crate::{Reward, RewardError, Rewarded, Sample};
+
+/// A reward of a configuration: an entry `[[reward]]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RewardConfig {
+    /// Its name in records.
+    pub name: String,
+    /// Factor in the sum of all rewards.
+    #[serde(default = "one")]
+    pub weight: f64,
+    /// What it looks at, with its settings.
+    #[serde(deserialize_with = "kind::by_name")]
+    pub kind: RewardKind,
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+/// Why configured rewards cannot be used, or failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfiguredError {
+    /// A setting is wrong.
+    #[error("[[reward]] `{name}`: {reason}")]
+    Setting {
+        /// The reward's name.
+        name: String,
+        /// What is wrong, and what would be right.
+        reason: String,
+    },
+    /// A row lacks what a reward needs.
+    #[error("reward `{name}`, sample {sample}: {reason}")]
+    Sample {
+        /// The reward's name.
+        name: String,
+        /// The sample's index.
+        sample: usize,
+        /// What is missing.
+        reason: String,
+    },
+    /// A program or a server failed.
+    #[error("reward `{name}`, sample {sample} ({text}): {reason}")]
+    External {
+        /// The reward's name.
+        name: String,
+        /// Index of the first sample without a reward.
+        sample: usize,
+        /// The beginning of its text.
+        text: String,
+        /// What happened.
+        reason: String,
+    },
+}
+
+impl From<ConfiguredError> for RewardError {
+    fn from(error: ConfiguredError) -> Self {
+        Self::Other(Box::new(error))
+    }
+}
+
+/// A response with the row that it answers.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Answered<'a> {
+    row: &'a PromptRow,
+    text: &'a str,
+    /// Its tokens, where they are known.
+    tokens: Option<usize>,
+}
+
+/// What a kind of reward does.
+pub(crate) trait Judge: std::fmt::Debug + Send + Sync {
+    /// One finite number for each sample, or the index of the one that cannot be judged, and why.
+    fn judge(&self, samples: &[Answered<'_>]) -> Result<Vec<f64>, Unjudged>;
+}
+
+/// A sample that cannot be judged.
+#[derive(Debug)]
+pub(crate) struct Unjudged {
+    sample: usize,
+    reason: String,
+    /// Whether something outside of this program failed.
+    external: bool,
+}
+
+/// Several configured rewards; the value of a response is their weighted sum, and each is told under its name.
+///
+/// # Example
+/// ```
+/// use ruminate_datasets::rows::{PromptRow, TextOrMessages};
+/// use ruminate_rewards::configured::{RewardConfig, WeightedRewards};
+///
+/// let entries = r#"[{"name": "right", "kind": "number"}, {"name": "short", "weight": 0.5, "kind": {"length": {"max": 3}}}]"#;
+/// let rewards = WeightedRewards::new(&serde_json::from_str::<Vec<RewardConfig>>(entries)?)?;
+/// let prompt = TextOrMessages::Text("What is 3 + 4?".into());
+/// let row = PromptRow { prompt, answer: Some("7".into()), fields: Default::default() };
+/// let judged = rewards.judge(&[&row, &row], &["It is 7.", "Let me think: 3 + 4 is 8."])?;
+/// assert_eq!([judged[0].value, judged[1].value], [1.5, 0.0]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct WeightedRewards {
+    rewards: Vec<(RewardConfig, Box<dyn Judge>)>,
+}
+
+impl WeightedRewards {
+    /// Prepares rewards. Programs are started when the first sample comes.
+    ///
+    /// # Errors
+    /// There is no reward, two have one name, or a setting is wrong.
+    pub fn new(configs: &[RewardConfig]) -> Result<Self, RewardError> {
+        let refuse = |name: &str, reason: &str| -> RewardError {
+            ConfiguredError::Setting { name: name.into(), reason: reason.into() }.into()
+        };
+        if configs.is_empty() {
+            return Err(refuse("", "there is none; add one with a name and a kind"));
+        }
+        let mut rewards: Vec<(RewardConfig, Box<dyn Judge>)> = vec![];
+        for config in configs {
+            let name = &config.name;
+            if name.is_empty() || name == "reward" || rewards.iter().any(|(other, _)| other.name == *name) {
+                return Err(refuse(
+                    name,
+                    "names must differ, and be neither empty nor `reward`, which is the sum",
+                ));
+            }
+            if !config.weight.is_finite() {
+                return Err(refuse(name, "the weight is no number"));
+            }
+            let judge = config.kind.judge().map_err(|reason| refuse(name, &reason))?;
+            rewards.push((config.clone(), judge));
+        }
+        Ok(Self { rewards })
+    }
+
+    /// The names, in their order.
+    #[must_use]
+    pub fn names(&self) -> Vec<&str> {
+        self.rewards.iter().map(|(config, _)| config.name.as_str()).collect()
+    }
+
+    /// Judges texts, each with the row that it answers.
+    ///
+    /// # Errors
+    /// A sample cannot be judged; the error names the reward, the sample and the reason.
+    pub fn judge(&self, rows: &[&PromptRow], texts: &[&str]) -> Result<Vec<Rewarded>, RewardError> {
+        if rows.len() != texts.len() {
+            return Err(RewardError::Count { samples: rows.len(), rewards: texts.len() });
+        }
+        let samples = rows.iter().zip(texts).map(|(&row, &text)| Answered { row, text, tokens: None });
+        self.judge_all(&samples.collect::<Vec<_>>())
+    }
+
+    fn judge_all(&self, samples: &[Answered<'_>]) -> Result<Vec<Rewarded>, RewardError> {
+        let mut judged = vec![Rewarded::default(); samples.len()];
+        if samples.is_empty() {
+            return Ok(judged);
+        }
+        let mut sums = vec![0.0; samples.len()];
+        for (RewardConfig { name, weight, .. }, judge) in &self.rewards {
+            let values = judge.judge(samples).map_err(|unjudged| {
+                let Unjudged { sample, reason, external } = unjudged;
+                let name = name.clone();
+                if external {
+                    let text = beginning(samples.get(sample).map_or("", |of| of.text));
+                    return ConfiguredError::External { name, sample, text, reason };
+                }
+                ConfiguredError::Sample { name, sample, reason }
+            })?;
+            for ((of, sum), value) in judged.iter_mut().zip(&mut sums).zip(values) {
+                *sum += weight * value;
+                of.parts.push((name.clone().into(), value as f32));
+            }
+        }
+        judged.iter_mut().zip(sums).for_each(|(of, sum)| of.value = sum as f32);
+        Ok(judged)
+    }
+}
+
+/// A text as an error shows it.
+fn beginning(text: &str) -> String {
+    const SHOWN: usize = 60;
+    let short: String = text.chars().take(SHOWN).collect();
+    if short.len() < text.len() { format!("{short:?}...") } else { format!("{text:?}") }
+}
+
+impl<P: ?Sized> Reward<P, PromptRow> for WeightedRewards {
+    fn rewards(&self, _: &P, samples: &[Sample<'_, PromptRow>]) -> Result<Vec<Rewarded>, RewardError> {
+        let samples = samples.iter().map(|sample| {
+            let tokens = Some(sample.response.len());
+            Answered { row: sample.item, text: sample.text, tokens }
+        });
+        self.judge_all(&samples.collect::<Vec<_>>())
+    }
+}
