@@ -39,7 +39,7 @@ pub use exit::{Outcome, exit_code};
 pub use launch::LaunchError;
 pub use model::{ModelError, ModelSection, PlannedShape, resolve_link};
 pub use observer::{ConsoleObserver, RunObserver};
-pub use output::{Table, print_json, print_result, print_tables};
+pub use output::{Table, print_json, print_result, print_tables, print_text};
 pub use plan::{DataRow, DryRun, PlanPart, ShownPlan, decoding_memory, writing};
 pub use players::{Player, Rollout, tell};
 pub use report::{

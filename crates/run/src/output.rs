@@ -51,6 +51,14 @@ fn fill(table: &mut Table, name: &str, value: &Value) {
     table.row([name.to_owned(), shown]);
 }
 
+/// Prints a text and a line feed on stdout.
+///
+/// # Errors
+/// stdout cannot be written to.
+pub fn print_text(text: &str) -> io::Result<()> {
+    print(text)
+}
+
 /// One line (or table) on stdout. A reader that has seen enough (`| head`) is no error.
 pub(crate) fn print(text: &str) -> io::Result<()> {
     match writeln!(io::stdout().lock(), "{text}") {

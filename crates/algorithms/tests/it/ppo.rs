@@ -34,7 +34,7 @@ impl<P, Q> Reward<P, Q> for Share {
         let judge = |sample: &Sample<'_, Q>| {
             let good = sample.response.iter().filter(|&&id| id > GOOD).count();
             let share = good as f32 / sample.response.len() as f32;
-            Rewarded { value: self.scale * share, parts: vec![("share", share)] }
+            Rewarded { value: self.scale * share, parts: vec![("share".into(), share)] }
         };
         Ok(samples.iter().map(judge).collect())
     }

@@ -1,0 +1,171 @@
+//! Commands that train.
+
+pub(crate) mod dpo;
+pub(crate) mod ppo;
+pub(crate) mod quark;
+pub(crate) mod rwr;
+pub(crate) mod sft;
+
+use std::path::PathBuf;
+
+use clap::Args;
+use ruminate::algorithms::TrainerConfig;
+use ruminate::run::program::{Configuration, Training, enter, train};
+use ruminate::run::{ConfigError, ModelSection, Outcome, RunArgs, resolve_link};
+use serde::{Deserialize, Serialize};
+
+/// A command that trains, as it stands in the configuration of its runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Method {
+    Sft,
+    Dpo,
+    Ppo,
+    Rwr,
+    Quark,
+}
+
+impl Method {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Sft => "sft",
+            Self::Dpo => "dpo",
+            Self::Ppo => "ppo",
+            Self::Rwr => "rwr",
+            Self::Quark => "quark",
+        }
+    }
+
+    fn enter(self, stored: &mut Option<Self>) -> Result<(), ConfigError> {
+        enter(stored, self, |other| format!("ruminate {}", other.name()))
+    }
+}
+
+/// The flags of a command that trains.
+#[derive(Debug, Args)]
+pub(crate) struct TrainArgs {
+    /// Folder of the model to start from, with config.json, model.safetensors and tokenizer.json as Hugging Face has them, or a
+    /// checkpoint; short for --set model.pretrained=DIR
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// File of training data, .jsonl, .json or .parquet; short for --set data.train. Repeat it to mix several
+    #[arg(long, value_name = "FILE")]
+    data: Vec<PathBuf>,
+    /// File of validation data; short for --set data.valid. Without one, a share of the training data is held out (data.valid_share)
+    #[arg(long, value_name = "FILE")]
+    valid: Vec<PathBuf>,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+impl TrainArgs {
+    /// Trains by a method.
+    pub(crate) fn train<T: Training>(&self, command: &T) -> anyhow::Result<Outcome> {
+        train(command, &self.run())
+    }
+
+    /// The common flags, with this command's own as settings in front, so that `--set` wins.
+    fn run(&self) -> RunArgs {
+        let model = self.model.as_deref().map(resolve_link);
+        let mut sets: Vec<String> = vec![];
+        sets.extend(model.map(|model| set("model.pretrained", &model.display().to_string())));
+        for (key, files) in [("data.train", &self.data), ("data.valid", &self.valid)] {
+            if !files.is_empty() {
+                let files: Vec<String> = files.iter().map(|file| file.display().to_string()).collect();
+                sets.push(set(key, &files));
+            }
+        }
+        sets.extend(self.run.sets.clone());
+        RunArgs { sets, ..self.run.clone() }
+    }
+}
+
+/// An override of the configuration. JSON's strings and lists of strings are TOML's, too.
+pub(crate) fn set(key: &str, value: &impl Serialize) -> String {
+    format!("{key}={}", serde_json::json!(value))
+}
+
+/// How long to train: passes over the data or steps, and how many examples at a time.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Length {
+    pub(crate) epochs: f64,
+    pub(crate) batch_size: usize,
+    /// Examples of an epoch.
+    pub(crate) examples: usize,
+    pub(crate) processes: usize,
+}
+
+impl Length {
+    /// Checks the settings.
+    pub(crate) fn validate(epochs: f64, batch_size: usize) -> Result<(), ConfigError> {
+        if !(epochs >= 0.0 && epochs.is_finite()) {
+            return Err(ConfigError::invalid(format!("epochs is {epochs}, but must not be negative")));
+        }
+        if batch_size == 0 {
+            return Err(ConfigError::invalid("batch_size is 0, but must be at least 1"));
+        }
+        Ok(())
+    }
+
+    /// The micro-batch, which is no larger than what there is for each process.
+    pub(crate) fn batch_size(&self) -> usize {
+        let most = (self.examples / self.processes.max(1)).max(1);
+        if self.batch_size > most {
+            log::warn!(
+                "batch_size is {}, but there are {} examples: {most} at a time",
+                self.batch_size,
+                self.examples
+            );
+        }
+        self.batch_size.min(most)
+    }
+
+    /// Fills in the trainer's settings that depend on the data: the steps of so many epochs, and a validation after each epoch where the
+    /// settings name none.
+    pub(crate) fn fill(&self, trainer: &mut TrainerConfig) {
+        self.fill_steps(trainer, trainer.accumulate.max(1));
+    }
+
+    /// The same where a step takes one batch of prompts, however many micro-batches its updates have.
+    pub(crate) fn fill_rollouts(&self, trainer: &mut TrainerConfig) {
+        self.fill_steps(trainer, 1);
+    }
+
+    fn fill_steps(&self, trainer: &mut TrainerConfig, batches: usize) {
+        if self.epochs == 0.0 {
+            return;
+        }
+        let processes = self.processes.max(1);
+        let rows = self.batch_size.min((self.examples / processes).max(1)) * processes;
+        let epoch = self.examples as f64 / (rows * batches) as f64;
+        trainer.steps = ((self.epochs * epoch).ceil() as u64).max(1);
+        if trainer.eval_every == 0 {
+            trainer.eval_every = (epoch.ceil() as u64).clamp(1, trainer.steps);
+        }
+    }
+}
+
+/// What all configurations of training have in common.
+pub(crate) trait Common: Configuration {
+    fn model_mut(&mut self) -> &mut ModelSection;
+    fn command_mut(&mut self) -> &mut Option<Method>;
+}
+
+/// Makes a configuration that of a method, and its model the checkpoint that `best` or `last` names now.
+pub(crate) fn configure<C: Common>(config: &mut C, method: Method) -> anyhow::Result<()> {
+    method.enter(config.command_mut())?;
+    let model = config.model_mut();
+    if model.pretrained.is_none() && model.config.is_none() {
+        let reason = "name the model to start from with --model, a folder with config.json, model.safetensors and tokenizer.json";
+        return Err(ConfigError::invalid(reason).into());
+    }
+    model.pretrained = model.pretrained.as_deref().map(resolve_link);
+    Ok(())
+}
+
+/// Two lengths of rows in tokens: on average and the longest.
+pub(crate) fn lengths<T>(rows: &[T], of: impl Fn(&T) -> usize) -> [f64; 2] {
+    let all: Vec<usize> = rows.iter().map(of).collect();
+    let mean = all.iter().sum::<usize>() as f64 / rows.len().max(1) as f64;
+    [mean, all.into_iter().max().unwrap_or(0) as f64]
+}
