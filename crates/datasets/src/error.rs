@@ -14,6 +14,8 @@ pub enum Place {
     Line(usize),
     /// An element of a JSON array, counted from 0.
     Item(usize),
+    /// A row of a table, counted from 0.
+    Row(usize),
 }
 
 impl fmt::Display for Place {
@@ -21,6 +23,7 @@ impl fmt::Display for Place {
         match self {
             Place::Line(n) => write!(f, "line {n}"),
             Place::Item(n) => write!(f, "item {n}"),
+            Place::Row(n) => write!(f, "row {n}"),
         }
     }
 }
@@ -58,6 +61,9 @@ pub enum Error {
         /// Where in the line.
         source: std::str::Utf8Error,
     },
+    /// Text in UTF-16.
+    #[error("{}: the text is UTF-16, not UTF-8; convert it, for example with `iconv -f UTF-16 -t UTF-8`", .0.display())]
+    Utf16(PathBuf),
     /// A row that is not a question, while bad rows are refused.
     #[error("{}: {place}, {}: {reason}; mend it, or leave bad rows out with `--skip-bad-rows` (`BadRows::Skip`)",
         .path.display(), .reason.field())]

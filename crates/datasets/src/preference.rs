@@ -5,8 +5,9 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::Result;
+use crate::rows::{Columns, PreferenceFile, PreferenceRows, read_preferences};
 use crate::teacher::Message;
+use crate::{Error, Result};
 
 /// A preference. In files, further fields are not looked at.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -139,39 +140,40 @@ impl<T> Default for Preferences<T> {
 }
 
 /// Reads a JSON array of `{"prompt", "chosen", "rejected"}`, or a file of such lines. Pairs that cannot be trained on are left out and
-/// counted.
+/// counted. [`rows`](crate::rows) reads fields of other names, several files, and holds rows out.
 ///
 /// # Errors
-/// As [`json::read_rows`](crate::json::read_rows).
+/// As [`read_preferences`](crate::rows::read_preferences), and when the file has pairs of dialogues.
 pub fn read(path: &Path) -> Result<Preferences> {
-    sorted_out(rows(path)?, PreferenceExample::problem)
+    let PreferenceFile { pairs, left_out } = read_preferences(path, &Columns::default())?;
+    match pairs {
+        PreferenceRows::Texts(examples) => Ok(Preferences { examples, left_out }),
+        PreferenceRows::Dialogues(_) => Err(other_kind(path, "messages", "texts")),
+    }
 }
 
 /// Reads pairs of dialogues: each of the three is a list of messages `{"role", "content"}`. Without a prompt, it is what both
 /// completions begin with.
 ///
 /// # Errors
-/// As [`read`].
+/// As [`read_preferences`](crate::rows::read_preferences), and when the file has pairs of texts.
 pub fn read_dialogues(path: &Path) -> Result<Preferences<DialoguePreference>> {
-    #[derive(Deserialize)]
-    struct Row {
-        prompt: Option<Vec<Message>>,
-        chosen: Vec<Message>,
-        rejected: Vec<Message>,
-        #[serde(default = "one")]
-        weight: f32,
-        #[serde(default)]
-        source: String,
+    let PreferenceFile { pairs, left_out } = read_preferences(path, &Columns::default())?;
+    match pairs {
+        PreferenceRows::Dialogues(examples) => Ok(Preferences { examples, left_out }),
+        // All pairs were left out, so that nothing says what they were.
+        PreferenceRows::Texts(examples) if examples.is_empty() => {
+            Ok(Preferences { examples: vec![], left_out })
+        }
+        PreferenceRows::Texts(_) => Err(other_kind(path, "texts", "messages")),
     }
-    let pair = |row: Row| {
-        let Row { prompt, chosen, rejected, weight, source } = row;
-        let (prompt, chosen, rejected) = match prompt {
-            Some(prompt) => (prompt, chosen, rejected),
-            None => common_prompt(chosen, rejected),
-        };
-        DialoguePreference { prompt, chosen, rejected, weight, source }
-    };
-    sorted_out(rows(path)?.into_iter().map(pair).collect(), DialoguePreference::problem)
+}
+
+fn other_kind(path: &Path, found: &str, expected: &str) -> Error {
+    Error::Rows {
+        path: path.into(),
+        reason: format!("has pairs of {found}, where pairs of {expected} are read"),
+    }
 }
 
 /// What two dialogues begin with, and how each goes on.
@@ -182,26 +184,6 @@ pub(crate) fn common_prompt(
     let common = chosen.iter().zip(&rejected).take_while(|(a, b)| a == b).count();
     rejected.drain(..common);
     (chosen.drain(..common).collect(), chosen, rejected)
-}
-
-fn rows<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
-    Ok(crate::json::read_rows(path)?.into_iter().map(|(_, row)| row).collect())
-}
-
-fn sorted_out<T>(rows: Vec<T>, problem: impl Fn(&T) -> Option<PairProblem>) -> Result<Preferences<T>> {
-    let mut read = Preferences::default();
-    rows.into_iter().for_each(|row| read.push(row, &problem));
-    Ok(read)
-}
-
-impl<T> Preferences<T> {
-    /// Adds a pair, or counts what is wrong with it.
-    pub(crate) fn push(&mut self, pair: T, problem: impl Fn(&T) -> Option<PairProblem>) {
-        match problem(&pair) {
-            Some(problem) => *self.left_out.entry(problem).or_default() += 1,
-            None => self.examples.push(pair),
-        }
-    }
 }
 
 #[cfg(test)]

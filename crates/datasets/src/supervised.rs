@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
+use crate::rows::{Columns, read_supervised};
 use crate::teacher::Message;
 
 /// An example of what a model should write. Further fields of a file's row are ignored.
@@ -33,10 +34,11 @@ pub enum SupervisedExample {
 }
 
 /// Reads a JSON array or a file of JSON lines, in the forms that TRL has: `{"prompt": "...", "completion": "..."}`, `{"messages": [{"role",
-/// "content"}]}`, or `prompt` and `completion` as lists of messages. Forms may be mixed.
+/// "content"}]}`, or `prompt` and `completion` as lists of messages. Forms may be mixed. [`rows`](crate::rows) reads fields of other names,
+/// several files, and holds rows out.
 ///
 /// # Errors
-/// When the file cannot be read, or a row has none of these forms; see [`json::read_rows`](crate::json::read_rows).
+/// As [`read_supervised`](crate::rows::read_supervised).
 ///
 /// # Example
 /// ```
@@ -48,7 +50,7 @@ pub enum SupervisedExample {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn read(path: &Path) -> Result<Vec<SupervisedExample>> {
-    Ok(crate::json::read_rows(path)?.into_iter().map(|(_, row)| row).collect())
+    read_supervised(path, &Columns::default())
 }
 
 #[cfg(test)]
@@ -80,11 +82,7 @@ mod tests {
             SupervisedExample::Answer { prompt: vec![user], completion: vec![assistant] }
         );
         std::fs::write(&path, format!("{}\n{{\"prompt\": \"p\"}}", rows[0])).unwrap();
-        let error = format!("{:?}", anyhow_chain(&read(&path).unwrap_err()));
-        assert!(error.contains("line 2") && error.contains("prompt and completion"), "{error}");
-    }
-
-    fn anyhow_chain(error: &dyn std::error::Error) -> Vec<String> {
-        std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect()
+        let error = read(&path).unwrap_err().to_string();
+        assert!(error.contains("line 2: no field `completion`"), "{error}");
     }
 }

@@ -1,6 +1,9 @@
 //! How files of text are read: all of them here, so that all forgive the same things.
 
 use std::collections::BTreeSet;
+use std::fmt;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Cursor, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -62,6 +65,133 @@ pub fn read_to_string(path: &Path) -> Result<String> {
     let bytes = read(path)?;
     utf8(path, &bytes)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// A text file that is read line by line, so that memory holds one line: UTF-8, with or without a byte order mark, also compressed by gzip.
+///
+/// # Example
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// let path = folder.path().join("text");
+/// std::fs::write(&path, "first\r\nsecond")?;
+/// let mut lines = ruminate_datasets::text::Lines::open(&path)?;
+/// assert_eq!(lines.next_line()?, Some((1, "first")));
+/// assert_eq!(lines.next_line()?, Some((2, "second")));
+/// assert_eq!(lines.next_line()?, None);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Lines {
+    path: PathBuf,
+    input: Box<dyn BufRead>,
+    line: Vec<u8>,
+    /// Lines that are behind us.
+    number: usize,
+}
+
+impl fmt::Debug for Lines {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lines")
+            .field("path", &self.path)
+            .field("number", &self.number)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Lines {
+    /// Opens a file.
+    ///
+    /// # Errors
+    /// [`Error::Read`], and [`Error::Utf16`] for the encoding that some Windows programs write.
+    pub fn open(path: &Path) -> Result<Self> {
+        let failed = |source| Error::Read { path: path.into(), source };
+        let mut input: Box<dyn BufRead> =
+            Box::new(BufReader::with_capacity(1 << 16, File::open(path).map_err(failed)?));
+        let mut head = start(&mut input).map_err(failed)?;
+        if head.starts_with(b"\x1f\x8b") {
+            let packed = flate2::bufread::MultiGzDecoder::new(Cursor::new(head).chain(input));
+            input = Box::new(BufReader::with_capacity(1 << 16, packed));
+            head = start(&mut input).map_err(failed)?;
+        }
+        remember(path);
+        // With a mark or without: one of the first two bytes of a text in UTF-16 that begins with ASCII is 0.
+        if head.starts_with(b"\xff\xfe")
+            || head.starts_with(b"\xfe\xff")
+            || head.iter().take(2).any(|&b| b == 0)
+        {
+            return Err(Error::Utf16(path.into()));
+        }
+        let head = without_mark(&head).to_vec();
+        Ok(Self {
+            path: path.into(),
+            input: Box::new(Cursor::new(head).chain(input)),
+            line: vec![],
+            number: 0,
+        })
+    }
+
+    /// The next line with its number, counted from 1, without its end (`\n` or `\r\n`); none at the end of the file.
+    ///
+    /// # Errors
+    /// [`Error::Read`], and [`Error::NotUtf8`] with the line.
+    pub fn next_line(&mut self) -> Result<Option<(usize, &str)>> {
+        self.line.clear();
+        let failed = |source| Error::Read { path: self.path.clone(), source };
+        if self.input.read_until(b'\n', &mut self.line).map_err(failed)? == 0 {
+            return Ok(None);
+        }
+        self.number += 1;
+        let line = std::str::from_utf8(&self.line).map_err(|source| Error::NotUtf8 {
+            path: self.path.clone(),
+            line: self.number,
+            source,
+        })?;
+        let line = line.strip_suffix('\n').unwrap_or(line);
+        Ok(Some((self.number, line.strip_suffix('\r').unwrap_or(line))))
+    }
+
+    /// How many lines are behind us.
+    #[must_use]
+    pub fn number(&self) -> usize {
+        self.number
+    }
+
+    /// Leaves out blanks and blank lines, and tells the byte that comes next.
+    pub(crate) fn skip_blank(&mut self) -> Result<Option<u8>> {
+        loop {
+            let failed = |source| Error::Read { path: self.path.clone(), source };
+            let ready = self.input.fill_buf().map_err(failed)?;
+            let blank = ready.iter().take_while(|byte| byte.is_ascii_whitespace()).count();
+            if ready.len() > blank || ready.is_empty() {
+                let first = ready.get(blank).copied();
+                self.number += newlines(&ready[..blank]);
+                self.input.consume(blank);
+                return Ok(first);
+            }
+            self.number += newlines(ready);
+            self.input.consume(blank);
+        }
+    }
+
+    /// Some of the bytes that come next; none at the end of the file.
+    pub(crate) fn peek(&mut self) -> Result<&[u8]> {
+        self.input.fill_buf().map_err(|source| Error::Read { path: self.path.clone(), source })
+    }
+
+    /// All bytes that are still to come.
+    pub(crate) fn rest(self) -> Box<dyn BufRead> {
+        self.input
+    }
+}
+
+/// The first bytes of a file: as many as a mark or the signature of a format has.
+fn start(input: &mut dyn BufRead) -> std::io::Result<Vec<u8>> {
+    let mut head = vec![];
+    input.take(4).read_to_end(&mut head)?;
+    Ok(head)
+}
+
+fn newlines(bytes: &[u8]) -> usize {
+    bytes.iter().filter(|&&byte| byte == b'\n').count()
 }
 
 /// The text that bytes of a file are.
