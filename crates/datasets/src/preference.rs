@@ -143,7 +143,7 @@ impl<T> Default for Preferences<T> {
 /// counted. [`rows`](crate::rows) reads fields of other names, several files, and holds rows out.
 ///
 /// # Errors
-/// As [`read_preferences`](crate::rows::read_preferences), and when the file has pairs of dialogues.
+/// As [`read_preferences`], and when the file has pairs of dialogues.
 pub fn read(path: &Path) -> Result<Preferences> {
     let PreferenceFile { pairs, left_out } = read_preferences(path, &Columns::default())?;
     match pairs {
@@ -156,7 +156,7 @@ pub fn read(path: &Path) -> Result<Preferences> {
 /// completions begin with.
 ///
 /// # Errors
-/// As [`read_preferences`](crate::rows::read_preferences), and when the file has pairs of texts.
+/// As [`read_preferences`], and when the file has pairs of texts.
 pub fn read_dialogues(path: &Path) -> Result<Preferences<DialoguePreference>> {
     let PreferenceFile { pairs, left_out } = read_preferences(path, &Columns::default())?;
     match pairs {

@@ -38,7 +38,7 @@ pub enum SupervisedExample {
 /// several files, and holds rows out.
 ///
 /// # Errors
-/// As [`read_supervised`](crate::rows::read_supervised).
+/// As [`read_supervised`].
 ///
 /// # Example
 /// ```

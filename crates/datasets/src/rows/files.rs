@@ -14,6 +14,21 @@ use crate::{Error, Result, SupervisedExample};
 const MOST_OFTEN: f64 = 1000.0;
 
 /// Files of one's own data: the section `[data]` of a configuration.
+///
+/// # Example
+/// ```
+/// use ruminate_datasets::rows::{DataFiles, FileEntry};
+/// # let folder = tempfile::tempdir()?;
+/// # let [mine, more] = ["mine.jsonl", "more.jsonl"].map(|name| folder.path().join(name));
+/// # for path in [&mine, &more] {
+/// #     std::fs::write(path, "{\"prompt\": \"p\", \"completion\": \"c\"}\n{\"prompt\": \"q\", \"completion\": \"c\"}")?;
+/// # }
+/// let more = FileEntry::Weighted { path: more, weight: 0.5 };
+/// let files = DataFiles { train: vec![mine.into(), more], ..DataFiles::default() };
+/// let rows = files.supervised()?;
+/// assert_eq!((rows.train.len(), rows.counts.files[1].taken), (3, 1));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DataFiles {
