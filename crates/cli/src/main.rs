@@ -98,3 +98,17 @@ fn main() -> ExitCode {
         Command::Shared(command) => command.run().map_err(Into::into),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::Cli;
+
+    /// With UPDATE_EXPECT=1, the page is written.
+    #[test]
+    fn the_reference_page_is_that_of_the_command_line() {
+        let page = clap_markdown::help_markdown_command(&Cli::command());
+        expect_test::expect_file!["../../../docs/reference/ruminate.md"].assert_eq(&page);
+    }
+}

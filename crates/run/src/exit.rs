@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use ruminate_algorithms::Ending;
 use ruminate_datasets::teacher::TeacherError;
+use ruminate_rewards::configured::ConfiguredError;
 
 use crate::cli::DeviceError;
 use crate::config::ConfigError;
@@ -85,6 +86,8 @@ fn is_usage(error: &(dyn Error + 'static)) -> bool {
         // A transparent error does not name its cause.
         || error.downcast_ref().is_some_and(WorkerError::is_usage)
         || matches!(error.downcast_ref(), Some(ModelError::Config(_)))
+        || matches!(error.downcast_ref(), Some(ruminate_datasets::Error::DataSetting { .. }))
+        || matches!(error.downcast_ref(), Some(ConfiguredError::Setting { .. }))
         || matches!(error.downcast_ref(), Some(TeacherError::Config { .. } | TeacherError::MissingKey(_)))
 }
 

@@ -14,7 +14,7 @@ use ruminate::tch::{self, Kind};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::{Common, Length, Method, configure, lengths};
+use super::{Common, Length, Method, configure, held_out, lengths};
 use crate::chat::{ChatSection, Encoder};
 
 /// Settings of `ruminate dpo`.
@@ -116,7 +116,8 @@ impl DpoConfig {
         let mut counts = train.counts;
         counts.add(valid.counts);
         let counts = json!({ "rows": read.counts, "encoded": counts });
-        Ok(Rows { train: train.pairs, valid: valid.pairs, counts })
+        let valid = held_out(&train.pairs, valid.pairs);
+        Ok(Rows { train: train.pairs, valid, counts })
     }
 
     fn length(&self, examples: usize, processes: usize) -> Length {

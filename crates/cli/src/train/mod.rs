@@ -163,6 +163,18 @@ pub(crate) fn configure<C: Common>(config: &mut C, method: Method) -> anyhow::Re
     Ok(())
 }
 
+/// Rows to validate with: training rows where there are no others, as methods that validate on nothing would not know their best model.
+pub(crate) fn held_out<T: Clone>(train: &[T], valid: Vec<T>) -> Vec<T> {
+    const STAND_IN: usize = 64;
+    if !valid.is_empty() {
+        return valid;
+    }
+    log::warn!(
+        "there are no validation rows (data.valid, data.valid_share); training rows are taken in their place"
+    );
+    train.iter().take(STAND_IN).cloned().collect()
+}
+
 /// Two lengths of rows in tokens: on average and the longest.
 pub(crate) fn lengths<T>(rows: &[T], of: impl Fn(&T) -> usize) -> [f64; 2] {
     let all: Vec<usize> = rows.iter().map(of).collect();

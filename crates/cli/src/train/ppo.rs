@@ -12,7 +12,7 @@ use ruminate::tch::{self, Kind};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::{Common, Length, Method, configure, lengths};
+use super::{Common, Length, Method, configure, held_out, lengths};
 use crate::chat::{ChatSection, Encoder};
 
 /// Settings of `ruminate ppo`.
@@ -91,9 +91,6 @@ pub(super) struct Prompts {
 }
 
 impl Prompts {
-    /// Most training prompts that stand in for validation data where there are none.
-    const STAND_IN: usize = 64;
-
     pub(super) fn read(
         data: &DataFiles,
         chat: &ChatSection,
@@ -105,13 +102,8 @@ impl Prompts {
         let encode = |rows: Vec<PromptRow>| -> anyhow::Result<Vec<Prompt<PromptRow>>> {
             rows.into_iter().map(|row| encoder.prompt_of(row)).collect()
         };
-        let (train, mut held_out) = (encode(read.train)?, encode(read.valid)?);
-        if held_out.is_empty() {
-            log::warn!(
-                "there are no validation prompts (data.valid, data.valid_share): training prompts are answered instead"
-            );
-            held_out = train.iter().take(Self::STAND_IN).cloned().collect();
-        }
+        let (train, valid) = (encode(read.train)?, encode(read.valid)?);
+        let held_out = held_out(&train, valid);
         let counts = json!({ "rows": read.counts });
         Ok(Self { train, held_out, counts })
     }
