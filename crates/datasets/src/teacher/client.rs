@@ -3,21 +3,13 @@
 use std::io::Read;
 use std::time::{Duration, SystemTime};
 
-use jiff::civil;
-use jiff::tz::Offset;
-use ureq::Agent;
-use ureq::http::{HeaderMap, HeaderValue, Uri};
-use ureq::unversioned::resolver::DefaultResolver;
-use ureq::unversioned::transport::{Connector, DefaultConnector};
-
+use super::connection::{Connection, ConnectionSettings, HttpReply, LONGEST_REPLY};
 use super::request::{Body, Reply, as_chat};
-use super::secret::ApiKey;
-use super::wire::Keyed;
 use super::{Endpoint, KeySource, Result, TeacherConfig, TeacherError, TokenLimit};
 use crate::text::without_mark;
+use jiff::civil;
+use jiff::tz::Offset;
 
-/// Longer replies are refused, so that no server can fill the memory.
-const LONGEST_REPLY: u64 = 64 << 20;
 /// A server that asks for more patience than this is asked again after it.
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 const LONGEST_MESSAGE: usize = 300;
@@ -35,11 +27,8 @@ pub(super) enum Failure {
 
 #[derive(Debug)]
 pub(super) struct Client {
-    agent: Agent,
-    url: String,
-    key: ApiKey,
+    connection: Connection,
     source: KeySource,
-    headers: HeaderMap,
     token_limit: TokenLimit,
     endpoint: Endpoint,
 }
@@ -47,55 +36,17 @@ pub(super) struct Client {
 impl Client {
     pub(super) fn new(config: &TeacherConfig) -> Result<Self> {
         config.validate()?;
-        let key = ApiKey::load(&config.key)?;
-        let mut headers = HeaderMap::new();
-        let named = |name: &str| {
-            name.parse::<ureq::http::HeaderName>().map_err(|_| TeacherError::Config {
-                field: "headers",
-                reason: "is no name of a header".into(),
-            })
-        };
-        for (name, value) in &config.headers {
-            let value = HeaderValue::from_str(value).map_err(|_| TeacherError::Config {
-                field: "headers",
-                reason: "is no value of a header".into(),
-            })?;
-            headers.insert(named(name)?, value);
-        }
-        let header = named(&config.key_header)?;
-        let mut stand_in = None;
-        if let Some((value, word)) = key.header(header == ureq::http::header::AUTHORIZATION) {
-            headers.insert(header, value);
-            stand_in = word;
-        }
-        let mut builder = Agent::config_builder()
-            .http_status_as_error(false)
-            // A redirected request loses its key or its body, so the address has to be right.
-            .max_redirects(0)
-            .max_idle_connections(config.concurrency)
-            .max_idle_connections_per_host(config.concurrency)
-            .user_agent(concat!("ruminate/", env!("CARGO_PKG_VERSION")))
-            .timeout_global(Some(Duration::from_secs_f64(config.timeout_secs)));
-        #[cfg(feature = "https")]
-        {
-            use ureq::tls::{RootCerts, TlsConfig, TlsProvider};
-            let tls = TlsConfig::builder()
-                .provider(TlsProvider::Rustls)
-                .root_certs(RootCerts::PlatformVerifier)
-                .build();
-            builder = builder.tls_config(tls);
-        }
-        if is_this_machine(&config.base_url) {
-            builder = builder.proxy(None);
-        }
-        let connector = DefaultConnector::new().chain(Keyed(stand_in));
-        let agent = Agent::with_parts(builder.build(), connector, DefaultResolver::default());
-        Ok(Self {
-            agent,
+        let connection = Connection::open(&ConnectionSettings {
             url: config.url(),
-            key,
+            key: &config.key,
+            key_header: &config.key_header,
+            headers: &config.headers,
+            timeout: Duration::from_secs_f64(config.timeout_secs),
+            idle: config.concurrency,
+        })?;
+        Ok(Self {
+            connection,
             source: config.key.clone(),
-            headers,
             token_limit: config.token_limit,
             endpoint: config.endpoint,
         })
@@ -105,15 +56,9 @@ impl Client {
         let transient = |reason: String| Failure::Transient { reason: self.shorten(&reason), wait: None };
         let text = serde_json::to_vec(&body.wire(self.token_limit, self.endpoint))
             .map_err(|error| Failure::Rejected(error.to_string()))?;
-        let mut request = self.agent.post(&self.url).content_type("application/json");
-        if let Some(headers) = request.headers_mut() {
-            headers.extend(self.headers.clone());
-        }
-        let mut response = request.send(&text).map_err(|error| transient(error.to_string()))?;
-        let status = response.status().as_u16();
-        let wait = response.headers().get("retry-after").and_then(|value| value.to_str().ok());
-        let wait = wait.and_then(|value| retry_after(value, SystemTime::now()));
-        let reply = response.body_mut().with_config().limit(LONGEST_REPLY).read_to_vec();
+        let HttpReply { status, retry_after: wait, body: reply } =
+            self.connection.post(&text).map_err(transient)?;
+        let wait = wait.and_then(|value| retry_after(&value, SystemTime::now()));
         if (200..300).contains(&status) {
             let reply = reply.map_err(|error| transient(format!("the reply broke off: {error}")))?;
             let reply = unpacked(reply).map_err(transient)?;
@@ -125,7 +70,7 @@ impl Client {
             let mut answer: Reply = parsed.map_err(|error| {
                 transient(format!("the reply is no chat completion ({error}): {}", said(&reply)))
             })?;
-            self.key.hide_in(&mut answer.choices);
+            self.connection.key().hide_in(&mut answer.choices);
             answer.missing = answer.missing.map(|reason| self.shorten(&reason));
             return Ok(answer);
         }
@@ -150,12 +95,12 @@ impl Client {
     }
 
     fn refused(&self, status: u16, message: String) -> Failure {
-        Failure::Fatal(TeacherError::Refused { status, url: self.url.clone(), message })
+        Failure::Fatal(TeacherError::Refused { status, url: self.connection.url().into(), message })
     }
 
-    /// A message without the key, as it can be [shown]. The key goes first, so that no part of it remains.
+    /// A message without the key, as it can be [shown].
     fn shorten(&self, text: &str) -> String {
-        shown(&self.key.hide(text))
+        self.connection.hide(text)
     }
 }
 
@@ -235,12 +180,6 @@ fn http_date(value: &str) -> Option<SystemTime> {
     let forms = ["%a, %d %b %Y %H:%M:%S GMT", "%A, %d-%b-%y %H:%M:%S GMT", "%a %b %e %H:%M:%S %Y"];
     let date = forms.iter().find_map(|form| civil::DateTime::strptime(form, value).ok())?;
     Offset::UTC.to_timestamp(date).ok()?.try_into().ok()
-}
-
-/// Proxies do not lead to this machine.
-fn is_this_machine(url: &str) -> bool {
-    let uri: Option<Uri> = url.parse().ok();
-    uri.and_then(|uri| uri.host().map(|h| ["localhost", "127.0.0.1", "[::1]"].contains(&h))).unwrap_or(false)
 }
 
 #[cfg(test)]

@@ -57,8 +57,11 @@ impl Interrupt {
         work()
     }
 
-    /// Fails once the request under which this thread works is raised.
-    pub(crate) fn check() -> Result<()> {
+    /// Fails once the request under which this thread works is raised. For work that waits for something else than a model.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`].
+    pub fn check() -> Result<()> {
         if CURRENT.with_borrow(Self::is_raised) { Err(Error::Interrupted) } else { Ok(()) }
     }
 }
