@@ -1,16 +1,24 @@
 //! Rewards of a server, in the form of OpenRLHF's remote reward models.
 
-use std::time::Duration;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
 
 use ruminate_datasets::rows::TextOrMessages;
+use ruminate_datasets::teacher::{Connection, ConnectionSettings, HttpReply, KeySource, TeacherError};
+use ruminate_models::Interrupt;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use ureq::Agent;
 
-use super::{Answered, Judge, Unjudged};
+use super::command::is_reward;
+use super::{Answered, Judge, Judged, PolicyModel, Unjudged};
+use crate::RewardError;
 
-/// What a server says. It gets `{"query": [...], "prompts": [...], "labels": [...]}`, where a query is a prompt with its response, and answers
-/// with `{"rewards": [...]}`, one number for each.
+/// Settings of `http`: a server that judges. It gets `{"query": [...], "prompts": [...], "labels": [...]}` and answers with `{"rewards":
+/// [...]}`, one number for each sample. A query is a prompt with its response behind it, and a label the row's answer, or empty. The
+/// messages of a dialogue stand in a prompt as `ROLE: TEXT`, one after another, each with the end of a line. Other fields of the reply,
+/// such as `scores` and `extra_logs`, are not read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct HttpReward {
@@ -20,27 +28,63 @@ pub struct HttpReward {
     pub batch: usize,
     /// Seconds that a request may take.
     pub timeout_s: u64,
-    /// Times that a request is sent again where no connection is made, or the server is busy (status 429) or in trouble (5xx).
+    /// Times that a request is sent again where no connection is made, it takes too long, or the server is busy (status 429) or in trouble
+    /// (5xx).
     pub retries: u32,
+    /// Where a key comes from, `{ env = "NAME" }` or `{ file = "PATH" }`; it is sent as `authorization: Bearer KEY`.
+    pub key: KeySource,
+    /// Further headers. They are no place for secrets: a configuration is written to run folders.
+    pub headers: BTreeMap<String, String>,
 }
 
 impl Default for HttpReward {
     fn default() -> Self {
-        Self { url: String::new(), batch: 64, timeout_s: 60, retries: 3 }
+        Self {
+            url: String::new(),
+            batch: 64,
+            timeout_s: 60,
+            retries: 3,
+            key: KeySource::None,
+            headers: BTreeMap::new(),
+        }
     }
 }
 
+/// Headers that hold secrets.
+const SECRET: [&str; 5] = ["authorization", "proxy-authorization", "cookie", "api-key", "x-api-key"];
+/// Longest wait between two tries.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
 impl HttpReward {
     pub(super) fn prepared(&self) -> Result<HttpJudge, String> {
-        if !(self.url.starts_with("http://") || self.url.starts_with("https://")) {
-            return Err(format!("url is {:?}, but must begin with http:// or https://", self.url));
+        if self.url.contains('@') {
+            // The address is not repeated: it may hold a password.
+            return Err("url must hold no user and no password; keys belong into kind.http.key".into());
         }
         if self.batch == 0 || self.timeout_s == 0 {
             return Err("batch and timeout_s must be at least 1".into());
         }
-        let timeout = Some(Duration::from_secs(self.timeout_s));
-        let agent = Agent::config_builder().timeout_global(timeout).http_status_as_error(false).build();
-        Ok(HttpJudge { settings: self.clone(), agent: agent.into() })
+        if self.headers.keys().any(|name| SECRET.contains(&name.to_ascii_lowercase().as_str())) {
+            return Err("headers must hold no key; use kind.http.key".into());
+        }
+        let connection = Connection::open(&ConnectionSettings {
+            url: self.url.clone(),
+            key: &self.key,
+            key_header: "authorization",
+            headers: &self.headers,
+            timeout: Duration::from_secs(self.timeout_s),
+            idle: 1,
+        });
+        let connection = connection.map_err(|error| match error {
+            TeacherError::Config { field: "url", reason } => format!("url is {:?}: {reason}", self.url),
+            TeacherError::Config { field, reason } => format!("{field}: {reason}"),
+            TeacherError::MissingKey(KeySource::Env(name)) => {
+                format!("key: the environment variable {name} is not set")
+            }
+            TeacherError::MissingKey(KeySource::File(path)) => format!("key: {} is empty", path.display()),
+            error => format!("key: {error}"),
+        })?;
+        Ok(HttpJudge { settings: self.clone(), connection: Arc::new(connection) })
     }
 }
 
@@ -48,18 +92,17 @@ impl HttpReward {
 #[derive(Debug)]
 pub(super) struct HttpJudge {
     settings: HttpReward,
-    agent: Agent,
+    connection: Arc<Connection>,
 }
 
 /// What a server answers. Some send a number alone for a request of one sample.
 #[derive(Deserialize)]
 struct Reply {
-    #[serde(alias = "reward", alias = "scores")]
     rewards: OneOrMore,
 }
 
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "`rewards` is no list of numbers")]
 enum OneOrMore {
     One(f64),
     More(Vec<f64>),
@@ -68,79 +111,118 @@ enum OneOrMore {
 /// A request that failed.
 struct Failed {
     reason: String,
-    /// Whether the same request may have more luck.
-    again: bool,
+    /// Whether the same request may have more luck, and how long the server asks to wait.
+    again: Option<Option<Duration>>,
 }
 
 impl Judge for HttpJudge {
-    fn judge(&self, samples: &[Answered<'_>]) -> Result<Vec<f64>, Unjudged> {
+    fn judge(&self, samples: &[Answered<'_>], _: Option<PolicyModel<'_>>) -> Judged {
         let mut rewards = vec![];
         for batch in samples.chunks(self.settings.batch) {
             let first = rewards.len();
-            let failed = |(sample, reason)| Unjudged { sample: first + sample, reason, external: true };
-            rewards.extend(self.ask(batch).map_err(failed)?);
+            let reply = self.ask(batch)?.map_err(|reason| (0, reason));
+            let numbers = reply.and_then(|reply| self.numbers(&reply, batch.len()));
+            rewards.extend(numbers.map_err(|(sample, reason)| {
+                let reason = format!("{}: {}", self.connection.url(), self.connection.hide(&reason));
+                Unjudged::External { sample: first + sample, reason }
+            })?);
         }
         Ok(rewards)
     }
 }
 
-impl HttpJudge {
-    fn ask(&self, samples: &[Answered<'_>]) -> Result<Vec<f64>, (usize, String)> {
-        let prompt = |of: &Answered<'_>| match &of.row.prompt {
-            TextOrMessages::Text(text) => text.clone(),
-            TextOrMessages::Messages(messages) => {
-                messages.iter().map(|message| format!("{}: {}\n", message.role, message.content)).collect()
-            }
-        };
-        let prompts: Vec<String> = samples.iter().map(prompt).collect();
-        let query: Vec<String> =
-            samples.iter().zip(&prompts).map(|(of, prompt)| format!("{prompt}{}", of.text)).collect();
-        let labels: Vec<&str> = samples.iter().map(|of| of.row.answer.as_deref().unwrap_or("")).collect();
-        let body = json!({ "query": query, "prompts": prompts, "labels": labels }).to_string();
-        let url = &self.settings.url;
-        let mut tries = 0;
-        let reply = loop {
-            match self.send(&body) {
-                Ok(reply) => break reply,
-                Err(Failed { again: true, .. }) if tries < self.settings.retries => {
-                    tries += 1;
-                    std::thread::sleep(Duration::from_millis(250 << tries.min(5)));
-                }
-                Err(Failed { reason, .. }) => return Err((0, format!("{url}: {reason}"))),
-            }
-        };
-        let rewards = match serde_json::from_str::<Reply>(&reply) {
-            Ok(Reply { rewards: OneOrMore::One(reward) }) => vec![reward],
-            Ok(Reply { rewards: OneOrMore::More(rewards) }) => rewards,
-            Err(error) => {
-                let shown: String = reply.chars().take(200).collect();
-                return Err((
-                    0,
-                    format!("{url} has answered {shown:?}, not {{\"rewards\": [...]}}: {error}"),
-                ));
-            }
-        };
-        if rewards.len() != samples.len() {
-            let reason = format!("{url} has sent {} rewards for {} samples", rewards.len(), samples.len());
-            return Err((rewards.len().min(samples.len() - 1), reason));
+/// A prompt as the server gets it.
+fn prompt(sample: &Answered<'_>) -> String {
+    match &sample.row.prompt {
+        TextOrMessages::Text(text) => text.clone(),
+        TextOrMessages::Messages(messages) => {
+            messages.iter().map(|message| format!("{}: {}\n", message.role, message.content)).collect()
         }
-        match rewards.iter().position(|&reward| !(reward as f32).is_finite()) {
-            Some(sample) => Err((sample, format!("{url} has sent {}, which is no reward", rewards[sample]))),
-            None => Ok(rewards),
+    }
+}
+
+impl HttpJudge {
+    /// The server's reply, or why there is none.
+    fn ask(&self, samples: &[Answered<'_>]) -> Result<Result<Vec<u8>, String>, RewardError> {
+        let prompts: Vec<String> = samples.iter().map(prompt).collect();
+        let query = samples.iter().zip(&prompts).map(|(of, prompt)| format!("{prompt}{}", of.text));
+        let query: Vec<String> = query.collect();
+        let labels: Vec<&str> = samples.iter().map(|of| of.row.answer.as_deref().unwrap_or("")).collect();
+        let body: Arc<[u8]> =
+            json!({ "query": query, "prompts": prompts, "labels": labels }).to_string().into_bytes().into();
+        let mut tries = 0;
+        loop {
+            let (reason, wait) = match self.send(&body)? {
+                Ok(reply) => return Ok(Ok(reply)),
+                Err(Failed { reason, again: None }) => return Ok(Err(reason)),
+                Err(Failed { reason, again: Some(wait) }) => (reason, wait),
+            };
+            if tries == self.settings.retries {
+                return Ok(Err(if tries == 0 {
+                    reason
+                } else {
+                    format!("{reason} (tried {} times)", tries + 1)
+                }));
+            }
+            tries += 1;
+            log::warn!(
+                "reward server {}: {}; trying again",
+                self.connection.url(),
+                self.connection.hide(&reason)
+            );
+            let begin = Instant::now();
+            let wait = wait.unwrap_or(Duration::from_millis(250 << tries.min(5))).min(LONGEST_WAIT);
+            while begin.elapsed() < wait {
+                Interrupt::check()?;
+                std::thread::sleep(Duration::from_millis(20).min(wait));
+            }
         }
     }
 
-    fn send(&self, body: &str) -> Result<String, Failed> {
-        let request = self.agent.post(&self.settings.url).content_type("application/json");
-        let mut response =
-            request.send(body).map_err(|error| Failed { reason: error.to_string(), again: true })?;
-        let status = response.status().as_u16();
-        let text = response.body_mut().read_to_string();
+    /// Sends a request once. It waits in a thread of its own, so that a request to stop is heard here.
+    fn send(&self, body: &Arc<[u8]>) -> Result<Result<Vec<u8>, Failed>, RewardError> {
+        let (sender, receiver) = channel();
+        let (connection, body) = (Arc::clone(&self.connection), Arc::clone(body));
+        std::thread::spawn(move || sender.send(connection.post(&body)));
+        let reply = loop {
+            Interrupt::check()?;
+            match receiver.recv_timeout(Duration::from_millis(50)) {
+                Ok(reply) => break reply,
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break Err("the request broke off".into()),
+            }
+        };
+        let again = |reason| Failed { reason, again: Some(None) };
+        let HttpReply { status, retry_after, body } = match reply {
+            Ok(reply) => reply,
+            Err(reason) => return Ok(Err(again(reason))),
+        };
         if (200..300).contains(&status) {
-            return text.map_err(|error| Failed { reason: error.to_string(), again: true });
+            return Ok(body.map_err(|reason| again(format!("the reply broke off: {reason}"))));
         }
-        let said: String = text.unwrap_or_default().chars().take(200).collect();
-        let again = status == 429 || status >= 500;
-        Err(Failed { reason: format!("status {status}: {said}"), again })
+        let busy = status == 429 || status >= 500;
+        let wait = retry_after.and_then(|secs| secs.trim().parse().ok()).map(Duration::from_secs);
+        let said = String::from_utf8_lossy(&body.unwrap_or_default()).trim().to_owned();
+        Ok(Err(Failed { reason: format!("status {status}: {said}"), again: busy.then_some(wait) }))
+    }
+
+    /// The numbers of a reply.
+    fn numbers(&self, reply: &[u8], count: usize) -> Result<Vec<f64>, (usize, String)> {
+        let rewards = match serde_json::from_slice(reply) {
+            Ok(Reply { rewards: OneOrMore::One(reward) }) => vec![reward],
+            Ok(Reply { rewards: OneOrMore::More(rewards) }) => rewards,
+            Err(error) => {
+                let shown = super::beginning(&String::from_utf8_lossy(reply));
+                return Err((0, format!("the reply is not {{\"rewards\": [...]}}, but {shown} ({error})")));
+            }
+        };
+        if rewards.len() != count {
+            let reason = format!("the reply has {} rewards for {count} samples", rewards.len());
+            return Err((rewards.len().min(count - 1), reason));
+        }
+        match rewards.iter().position(|&reward| !is_reward(reward)) {
+            Some(sample) => Err((sample, format!("the reply has {}, which is no reward", rewards[sample]))),
+            None => Ok(rewards),
+        }
     }
 }

@@ -6,7 +6,9 @@ use serde::de::value::{MapAccessDeserializer, MapDeserializer};
 use serde::de::{IntoDeserializer, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::text::{Contains, ExactMatch, Format, Gsm8k, Length, Math, Number, Pattern};
+use super::compare::{Contains, ExactMatch, Gsm8k, Math, Number, Pattern};
+use super::form::{Format, Length};
+use super::models::{Plausible, SelfFeedbackReward};
 use super::{CommandReward, HttpReward, Judge};
 
 /// What a reward looks at. A kind that needs no settings is a word, `kind = "number"`; others are tables, `kind.number = { tolerance =
@@ -21,16 +23,20 @@ pub enum RewardKind {
     Number(Number),
     /// 1 where a regular expression finds the answer, or finds anything.
     Regex(Pattern),
-    /// 1 where the last `\boxed{...}` holds the answer, by the rules of the MATH data set.
+    /// 1 where the last `\boxed{...}` holds the answer, by the rules of the MATH data set, numbers by their values.
     Math(Empty),
     /// 1 where the number after `####`, or in the last `\boxed{...}`, is that of the answer, by the rules of GSM8K.
     Gsm8k(Empty),
     /// 1 where a text is in the response.
     Contains(Contains),
-    /// 1 where parts stand in the response in their order, each once.
+    /// 1 where the response has a form: parts in their order, or a pattern for all of it.
     Format(Format),
     /// How well the response keeps to a length, from 0 to 1.
     Length(Length),
+    /// For how true a model takes the response, from 0 to 1.
+    Plausibility(Plausible),
+    /// How much the response helps the policy itself to answer. Needs [`WeightedRewards::with_tokenizer`](super::WeightedRewards::with_tokenizer).
+    SelfFeedback(SelfFeedbackReward),
     /// What a program says.
     Command(CommandReward),
     /// What a server says, in the form of OpenRLHF's remote reward models.
@@ -51,9 +57,11 @@ impl RewardKind {
             Self::Regex(kind) => Box::new(kind.compiled()?),
             Self::Math(_) => Box::new(Math),
             Self::Gsm8k(_) => Box::new(Gsm8k),
-            Self::Contains(kind) => Box::new(kind.clone()),
+            Self::Contains(kind) => Box::new(kind.checked()?),
             Self::Format(kind) => Box::new(kind.checked()?),
             Self::Length(kind) => Box::new(kind.checked()?),
+            Self::Plausibility(kind) => Box::new(kind.prepared()?),
+            Self::SelfFeedback(kind) => Box::new(kind.checked()?),
             Self::Command(kind) => Box::new(kind.prepared()?),
             Self::Http(kind) => Box::new(kind.prepared()?),
         })

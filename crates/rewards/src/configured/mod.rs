@@ -1,4 +1,4 @@
-//! Rewards that a configuration names, without any Rust: comparisons with the answer, forms, lengths, programs, and addresses.
+//! Rewards that a configuration names, without any Rust: comparisons with the answer, forms, lengths, models, programs, and servers.
 //!
 //! A list of [`RewardConfig`] becomes [`WeightedRewards`], whose value is the weighted sum. In a configuration file:
 //! ```toml
@@ -17,17 +17,25 @@
 //! ```
 
 mod command;
+mod compare;
+mod form;
 mod http;
 mod kind;
-mod text;
+mod models;
+mod numbers;
+mod program;
+mod template;
 
 use ruminate_datasets::rows::PromptRow;
+use ruminate_models::{ScoreChoices, TokenId, Tokenizer};
 use serde::{Deserialize, Serialize};
 
 pub use command::CommandReward;
+pub use compare::{Contains, ExactMatch, Number, Pattern};
+pub use form::{Format, Length, LengthUnit};
 pub use http::HttpReward;
 pub use kind::{Empty, RewardKind};
-pub use text::{Contains, ExactMatch, Format, Length, LengthUnit, Number, Pattern};
+pub use models::{ModelPrecision, Plausible, SelfFeedbackReward};
 
 use crate::{Reward, RewardError, Rewarded, Sample};
 
@@ -100,19 +108,65 @@ pub(crate) struct Answered<'a> {
     tokens: Option<usize>,
 }
 
-/// What a kind of reward does.
-pub(crate) trait Judge: std::fmt::Debug + Send + Sync {
-    /// One finite number for each sample, or the index of the one that cannot be judged, and why.
-    fn judge(&self, samples: &[Answered<'_>]) -> Result<Vec<f64>, Unjudged>;
+/// The policy that wrote the responses, with its tokenizer.
+#[derive(Clone, Copy)]
+pub(crate) struct PolicyModel<'a> {
+    policy: &'a dyn ScoreChoices,
+    tokenizer: &'a Tokenizer,
 }
 
-/// A sample that cannot be judged.
+/// One finite number for each sample.
+pub(crate) type Judged = Result<Vec<f64>, Unjudged>;
+
+/// What a kind of reward does.
+pub(crate) trait Judge: std::fmt::Debug + Send + Sync {
+    /// Judges samples; the policy is there where it can be asked.
+    fn judge(&self, samples: &[Answered<'_>], policy: Option<PolicyModel<'_>>) -> Judged;
+
+    /// True for a kind that cannot judge without the policy.
+    fn asks_policy(&self) -> bool {
+        false
+    }
+}
+
+/// Why samples have no reward.
 #[derive(Debug)]
-pub(crate) struct Unjudged {
-    sample: usize,
-    reason: String,
-    /// Whether something outside of this program failed.
-    external: bool,
+pub(crate) enum Unjudged {
+    /// A sample that cannot be judged.
+    Sample { sample: usize, reason: String },
+    /// Something outside of this program failed.
+    External { sample: usize, reason: String },
+    /// A setting that cannot be checked earlier.
+    Setting(String),
+    /// A model failed, or somebody asked to stop.
+    Other(RewardError),
+}
+
+impl From<RewardError> for Unjudged {
+    fn from(error: RewardError) -> Self {
+        Self::Other(error)
+    }
+}
+
+impl Unjudged {
+    /// Judges samples one by one.
+    fn each(samples: &[Answered<'_>], judge: impl Fn(&Answered<'_>) -> Result<f64, String>) -> Judged {
+        let one = |(sample, of)| judge(of).map_err(|reason| Self::Sample { sample, reason });
+        samples.iter().enumerate().map(one).collect()
+    }
+
+    fn named(self, name: &str, samples: &[Answered<'_>]) -> RewardError {
+        let name = name.to_owned();
+        match self {
+            Self::Sample { sample, reason } => ConfiguredError::Sample { name, sample, reason }.into(),
+            Self::External { sample, reason } => {
+                let text = beginning(samples.get(sample).map_or("", |of| of.text));
+                ConfiguredError::External { name, sample, text, reason }.into()
+            }
+            Self::Setting(reason) => ConfiguredError::Setting { name, reason }.into(),
+            Self::Other(error) => error,
+        }
+    }
 }
 
 /// Several configured rewards; the value of a response is their weighted sum, and each is told under its name.
@@ -171,6 +225,18 @@ impl WeightedRewards {
         self.rewards.iter().map(|(config, _)| config.name.as_str()).collect()
     }
 
+    /// True where a reward asks the policy, so that [`with_tokenizer`](Self::with_tokenizer) is needed.
+    #[must_use]
+    pub fn asks_policy(&self) -> bool {
+        self.rewards.iter().any(|(_, judge)| judge.asks_policy())
+    }
+
+    /// Lets rewards ask the policy, whose tokenizer this is.
+    #[must_use]
+    pub fn with_tokenizer(self, tokenizer: Tokenizer) -> PolicyRewards {
+        PolicyRewards { rewards: self, tokenizer }
+    }
+
     /// Judges texts, each with the row that it answers.
     ///
     /// # Errors
@@ -180,31 +246,32 @@ impl WeightedRewards {
             return Err(RewardError::Count { samples: rows.len(), rewards: texts.len() });
         }
         let samples = rows.iter().zip(texts).map(|(&row, &text)| Answered { row, text, tokens: None });
-        self.judge_all(&samples.collect::<Vec<_>>())
+        self.judge_all(&samples.collect::<Vec<_>>(), None)
     }
 
-    fn judge_all(&self, samples: &[Answered<'_>]) -> Result<Vec<Rewarded>, RewardError> {
+    fn judge_all(
+        &self,
+        samples: &[Answered<'_>],
+        policy: Option<PolicyModel<'_>>,
+    ) -> Result<Vec<Rewarded>, RewardError> {
         let mut judged = vec![Rewarded::default(); samples.len()];
         if samples.is_empty() {
             return Ok(judged);
         }
         let mut sums = vec![0.0; samples.len()];
         for (RewardConfig { name, weight, .. }, judge) in &self.rewards {
-            let values = judge.judge(samples).map_err(|unjudged| {
-                let Unjudged { sample, reason, external } = unjudged;
-                let name = name.clone();
-                if external {
-                    let text = beginning(samples.get(sample).map_or("", |of| of.text));
-                    return ConfiguredError::External { name, sample, text, reason };
-                }
-                ConfiguredError::Sample { name, sample, reason }
-            })?;
+            let values = judge.judge(samples, policy).map_err(|unjudged| unjudged.named(name, samples))?;
             for ((of, sum), value) in judged.iter_mut().zip(&mut sums).zip(values) {
                 *sum += weight * value;
                 of.parts.push((name.clone().into(), value as f32));
             }
         }
-        judged.iter_mut().zip(sums).for_each(|(of, sum)| of.value = sum as f32);
+        for (sample, (of, sum)) in judged.iter_mut().zip(sums).enumerate() {
+            of.value = sum as f32;
+            if !of.value.is_finite() {
+                return Err(RewardError::NotFinite { sample, task: String::new(), value: sum });
+            }
+        }
         Ok(judged)
     }
 }
@@ -216,12 +283,50 @@ fn beginning(text: &str) -> String {
     if short.len() < text.len() { format!("{short:?}...") } else { format!("{text:?}") }
 }
 
+fn answered<'a>(samples: &'a [Sample<'_, PromptRow>]) -> Vec<Answered<'a>> {
+    let answered = |sample: &'a Sample<'_, PromptRow>| Answered {
+        row: sample.item,
+        text: sample.text,
+        tokens: Some(sample.response.len()),
+    };
+    samples.iter().map(answered).collect()
+}
+
 impl<P: ?Sized> Reward<P, PromptRow> for WeightedRewards {
     fn rewards(&self, _: &P, samples: &[Sample<'_, PromptRow>]) -> Result<Vec<Rewarded>, RewardError> {
-        let samples = samples.iter().map(|sample| {
-            let tokens = Some(sample.response.len());
-            Answered { row: sample.item, text: sample.text, tokens }
-        });
-        self.judge_all(&samples.collect::<Vec<_>>())
+        self.judge_all(&answered(samples), None)
+    }
+}
+
+/// Configured rewards that may ask the policy; made by [`WeightedRewards::with_tokenizer`].
+#[derive(Debug)]
+pub struct PolicyRewards {
+    rewards: WeightedRewards,
+    tokenizer: Tokenizer,
+}
+
+impl<P: ScoreChoices + ?Sized> Reward<P, PromptRow> for PolicyRewards {
+    fn rewards(&self, policy: &P, samples: &[Sample<'_, PromptRow>]) -> Result<Vec<Rewarded>, RewardError> {
+        /// A policy of any size behind a reference, which can be a trait object.
+        struct Behind<'a, P: ?Sized>(&'a P);
+        impl<P: ScoreChoices + ?Sized> ScoreChoices for Behind<'_, P> {
+            fn choice_log_probs(
+                &self,
+                prompts: &[Vec<TokenId>],
+                choices: &[Vec<Vec<TokenId>>],
+            ) -> ruminate_models::Result<tch::Tensor> {
+                self.0.choice_log_probs(prompts, choices)
+            }
+
+            fn first_token_logits(
+                &self,
+                prompts: &[Vec<TokenId>],
+                tokens: &[Vec<TokenId>],
+            ) -> ruminate_models::Result<Vec<Vec<f32>>> {
+                self.0.first_token_logits(prompts, tokens)
+            }
+        }
+        let policy = PolicyModel { policy: &Behind(policy), tokenizer: &self.tokenizer };
+        self.rewards.judge_all(&answered(samples), Some(policy))
     }
 }
