@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use clap::Args;
 use ruminate::algorithms::trainer::verify;
-use ruminate::algorithms::{Error, KeptTexts};
+use ruminate::algorithms::{Collective, Error, KeptTexts};
 use ruminate::datasets::json as json_files;
 use ruminate::datasets::rows::{Columns, PromptRow, TextOrMessages, read_prompts};
 use ruminate::models::{
@@ -17,7 +17,9 @@ use ruminate::rewards::Rewarded;
 use ruminate::rewards::configured::{RewardConfig, WeightedRewards};
 use ruminate::run::demo::Estimate;
 use ruminate::run::program::{Configuration, checkpoint};
-use ruminate::run::{ConfigError, FlagKeys, Outcome, RunArgs, Table, Worker, print_json, print_text};
+use ruminate::run::{
+    ConfigError, FlagKeys, Outcome, RunArgs, StopFlag, Table, Worker, print_json, print_text,
+};
 use ruminate::tch::{self, Kind};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -212,6 +214,20 @@ impl ModelArgs {
             return Ok(Err(outcome));
         }
         let worker = run.worker()?;
+        Ok(Ok(Self::with(folder, config, worker)?))
+    }
+
+    /// Loads the model for somebody who talks with it: one process, in which Ctrl-C stops an answer.
+    pub(crate) fn load_to_talk(&self) -> anyhow::Result<Loaded> {
+        let folder = checkpoint(&self.model)?;
+        self.run.refuse(&["--resume", "--resume-from", "--dry-run", "--nproc"])?;
+        let config = UseConfig::load(&self.run)?;
+        let (device, verbosity) = (self.run.setup()?, self.run.verbosity());
+        let stop = StopFlag::on_each_ctrl_c()?;
+        Self::with(folder, config, Worker { device, collective: Collective::default(), verbosity, stop })
+    }
+
+    fn with(folder: PathBuf, config: UseConfig, worker: Worker) -> anyhow::Result<Loaded> {
         verify(&folder)?;
         let kind = match config.precision {
             ruminate::algorithms::Precision::F32 => Kind::Float,
@@ -221,7 +237,7 @@ impl ModelArgs {
         let tokenizer = Tokenizer::open(&folder)?;
         model.set_tokenizer(tokenizer.clone());
         let encoder = Encoder::new(&config.chat, tokenizer, &folder)?;
-        Ok(Ok(Loaded { folder, model, encoder, config, worker }))
+        Ok(Loaded { folder, model, encoder, config, worker })
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod chat;
 mod generate;
+mod talk;
 mod train;
 
 use std::process::ExitCode;
@@ -27,39 +28,34 @@ enum Command {
     ///
     /// For example: ruminate sft --model models/smollm2 --data train.jsonl --out runs/sft
     ///
-    /// A row is {"prompt": "...", "completion": "..."} or {"messages": ["role": ..., "content": ...]}, in the forms of TRL. Losses are those of
+    /// A row is {"prompt": "...", "completion": "..."} or has a dialogue in "messages", in the forms of TRL. Losses are those of
     /// completions and of the assistant's messages. The best checkpoint is OUT/checkpoints/best, a model folder.
-    #[command(verbatim_doc_comment)]
     Sft(TrainArgs),
     /// Optimise a model on pairs of a better and a worse completion: DPO and its family
     ///
     /// For example: ruminate dpo --model runs/sft/checkpoints/best --data pairs.jsonl --out runs/dpo
     ///
-    /// A row is {"prompt": "...", "chosen": "...", "rejected": "..."}. The loss is chosen with --set
-    /// 'dpo.terms=[{loss={simpo={gamma=0.5}}}]'; docs/guide/dpo.md has them all.
-    #[command(verbatim_doc_comment)]
+    /// A row is {"prompt": "...", "chosen": "...", "rejected": "..."}. The loss is chosen by dpo.terms in the
+    /// configuration; docs/guide/dpo.md has them all.
     Dpo(TrainArgs),
     /// Reinforce a model by rewards of its own responses: PPO
     ///
     /// For example: ruminate ppo --model runs/sft/checkpoints/best --data prompts.jsonl --config rewards.toml --out runs/ppo
     ///
-    /// A row is {"prompt": "...", "answer": "..."}. The configuration names at least one [[reward]]; docs/guide/rewards.md has all kinds, scripts
+    /// A row is {"prompt": "...", "answer": "..."}. The configuration names at least one reward; docs/guide/rewards.md has all kinds, scripts
     /// of your own among them.
-    #[command(verbatim_doc_comment)]
     Ppo(TrainArgs),
     /// Fine-tune a model on completions that are weighted by their rewards: reward-weighted regression
     ///
     /// For example: ruminate rwr --model models/smollm2 --data rated.jsonl --out runs/rwr
     ///
     /// A row is {"prompt": "...", "completion": "...", "reward": 0.7}.
-    #[command(verbatim_doc_comment)]
     Rwr(TrainArgs),
     /// Reinforce a model by control tokens for quantiles of rewards: Quark
     ///
     /// For example: ruminate quark --model runs/sft/checkpoints/best --data prompts.jsonl --config rewards.toml --out runs/quark
     ///
     /// Rows and rewards are those of `ruminate ppo`.
-    #[command(verbatim_doc_comment)]
     Quark(TrainArgs),
     /// Write responses to prompts
     ///
@@ -67,19 +63,23 @@ enum Command {
     ///
     /// Prompts come from --prompt, from a file (--data), or line by line from the standard input. With --out, responses are written to a folder, and
     /// a call that was stopped goes on with them.
-    #[command(verbatim_doc_comment)]
     Generate(generate::GenerateArgs),
+    /// Talk with a model in the terminal
+    ///
+    /// For example: ruminate chat --model models/smollm2
+    ///
+    /// The model's chat template puts the dialogue to it. Ctrl-C stops an answer, Ctrl-D ends the program; /system TEXT sets the system message,
+    /// /reset begins anew, /help tells the rest.
+    Chat(talk::ChatArgs),
     /// Tell how probable completions are under a model, and what rewards say of them
     ///
     /// For example: ruminate score --model models/smollm2 --data rows.jsonl
     ///
     /// A row is {"prompt": "...", "completion": "..."}.
-    #[command(verbatim_doc_comment)]
     Score(generate::ScoreArgs),
     /// Let a model answer prompts, and judge the answers by rewards
     ///
     /// For example: ruminate evaluate --model runs/ppo/checkpoints/best --data test.jsonl --config rewards.toml --out runs/test
-    #[command(verbatim_doc_comment)]
     Evaluate(generate::EvaluateArgs),
     #[command(flatten)]
     Shared(SharedCommand),
@@ -93,6 +93,7 @@ fn main() -> ExitCode {
         Command::Rwr(args) => args.train(&train::rwr::Regress),
         Command::Quark(args) => args.train(&train::quark::Unlearn),
         Command::Generate(args) => generate::generate(&args),
+        Command::Chat(args) => talk::chat(&args),
         Command::Score(args) => generate::score(&args),
         Command::Evaluate(args) => generate::evaluate(&args),
         Command::Shared(command) => command.run().map_err(Into::into),

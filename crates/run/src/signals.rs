@@ -44,6 +44,23 @@ impl StopFlag {
         Ok(stop)
     }
 
+    /// A flag that each Ctrl-C raises anew, once [`take`](Self::take) has put it down, and that never ends the process: for programs that
+    /// talk with somebody, where Ctrl-C stops an answer.
+    ///
+    /// # Errors
+    /// The operating system refuses the handler.
+    pub fn on_each_ctrl_c() -> Result<Self, SignalError> {
+        let stop = Self::default();
+        flag::register(SIGINT, Arc::clone(&stop.0))?;
+        Ok(stop)
+    }
+
+    /// Puts the flag down, and tells whether it was raised.
+    #[must_use]
+    pub fn take(&self) -> bool {
+        self.0.swap(false, Ordering::SeqCst)
+    }
+
     /// Asks to stop, as Ctrl-C does.
     pub fn request(&self) {
         self.0.store(true, Ordering::SeqCst);

@@ -48,7 +48,7 @@ pub(crate) struct TrainArgs {
     /// checkpoint; short for --set model.pretrained=DIR
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
-    /// File of training data, .jsonl, .json or .parquet; short for --set data.train. Repeat it to mix several
+    /// File of training data, JSON lines or an array (with the feature `parquet`, Parquet); short for --set data.train. Repeat it to mix several
     #[arg(long, value_name = "FILE")]
     data: Vec<PathBuf>,
     /// File of validation data; short for --set data.valid. Without one, a share of the training data is held out (data.valid_share)

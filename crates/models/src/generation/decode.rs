@@ -16,7 +16,7 @@ use super::rules::{processors, stop_ids, token_table};
 use super::stop_strings::StopStrings;
 use super::{
     Beam, Decoder, Finish, Generated, GenerationConfig, History, Interrupt, MAX_TOKENS, Prefill, Processor,
-    Started, Steps, Strategy, beam,
+    Started, Steps, Strategy, beam, stream,
 };
 use crate::{Error, Result, TokenId};
 
@@ -219,6 +219,13 @@ impl<'a, S: Steps> Loop<'a, S> {
         for step in 0..self.config.max_new_tokens {
             Interrupt::check()?;
             self.choose(step)?;
+            if stream::is_heard() {
+                // One row; telling it waits for the device.
+                stream::tell(self.tokens.f_int64_value(&[0, self.prompt_len + step as i64])?);
+                if self.finished.f_int64_value(&[0, 0])? != 0 {
+                    break;
+                }
+            }
             if step + 1 == self.config.max_new_tokens {
                 break;
             }

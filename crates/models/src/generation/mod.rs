@@ -9,6 +9,7 @@ mod processor;
 mod replay;
 mod rules;
 mod stop_strings;
+mod stream;
 
 use serde::{Deserialize, Serialize};
 
