@@ -78,6 +78,13 @@ pub trait Observer {
         Ok(())
     }
 
+    /// Training ends before step `step`, ahead of its last one, because no validation since that of step `best` was better
+    /// ([`TrainerConfig::early_stopping`](crate::TrainerConfig::early_stopping)). [`ended`](Self::ended) follows.
+    fn stopped_early(&mut self, step: u64, best: u64) -> Result<(), ObserverError> {
+        let _ = (step, best);
+        Ok(())
+    }
+
     /// Training is over, after `step` steps in total. `metrics` holds the `time/PHASE` since the last step that reported
     /// any: of the last validation and checkpoint.
     fn ended(&mut self, step: u64, ending: Ending, metrics: &Metrics) -> Result<(), ObserverError> {

@@ -69,6 +69,12 @@ impl TrainerState {
         read_json(&folder.join(STATE)).ok()
     }
 
+    /// True if none of the last `patience` validations is better than the best before them. Never with a patience of 0.
+    pub(super) fn is_exhausted(&self, patience: u64) -> bool {
+        let since_best = |best| self.scores.range(best..).skip(1).count() as u64;
+        patience > 0 && self.best().is_some_and(|best| since_best(best) >= patience)
+    }
+
     /// Step of the best validation; the earliest one among equals.
     #[must_use]
     pub fn best(&self) -> Option<u64> {
@@ -457,5 +463,21 @@ mod tests {
         assert_eq!(best(&[]), None);
         assert_eq!(best(&[(9, -7.0)]), Some(9));
         assert_eq!(best(&[(20, 1.0), (3, 1.0), (100, 1.0), (2, 0.5)]), Some(3));
+    }
+
+    #[test]
+    fn patience_counts_validations_since_the_best() {
+        let state = |scores: &[f64]| TrainerState {
+            scores: (0..).step_by(5).zip(scores.iter().copied()).collect(),
+            ..TrainerState::default()
+        };
+        assert!(!state(&[]).is_exhausted(1));
+        assert!(!state(&[1.0]).is_exhausted(1));
+        // An equal score is no better one.
+        assert!(state(&[1.0, 1.0]).is_exhausted(1));
+        assert!(!state(&[1.0, 1.0]).is_exhausted(2));
+        assert!(!state(&[1.0, 0.0, 2.0, 1.5]).is_exhausted(2));
+        assert!(state(&[1.0, 0.0, 2.0, 1.5, 1.9]).is_exhausted(2));
+        assert!(!state(&[2.0, 1.0, 0.0]).is_exhausted(0));
     }
 }

@@ -67,6 +67,9 @@ pub struct TrainerConfig {
     pub log_every: u64,
     /// Steps between two validations, which also save; 0 validates where the algorithm begins a phase, and at the end. Default: 500.
     pub eval_every: u64,
+    /// Validations in a row without a better score after which training ends; 0 never ends it. Validations that do not compete for the best
+    /// checkpoint ([`Algorithm::competes_at`]) do not count. Default: 0; `early_stopping_patience` of transformers' `EarlyStoppingCallback`.
+    pub early_stopping: u64,
     /// Steps between two checkpoints; 0 saves with each validation and at the end.
     pub save_every: u64,
     /// How many of the newest checkpoints stay on disk, besides the best: with 2, there is one to go back to when the
@@ -95,6 +98,7 @@ impl Default for TrainerConfig {
             accumulate: 1,
             log_every: 10,
             eval_every: 500,
+            early_stopping: 0,
             save_every: 0,
             keep: Checkpoints::KEEP,
             precision: Precision::F32,
@@ -292,7 +296,7 @@ pub trait Algorithm {
 /// How a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
-    /// All steps were taken.
+    /// All steps were taken, or validations did not get better any more ([`TrainerConfig::early_stopping`]).
     Finished,
     /// The observer asked to stop; a checkpoint was written.
     Stopped,
@@ -371,7 +375,7 @@ impl Trainer {
         Ok(self.checkpoints.last_state()?.map_or(0, |state| state.step))
     }
 
-    /// Trains to the last step, from the last checkpoint in the folder if there is one. A run that was interrupted
+    /// Trains to the last step, or until [early stopping](TrainerConfig::early_stopping), from the last checkpoint in the folder if there is one. A run that was interrupted
     /// and resumed gives the same parameters as one that was not, bit for bit on a CPU.
     ///
     /// # Errors
@@ -400,6 +404,11 @@ impl Trainer {
                     (observer, &interrupt),
                 )? {
                     return self.fitted(&state, Ending::Stopped, log, observer);
+                }
+                // From the stored scores, so that a resumed run and all ranks decide alike.
+                if let Some(best) = state.best().filter(|_| state.is_exhausted(config.early_stopping)) {
+                    observer.stopped_early(step, best).map_err(Error::Observer)?;
+                    return self.fitted(&state, Ending::Finished, log, observer);
                 }
             } else if due(config.save_every, step) && step > 0 {
                 log.check(step, collective)?;

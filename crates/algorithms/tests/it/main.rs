@@ -6,6 +6,7 @@ mod config;
 mod crystal;
 mod distributed;
 mod dpo;
+mod early_stopping;
 mod failures;
 mod learning;
 mod mario;

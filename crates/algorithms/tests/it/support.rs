@@ -239,6 +239,10 @@ impl Observer for Recorder {
         self.event(format!("{phase} {done} of {total}"))
     }
 
+    fn stopped_early(&mut self, step: u64, best: u64) -> std::result::Result<(), ObserverError> {
+        self.event(format!("stopped early {step}, best {best}"))
+    }
+
     fn stop_requested(&self) -> bool {
         self.stop_after.is_some() && self.last == self.stop_after
     }

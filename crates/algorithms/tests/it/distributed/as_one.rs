@@ -9,7 +9,7 @@ use ruminate_torch::dist::Sharding;
 use tempfile::TempDir;
 
 use super::{Method, Setup, fit, record, run, same_model};
-use crate::support::alone;
+use crate::support::{alone, target};
 
 /// How far a validation is, each rank says of its own part.
 fn without_progress(events: &[String]) -> Vec<&String> {
@@ -32,6 +32,15 @@ fn same_metrics(found: &BTreeMap<u64, Metrics>, single: &BTreeMap<u64, Metrics>,
 #[test]
 fn several_processes_take_the_steps_of_one() {
     as_one(Method::Sft, &ALL);
+}
+
+#[test]
+fn several_processes_end_early_as_one() {
+    for (single, several) in as_one_with(&Setup { early_stopping: 1, ..Setup::default() }, &FEW) {
+        for folder in [single.path(), several.path()] {
+            assert_eq!([target(folder, "best"), target(folder, "last")], ["step-8", "step-16"]);
+        }
+    }
 }
 
 #[test]
@@ -99,10 +108,13 @@ const FEW: [Case; 2] = [(2, 1, Sharding::None), (4, 2, Sharding::Gradients)];
 
 /// Trains in one process and in several; returns their folders.
 fn as_one(method: Method, cases: &[Case]) -> Vec<(Rc<TempDir>, TempDir)> {
+    as_one_with(&Setup { method, ..Setup::default() }, cases)
+}
+
+fn as_one_with(setup: &Setup, cases: &[Case]) -> Vec<(Rc<TempDir>, TempDir)> {
     let _alone = alone();
     let whole = Rc::new(tempfile::tempdir().unwrap());
-    let setup = Setup { method, ..Setup::default() };
-    let (_, single) = fit(&setup, whole.path(), &Collective::default()).unwrap();
+    let (_, single) = fit(setup, whole.path(), &Collective::default()).unwrap();
     let mut folders = vec![];
     for &(size, accumulate, sharding) in cases {
         let folder = tempfile::tempdir().unwrap();

@@ -42,6 +42,8 @@ struct Setup {
     checkpointing: bool,
     dropout: f64,
     steps: u64,
+    /// The best validation is that before step 8, and training ends after so many that are not better; 0 for neither.
+    early_stopping: u64,
     /// This rank asks to stop after a step.
     stop: Option<(usize, u64)>,
     /// This rank is gone after a step.
@@ -73,6 +75,7 @@ impl Default for Setup {
             checkpointing: false,
             dropout: 0.0,
             steps: STEPS,
+            early_stopping: 0,
             stop: None,
             abort: None,
             odd: None,
@@ -85,15 +88,17 @@ struct Uneven {
     examples: Vec<Example>,
     batches: TrainBatches,
     batch: usize,
+    /// The step of the best score, instead of that with the least loss.
+    peak: Option<u64>,
 }
 
 impl Uneven {
-    fn new(batch: usize) -> Self {
+    fn new(batch: usize, peak: Option<u64>) -> Self {
         let mut examples = examples(24);
         for (i, example) in examples.iter_mut().enumerate() {
             example.target = (0..[1, 1, 9, 2, 1, 12, 3][i % 7]).map(|j| 60 + 5 * j).collect();
         }
-        Self { batches: Self::batches(batch, Shard::SINGLE), examples, batch }
+        Self { batches: Self::batches(batch, Shard::SINGLE), examples, batch, peak }
     }
 
     fn batches(batch: usize, shard: Shard) -> TrainBatches {
@@ -118,9 +123,10 @@ impl<P: Policy> Curriculum<P> for Uneven {
         Ok(objectives)
     }
 
-    fn evaluate(&mut self, policy: &P, _: u64, _: &mut dyn Observer) -> Result<Evaluation> {
+    fn evaluate(&mut self, policy: &P, step: u64, _: &mut dyn Observer) -> Result<Evaluation> {
         let loss = mean_loss(policy, &self.examples)?;
-        Ok(Evaluation { metrics: vec![("eval/loss".into(), loss)], score: -loss })
+        let score = self.peak.map_or(-loss, |peak| -(step.abs_diff(peak) as f64));
+        Ok(Evaluation { metrics: vec![("eval/loss".into(), loss)], score })
     }
 
     fn state(&self) -> serde_json::Value {
@@ -150,6 +156,7 @@ fn config(setup: &Setup) -> TrainerConfig {
         lr: 1e-3,
         max_grad_norm: 1.0,
         eval_every: 8,
+        early_stopping: setup.early_stopping,
         log_every: 2,
         ..short(steps)
     }
@@ -175,7 +182,10 @@ fn fit(setup: &Setup, folder: &Path, collective: &Collective) -> Result<(Fitted,
     }
     let (batch, whole) = (ROWS / size / setup.accumulate, ROWS / size);
     let fitted = match setup.method {
-        Method::Sft => trainer.fit(&mut Sft::new(policy, Uneven::new(batch), tokenizer()), &mut recorder)?,
+        Method::Sft => {
+            let peak = (setup.early_stopping > 0).then_some(8);
+            trainer.fit(&mut Sft::new(policy, Uneven::new(batch, peak), tokenizer()), &mut recorder)?
+        }
         method @ (Method::Dpo | Method::Bco) => {
             let mut config = DpoConfig { rpo_alpha: 0.5, beta: 0.5, ..DpoConfig::default() };
             if method == Method::Bco {
