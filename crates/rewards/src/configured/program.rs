@@ -202,7 +202,7 @@ fn read_errors(stderr: ChildStderr, kept: &Mutex<VecDeque<String>>) {
     while stderr.by_ref().take(1000).read_until(b'\n', &mut line).is_ok_and(|read| read > 0) {
         let text = text(&line);
         line.clear();
-        log::debug!("reward program: {text}");
+        log::info!("reward program: {text}");
         let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
         kept.push_back(text);
         if kept.len() > KEPT_LINES {

@@ -1,5 +1,6 @@
 //! Rewards that a configuration names.
 
+mod guide;
 mod models;
 mod programs;
 mod servers;
