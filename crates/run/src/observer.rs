@@ -1,3 +1,4 @@
+use std::cell::Cell;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -60,6 +61,8 @@ pub struct RunObserver {
     earlier_secs: f64,
     started: bool,
     ended: bool,
+    /// The end of an earlier start stands in the metrics.
+    has_end: bool,
     /// When the next report is due.
     report_at: Instant,
     /// The step that a resumed run starts with, until its evaluation or samples are written again.
@@ -101,6 +104,7 @@ impl RunObserver {
             earlier_secs: 0.0,
             started: false,
             ended: false,
+            has_end: false,
             report_at: Instant::now(),
             repeated_eval: None,
             repeated_samples: None,
@@ -138,13 +142,19 @@ impl Observer for RunObserver {
         let repeats = self.dir.is_resumed() && !self.started;
         if repeats {
             // A step's evaluation comes before the step, and may have come before the checkpoint to resume from.
+            let has_end = Cell::new(false);
             self.earlier_secs = self.metrics.retain(|line| match line.kind.as_str() {
                 EVAL => line.step <= first_step,
-                // The end of a run that was stopped is no end; that of a finished one stays.
-                END => first_step >= total_steps,
+                // The end of a run that was stopped is no end; that of one that took all steps stays.
+                END => {
+                    let stays = first_step >= total_steps;
+                    has_end.set(has_end.get() || stays);
+                    stays
+                }
                 DISTRIBUTION if line.name.starts_with(EVAL) => line.step <= first_step,
                 _ => line.step < first_step,
             })?;
+            self.has_end = has_end.get();
             self.samples.retain(|line| line.step <= first_step)?;
             self.clock = Instant::now();
             // Updates are counted there: what is repeated begins with the next one.
@@ -230,9 +240,16 @@ impl Observer for RunObserver {
         Ok(())
     }
 
+    fn stopped_early(&mut self, step: u64, best: u64) -> Result<(), ObserverError> {
+        self.console.line(&format!(
+            "step {step}: training ends early, because no validation since step {best} was better (early_stopping)"
+        ));
+        Ok(())
+    }
+
     fn ended(&mut self, step: u64, ending: Ending, metrics: &Metrics) -> Result<(), ObserverError> {
         // A finished run that is started once more has its end already.
-        if !metrics.is_empty() || !self.dir.is_resumed() {
+        if !metrics.is_empty() || !self.has_end {
             let ending = match ending {
                 Ending::Finished => "finished",
                 Ending::Stopped => "stopped",

@@ -272,7 +272,11 @@ fn accuracy_aggregation(case: Accuracies, tolerance: Tolerance) -> Check {
         .zip(&case.correct_knowless)
         .map(|(&acc, &knowless)| Rewarded {
             value: 0.0,
-            parts: vec![("acc".into(), acc), ("acc_knowless".into(), knowless), ("acc_delta".into(), acc - knowless)],
+            parts: vec![
+                ("acc".into(), acc),
+                ("acc_knowless".into(), knowless),
+                ("acc_delta".into(), acc - knowless),
+            ],
         })
         .collect();
     let evaluation = summarize("acc", &tasks, &rewards)?;

@@ -598,7 +598,7 @@ fn a_listener_hears_the_tokens_of_the_result() {
         let config = GenerationConfig { strategy, max_new_tokens, ..GenerationConfig::default() };
         for seed in 1..4 {
             let prompt = vec![5, 6, 1];
-            let whole = &model.generate(&[prompt.clone()], &config, &[seed]).unwrap()[0][0];
+            let whole = &model.generate(std::slice::from_ref(&prompt), &config, &[seed]).unwrap()[0][0];
             let (sender, tokens) = std::sync::mpsc::channel();
             let written = model.generate_streaming(&prompt, &config, seed, sender).unwrap();
             assert_eq!(&written, whole);

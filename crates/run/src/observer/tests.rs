@@ -237,6 +237,27 @@ fn a_run_has_one_end() {
     }
 }
 
+#[test]
+fn a_run_that_ended_early_says_so_and_has_one_end() {
+    let folder = tempfile::tempdir().unwrap();
+    for start in 0..2 {
+        let dir = match start {
+            0 => RunDir::create(folder.path(), &config()).unwrap(),
+            _ => RunDir::resume(folder.path(), &config()).unwrap(),
+        };
+        let captured = Captured::default();
+        let mut observer = captured.observer(&dir, NEVER, Verbosity::Normal);
+        train(&mut observer, if start == 0 { 0..2 } else { 2..2 }, 4);
+        observer.stopped_early(2, 1).unwrap();
+        // Started once more, it has nothing to do.
+        let time = if start == 0 { vec![("time/checkpoint".to_owned(), 0.5)] } else { vec![] };
+        observer.ended(2, Ending::Finished, &time).unwrap();
+        assert_eq!(end_lines(&dir), [(2, "finished".into())]);
+        assert!(captured.text().contains("step 2: training ends early"), "{}", captured.text());
+        assert!(captured.text().contains("since step 1 was better"), "{}", captured.text());
+    }
+}
+
 /// TensorBoard drops what an earlier file holds from the step on that a later one starts with.
 #[test]
 fn tensorboard_has_every_update_once() {
