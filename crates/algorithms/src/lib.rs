@@ -18,6 +18,7 @@ mod shuffled;
 mod supervised;
 pub mod tinythinker;
 pub mod trainer;
+mod validated;
 
 pub use collective::Collective;
 pub use error::{Error, Result};
@@ -34,3 +35,4 @@ pub use trainer::{
     Algorithm, BestCheckpoint, Ending, Evaluation, Fitted, OptimizerChoice, Phases, Precision, Trainer,
     TrainerConfig,
 };
+pub use validated::{RewardEvaluation, RewardEvaluationConfig};

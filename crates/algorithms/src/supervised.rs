@@ -5,13 +5,14 @@ use std::ops::Range;
 use ruminate_datasets::SupervisedExample;
 use ruminate_datasets::chat::ChatTemplate;
 use ruminate_datasets::rise::TrainingText;
-use ruminate_models::{Example, Policy, Tokenizer, Truncate};
+use ruminate_models::{Example, Model, Policy, Tokenizer, Truncate};
 use tch::Kind;
 
+use crate::dpo::PolicyEvaluation;
 use crate::rwr::{TooLong, encode_texts};
 use crate::shuffled::Shuffled;
 use crate::trainer::Evaluation;
-use crate::{Collective, Curriculum, Error, Objective, Observer, Result};
+use crate::{Collective, Curriculum, Error, Metrics, Objective, Observer, Result};
 
 /// Encodes examples as token ids. A completion is one target; each of the assistant's messages in a dialogue is a target of its own,
 /// behind everything that was said before.
@@ -127,27 +128,43 @@ fn encode(tokenizer: &Tokenizer, Text { text, target }: Text, max_length: usize)
 /// println!("the best model is in {}", fitted.best.path.display());
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug)]
-pub struct SupervisedData {
+pub struct SupervisedData<P = Model> {
     train: Shuffled<Example>,
     held_out: Vec<Example>,
     batch_size: usize,
+    evaluation: Option<Box<dyn PolicyEvaluation<P>>>,
     collective: Collective,
 }
 
-impl SupervisedData {
+impl<P> std::fmt::Debug for SupervisedData<P> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SupervisedData")
+            .field("held_out", &self.held_out.len())
+            .field("batch_size", &self.batch_size)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<P: Policy> SupervisedData<P> {
     /// Micro-batches of `batch_size` examples, in an order that `seed` decides. Without held-out examples, the last checkpoint counts as
-    /// the best.
+    /// the best, unless [`evaluated_by`](Self::evaluated_by) chooses.
     ///
     /// # Errors
     /// When there are fewer examples than a batch needs.
     pub fn new(train: Vec<Example>, held_out: Vec<Example>, batch_size: usize, seed: u64) -> Result<Self> {
         let train = Shuffled::new(train, batch_size, seed)?;
-        Ok(Self { train, held_out, batch_size, collective: Collective::default() })
+        Ok(Self { train, held_out, batch_size, evaluation: None, collective: Collective::default() })
+    }
+
+    /// Adds an evaluation, such as a [`RewardEvaluation`](crate::RewardEvaluation), whose score then chooses the best checkpoint.
+    #[must_use]
+    pub fn evaluated_by(mut self, evaluation: impl PolicyEvaluation<P> + 'static) -> Self {
+        self.evaluation = Some(Box::new(evaluation));
+        self
     }
 
     /// Sum of the losses of the held-out examples and the number of their tokens.
-    fn loss<P: Policy>(&self, policy: &P, observer: &mut dyn Observer) -> Result<(f64, f64)> {
+    fn loss(&self, policy: &P, observer: &mut dyn Observer) -> Result<(f64, f64)> {
         let batches: Vec<&[Example]> = self.held_out.chunks(self.batch_size.max(1)).collect();
         let mut done = 0;
         let losses = self.collective.map(batches.len(), |mine| {
@@ -169,9 +186,12 @@ impl SupervisedData {
     }
 }
 
-impl<P: Policy> Curriculum<P> for SupervisedData {
+impl<P: Policy> Curriculum<P> for SupervisedData<P> {
     fn distribute(&mut self, collective: &Collective) -> Result<()> {
         self.collective = collective.clone();
+        if let Some(evaluation) = &mut self.evaluation {
+            evaluation.distribute(collective)?;
+        }
         self.train.shard(collective.shard()?)
     }
 
@@ -180,13 +200,19 @@ impl<P: Policy> Curriculum<P> for SupervisedData {
     }
 
     fn evaluate(&mut self, policy: &P, step: u64, observer: &mut dyn Observer) -> Result<Evaluation> {
-        if self.held_out.is_empty() {
-            return Ok(Evaluation { metrics: vec![], score: step as f64 });
+        let (mut metrics, mut score): (Metrics, f64) = (vec![], step as f64);
+        if !self.held_out.is_empty() {
+            let (sum, tokens) = self.loss(policy, observer)?;
+            let loss = sum / tokens;
+            metrics.extend([("eval/loss".into(), loss), ("eval/perplexity".into(), loss.exp())]);
+            score = -loss;
         }
-        let (sum, tokens) = self.loss(policy, observer)?;
-        let loss = sum / tokens;
-        let metrics = vec![("eval/loss".into(), loss), ("eval/perplexity".into(), loss.exp())];
-        Ok(Evaluation { metrics, score: -loss })
+        if let Some(evaluation) = &mut self.evaluation {
+            let found = evaluation.evaluate(policy, step, observer)?;
+            metrics.extend(found.metrics);
+            score = found.score;
+        }
+        Ok(Evaluation { metrics, score })
     }
 
     fn state(&self) -> serde_json::Value {

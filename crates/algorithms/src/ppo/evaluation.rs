@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use ruminate_models::{Generate, Policy};
-use ruminate_rewards::{Normalization, Reward, Rewarded, Statistics};
+use ruminate_rewards::{Normalization, Reward, Rewarded, Statistics, check_rewards};
 use serde::{Deserialize, Serialize};
 
 use super::records::mean;
@@ -13,14 +13,58 @@ use crate::{Collective, Error, Metrics, Observer, Result};
 
 /// A response, its reward (under the name `reward`) and the parts of it.
 #[derive(Debug, Serialize, Deserialize)]
-struct Assessed {
-    response: Response,
-    parts: Parts,
+pub(crate) struct Assessed {
+    pub(crate) response: Response,
+    pub(crate) parts: Parts,
+}
+
+impl Assessed {
+    /// What records show of the response to `prompt` before step `step`.
+    pub(crate) fn shown<Q>(&self, step: u64, prompt: &Prompt<Q>) -> serde_json::Value {
+        let mut sample = serde_json::json!({
+            "step": step, "task": prompt.task, "prompt": prompt.text, "response": self.response.text,
+        });
+        self.parts.iter().for_each(|(name, value)| sample[name] = value.into());
+        sample
+    }
+}
+
+/// One reward for each response, checked.
+pub(super) fn judge<P, Q>(
+    policy: &P,
+    reward: &dyn Reward<P, Q>,
+    prompts: &[&Prompt<Q>],
+    responses: &[Response],
+) -> Result<Vec<Rewarded>> {
+    let samples: Vec<_> = responses.iter().zip(prompts).map(|(r, p)| r.sample(p)).collect();
+    let rewards = tch::no_grad(|| reward.rewards(policy, &samples))?;
+    check_rewards(&samples, &rewards)?;
+    Ok(rewards)
+}
+
+/// Writes a response to each prompt with `respond`, and judges it. Processes divide the prompts: `respond` gets those of this process, with
+/// their numbers among all.
+pub(crate) fn assess<P, Q>(
+    (policy, reward): (&P, &dyn Reward<P, Q>),
+    prompts: &[&Prompt<Q>],
+    collective: &Collective,
+    (observer, phase): (&mut dyn Observer, &str),
+    respond: impl FnOnce(&[&Prompt<Q>], &[usize], &mut dyn FnMut(u64) -> Result<()>) -> Result<Vec<Response>>,
+) -> Result<Vec<Assessed>> {
+    collective.map(prompts.len(), |mine| {
+        let prompts: Vec<&Prompt<Q>> = mine.iter().map(|&i| prompts[i]).collect();
+        let total = prompts.len() as u64;
+        let mut progress = |done| observer.progress(phase, done, total).map_err(Error::Observer);
+        let responses = respond(&prompts, mine, &mut progress)?;
+        let rewards = judge(policy, reward, &prompts, &responses)?;
+        let assessed = responses.into_iter().zip(&rewards);
+        Ok(assessed.map(|(response, of)| Assessed { response, parts: of.into() }).collect())
+    })
 }
 
 /// Numbers with their names. They travel as bits, because no number survives JSON that is none.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Parts(Vec<(String, u32)>);
+pub(crate) struct Parts(Vec<(String, u32)>);
 
 impl From<&Rewarded> for Parts {
     fn from(of: &Rewarded) -> Self {
@@ -30,7 +74,7 @@ impl From<&Rewarded> for Parts {
 }
 
 impl Parts {
-    fn iter(&self) -> impl Iterator<Item = (&str, f32)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, f32)> {
         self.0.iter().map(|(name, bits)| (name.as_str(), f32::from_bits(*bits)))
     }
 
@@ -90,14 +134,9 @@ where
         collective: &Collective,
         (observer, phase): (&mut dyn Observer, &str),
     ) -> Result<Vec<Assessed>> {
-        collective.map(prompts.len(), |mine| {
-            let prompts: Vec<&Prompt<Q>> = mine.iter().map(|&i| prompts[i]).collect();
-            let total = prompts.len() as u64;
-            let progress = |done| observer.progress(phase, done, total).map_err(Error::Observer);
-            let responses = self.respond(&prompts, |i| mine[i], greedy, step, progress)?;
-            let rewards = self.judge(&prompts, &responses)?;
-            let assessed = responses.into_iter().zip(&rewards);
-            Ok(assessed.map(|(response, of)| Assessed { response, parts: of.into() }).collect())
+        let judged_by = (self.model.actor(), &self.reward as &dyn Reward<P, Q>);
+        assess(judged_by, prompts, collective, (observer, phase), |prompts, numbers, progress| {
+            self.respond(prompts, |i| numbers[i], greedy, step, progress)
         })
     }
 
@@ -112,16 +151,7 @@ where
         }
         // The first prompt of every batch, as the reference shows them.
         let shown = (0..prompts.len()).step_by(self.config.rollout.batch_size);
-        let samples: Vec<_> = shown
-            .map(|i| {
-                let Assessed { response, parts } = &assessed[i];
-                let mut sample = serde_json::json!({
-                    "step": step, "task": tasks[i], "prompt": prompts[i].text, "response": response.text,
-                });
-                parts.iter().for_each(|(name, value)| sample[name] = value.into());
-                sample
-            })
-            .collect();
+        let samples: Vec<_> = shown.map(|i| assessed[i].shown(step, prompts[i])).collect();
         observer.samples(step, &samples).map_err(Error::Observer)?;
         Ok(evaluation)
     }

@@ -17,7 +17,7 @@ use std::path::Path;
 
 use ruminate_datasets::{Compat, Cursor, Order, Shard, TrainBatches};
 use ruminate_models::{ActorCritic, Generate, Policy, Tokenizer, derive_seed};
-use ruminate_rewards::{Normalization, Reward, Rewarded, Sample, check_rewards};
+use ruminate_rewards::{Normalization, Reward, Rewarded, Sample};
 use serde::{Deserialize, Serialize};
 use tch::Kind;
 
@@ -29,6 +29,8 @@ pub use config::{Phase, PpoConfig, RolloutConfig};
 pub use estimate::{
     Estimates, Estimation, Grid, Mask, Moments, advantages, fill_padding, token_rewards, whiten,
 };
+use evaluation::judge;
+pub(crate) use evaluation::{Assessed, assess};
 pub use evaluation::{MeasuredRewards, summarize};
 pub use kl::KlPenalty;
 pub use loss::{Drift, clamp, drift, policy_loss, value_loss};
@@ -225,10 +227,7 @@ where
     }
 
     fn judge(&self, prompts: &[&Prompt<Q>], responses: &[Response]) -> Result<Vec<Rewarded>> {
-        let samples: Vec<_> = responses.iter().zip(prompts).map(|(r, p)| r.sample(p)).collect();
-        let rewards = tch::no_grad(|| self.reward.rewards(self.model.actor(), &samples))?;
-        check_rewards(&samples, &rewards)?;
-        Ok(rewards)
+        judge(self.model.actor(), &self.reward, prompts, responses)
     }
 
     /// Draws responses, judges them, and estimates what each of their tokens has brought.

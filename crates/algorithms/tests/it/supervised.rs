@@ -1,15 +1,26 @@
 //! Plain supervised fine-tuning on prompts with completions and on dialogues.
 
+use std::cell::Cell;
+use std::rc::Rc;
+
+use approx::assert_relative_eq;
+use ruminate_algorithms::dpo::{
+    Dpo, DpoConfig, PolicyEvaluation, PreferenceLoss, Reference, ShuffledPairs, WeightedLoss,
+};
+use ruminate_algorithms::ppo::Prompt;
+use ruminate_algorithms::rwr::{Rwr, WeightedExample};
 use ruminate_algorithms::{
-    Algorithm, NullObserver, Sft, SupervisedData, Trainer, TrainerConfig, encode_supervised,
+    Algorithm, Evaluation, NullObserver, RewardEvaluation, RewardEvaluationConfig, Sft, SupervisedData,
+    Trainer, TrainerConfig, encode_supervised,
 };
 use ruminate_datasets::SupervisedExample;
 use ruminate_datasets::chat::{ChatTemplate, NamedTemplate};
 use ruminate_datasets::teacher::Message;
-use ruminate_models::{Example, IGNORED, Model, ModelConfig, Tokenizer};
+use ruminate_models::{Example, Generate, GenerationConfig, IGNORED, Model, ModelConfig, T5, Tokenizer};
+use ruminate_rewards::{Reward, RewardError, Rewarded, Sample};
 use tch::{Device, Kind};
 
-use crate::support::world;
+use crate::support::{Recorder, alone, examples, model, short, world};
 
 fn completion(prompt: &str, completion: &str) -> SupervisedExample {
     SupervisedExample::Completion { prompt: prompt.into(), completion: completion.into() }
@@ -124,5 +135,143 @@ fn a_model_of_either_family_learns_a_file() {
         assert_eq!(after.metrics.len(), 2, "{family}");
         let back = Model::load(&fitted.best.path, Kind::Float, Device::Cpu).unwrap();
         assert!(back.tokenizer().is_some(), "{family}");
+    }
+}
+
+/// What each prompt and its response are worth: the number of the prompt's item and the share of even tokens, less `fall` with each call.
+struct Even {
+    fall: f32,
+    calls: Rc<Cell<u32>>,
+}
+
+impl<P> Reward<P, f32> for Even {
+    fn rewards(&self, _: &P, samples: &[Sample<'_, f32>]) -> std::result::Result<Vec<Rewarded>, RewardError> {
+        let calls = self.calls.replace(self.calls.get() + 1) as f32;
+        let judge = |sample: &Sample<'_, f32>| {
+            let even = even_share(sample.response);
+            Rewarded { value: sample.item + even - self.fall * calls, parts: vec![("even".into(), even)] }
+        };
+        Ok(samples.iter().map(judge).collect())
+    }
+}
+
+fn even_share(response: &[i64]) -> f32 {
+    response.iter().filter(|&&id| id % 2 == 0).count() as f32 / response.len() as f32
+}
+
+fn prompts(count: i64) -> Vec<Prompt<f32>> {
+    let prompt = |(i, example): (usize, Example)| Prompt {
+        ids: example.prompt,
+        text: format!("prompt {i}"),
+        task: String::new(),
+        item: i as f32,
+    };
+    examples(count).into_iter().enumerate().map(prompt).collect()
+}
+
+/// Judges eleven prompts, four at a time.
+pub(crate) fn judged(fall: f32) -> RewardEvaluation<f32, impl Reward<T5, f32>> {
+    let config =
+        RewardEvaluationConfig { max_new_tokens: 5, batch_size: 4, samples: 3, ..Default::default() };
+    let reward = Even { fall, calls: Rc::default() };
+    RewardEvaluation::new(prompts(11), reward, crate::support::tokenizer(), config).unwrap()
+}
+
+/// Fine-tuning that is validated by a reward alone.
+pub(crate) fn rewarded(fall: f32) -> SupervisedData<T5> {
+    SupervisedData::new(examples(8), vec![], 2, 1).unwrap().evaluated_by(judged(fall))
+}
+
+fn metric(found: &Evaluation, name: &str) -> f64 {
+    found.metrics.iter().find(|(known, _)| known == name).unwrap_or_else(|| panic!("{:?}", found.metrics)).1
+}
+
+#[test]
+fn a_reward_judges_greedy_responses() {
+    let _alone = alone();
+    let policy = model(0.0, 1);
+    let mut seen = Recorder::default();
+    let found = PolicyEvaluation::evaluate(&mut judged(0.0), &policy, 7, &mut seen).unwrap();
+    let generation = GenerationConfig { max_new_tokens: 5, ..GenerationConfig::default() };
+    let even: Vec<f64> = prompts(11)
+        .into_iter()
+        .map(|prompt| {
+            f64::from(even_share(&policy.generate(&[prompt.ids], &generation, &[1]).unwrap()[0][0].ids))
+        })
+        .collect();
+    let even = even.iter().sum::<f64>() / 11.0;
+    // The mean of 0 to 10 is 5.
+    assert_relative_eq!(metric(&found, "eval/reward"), 5.0 + even, max_relative = 1e-6);
+    assert_relative_eq!(metric(&found, "eval/reward/even"), even, epsilon = 1e-6);
+    assert_eq!((found.metrics.len(), found.score), (2, metric(&found, "eval/reward")));
+    assert_eq!(seen.means.len(), 2);
+    for (name, value) in &found.metrics {
+        assert_relative_eq!(seen.means[&(7, name.clone())], *value, max_relative = 1e-9);
+    }
+    assert_eq!(seen.events, ["validation 4 of 11", "validation 8 of 11", "validation 11 of 11", "samples 7"]);
+}
+
+#[test]
+fn the_reward_chooses_the_best_checkpoint() {
+    let _alone = alone();
+    // A reward that falls and one that rises with each validation.
+    for (fall, best) in [(1.0, 0), (-1.0, 4)] {
+        let mut sft = Sft::new(model(0.0, 1), rewarded(fall), crate::support::tokenizer());
+        let runs = tempfile::tempdir().unwrap();
+        let trainer = TrainerConfig { eval_every: 2, ..short(4) };
+        let fitted = Trainer::new(trainer, runs.path()).unwrap().fit(&mut sft, &mut NullObserver).unwrap();
+        assert_eq!(fitted.best.step, best);
+    }
+}
+
+#[test]
+fn all_that_trains_on_something_else_takes_a_reward() {
+    let _alone = alone();
+    let tokenizer = crate::support::tokenizer;
+    let orpo = WeightedLoss { loss: PreferenceLoss::Orpo, weight: 1.0 };
+    let dpo = DpoConfig { terms: vec![orpo], ..DpoConfig::default() };
+    let source = ShuffledPairs::new(crate::dpo::pairs(7), 2, 3).unwrap();
+    let mut dpo = Dpo::new(dpo, model(0.0, 1), Reference::None, source, crate::dpo::pairs(5), tokenizer())
+        .unwrap()
+        .evaluated_by(judged(0.0));
+    let weighted: Vec<_> =
+        examples(6).into_iter().map(|example| WeightedExample::new(example, 1.0)).collect();
+    let mut rwr = Rwr::new(model(0.0, 1), weighted.clone(), weighted, 2, 1, tokenizer())
+        .unwrap()
+        .evaluated_by(judged(0.0));
+    let held_out = SupervisedData::new(examples(8), examples(3), 2, 1).unwrap().evaluated_by(judged(0.0));
+    let mut sft = Sft::new(model(0.0, 1), held_out, tokenizer());
+    let evaluations = [
+        dpo.evaluate(0, &mut NullObserver).unwrap(),
+        rwr.evaluate(0, &mut NullObserver).unwrap(),
+        sft.evaluate(0, &mut NullObserver).unwrap(),
+    ];
+    for found in evaluations {
+        // Beside the loss of what is held out.
+        assert!(metric(&found, "eval/loss").is_finite());
+        assert_eq!(found.score, metric(&found, "eval/reward"));
+        assert_eq!(found.score, metric(&evaluation(), "eval/reward"));
+    }
+}
+
+fn evaluation() -> Evaluation {
+    PolicyEvaluation::evaluate(&mut judged(0.0), &model(0.0, 1), 0, &mut NullObserver).unwrap()
+}
+
+#[test]
+fn what_cannot_be_judged_is_refused() {
+    let refused = |prompts: Vec<Prompt<f32>>, config: RewardEvaluationConfig| {
+        let reward = Even { fall: 0.0, calls: Rc::default() };
+        let found = RewardEvaluation::new(prompts, reward, crate::support::tokenizer(), config);
+        found.unwrap_err().to_string()
+    };
+    let good = RewardEvaluationConfig::default;
+    for (key, prompts, config) in [
+        ("`prompts`", vec![], good()),
+        ("`batch_size`", prompts(2), RewardEvaluationConfig { batch_size: 0, ..good() }),
+        ("`max_new_tokens`", prompts(2), RewardEvaluationConfig { max_new_tokens: 0, ..good() }),
+    ] {
+        let error = refused(prompts, config);
+        assert!(error.contains(key), "{error}");
     }
 }

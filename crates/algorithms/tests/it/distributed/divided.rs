@@ -55,6 +55,7 @@ fn rank() {
     same(&collective, &policy, || crate::crystal::imitation(config.clone()));
     same(&collective, &policy, crate::mario::rationales);
     same(&collective, &policy, crate::mario::options);
+    same(&collective, &policy, || crate::supervised::rewarded(0.0));
     let student = crate::tinythinker::model(1);
     same(&collective, &student, || crate::tinythinker::acquisition(1));
 
