@@ -185,7 +185,7 @@ impl Judge for SelfFeedbackReward {
     fn judge(&self, samples: &[Answered<'_>], policy: Option<PolicyModel<'_>>) -> Judged {
         let PolicyModel { policy, tokenizer } = policy.ok_or_else(|| Unjudged::Sample {
             sample: 0,
-            reason: "self_feedback asks the policy, and there is none here to ask: it works in training only"
+            reason: "self_feedback asks the policy, and there is none here to ask: it works in training only, in programs that call WeightedRewards::with_tokenizer"
                 .into(),
         })?;
         let (mut asked, mut golds) = (vec![], vec![]);
