@@ -23,10 +23,34 @@ fn blocks_are_aligned_and_hold_what_was_written() {
     assert!(Tensor::f_empty([i64::MAX], (Kind::Uint8, Device::Cpu)).is_err());
 }
 
+/// How a child process of [`alone`] is told that it is one.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+const CHILD: &str = "RUMINATE_TEST_MEMORY";
+
+/// Whether this process was started for `test` alone. If not, starts one in which no other test uses memory, and fails
+/// as it does.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn alone(test: &str) -> bool {
+    if std::env::var_os(CHILD).is_some() {
+        return true;
+    }
+    let child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"])
+        .env(CHILD, "1")
+        .output()
+        .unwrap();
+    let (out, err) = (String::from_utf8_lossy(&child.stdout), String::from_utf8_lossy(&child.stderr));
+    assert!(child.status.success() && out.contains("1 passed"), "{out}{err}");
+    false
+}
+
 /// What libtorch asks of the C library by itself leaves holes that the next tensor of the same size does not fit.
 #[test]
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 fn what_a_tensor_leaves_serves_the_next_of_its_size() {
+    if !alone("memory::what_a_tensor_leaves_serves_the_next_of_its_size") {
+        return;
+    }
     keep_freed_memory();
     let mut tensors: Vec<Option<Tensor>> = (0..16).map(|_| Some(block(3 << 20))).collect();
     let address = |tensor: &Option<Tensor>| tensor.as_ref().map(|t| t.data_ptr() as usize);
@@ -36,15 +60,10 @@ fn what_a_tensor_leaves_serves_the_next_of_its_size() {
     let mut taken: Vec<usize> = again.iter().filter_map(address).collect();
     freed.sort_unstable();
     taken.sort_unstable();
-    // Another test may have taken one of them in between.
-    let same = taken.iter().filter(|address| freed.contains(address)).count();
-    assert!(same + 1 >= freed.len(), "{same} of {} blocks were taken again", freed.len());
+    assert_eq!(taken, freed);
 }
 
-/// How the child process of the test below is told that it is one.
-const CHILD: &str = "RUMINATE_TEST_PRODUCTS";
-
-/// MKL would keep what its products work in. In a process of its own, where nothing else uses memory.
+/// MKL would keep what its products work in.
 #[test]
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 fn a_product_leaves_nothing_but_its_result() {
@@ -61,13 +80,7 @@ fn a_product_leaves_nothing_but_its_result() {
     unsafe extern "C" {
         fn mallinfo2() -> Mallinfo;
     }
-    if std::env::var_os(CHILD).is_none() {
-        let child = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "memory::a_product_leaves_nothing_but_its_result", "--nocapture"])
-            .env(CHILD, "1")
-            .output()
-            .unwrap();
-        assert!(child.status.success(), "{}", String::from_utf8_lossy(&child.stderr));
+    if !alone("memory::a_product_leaves_nothing_but_its_result") {
         return;
     }
     keep_freed_memory();
