@@ -82,7 +82,7 @@ pub enum Error {
         path: PathBuf,
         /// The row.
         place: Place,
-        /// What is wrong with it.
+        /// The mistake.
         reason: String,
         /// A row as it should be.
         example: String,
@@ -92,7 +92,7 @@ pub enum Error {
     Rows {
         /// The file.
         path: PathBuf,
-        /// What is wrong, and what would be right.
+        /// The mistake, and the remedy.
         reason: String,
     },
     /// Settings of one's own data that do not go together.
@@ -100,7 +100,7 @@ pub enum Error {
     DataSetting {
         /// The setting.
         key: &'static str,
-        /// What is wrong with it, and what would be right.
+        /// The mistake, and a right value.
         reason: String,
     },
     /// A file that yields nothing to train or evaluate on.
@@ -135,7 +135,7 @@ pub enum Error {
         place: Place,
         /// The field.
         field: &'static str,
-        /// What is wrong, and what would be right.
+        /// The mistake, and the remedy.
         reason: String,
     },
     /// A task that nobody registered.
@@ -165,7 +165,7 @@ pub enum Error {
     BadTemplate {
         /// The template.
         template: String,
-        /// What is wrong, and what would be right.
+        /// The mistake, and the remedy.
         reason: String,
     },
     /// A prompt that does not say where its question goes.

@@ -176,7 +176,7 @@ fn other_kind(path: &Path, found: &str, expected: &str) -> Error {
     }
 }
 
-/// What two dialogues begin with, and how each goes on.
+/// The common beginning of two dialogues, and how each goes on.
 pub(crate) fn common_prompt(
     mut chosen: Vec<Message>,
     mut rejected: Vec<Message>,

@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Columns {
-    /// What is given to the model: a text, or messages.
+    /// The prompt: a text, or messages.
     pub prompt: String,
-    /// What it should write: a text, or messages.
+    /// The text that the model should write, or messages.
     pub completion: String,
     /// A whole dialogue, in place of prompt and completion.
     pub messages: String,

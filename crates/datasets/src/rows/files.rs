@@ -96,7 +96,7 @@ impl FileEntry {
     }
 }
 
-/// What was read: rows to train on, rows to validate with, and how many they are.
+/// Rows of files: rows to train on, rows to validate with, and how many they are.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rows<T> {
     /// To train on.
@@ -114,7 +114,7 @@ pub struct RowCounts {
     pub train: usize,
     /// To validate with.
     pub valid: usize,
-    /// Of each file.
+    /// Counts of each file.
     pub files: Vec<FileCount>,
     /// Left out, by reason.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]

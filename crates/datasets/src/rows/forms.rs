@@ -89,7 +89,7 @@ pub(super) enum Pair {
 }
 
 impl Pair {
-    /// What prompt and completions are.
+    /// The kind of prompt and completions: texts or messages.
     pub(super) fn kind(&self) -> &'static str {
         match self {
             Self::Text(_) => "texts",

@@ -7,7 +7,7 @@ use super::TextOrMessages;
 use crate::teacher::Message;
 use crate::{Order, SupervisedExample};
 
-/// How often each of `rows` rows is taken: as often as the whole part of `weight` says, and those that the seed draws for its fraction
+/// Numbers of times that each of `rows` rows is taken: as often as the whole part of `weight` says, and those that the seed draws for its fraction
 /// once more.
 pub(super) fn times(rows: usize, weight: f64, seed: u64) -> Vec<usize> {
     let mut times = vec![weight.trunc() as usize; rows];
@@ -31,8 +31,8 @@ pub(super) fn repeat<T: Clone>(rows: Vec<T>, times: &[usize]) -> Vec<T> {
     all
 }
 
-/// Which rows are held out: `share` of them, at least one of twenty, drawn by the seed. Rows with the same key are on one side, so that
-/// fewer are held out where many have the same.
+/// Marks the rows that are held out: `share` of them, at least one of twenty, drawn by the seed. Rows with the same key are on one side:
+/// fewer are held out where many have the same, but of twenty rows with two keys or more always some.
 pub(super) fn held_out(keys: &[u64], share: f64, seed: u64) -> Vec<bool> {
     const LEAST: usize = 20;
     let wanted = (keys.len() as f64 * share).round() as usize;
@@ -58,11 +58,18 @@ pub(super) fn held_out(keys: &[u64], share: f64, seed: u64) -> Vec<bool> {
             count += sizes[number];
         }
     }
+    // Every key has more rows than are wanted: those of the rarest are held out, unless there is no other.
+    if count == 0 && keys.len() >= LEAST && sizes.len() > 1 {
+        let drawn = Order::shuffled(sizes.len(), seed).indices(0);
+        if let Some(rarest) = drawn.into_iter().min_by_key(|&number| sizes[number]) {
+            out[rarest] = true;
+        }
+    }
     groups.into_iter().map(|number| out[number]).collect()
 }
 
-/// What tells whether two prompts are the same: the text without blanks around it, or what was said before the assistant's first message, apart
-/// from the system's. So a question is the same as a text and as a message, and the turns of one dialogue belong together.
+/// A number that two prompts share if they are the same: of the text without blanks around it, or of what was said
+/// before the assistant's first message, apart from the system's. So a question is the same as a text and as a message, and the turns of one dialogue belong together.
 pub(super) fn key(prompt: &TextOrMessages) -> u64 {
     match prompt {
         TextOrMessages::Text(text) => text_key(text),
@@ -112,14 +119,13 @@ mod tests {
         assert_eq!(held_out(&keys.iter().map(|key| !key).collect::<Vec<_>>(), 0.1, 1), out);
         // Of a few rows, none is taken away; of twenty, one is.
         let count = |keys: &[u64], share| held_out(keys, share, 1).iter().filter(|out| **out).count();
-        assert_eq!(
-            [5, 19, 20]
-                .map(|rows| count(&keys.iter().map(|key| key * 9).take(rows).collect::<Vec<_>>(), 0.01)),
-            [0; 3]
-        );
         let distinct: Vec<u64> = (0..20).collect();
         assert_eq!([5, 19, 20].map(|rows| count(&distinct[..rows], 0.01)), [0, 0, 1]);
         assert_eq!(count(&distinct, 0.0), 0);
+        // Four responses to each of five prompts: one prompt's are held out, and of two prompts those of the rarer.
+        let fives: Vec<u64> = (0..20).map(|i| i / 4).collect();
+        assert_eq!([5, 19, 20].map(|rows| count(&fives[..rows], 0.05)), [0, 0, 4]);
+        assert_eq!(count(&[&[7; 25][..], &[8; 15]].concat(), 0.05), 15);
         // One prompt for all: nothing can be held out.
         assert_eq!(count(&[7; 50], 0.5), 0);
     }

@@ -53,7 +53,7 @@ impl TextOrMessages {
 /// A prompt, and what is known about its answer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PromptRow {
-    /// What is given to the model.
+    /// The prompt.
     pub prompt: TextOrMessages,
     /// The right answer, where the file has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]

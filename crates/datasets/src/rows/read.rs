@@ -11,7 +11,7 @@ use super::fields::{Row, cut, shown};
 use crate::text::Lines;
 use crate::{Error, Place, Result};
 
-/// What becomes of the rows of a file.
+/// The use of a file's rows.
 pub(super) type Take<'a> = dyn FnMut(Place, Row) -> Result<()> + 'a;
 
 /// Hands the rows of a file to `take`, at most `limit`, and says how many they are: of JSON lines, of a JSON array, or of Parquet; the first

@@ -42,7 +42,7 @@ pub struct Connection {
     headers: HeaderMap,
 }
 
-/// What a server replied.
+/// The reply of a server.
 #[derive(Debug)]
 pub struct HttpReply {
     /// The status.
