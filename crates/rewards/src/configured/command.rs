@@ -49,7 +49,7 @@ impl CommandReward {
         4096 + 64 * self.batch as u64
     }
 
-    /// What the program reads about some samples.
+    /// The lines that the program reads about some samples.
     fn lines(&self, samples: &[Answered<'_>]) -> Result<Vec<u8>, serde_json::Error> {
         let mut lines = vec![];
         let samples: Vec<Map<String, Value>> = samples.iter().map(fields).collect();

@@ -42,7 +42,7 @@ pub struct Pattern {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Contains {
-    /// What the response must contain; without it, the answer.
+    /// The text that the response must contain; without one, the answer.
     pub text: Option<String>,
     /// Capitals and small letters are the same.
     pub ignore_case: bool,

@@ -16,7 +16,7 @@ pub struct Format {
     pub pattern: String,
 }
 
-/// What a length is counted in.
+/// The unit of a length.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LengthUnit {
@@ -34,7 +34,7 @@ pub enum LengthUnit {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Length {
-    /// What is counted.
+    /// The unit.
     pub unit: LengthUnit,
     /// The shortest length that is good.
     pub min: usize,

@@ -57,7 +57,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 impl HttpReward {
     pub(super) fn prepared(&self) -> Result<HttpJudge, String> {
-        if self.url.contains('@') {
+        let host = self.url.split_once("://").map_or("", |(_, rest)| rest);
+        if host.split(['/', '?', '#']).next().is_some_and(|host| host.contains('@')) {
             // The address is not repeated: it may hold a password.
             return Err("url must hold no user and no password; keys belong into kind.http.key".into());
         }
@@ -95,7 +96,7 @@ pub(super) struct HttpJudge {
     connection: Arc<Connection>,
 }
 
-/// What a server answers. Some send a number alone for a request of one sample.
+/// The answer of a server. Some send a number alone for a request of one sample.
 #[derive(Deserialize)]
 struct Reply {
     rewards: OneOrMore,
@@ -111,7 +112,7 @@ enum OneOrMore {
 /// A request that failed.
 struct Failed {
     reason: String,
-    /// Whether the same request may have more luck, and how long the server asks to wait.
+    /// Some where the same request may have more luck, with the time that the server asks to wait.
     again: Option<Option<Duration>>,
 }
 

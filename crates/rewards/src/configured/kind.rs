@@ -11,7 +11,7 @@ use super::form::{Format, Length};
 use super::models::{Plausible, SelfFeedbackReward};
 use super::{CommandReward, HttpReward, Judge};
 
-/// What a reward looks at. A kind that needs no settings is a word, `kind = "number"`; others are tables, `kind.number = { tolerance =
+/// The kind of a reward. One that needs no settings is a word, `kind = "number"`; others are tables, `kind.number = { tolerance =
 /// 0.01 }`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -37,9 +37,9 @@ pub enum RewardKind {
     Plausibility(Plausible),
     /// How much the response helps the policy itself to answer. Needs [`WeightedRewards::with_tokenizer`](super::WeightedRewards::with_tokenizer).
     SelfFeedback(SelfFeedbackReward),
-    /// What a program says.
+    /// The number that a program writes.
     Command(CommandReward),
-    /// What a server says, in the form of OpenRLHF's remote reward models.
+    /// The number that a server sends, in the form of OpenRLHF's remote reward models.
     Http(HttpReward),
 }
 

@@ -48,7 +48,7 @@ pub struct RewardConfig {
     /// Factor in the sum of all rewards.
     #[serde(default = "one")]
     pub weight: f64,
-    /// What it looks at, with its settings.
+    /// The kind, with its settings.
     #[serde(deserialize_with = "kind::by_name")]
     pub kind: RewardKind,
 }
@@ -66,7 +66,7 @@ pub enum ConfiguredError {
     Setting {
         /// The reward's name.
         name: String,
-        /// What is wrong, and what would be right.
+        /// The mistake, and the remedy.
         reason: String,
     },
     /// A row lacks what a reward needs.
@@ -76,7 +76,7 @@ pub enum ConfiguredError {
         name: String,
         /// The sample's index.
         sample: usize,
-        /// What is missing.
+        /// The field that is missing.
         reason: String,
     },
     /// A program or a server failed.
@@ -88,7 +88,7 @@ pub enum ConfiguredError {
         sample: usize,
         /// The beginning of its text.
         text: String,
-        /// What happened.
+        /// The failure, in words.
         reason: String,
     },
 }
@@ -118,7 +118,7 @@ pub(crate) struct PolicyModel<'a> {
 /// One finite number for each sample.
 pub(crate) type Judged = Result<Vec<f64>, Unjudged>;
 
-/// What a kind of reward does.
+/// A kind of reward that is ready to judge.
 pub(crate) trait Judge: std::fmt::Debug + Send + Sync {
     /// Judges samples; the policy is there where it can be asked.
     fn judge(&self, samples: &[Answered<'_>], policy: Option<PolicyModel<'_>>) -> Judged;

@@ -127,9 +127,9 @@ impl Judge for PlausibleJudge {
 pub struct SelfFeedbackReward {
     /// The field with the choices, a list of texts, one of which is the answer.
     pub choices: String,
-    /// What the policy reads in front of a choice without the response: a text with places for fields of the row. A blank follows.
+    /// The text in front of a choice without the response, with places for fields of the row. A blank follows.
     pub without: String,
-    /// What it reads with the response, `{completion}`.
+    /// The text with the response, `{completion}`.
     pub with: String,
     /// How scores become a reward, by the numbers of the paper's code, 0 to 7. Default: 4, from -1 to 1.
     pub shape: Shape,
@@ -185,7 +185,7 @@ impl Judge for SelfFeedbackReward {
     fn judge(&self, samples: &[Answered<'_>], policy: Option<PolicyModel<'_>>) -> Judged {
         let PolicyModel { policy, tokenizer } = policy.ok_or_else(|| Unjudged::Sample {
             sample: 0,
-            reason: "self_feedback asks the policy, and there is none here to ask: it works in training only, in programs that call WeightedRewards::with_tokenizer"
+            reason: "self_feedback asks the policy, and there is none here to ask: it works in training and its validation only (in Rust, by WeightedRewards::with_tokenizer)"
                 .into(),
         })?;
         let (mut asked, mut golds) = (vec![], vec![]);

@@ -41,7 +41,7 @@ impl std::fmt::Debug for Program {
 /// Why there is no line.
 #[derive(Debug)]
 pub(super) enum Stopped {
-    /// What the program did.
+    /// The program failed, and how.
     Failed(String),
     /// Somebody asked to stop.
     Interrupted(ruminate_models::Error),
@@ -72,7 +72,8 @@ impl Program {
 
     /// A line that the program has written without being asked.
     pub(super) fn unasked(&self) -> Option<String> {
-        self.output.try_recv().ok().map(|line| line.map(|line| text(&line)).unwrap_or_default())
+        let line = self.output.try_recv().ok()?;
+        Some(line.map_or_else(|error| error.to_string(), |line| text(&line)))
     }
 
     /// Sends lines. A program that is gone shows in its output.
@@ -92,6 +93,13 @@ impl Program {
                     return Err(Stopped::Failed(format!("the program's output cannot be read: {error}")));
                 }
                 Err(RecvTimeoutError::Disconnected) => return Err(Stopped::Failed(self.ended())),
+                // Something that it has started may hold its output open.
+                Err(RecvTimeoutError::Timeout) if self.has_ended() => {
+                    return match self.output.recv_timeout(GRACE) {
+                        Ok(Ok(line)) => Ok(text(&line)),
+                        _ => Err(Stopped::Failed(self.ended())),
+                    };
+                }
                 Err(RecvTimeoutError::Timeout) if left > PATIENCE => {}
                 Err(RecvTimeoutError::Timeout) => {
                     return Err(Stopped::Failed(format!(

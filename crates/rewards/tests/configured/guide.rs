@@ -1,4 +1,4 @@
-//! What the guide shows.
+//! The examples of the guide.
 
 use std::process::{Command, Stdio};
 

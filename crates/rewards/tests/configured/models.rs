@@ -204,7 +204,7 @@ fn without_a_policy_self_feedback_is_an_error() {
     let row = question(json!(["(A)", "(B)"]), Some("(B)"));
     let error: RewardError = rewards.judge(&[&row], &["x"]).unwrap_err();
     assert!(
-        told(&error).contains("there is none here to ask: it works in training only"),
+        told(&error).contains("there is none here to ask: it works in training and its validation only"),
         "{}",
         told(&error)
     );

@@ -135,8 +135,9 @@ fn a_program_that_fails_is_told_with_the_sample() {
         ("read -r line; printf 1", &["sample 1", "exit status: 0"]),
         // It writes without end.
         ("yes note", &["sample 0", "\"note\""]),
-        // A helper that has left the group holds the pipes open.
-        ("setsid sleep 3 & echo left >&2; exit 4", &["sample 0", "messages:\nleft"]),
+        // What it has started holds the pipes open, within its group and outside.
+        ("sleep 60 & exit 4", &["sample 0", "exit status: 4"]),
+        ("setsid sleep 3 & echo left >&2; exit 4", &["sample 0", "exit status: 4", "messages:\nleft"]),
     ] {
         let error = failure(script);
         for part in parts {

@@ -241,6 +241,8 @@ fn settings_are_checked() {
         let message = message(config.clone());
         assert!(message.contains(part), "{config}: {message}");
     }
+    // An address may have the sign behind its host.
+    rewards(json!({"http": {"url": "http://127.0.0.1:1/@model"}}));
 }
 
 #[test]
