@@ -19,7 +19,7 @@ pub(crate) struct Assessed {
 }
 
 impl Assessed {
-    /// What records show of the response to `prompt` before step `step`.
+    /// The record of the response to `prompt` before step `step`.
     pub(crate) fn shown<Q>(&self, step: u64, prompt: &Prompt<Q>) -> serde_json::Value {
         let mut sample = serde_json::json!({
             "step": step, "task": prompt.task, "prompt": prompt.text, "response": self.response.text,

@@ -138,7 +138,7 @@ fn a_model_of_either_family_learns_a_file() {
     }
 }
 
-/// What each prompt and its response are worth: the number of the prompt's item and the share of even tokens, less `fall` with each call.
+/// A reward: the number of the prompt's item and the share of even tokens, less `fall` with each call.
 struct Even {
     fall: f32,
     calls: Rc<Cell<u32>>,

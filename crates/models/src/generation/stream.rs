@@ -56,7 +56,7 @@ impl<N: Network> LanguageModel<N> {
     }
 }
 
-/// Whether somebody listens on this thread.
+/// True if somebody listens on this thread.
 pub(super) fn is_heard() -> bool {
     LISTENER.with_borrow(Option::is_some)
 }

@@ -21,6 +21,7 @@ mod resize;
 mod scoring;
 mod smollm2;
 mod stop_strings;
+mod streaming;
 mod support;
 mod tokenizer;
 mod training;
