@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) struct ChatSection {
     /// The template of dialogues: that of the model's folder unless a name is given, such as `chatml` or `llama2`.
     pub(crate) template: Option<String>,
-    /// Whether a prompt that is a plain text is put to the model as a user's message, and its completion as the answer.
+    /// Put a prompt that is a plain text to the model as a user's message, and its completion as the answer.
     pub(crate) wrap: bool,
     /// A system message in front of each dialogue that has none. Empty for none.
     pub(crate) system: String,
@@ -71,7 +71,7 @@ impl Encoder {
         system.into_iter().chain(messages.iter().cloned()).collect()
     }
 
-    /// What a model is given, with the messages that it stands for.
+    /// The prompt as the model is given it: as it is, or as messages.
     fn given(&self, prompt: &TextOrMessages) -> TextOrMessages {
         match prompt {
             TextOrMessages::Text(text) if self.section.wrap => {
@@ -141,7 +141,7 @@ impl Encoder {
         }
     }
 
-    /// Whether preferences between plain texts are to be put as dialogues.
+    /// True if preferences between plain texts are to be put as dialogues.
     pub(crate) fn wraps(&self) -> bool {
         self.section.wrap
     }

@@ -1,13 +1,16 @@
 //! `ruminate`: fine-tuning, preference optimisation and reinforcement learning of language models on one's own data and rewards.
 
 mod chat;
+mod evaluate;
 mod generate;
+mod score;
 mod talk;
 mod train;
+mod using;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{Arg, Parser, Subcommand};
 use ruminate::run::{SharedCommand, exit_code};
 
 use train::TrainArgs;
@@ -30,6 +33,7 @@ enum Command {
     ///
     /// A row is {"prompt": "...", "completion": "..."} or has a dialogue in "messages", in the forms of TRL. Losses are those of
     /// completions and of the assistant's messages. The best checkpoint is OUT/checkpoints/best, a model folder.
+    #[command(mut_args(training))]
     Sft(TrainArgs),
     /// Optimise a model on pairs of a better and a worse completion: DPO and its family
     ///
@@ -37,6 +41,7 @@ enum Command {
     ///
     /// A row is {"prompt": "...", "chosen": "...", "rejected": "..."}. The loss is chosen by dpo.terms in the
     /// configuration; docs/guide/dpo.md has them all.
+    #[command(mut_args(training))]
     Dpo(TrainArgs),
     /// Reinforce a model by rewards of its own responses: PPO
     ///
@@ -44,18 +49,21 @@ enum Command {
     ///
     /// A row is {"prompt": "...", "answer": "..."}. The configuration names at least one reward; docs/guide/rewards.md has all kinds, scripts
     /// of your own among them.
+    #[command(mut_args(training))]
     Ppo(TrainArgs),
     /// Fine-tune a model on completions that are weighted by their rewards: reward-weighted regression
     ///
     /// For example: ruminate rwr --model models/smollm2 --data rated.jsonl --out runs/rwr
     ///
     /// A row is {"prompt": "...", "completion": "...", "reward": 0.7}.
+    #[command(mut_args(training))]
     Rwr(TrainArgs),
     /// Reinforce a model by control tokens for quantiles of rewards: Quark
     ///
     /// For example: ruminate quark --model runs/sft/checkpoints/best --data prompts.jsonl --config rewards.toml --out runs/quark
     ///
     /// Rows and rewards are those of `ruminate ppo`.
+    #[command(mut_args(training))]
     Quark(TrainArgs),
     /// Write responses to prompts
     ///
@@ -63,6 +71,7 @@ enum Command {
     ///
     /// Prompts come from --prompt, from a file (--data), or line by line from the standard input. With --out, responses are written to a folder, and
     /// a call that was stopped goes on with them.
+    #[command(mut_args(using))]
     Generate(generate::GenerateArgs),
     /// Talk with a model in the terminal
     ///
@@ -70,19 +79,43 @@ enum Command {
     ///
     /// The model's chat template puts the dialogue to it. Ctrl-C stops an answer, Ctrl-D ends the program; /system TEXT sets the system message,
     /// /reset begins anew, /help tells the rest.
+    #[command(mut_args(using))]
     Chat(talk::ChatArgs),
     /// Tell how probable completions are under a model, and what rewards say of them
     ///
     /// For example: ruminate score --model models/smollm2 --data rows.jsonl
     ///
     /// A row is {"prompt": "...", "completion": "..."}.
-    Score(generate::ScoreArgs),
+    #[command(mut_args(using))]
+    Score(score::ScoreArgs),
     /// Let a model answer prompts, and judge the answers by rewards
     ///
     /// For example: ruminate evaluate --model runs/ppo/checkpoints/best --data test.jsonl --config rewards.toml --out runs/test
-    Evaluate(generate::EvaluateArgs),
+    #[command(mut_args(using))]
+    Evaluate(evaluate::EvaluateArgs),
     #[command(flatten)]
     Shared(SharedCommand),
+}
+
+/// Says what flags mean here, where no paper tells the defaults.
+fn training(arg: Arg) -> Arg {
+    match arg.get_id().as_str() {
+        "config" => arg.help("Configuration file. Keys that it leaves out keep their default"),
+        "sets" => arg.help(
+            "Override one key of the configuration, e.g. --set trainer.lr=1e-5. Repeatable; the last one wins. An unknown key is an error \
+             that names the nearest known one",
+        ),
+        _ => arg,
+    }
+}
+
+/// Says what flags mean to commands that use a model, and hides those without use.
+fn using(arg: Arg) -> Arg {
+    match arg.get_id().as_str() {
+        "resume" | "resume_from" | "dry_run" => arg.hide(true),
+        "out" => arg.help("Folder for the results, which replace those of an earlier call"),
+        _ => training(arg),
+    }
 }
 
 fn main() -> ExitCode {
@@ -94,8 +127,8 @@ fn main() -> ExitCode {
         Command::Quark(args) => args.train(&train::quark::Unlearn),
         Command::Generate(args) => generate::generate(&args),
         Command::Chat(args) => talk::chat(&args),
-        Command::Score(args) => generate::score(&args),
-        Command::Evaluate(args) => generate::evaluate(&args),
+        Command::Score(args) => score::score(&args),
+        Command::Evaluate(args) => evaluate::evaluate(&args),
         Command::Shared(command) => command.run().map_err(Into::into),
     })
 }

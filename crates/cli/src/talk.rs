@@ -11,7 +11,7 @@ use ruminate::run::{ConfigError, Outcome, print_text};
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 
-use crate::generate::{Loaded, ModelArgs, WritingArgs};
+use crate::using::{Loaded, ModelArgs, WritingArgs};
 
 #[derive(Debug, Args)]
 pub(crate) struct ChatArgs {
@@ -31,7 +31,7 @@ const HELP: &str = "\
 /quit          end (or Ctrl-D)
 Ctrl-C stops an answer.";
 
-/// What has been said.
+/// A dialogue with a model.
 struct Dialogue {
     loaded: Loaded,
     how: GenerationConfig,

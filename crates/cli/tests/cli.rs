@@ -27,7 +27,7 @@ fn json_of(folder: &Path, args: &[&str]) -> Value {
     serde_json::from_str(text.lines().last().unwrap()).unwrap()
 }
 
-/// What a call says that must fail, and its exit code.
+/// The exit code of a call that must fail, and its message.
 fn failure(folder: &Path, args: &[&str]) -> (i32, String) {
     let output = run(folder, args);
     assert!(!output.status.success(), "{args:?}");
@@ -166,6 +166,98 @@ fn pairs_and_rated_rows_are_trained_on() {
     let args =
         ["dpo", &set, &model, "--data", "pairs.jsonl", "--out", "runs/orpo", "--json", "-q", "--set", orpo];
     assert_eq!(json_of(at, &args)["command"], "dpo");
+}
+
+#[test]
+fn rewards_of_responses_choose_the_best_checkpoint() {
+    let folder = folder();
+    let at = folder.path();
+    let rewards = std::fs::read_to_string(at.join("rewards.toml")).unwrap();
+    let validation = "[validation]\nprompts = [\"prompts.jsonl\"]\nwriting = { max_new_tokens = 8 }\n";
+    std::fs::write(at.join("validated.toml"), format!("{validation}{rewards}")).unwrap();
+    for (command, data) in [("sft", "sft.jsonl"), ("dpo", "pairs.jsonl"), ("rwr", "rated.jsonl")] {
+        let further = ["--config", "validated.toml", "--set", "epochs=8", "--set", "trainer.lr=3e-3"];
+        let result = train(at, command, data, &further);
+        let metrics = std::fs::read_to_string(at.join(format!("runs/{command}/metrics.jsonl"))).unwrap();
+        let rewards: Vec<f64> = metrics
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).unwrap()["eval/reward"].as_f64())
+            .collect();
+        assert!(rewards.len() >= 3, "{command}: {rewards:?}");
+        let best = rewards.iter().copied().fold(f64::MIN, f64::max);
+        assert_eq!(result["best"]["score"], best, "{command}: {rewards:?}");
+    }
+    // One without the other.
+    let [set, model] = new_model();
+    for (config, part) in [("rewards.toml", "validation.prompts"), ("validation.toml", "[[reward]]")] {
+        std::fs::write(at.join("validation.toml"), validation).unwrap();
+        let args = ["sft", &set, &model, "--data", "sft.jsonl", "--out", "o", "--config", config];
+        let (code, error) = failure(at, &args);
+        assert!(code == 2 && error.contains(part), "{error}");
+    }
+}
+
+#[test]
+fn the_policy_itself_may_be_asked() {
+    let folder = folder();
+    let at = folder.path();
+    let rows = (0..16)
+        .map(|i| json!({"prompt": question(NAMES[i % 8]), "answer": "rainy", "choices": ["rainy", "sunny"]}));
+    lines(&at.join("choices.jsonl"), rows);
+    std::fs::write(at.join("helps.toml"), "[[reward]]\nname = \"helps\"\nkind = \"self_feedback\"\n")
+        .unwrap();
+    let further = ["--config", "helps.toml", "--set", "epochs=0", "--set", "trainer.steps=2"];
+    let ppo = ["--set", "ppo.batch_size=8", "--set", "ppo.rollout.max_new_tokens=4"];
+    assert_eq!(train(at, "ppo", "choices.jsonl", &[&further[..], &ppo].concat())["steps"], 2);
+    let quark = ["--config", "helps.toml", "--set", "trainer.steps=2", "--set", "quark.batch_size=4"];
+    assert_eq!(train(at, "quark", "choices.jsonl", &quark)["steps"], 2);
+}
+
+#[test]
+fn columns_of_other_names_do_not_hide_the_prompt() {
+    let folder = folder();
+    let at = folder.path();
+    let model = checkpoint(&train(at, "sft", "sft.jsonl", &["--set", "epochs=1"]), at);
+    lines(
+        &at.join("named.jsonl"),
+        [json!({"question": "What?", "prompt": "mine", "gold": "x", "answer": "mine"})],
+    );
+    let columns = ["--set", "columns.prompt=question", "--set", "columns.answer=gold"];
+    let args = ["generate", "--model", model.to_str().unwrap(), "--data", "named.jsonl", "--json", "-q"];
+    let row = json_of(at, &[&args[..], &columns].concat());
+    assert_eq!((&row["prompt"], &row["answer"]), (&json!("What?"), &json!("x")));
+    // Two processes write what one does.
+    let alone = json_of(
+        at,
+        &[
+            "evaluate",
+            "--model",
+            model.to_str().unwrap(),
+            "--data",
+            "prompts.jsonl",
+            "--config",
+            "rewards.toml",
+            "--json",
+            "-q",
+        ],
+    );
+    let two = json_of(
+        at,
+        &[
+            "evaluate",
+            "--model",
+            model.to_str().unwrap(),
+            "--data",
+            "prompts.jsonl",
+            "--config",
+            "rewards.toml",
+            "--json",
+            "-q",
+            "--nproc",
+            "2",
+        ],
+    );
+    assert_eq!(alone, two);
 }
 
 const REINFORCE: [&str; 12] = [

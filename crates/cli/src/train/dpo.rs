@@ -5,16 +5,17 @@ use ruminate::algorithms::dpo::{
     precompute,
 };
 use ruminate::algorithms::{Networks, Pass, Plan, TrainerConfig, Work};
-use ruminate::datasets::Split;
 use ruminate::datasets::rows::{DataFiles, PreferenceRows};
 use ruminate::models::{Model, ModelConfig, Tokenizer};
+use ruminate::rewards::configured::RewardConfig;
 use ruminate::run::program::{Configuration, Job, Measured, Prepared, Training};
-use ruminate::run::{ConfigError, DataRow, FlagKeys, ModelSection};
+use ruminate::run::{ConfigError, FlagKeys, ModelSection};
 use ruminate::tch::{self, Kind};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::{Common, Length, Method, configure, held_out, lengths};
+use super::validation::ValidationSection;
+use super::{Length, Method, configure, held_out, lengths, measured};
 use crate::chat::{ChatSection, Encoder};
 
 /// Settings of `ruminate dpo`.
@@ -37,12 +38,16 @@ pub(crate) struct DpoConfig {
     pub(crate) chat: ChatSection,
     /// Most tokens of prompts and completions.
     pub(crate) lengths: PairLengths,
-    /// Whether the reference's log-probabilities are computed once, before training: the reference then takes no memory in training.
+    /// Compute the reference's log-probabilities once, before training: the reference then takes no memory in training.
     pub(crate) precompute_reference: bool,
     /// The loss.
     pub(crate) dpo: dpo::DpoConfig,
     /// The training loop.
     pub(crate) trainer: TrainerConfig,
+    /// Prompts that validation answers.
+    pub(crate) validation: ValidationSection,
+    /// Rewards that judge the answers of validation.
+    pub(crate) reward: Vec<RewardConfig>,
 }
 
 impl Default for DpoConfig {
@@ -59,6 +64,8 @@ impl Default for DpoConfig {
             precompute_reference: false,
             dpo: dpo::DpoConfig::default(),
             trainer: TrainerConfig { lr: 1e-6, eval_every: 0, ..TrainerConfig::default() },
+            validation: ValidationSection::default(),
+            reward: vec![],
         }
     }
 }
@@ -75,17 +82,8 @@ impl Configuration for DpoConfig {
             return Err(ConfigError::invalid(reason));
         }
         self.trainer.validate().map_err(ConfigError::invalid)?;
+        self.validation.validate(&self.reward)?;
         self.model.validate("model")
-    }
-}
-
-impl Common for DpoConfig {
-    fn model_mut(&mut self) -> &mut ModelSection {
-        &mut self.model
-    }
-
-    fn command_mut(&mut self) -> &mut Option<Method> {
-        &mut self.command
     }
 }
 
@@ -99,7 +97,7 @@ struct Rows {
 impl DpoConfig {
     fn rows(&self, tokenizer: &Tokenizer) -> anyhow::Result<Rows> {
         let read = self.data.preferences()?;
-        let encoder = Encoder::new(&self.chat, tokenizer.clone(), &self.model.tokenizer_folder())?;
+        let encoder = self.encoder(tokenizer)?;
         let encode = |rows: PreferenceRows| -> anyhow::Result<EncodedPairs> {
             let dialogues = match rows {
                 PreferenceRows::Texts(pairs) if !encoder.wraps() => {
@@ -118,6 +116,10 @@ impl DpoConfig {
         let counts = json!({ "rows": read.counts, "encoded": counts });
         let valid = held_out(&train.pairs, valid.pairs);
         Ok(Rows { train: train.pairs, valid, counts })
+    }
+
+    fn encoder(&self, tokenizer: &Tokenizer) -> anyhow::Result<Encoder> {
+        Encoder::new(&self.chat, tokenizer.clone(), &self.model.tokenizer_folder())
     }
 
     fn length(&self, examples: usize, processes: usize) -> Length {
@@ -155,11 +157,11 @@ impl Training for Prefer {
     type Config = DpoConfig;
 
     fn labels(&self) -> Map<String, Value> {
-        Map::from_iter([("command".into(), "dpo".into())])
+        Method::Dpo.labels()
     }
 
     fn configure(&self, config: &mut DpoConfig) -> anyhow::Result<()> {
-        configure(config, Method::Dpo)
+        configure(&mut config.command, &mut config.model, Method::Dpo)
     }
 
     fn model<'c>(&self, config: &'c DpoConfig) -> &'c ModelSection {
@@ -178,10 +180,7 @@ impl Training for Prefer {
         let source = lengths(&train, |of| of.prompt.len());
         let target = lengths(&train, |of| of.chosen.len().max(of.rejected.len()));
         let plan = config.plan(&trainer, model, length.batch_size(), source, target);
-        let instances = train.len();
-        let data =
-            vec![DataRow { task: "train".into(), split: Split::Train, questions: instances, instances }];
-        Ok(Measured { plan, data, problem: None })
+        Ok(measured(plan, train.len()))
     }
 
     fn longest(&self, config: &DpoConfig, model: &ModelConfig) -> Plan {
@@ -211,7 +210,12 @@ impl Training for Prefer {
         };
         tch::manual_seed(config.seed as i64);
         let source = ShuffledPairs::new(train, length.batch_size(), config.seed)?;
-        let dpo = Dpo::new(config.dpo.clone(), model, reference, source, valid, tokenizer)?;
+        let encoder = config.encoder(&tokenizer)?;
+        let evaluation = config.validation.evaluation(&config.reward, &config.data.columns, &encoder)?;
+        let mut dpo = Dpo::new(config.dpo.clone(), model, reference, source, valid, tokenizer)?;
+        if let Some(evaluation) = evaluation {
+            dpo = dpo.evaluated_by(evaluation);
+        }
         Ok(Prepared::new(dpo).with_data(&counts)?)
     }
 }

@@ -5,14 +5,17 @@ pub(crate) mod ppo;
 pub(crate) mod quark;
 pub(crate) mod rwr;
 pub(crate) mod sft;
+mod validation;
 
 use std::path::PathBuf;
 
 use clap::Args;
-use ruminate::algorithms::TrainerConfig;
-use ruminate::run::program::{Configuration, Training, enter, train};
-use ruminate::run::{ConfigError, ModelSection, Outcome, RunArgs, resolve_link};
+use ruminate::algorithms::{Plan, TrainerConfig};
+use ruminate::datasets::Split;
+use ruminate::run::program::{Measured, Training, enter, train};
+use ruminate::run::{ConfigError, DataRow, ModelSection, Outcome, RunArgs, resolve_link};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 /// A command that trains, as it stands in the configuration of its runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +37,11 @@ impl Method {
             Self::Rwr => "rwr",
             Self::Quark => "quark",
         }
+    }
+
+    /// The fields that tell results of this command from others.
+    fn labels(self) -> Map<String, Value> {
+        Map::from_iter([("command".into(), self.name().into())])
     }
 
     fn enter(self, stored: &mut Option<Self>) -> Result<(), ConfigError> {
@@ -85,7 +93,7 @@ pub(crate) fn set(key: &str, value: &impl Serialize) -> String {
     format!("{key}={}", serde_json::json!(value))
 }
 
-/// How long to train: passes over the data or steps, and how many examples at a time.
+/// The length of a training: passes over the data or steps, and how many examples at a time.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Length {
     pub(crate) epochs: f64,
@@ -109,7 +117,7 @@ impl Length {
 
     /// The micro-batch, which is no larger than what there is for each process.
     pub(crate) fn batch_size(&self) -> usize {
-        let most = (self.examples / self.processes.max(1)).max(1);
+        let most = self.largest_batch();
         if self.batch_size > most {
             log::warn!(
                 "batch_size is {}, but there are {} examples: {most} at a time",
@@ -120,13 +128,17 @@ impl Length {
         self.batch_size.min(most)
     }
 
+    fn largest_batch(&self) -> usize {
+        (self.examples / self.processes.max(1)).max(1)
+    }
+
     /// Fills in the trainer's settings that depend on the data: the steps of so many epochs, and a validation after each epoch where the
     /// settings name none.
     pub(crate) fn fill(&self, trainer: &mut TrainerConfig) {
         self.fill_steps(trainer, trainer.accumulate.max(1));
     }
 
-    /// The same where a step takes one batch of prompts, however many micro-batches its updates have.
+    /// Fills in the same settings where a step takes one batch of prompts, however many micro-batches its updates have.
     pub(crate) fn fill_rollouts(&self, trainer: &mut TrainerConfig) {
         self.fill_steps(trainer, 1);
     }
@@ -135,8 +147,7 @@ impl Length {
         if self.epochs == 0.0 {
             return;
         }
-        let processes = self.processes.max(1);
-        let rows = self.batch_size.min((self.examples / processes).max(1)) * processes;
+        let rows = self.batch_size.min(self.largest_batch()) * self.processes.max(1);
         let epoch = self.examples as f64 / (rows * batches) as f64;
         trainer.steps = ((self.epochs * epoch).ceil() as u64).max(1);
         if trainer.eval_every == 0 {
@@ -145,22 +156,25 @@ impl Length {
     }
 }
 
-/// What all configurations of training have in common.
-pub(crate) trait Common: Configuration {
-    fn model_mut(&mut self) -> &mut ModelSection;
-    fn command_mut(&mut self) -> &mut Option<Method>;
-}
-
 /// Makes a configuration that of a method, and its model the checkpoint that `best` or `last` names now.
-pub(crate) fn configure<C: Common>(config: &mut C, method: Method) -> anyhow::Result<()> {
-    method.enter(config.command_mut())?;
-    let model = config.model_mut();
+pub(crate) fn configure(
+    command: &mut Option<Method>,
+    model: &mut ModelSection,
+    method: Method,
+) -> anyhow::Result<()> {
+    method.enter(command)?;
     if model.pretrained.is_none() && model.config.is_none() {
         let reason = "name the model to start from with --model, a folder with config.json, model.safetensors and tokenizer.json";
         return Err(ConfigError::invalid(reason).into());
     }
     model.pretrained = model.pretrained.as_deref().map(resolve_link);
     Ok(())
+}
+
+/// A plan with the rows that it was measured on.
+pub(crate) fn measured(plan: Plan, rows: usize) -> Measured {
+    let data = DataRow { task: "train".into(), split: Split::Train, questions: rows, instances: rows };
+    Measured { plan, data: vec![data], problem: None }
 }
 
 /// Rows to validate with: training rows where there are no others, as methods that validate on nothing would not know their best model.

@@ -2,17 +2,16 @@
 
 use ruminate::algorithms::ppo::{self, Ppo, PpoData, Prompt};
 use ruminate::algorithms::{Networks, Pass, Plan, TrainerConfig, Work};
-use ruminate::datasets::Split;
 use ruminate::datasets::rows::{DataFiles, PromptRow};
 use ruminate::models::{ActorCritic, Model, ModelConfig, Tokenizer};
 use ruminate::rewards::configured::{RewardConfig, WeightedRewards};
 use ruminate::run::program::{Configuration, Job, Measured, Prepared, Training};
-use ruminate::run::{ConfigError, DataRow, FlagKeys, ModelSection};
+use ruminate::run::{ConfigError, FlagKeys, ModelSection};
 use ruminate::tch::{self, Kind};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::{Common, Length, Method, configure, held_out, lengths};
+use super::{Length, Method, configure, held_out, lengths, measured};
 use crate::chat::{ChatSection, Encoder};
 
 /// Settings of `ruminate ppo`.
@@ -25,7 +24,7 @@ pub(crate) struct PpoConfig {
     pub(crate) seed: u64,
     /// Passes over the prompts; 0 takes trainer.steps.
     pub(crate) epochs: f64,
-    /// Whether values are predicted by a second copy of the model, and not by a head on the policy.
+    /// Predict values by a second copy of the model, and not by a head on the policy.
     pub(crate) separate_value_model: bool,
     /// The model to start from, which is the reference, too.
     pub(crate) model: ModelSection,
@@ -37,7 +36,7 @@ pub(crate) struct PpoConfig {
     pub(crate) ppo: ppo::PpoConfig,
     /// The training loop.
     pub(crate) trainer: TrainerConfig,
-    /// What responses are worth: the weighted sum of these.
+    /// Rewards; a response is worth their weighted sum.
     pub(crate) reward: Vec<RewardConfig>,
 }
 
@@ -70,16 +69,6 @@ impl Configuration for PpoConfig {
         }
         self.trainer.validate().map_err(ConfigError::invalid)?;
         self.model.validate("model")
-    }
-}
-
-impl Common for PpoConfig {
-    fn model_mut(&mut self) -> &mut ModelSection {
-        &mut self.model
-    }
-
-    fn command_mut(&mut self) -> &mut Option<Method> {
-        &mut self.command
     }
 }
 
@@ -166,11 +155,11 @@ impl Training for Reinforce {
     type Config = PpoConfig;
 
     fn labels(&self) -> Map<String, Value> {
-        Map::from_iter([("command".into(), "ppo".into())])
+        Method::Ppo.labels()
     }
 
     fn configure(&self, config: &mut PpoConfig) -> anyhow::Result<()> {
-        configure(config, Method::Ppo)
+        configure(&mut config.command, &mut config.model, Method::Ppo)
     }
 
     fn model<'c>(&self, config: &'c PpoConfig) -> &'c ModelSection {
@@ -188,11 +177,7 @@ impl Training for Reinforce {
         length.fill_rollouts(&mut trainer);
         let plan =
             config.plan(&trainer, model, length.batch_size(), lengths(&train, |prompt| prompt.ids.len()));
-        let instances = train.len();
-        let data =
-            vec![DataRow { task: "train".into(), split: Split::Train, questions: instances, instances }];
-        let problem = rewards(&config.reward).err();
-        Ok(Measured { plan, data, problem })
+        Ok(Measured { problem: rewards(&config.reward).err(), ..measured(plan, train.len()) })
     }
 
     fn longest(&self, config: &PpoConfig, model: &ModelConfig) -> Plan {
@@ -217,7 +202,8 @@ impl Training for Reinforce {
         let settings = ppo::PpoConfig { batch_size: length.batch_size(), ..config.ppo.clone() };
         let data = PpoData { train, supervised: None, held_out };
         tch::manual_seed(config.seed as i64);
-        let ppo = Ppo::new(settings, actor, reference, tokenizer, reward, data)?;
+        let ppo =
+            Ppo::new(settings, actor, reference, tokenizer.clone(), reward.with_tokenizer(tokenizer), data)?;
         Ok(Prepared::new(ppo).with_data(&counts)?)
     }
 }

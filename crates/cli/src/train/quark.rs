@@ -4,19 +4,18 @@ use ruminate::algorithms::quark::{
     self, ControlConfig, ControlTokens, Judged, Quark, QuarkData, SamplingConfig, Scorer,
 };
 use ruminate::algorithms::{Networks, Pass, Plan, TrainerConfig, Work};
-use ruminate::datasets::Split;
 use ruminate::datasets::rows::{DataFiles, PromptRow};
-use ruminate::models::ModelConfig;
-use ruminate::rewards::configured::{RewardConfig, WeightedRewards};
-use ruminate::rewards::{Reward, RewardError, Sample};
+use ruminate::models::{ModelConfig, ScoreChoices};
+use ruminate::rewards::configured::{PolicyRewards, RewardConfig};
+use ruminate::rewards::{Reward, RewardError, Rewarded, Sample, check_rewards};
 use ruminate::run::program::{Configuration, Job, Measured, Prepared, Training};
-use ruminate::run::{ConfigError, DataRow, FlagKeys, ModelSection};
+use ruminate::run::{ConfigError, FlagKeys, ModelSection};
 use ruminate::tch::{self, Kind};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::ppo::{Prompts, rewards};
-use super::{Common, Method, configure, lengths};
+use super::{Method, configure, lengths, measured};
 use crate::chat::ChatSection;
 
 /// The name of the weighted sum of all rewards.
@@ -40,7 +39,7 @@ pub(crate) struct QuarkConfig {
     pub(crate) quark: quark::QuarkConfig,
     /// The training loop.
     pub(crate) trainer: TrainerConfig,
-    /// What responses are worth.
+    /// Rewards of the responses.
     pub(crate) reward: Vec<RewardConfig>,
 }
 
@@ -83,31 +82,21 @@ impl Configuration for QuarkConfig {
     }
 }
 
-impl Common for QuarkConfig {
-    fn model_mut(&mut self) -> &mut ModelSection {
-        &mut self.model
-    }
-
-    fn command_mut(&mut self) -> &mut Option<Method> {
-        &mut self.command
-    }
-}
-
 /// The rewards that control tokens tell.
 struct Scores {
-    rewards: WeightedRewards,
+    rewards: PolicyRewards,
     names: Vec<String>,
 }
 
-impl<P: ?Sized> Scorer<P, PromptRow> for Scores {
+impl<P: ScoreChoices + ?Sized> Scorer<P, PromptRow> for Scores {
     fn names(&self) -> Vec<String> {
         self.names.clone()
     }
 
     fn judge(&self, policy: &P, samples: &[Sample<'_, PromptRow>]) -> Result<Vec<Judged>, RewardError> {
         let rewarded = self.rewards.rewards(policy, samples)?;
-        ruminate::rewards::check_rewards(samples, &rewarded)?;
-        let scores = |of: &ruminate::rewards::Rewarded| {
+        check_rewards(samples, &rewarded)?;
+        let scores = |of: &Rewarded| {
             let score = |name: &String| {
                 if name == SUM {
                     return Some(f64::from(of.value));
@@ -148,11 +137,11 @@ impl Training for Unlearn {
     type Config = QuarkConfig;
 
     fn labels(&self) -> Map<String, Value> {
-        Map::from_iter([("command".into(), "quark".into())])
+        Method::Quark.labels()
     }
 
     fn configure(&self, config: &mut QuarkConfig) -> anyhow::Result<()> {
-        configure(config, Method::Quark)
+        configure(&mut config.command, &mut config.model, Method::Quark)
     }
 
     fn model<'c>(&self, config: &'c QuarkConfig) -> &'c ModelSection {
@@ -167,10 +156,7 @@ impl Training for Unlearn {
         let tokenizer = config.model.tokenizer(model)?;
         let Prompts { train, .. } = Prompts::read(&config.data, &config.chat, &config.model, &tokenizer)?;
         let plan = config.plan(model, train.len(), lengths(&train, |prompt| prompt.ids.len()));
-        let instances = train.len();
-        let data =
-            vec![DataRow { task: "train".into(), split: Split::Train, questions: instances, instances }];
-        Ok(Measured { plan, data, problem: rewards(&config.reward).err() })
+        Ok(Measured { problem: rewards(&config.reward).err(), ..measured(plan, train.len()) })
     }
 
     fn longest(&self, config: &QuarkConfig, model: &ModelConfig) -> Plan {
@@ -181,13 +167,14 @@ impl Training for Unlearn {
         let device = job.worker.device;
         let control = &config.quark.control;
         let names = control.rewards.iter().map(|reward| reward.name.clone()).collect();
-        let scorer = Scores { rewards: rewards(&config.reward)?, names };
+        let rewards = rewards(&config.reward)?;
         let (mut policy, mut tokenizer) = config.model.open(config.seed, Kind::Float, device)?;
         let (reference, _) = config.model.open(config.seed, Kind::Float, device)?;
         let Prompts { train, held_out, counts } =
             Prompts::read(&config.data, &config.chat, &config.model, &tokenizer)?;
         let tokens = ControlTokens::add_to(&mut tokenizer, control)?;
         policy.add_tokens(tokens.id_range(), config.seed)?;
+        let scorer = Scores { rewards: rewards.with_tokenizer(tokenizer.clone()), names };
         tch::manual_seed(config.seed as i64);
         let data = QuarkData { train, expert: vec![], held_out };
         let quark = Quark::new(config.quark.clone(), policy, reference, tokenizer, scorer, data)?;

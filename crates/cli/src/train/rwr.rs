@@ -2,16 +2,18 @@
 
 use ruminate::algorithms::rwr::{Rwr, WeightedExample, Weighting};
 use ruminate::algorithms::{Networks, Pass, Plan, TrainerConfig, Work, encode_supervised};
+use ruminate::datasets::SupervisedExample;
 use ruminate::datasets::rows::{DataFiles, WeightedRow};
-use ruminate::datasets::{Split, SupervisedExample};
 use ruminate::models::{ModelConfig, Tokenizer};
+use ruminate::rewards::configured::RewardConfig;
 use ruminate::run::program::{Configuration, Job, Measured, Prepared, Training};
-use ruminate::run::{ConfigError, DataRow, FlagKeys, ModelSection};
+use ruminate::run::{ConfigError, FlagKeys, ModelSection};
 use ruminate::tch::Kind;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::{Common, Length, Method, configure, lengths};
+use super::validation::ValidationSection;
+use super::{Length, Method, configure, lengths, measured};
 use crate::chat::{ChatSection, Encoder};
 
 /// Settings of `ruminate rwr`.
@@ -30,7 +32,7 @@ pub(crate) struct RwrConfig {
     pub(crate) max_length: usize,
     /// An example of reward r weighs exp(r / temperature).
     pub(crate) temperature: f64,
-    /// What these weights become.
+    /// The use of these weights.
     pub(crate) weighting: Weighting,
     /// The model to start from.
     pub(crate) model: ModelSection,
@@ -40,6 +42,10 @@ pub(crate) struct RwrConfig {
     pub(crate) chat: ChatSection,
     /// The training loop.
     pub(crate) trainer: TrainerConfig,
+    /// Prompts that validation answers.
+    pub(crate) validation: ValidationSection,
+    /// Rewards that judge the answers of validation.
+    pub(crate) reward: Vec<RewardConfig>,
 }
 
 impl Default for RwrConfig {
@@ -56,6 +62,8 @@ impl Default for RwrConfig {
             data: DataFiles::default(),
             chat: ChatSection::default(),
             trainer: TrainerConfig { lr: 1e-5, eval_every: 0, ..TrainerConfig::default() },
+            validation: ValidationSection::default(),
+            reward: vec![],
         }
     }
 }
@@ -70,17 +78,8 @@ impl Configuration for RwrConfig {
             return Err(ConfigError::invalid(reason));
         }
         self.trainer.validate().map_err(ConfigError::invalid)?;
+        self.validation.validate(&self.reward)?;
         self.model.validate("model")
-    }
-}
-
-impl Common for RwrConfig {
-    fn model_mut(&mut self) -> &mut ModelSection {
-        &mut self.model
-    }
-
-    fn command_mut(&mut self) -> &mut Option<Method> {
-        &mut self.command
     }
 }
 
@@ -94,7 +93,7 @@ struct Rows {
 impl RwrConfig {
     fn rows(&self, tokenizer: &Tokenizer) -> anyhow::Result<Rows> {
         let read = self.data.weighted()?;
-        let encoder = Encoder::new(&self.chat, tokenizer.clone(), &self.model.tokenizer_folder())?;
+        let encoder = self.encoder(tokenizer)?;
         let template = encoder.template.as_ref();
         let encode = |rows: Vec<WeightedRow>| -> anyhow::Result<Vec<WeightedExample>> {
             let weights: Vec<f64> = rows.iter().map(|row| (row.reward / self.temperature).exp()).collect();
@@ -112,6 +111,10 @@ impl RwrConfig {
         Ok(Rows { train: encode(read.train)?, valid: encode(read.valid)?, counts })
     }
 
+    fn encoder(&self, tokenizer: &Tokenizer) -> anyhow::Result<Encoder> {
+        Encoder::new(&self.chat, tokenizer.clone(), &self.model.tokenizer_folder())
+    }
+
     fn length(&self, examples: usize, processes: usize) -> Length {
         Length { epochs: self.epochs, batch_size: self.batch_size, examples, processes }
     }
@@ -122,7 +125,7 @@ impl RwrConfig {
     }
 }
 
-/// What tells whether two examples answer the same prompt.
+/// Text that is the same for two examples of one prompt.
 fn prompt_of(example: &SupervisedExample) -> String {
     match example {
         SupervisedExample::Completion { prompt, .. } => prompt.clone(),
@@ -140,11 +143,11 @@ impl Training for Regress {
     type Config = RwrConfig;
 
     fn labels(&self) -> Map<String, Value> {
-        Map::from_iter([("command".into(), "rwr".into())])
+        Method::Rwr.labels()
     }
 
     fn configure(&self, config: &mut RwrConfig) -> anyhow::Result<()> {
-        configure(config, Method::Rwr)
+        configure(&mut config.command, &mut config.model, Method::Rwr)
     }
 
     fn model<'c>(&self, config: &'c RwrConfig) -> &'c ModelSection {
@@ -164,10 +167,7 @@ impl Training for Regress {
         let target = lengths(&train, |of| of.example.target.len());
         let pass = config.pass(source, target, length.batch_size());
         let plan = Plan::new(&trainer, Networks::single(model), &[pass], 1.0);
-        let instances = train.len();
-        let data =
-            vec![DataRow { task: "train".into(), split: Split::Train, questions: instances, instances }];
-        Ok(Measured { plan, data, problem: None })
+        Ok(measured(plan, train.len()))
     }
 
     fn longest(&self, config: &RwrConfig, model: &ModelConfig) -> Plan {
@@ -183,7 +183,12 @@ impl Training for Regress {
         if !job.reuses_stored_config {
             length.fill(&mut config.trainer);
         }
-        let rwr = Rwr::new(model, train, valid, length.batch_size(), config.seed, tokenizer)?;
+        let encoder = config.encoder(&tokenizer)?;
+        let evaluation = config.validation.evaluation(&config.reward, &config.data.columns, &encoder)?;
+        let mut rwr = Rwr::new(model, train, valid, length.batch_size(), config.seed, tokenizer)?;
+        if let Some(evaluation) = evaluation {
+            rwr = rwr.evaluated_by(evaluation);
+        }
         Ok(Prepared::new(rwr).with_data(&counts)?)
     }
 }

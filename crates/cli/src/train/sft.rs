@@ -3,16 +3,18 @@
 use ruminate::algorithms::{
     Networks, Pass, Plan, Sft, SupervisedData, TrainerConfig, Work, encode_supervised,
 };
+use ruminate::datasets::SupervisedExample;
 use ruminate::datasets::rows::DataFiles;
-use ruminate::datasets::{Split, SupervisedExample};
 use ruminate::models::{Example, ModelConfig, Tokenizer};
+use ruminate::rewards::configured::RewardConfig;
 use ruminate::run::program::{Configuration, Job, Measured, Prepared, Training};
-use ruminate::run::{ConfigError, DataRow, FlagKeys, ModelSection};
+use ruminate::run::{ConfigError, FlagKeys, ModelSection};
 use ruminate::tch::Kind;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::{Common, Length, Method, configure, lengths};
+use super::validation::ValidationSection;
+use super::{Length, Method, configure, lengths, measured};
 use crate::chat::{ChatSection, Encoder};
 
 /// Settings of `ruminate sft`.
@@ -37,6 +39,10 @@ pub(crate) struct SftConfig {
     pub(crate) chat: ChatSection,
     /// The training loop.
     pub(crate) trainer: TrainerConfig,
+    /// Prompts that validation answers.
+    pub(crate) validation: ValidationSection,
+    /// Rewards that judge the answers of validation.
+    pub(crate) reward: Vec<RewardConfig>,
 }
 
 impl Default for SftConfig {
@@ -51,6 +57,8 @@ impl Default for SftConfig {
             data: DataFiles::default(),
             chat: ChatSection::default(),
             trainer: TrainerConfig { lr: 2e-5, eval_every: 0, ..TrainerConfig::default() },
+            validation: ValidationSection::default(),
+            reward: vec![],
         }
     }
 }
@@ -61,17 +69,8 @@ impl Configuration for SftConfig {
     fn validate(&self) -> Result<(), ConfigError> {
         Length::validate(self.epochs, self.batch_size)?;
         self.trainer.validate().map_err(ConfigError::invalid)?;
+        self.validation.validate(&self.reward)?;
         self.model.validate("model")
-    }
-}
-
-impl Common for SftConfig {
-    fn model_mut(&mut self) -> &mut ModelSection {
-        &mut self.model
-    }
-
-    fn command_mut(&mut self) -> &mut Option<Method> {
-        &mut self.command
     }
 }
 
@@ -85,13 +84,17 @@ struct Rows {
 impl SftConfig {
     fn rows(&self, tokenizer: &Tokenizer) -> anyhow::Result<Rows> {
         let read = self.data.supervised()?;
-        let encoder = Encoder::new(&self.chat, tokenizer.clone(), &self.model.tokenizer_folder())?;
+        let encoder = self.encoder(tokenizer)?;
         let encode = |rows: Vec<SupervisedExample>| -> anyhow::Result<Vec<Example>> {
             let rows: Vec<SupervisedExample> = rows.into_iter().map(|row| encoder.example(row)).collect();
             Ok(encode_supervised(tokenizer, encoder.template.as_ref(), &rows, self.max_length)?)
         };
         let counts = json!({ "rows": read.counts });
         Ok(Rows { train: encode(read.train)?, valid: encode(read.valid)?, counts })
+    }
+
+    fn encoder(&self, tokenizer: &Tokenizer) -> anyhow::Result<Encoder> {
+        Encoder::new(&self.chat, tokenizer.clone(), &self.model.tokenizer_folder())
     }
 
     fn length(&self, examples: usize, processes: usize) -> Length {
@@ -111,11 +114,11 @@ impl Training for Finetune {
     type Config = SftConfig;
 
     fn labels(&self) -> Map<String, Value> {
-        Map::from_iter([("command".into(), "sft".into())])
+        Method::Sft.labels()
     }
 
     fn configure(&self, config: &mut SftConfig) -> anyhow::Result<()> {
-        configure(config, Method::Sft)
+        configure(&mut config.command, &mut config.model, Method::Sft)
     }
 
     fn model<'c>(&self, config: &'c SftConfig) -> &'c ModelSection {
@@ -134,10 +137,7 @@ impl Training for Finetune {
         let (source, target) = (lengths(&train, |of| of.prompt.len()), lengths(&train, |of| of.target.len()));
         let pass = config.pass(source, target, length.batch_size());
         let plan = Plan::new(&trainer, Networks::single(model), &[pass], 1.0);
-        let instances = train.len();
-        let data =
-            vec![DataRow { task: "train".into(), split: Split::Train, questions: instances, instances }];
-        Ok(Measured { plan, data, problem: None })
+        Ok(measured(plan, train.len()))
     }
 
     fn longest(&self, config: &SftConfig, model: &ModelConfig) -> Plan {
@@ -153,7 +153,12 @@ impl Training for Finetune {
         if !job.reuses_stored_config {
             length.fill(&mut config.trainer);
         }
-        let data = SupervisedData::new(train, valid, length.batch_size(), config.seed)?;
+        let encoder = config.encoder(&tokenizer)?;
+        let evaluation = config.validation.evaluation(&config.reward, &config.data.columns, &encoder)?;
+        let mut data = SupervisedData::new(train, valid, length.batch_size(), config.seed)?;
+        if let Some(evaluation) = evaluation {
+            data = data.evaluated_by(evaluation);
+        }
         Ok(Prepared::new(Sft::new(model, data, tokenizer)).with_data(&counts)?)
     }
 }
