@@ -26,8 +26,9 @@ pub use any::{AnyNetwork, Model, ModelConfig};
 pub use batch::{Batch, IGNORED, Labels, Side, TokenId, by_length};
 pub use error::{Error, Result};
 pub use generation::{
-    Beam, EarlyStopping, Finish, Generate, Generated, GenerationConfig, History, Interrupt, Processor,
-    Sampling, SequenceBias, Strategy, derive_seed, filter_logits, forbid,
+    Alternative, Beam, EarlyStopping, Finish, Generate, Generated, GenerationConfig, History, Interrupt,
+    Listener, Processor, Sampling, SequenceBias, SequenceId, Strategy, TextStream, WrittenToken, derive_seed,
+    filter_logits, forbid,
 };
 pub use layers::{Decoding, RopeScaling};
 pub use llama::{Llama, LlamaConfig, LlamaFamily, LlamaNetwork};

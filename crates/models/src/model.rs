@@ -355,7 +355,7 @@ impl<N: Network> Generate for LanguageModel<N> {
         config: &GenerationConfig,
         seeds: &[u64],
     ) -> Result<Vec<Vec<Generated>>> {
-        generate(self, prompts, config, seeds)
+        generate(self, prompts, config, seeds, None)
     }
 }
 

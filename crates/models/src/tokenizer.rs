@@ -157,6 +157,12 @@ impl Tokenizer {
         self.inner.token_to_id(token).map(TokenId::from)
     }
 
+    /// The token of an id as the vocabulary writes it, where there is one.
+    #[must_use]
+    pub fn token(&self, id: TokenId) -> Option<String> {
+        self.inner.id_to_token(u32::try_from(id).ok()?)
+    }
+
     /// Adds tokens that are cut from a text wherever they stand in it, and returns their ids: those behind the largest one so
     /// far. They are not special, so that decoding shows them.
     ///

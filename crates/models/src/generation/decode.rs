@@ -9,28 +9,33 @@ use ruminate_torch::Choice;
 use ruminate_torch::kernels::Kernel;
 use tch::{Device, Kind, Tensor};
 
+use super::listener::{Chosen, Heard, Part, check_listening};
 use super::portions::{Portion, portions};
 use super::processor::choose;
 use super::replay::Replayed;
 use super::rules::{processors, stop_ids, token_table};
 use super::stop_strings::StopStrings;
 use super::{
-    Beam, Decoder, Finish, Generated, GenerationConfig, History, Interrupt, MAX_TOKENS, Prefill, Processor,
-    Started, Steps, Strategy, beam, stream,
+    Beam, Decoder, Finish, Generated, GenerationConfig, History, Interrupt, Listener, MAX_TOKENS, Prefill,
+    Processor, Started, Steps, Strategy, beam,
 };
 use crate::{Error, Result, TokenId};
 
 /// On an accelerator, the steps between two looks at which rows have ended: looking waits for the device.
 const STEPS_BETWEEN_CHECKS: usize = 8;
 
-/// [`Generate::generate`](super::Generate::generate) for any decoder.
+/// [`Generate::generate`](super::Generate::generate) for any decoder, heard by a listener where there is one.
 pub(crate) fn generate<D: Decoder>(
     model: &D,
     prompts: &[Vec<TokenId>],
     config: &GenerationConfig,
     seeds: &[u64],
+    listener: Option<&mut dyn Listener>,
 ) -> Result<Vec<Vec<Generated>>> {
     config.validate(model.vocab_size())?;
+    if listener.is_some() {
+        check_listening(config)?;
+    }
     if prompts.is_empty() {
         return Ok(vec![]);
     }
@@ -40,18 +45,25 @@ pub(crate) fn generate<D: Decoder>(
     let most = limits.iter().copied().max().unwrap_or(config.max_new_tokens);
     let at_limit = matches!(config.strategy, Strategy::Beam(_)) || config.forced_eos_token_id.is_some();
     if at_limit && limits.iter().any(|&limit| limit < most) {
-        return generate_by_limit(model, prompts, config, seeds, &limits);
+        return generate_by_limit(model, prompts, config, seeds, &limits, listener);
     }
     let config = &GenerationConfig { max_new_tokens: most, ..config.clone() };
     check_rows(prompts.len(), config)?;
     let mut results = vec![vec![]; prompts.len()];
+    let mut listener = listener;
     for Portion { prompts: range, samples } in portions(model, prompts, config) {
         Interrupt::check()?;
         let part = GenerationConfig { samples_per_prompt: samples.len(), ..config.clone() };
         let seeds = seeds.get(range.clone()).unwrap_or_default();
+        let mut heard = listener.as_deref_mut().map(|listener| Part {
+            listener,
+            prompts: range.clone().collect(),
+            first_sample: samples.start,
+        });
+        let rows = Rows { prompts: &prompts[range.clone()], limits: &limits[range.clone()] };
         let uniform = uniform_numbers(&part, samples, seeds)?;
-        let written =
-            tch::no_grad(|| write(model, &prompts[range.clone()], &limits[range.clone()], &part, uniform))?;
+        let heard = heard.as_mut().map(|part| part as &mut dyn Listener);
+        let written = tch::no_grad(|| write(model, rows, &part, uniform, heard))?;
         results[range].iter_mut().zip(written).for_each(|(all, more)| all.extend(more));
     }
     Ok(results)
@@ -86,6 +98,7 @@ fn generate_by_limit<D: Decoder>(
     config: &GenerationConfig,
     seeds: &[u64],
     limits: &[usize],
+    mut listener: Option<&mut dyn Listener>,
 ) -> Result<Vec<Vec<Generated>>> {
     let mut results = vec![vec![]; prompts.len()];
     for limit in limits.iter().copied().collect::<BTreeSet<_>>() {
@@ -93,19 +106,29 @@ fn generate_by_limit<D: Decoder>(
         let config = GenerationConfig { max_new_tokens: limit, max_length: None, ..config.clone() };
         let prompts: Vec<Vec<TokenId>> = of.iter().map(|&i| prompts[i].clone()).collect();
         let seeds: Vec<u64> = of.iter().filter_map(|&i| seeds.get(i).copied()).collect();
-        let written = generate(model, &prompts, &config, &seeds)?;
+        let mut heard =
+            listener.as_deref_mut().map(|listener| Part { listener, prompts: of.clone(), first_sample: 0 });
+        let heard = heard.as_mut().map(|part| part as &mut dyn Listener);
+        let written = generate(model, &prompts, &config, &seeds, heard)?;
         of.into_iter().zip(written).for_each(|(i, written)| results[i] = written);
     }
     Ok(results)
 }
 
+/// Prompts that are continued at the same time, and the new tokens that the rows of each get at most.
+#[derive(Clone, Copy)]
+struct Rows<'a> {
+    prompts: &'a [Vec<TokenId>],
+    limits: &'a [usize],
+}
+
 /// Writes all rows at the same time, each up to its prompt's limit.
 fn write<D: Decoder>(
     model: &D,
-    prompts: &[Vec<TokenId>],
-    limits: &[usize],
+    Rows { prompts, limits }: Rows<'_>,
     config: &GenerationConfig,
     uniform: Option<Tensor>,
+    listener: Option<&mut dyn Listener>,
 ) -> Result<Vec<Vec<Generated>>> {
     if let Strategy::Beam(settings) = &config.strategy {
         return beam::search(model, prompts, config, settings);
@@ -113,11 +136,12 @@ fn write<D: Decoder>(
     let GenerationConfig { prefix, samples_per_prompt, max_new_tokens: max_new, .. } = config;
     let (samples_per_prompt, max_new) = (*samples_per_prompt, *max_new);
     let started = model.prefill(Prefill { prompts, prefix, samples_per_prompt, max_new })?;
+    let heard = listener.map(|listener| Heard::new(listener, prompts.len(), samples_per_prompt));
     if Kernel::Graphs.is_on() {
         let started = started.with(|steps| Replayed::new(steps, model.device()))?;
-        return Loop::new(model, limits, config, uniform, started)?.run();
+        return Loop { heard, ..Loop::new(model, limits, config, uniform, started)? }.run();
     }
-    Loop::new(model, limits, config, uniform, started)?.run()
+    Loop { heard, ..Loop::new(model, limits, config, uniform, started)? }.run()
 }
 
 /// Refuses settings under which no token is left to choose.
@@ -166,6 +190,7 @@ struct Loop<'a, S> {
     padding: Option<Tensor>,
     stop_ids: Tensor,
     stop_strings: Option<StopStrings<'a>>,
+    heard: Option<Heard<'a>>,
     processors: Vec<Processor>,
     /// Uniform numbers `[rows, max_new_tokens]` when sampling.
     uniform: Option<Tensor>,
@@ -201,6 +226,7 @@ impl<'a, S: Steps> Loop<'a, S> {
             device,
             logits,
             stop_strings: StopStrings::new(model.tokenizer(), config, &stop_ids, rows as usize)?,
+            heard: None,
             processors: processors(config, &stop_ids, prompt_len),
             stop_ids: Tensor::f_from_slice(&stop_ids)?.f_to_device(device)?,
             uniform: uniform.map(|numbers| numbers.f_to_device(device)).transpose()?,
@@ -219,13 +245,6 @@ impl<'a, S: Steps> Loop<'a, S> {
         for step in 0..self.config.max_new_tokens {
             Interrupt::check()?;
             self.choose(step)?;
-            if stream::is_heard() {
-                // One row; telling it waits for the device.
-                stream::tell(self.tokens.f_int64_value(&[0, self.prompt_len + step as i64])?);
-                if self.finished.f_int64_value(&[0, 0])? != 0 {
-                    break;
-                }
-            }
             if step + 1 == self.config.max_new_tokens {
                 break;
             }
@@ -254,14 +273,15 @@ impl<'a, S: Steps> Loop<'a, S> {
             _ => None,
         };
         let draws = draws.as_ref().map(|(sampling, uniform)| (*sampling, uniform));
-        let Choice { tokens: token, log_probs, sampling_log_probs } = choose(&self.logits, &allowed, draws)?;
-        self.log_probs.f_narrow(1, at, 1)?.f_copy_(&log_probs)?;
+        let choice = choose(&self.logits, &allowed, draws)?;
+        let Choice { tokens: token, log_probs, sampling_log_probs } = &choice;
+        self.log_probs.f_narrow(1, at, 1)?.f_copy_(log_probs)?;
         if draws.is_some() {
-            self.sampling_log_probs.f_narrow(1, at, 1)?.f_copy_(&sampling_log_probs)?;
+            self.sampling_log_probs.f_narrow(1, at, 1)?.f_copy_(sampling_log_probs)?;
         }
         // What ended rows go on to produce is cut off when they are collected.
-        self.tokens.f_narrow(1, written, 1)?.f_copy_(&token)?;
-        let stopped = Tensor::f_isin(&token, &self.stop_ids, false, false)?;
+        self.tokens.f_narrow(1, written, 1)?.f_copy_(token)?;
+        let stopped = Tensor::f_isin(token, &self.stop_ids, false, false)?;
         self.finished = self.finished.f_logical_or(&stopped)?;
         if let Some(strings) = &mut self.stop_strings {
             // Text is made on the host, so this waits for the device.
@@ -269,13 +289,21 @@ impl<'a, S: Steps> Loop<'a, S> {
             let ended = Tensor::f_from_slice(&ended)?.f_to_device(self.device)?.f_unsqueeze(1)?;
             self.finished = self.finished.f_logical_or(&ended)?;
         }
+        if let Some(heard) = &mut self.heard {
+            let (finished, stop_strings) = (&self.finished, self.stop_strings.as_ref());
+            let chosen = Chosen { logits: &self.logits, choice: &choice, finished, stop_strings };
+            if let Some(finished) = heard.tell(step, |prompt| self.limits[prompt], &chosen)? {
+                self.finished = finished;
+            }
+        }
         Ok(())
     }
 
     /// Takes prompts whose samples have all ended out of the batch, once that makes it a quarter smaller; true when
     /// none is left.
     fn drop_finished(&mut self, step: usize) -> Result<bool> {
-        let waits = self.device != Device::Cpu;
+        // A listener has waited already.
+        let waits = self.device != Device::Cpu && self.heard.is_none();
         if waits && !(step + 1).is_multiple_of(STEPS_BETWEEN_CHECKS) {
             return Ok(false);
         }
@@ -297,6 +325,9 @@ impl<'a, S: Steps> Loop<'a, S> {
             left.iter().flat_map(|i| i * samples..(i + 1) * samples).map(|row| row as i64).collect();
         if let Some(strings) = &mut self.stop_strings {
             strings.keep(&rows);
+        }
+        if let Some(heard) = &mut self.heard {
+            heard.keep(&rows);
         }
         let rows = Tensor::f_from_slice(&rows)?.f_to_device(self.device)?;
         let sources: Vec<i64> = left.iter().map(|&i| i as i64).collect();
@@ -330,10 +361,12 @@ impl<'a, S: Steps> Loop<'a, S> {
                 let stop = tokens.iter().position(|id| stop_ids.contains(id)).map(|at| at + 1);
                 let string = self.stop_strings.as_ref().and_then(|strings| strings.length(row));
                 let string = string.filter(|&length| length <= limit);
-                let (length, finish) = match (string, stop) {
-                    (Some(length), _) => (length, Finish::StopString),
-                    (None, Some(length)) => (length, Finish::Stop),
-                    (None, None) => (limit, Finish::Length),
+                let cancelled = self.heard.as_ref().and_then(|heard| heard.length(row));
+                let (length, finish) = match (cancelled, string, stop) {
+                    (Some(length), _, _) => (length, Finish::Cancelled),
+                    (None, Some(length), _) => (length, Finish::StopString),
+                    (None, None, Some(length)) => (length, Finish::Stop),
+                    (None, None, None) => (limit, Finish::Length),
                 };
                 Generated {
                     ids: tokens[..length].to_vec(),

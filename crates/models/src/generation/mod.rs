@@ -4,12 +4,14 @@ mod beam;
 mod decode;
 mod decoder;
 mod interrupt;
+mod listener;
 mod portions;
 mod processor;
 mod replay;
 mod rules;
 mod stop_strings;
 mod stream;
+mod text_stream;
 
 use serde::{Deserialize, Serialize};
 
@@ -18,7 +20,9 @@ use crate::{Error, Result, TokenId};
 pub(crate) use decode::generate;
 pub(crate) use decoder::{Decoder, Prefill, Started, Steps};
 pub use interrupt::Interrupt;
+pub use listener::{Alternative, Listener, SequenceId, WrittenToken};
 pub use processor::{History, Processor, filter_logits, forbid};
+pub use text_stream::TextStream;
 
 /// The smallest temperature with which logits stay finite.
 const MIN_TEMPERATURE: f64 = 1e-6;
@@ -260,6 +264,8 @@ pub enum Finish {
     StopString,
     /// It reached `max_new_tokens` or `max_length`.
     Length,
+    /// A [`Listener`] ended it.
+    Cancelled,
 }
 
 /// One generated sequence.

@@ -1,21 +1,59 @@
 //! Tokens that are told while they are written.
 
-use std::cell::RefCell;
+use std::ops::ControlFlow;
 use std::sync::mpsc::Sender;
 
-use super::{Generate, Generated, GenerationConfig, Strategy};
+use super::{Generated, GenerationConfig, Listener, WrittenToken, decode};
 use crate::{Error, LanguageModel, Network, Result, TokenId};
 
-thread_local! {
-    static LISTENER: RefCell<Option<Sender<TokenId>>> = const { RefCell::new(None) };
-}
-
 impl<N: Network> LanguageModel<N> {
-    /// Continues one prompt as [`generate`](Generate::generate) does, and sends each token as soon as it is chosen, to a thread that shows it,
+    /// Continues every prompt as [`generate`](super::Generate::generate) does, and tells each token to a listener as soon as it is chosen. The same
+    /// seeds give the same tokens as without a listener. Sequences that the listener ends have the tokens that were written until then.
+    ///
+    /// # Errors
+    /// Those of [`generate`](super::Generate::generate), and when the strategy is beam search, which chooses its sequences at the end.
+    ///
+    /// # Example
+    /// ```no_run
+    /// use std::ops::ControlFlow;
+    ///
+    /// use ruminate_models::{GenerationConfig, Listener, Model, WrittenToken};
+    ///
+    /// /// Ends each sequence behind its tenth token.
+    /// #[derive(Default)]
+    /// struct Ten([usize; 2]);
+    ///
+    /// impl Listener for Ten {
+    ///     fn token(&mut self, token: WrittenToken<'_>) -> ControlFlow<()> {
+    ///         let written = &mut self.0[token.sequence.prompt];
+    ///         *written += 1;
+    ///         if *written < 10 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    ///     }
+    /// }
+    ///
+    /// let model = Model::load("model".as_ref(), tch::Kind::Float, tch::Device::Cpu)?;
+    /// let tokenizer = model.tokenizer().ok_or("the folder has no tokenizer.json")?;
+    /// let prompts = [tokenizer.encode("Once")?, tokenizer.encode("Twice")?];
+    /// let config = GenerationConfig::default();
+    /// let written = model.generate_with_listener(&prompts, &config, &[1, 2], &mut Ten::default())?;
+    /// assert!(written[0][0].ids.len() <= 10);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn generate_with_listener(
+        &self,
+        prompts: &[Vec<TokenId>],
+        config: &GenerationConfig,
+        seeds: &[u64],
+        listener: &mut dyn Listener,
+    ) -> Result<Vec<Vec<Generated>>> {
+        decode::generate(self, prompts, config, seeds, Some(listener))
+    }
+
+    /// Continues one prompt as [`generate`](super::Generate::generate) does, and sends each token as soon as it is chosen, to a thread that shows it,
     /// say. The tokens are those of the result. A receiver that is gone is no error; an [`Interrupt`](super::Interrupt) ends the writing.
     ///
     /// # Errors
-    /// Those of [`generate`](Generate::generate), and when more than one sequence is asked for, or beam search, which changes its mind.
+    /// Those of [`generate`](super::Generate::generate), and when more than one sequence is asked for, or beam search.
     ///
     /// # Example
     /// ```no_run
@@ -37,31 +75,22 @@ impl<N: Network> LanguageModel<N> {
         seed: u64,
         tokens: Sender<TokenId>,
     ) -> Result<Generated> {
-        if config.samples_per_prompt != 1 || matches!(config.strategy, Strategy::Beam(_)) {
-            let reason = "streaming needs samples_per_prompt = 1, and no beam search";
-            return Err(Error::invalid("generation", reason));
+        if config.samples_per_prompt != 1 {
+            return Err(Error::invalid("generation", "streaming to a channel needs samples_per_prompt = 1"));
         }
-        /// Ends the listening, also when the work panics.
-        struct Listening;
-        impl Drop for Listening {
-            fn drop(&mut self) {
-                LISTENER.set(None);
-            }
-        }
-        LISTENER.set(Some(tokens));
-        let _listening = Listening;
-        let written = self.generate(&[prompt.to_vec()], config, &[seed])?;
+        let prompts = [prompt.to_vec()];
+        let written = self.generate_with_listener(&prompts, config, &[seed], &mut Channel(tokens))?;
         let one = written.into_iter().flatten().next();
         one.ok_or_else(|| Error::invalid("generation", "nothing was written"))
     }
 }
 
-/// True if somebody listens on this thread.
-pub(super) fn is_heard() -> bool {
-    LISTENER.with_borrow(Option::is_some)
-}
+/// Sends the tokens of one sequence.
+struct Channel(Sender<TokenId>);
 
-/// Tells a token to whom listens on this thread.
-pub(super) fn tell(token: TokenId) {
-    LISTENER.with_borrow(|listener| listener.as_ref().map(|listener| listener.send(token)));
+impl Listener for Channel {
+    fn token(&mut self, token: WrittenToken<'_>) -> ControlFlow<()> {
+        let _ = self.0.send(token.id);
+        ControlFlow::Continue(())
+    }
 }
