@@ -4,6 +4,7 @@ mod chat;
 mod evaluate;
 mod generate;
 mod score;
+mod serve;
 mod talk;
 mod train;
 mod using;
@@ -93,6 +94,14 @@ enum Command {
     /// For example: ruminate evaluate --model runs/ppo/checkpoints/best --data test.jsonl --config rewards.toml --out runs/test
     #[command(mut_args(using))]
     Evaluate(evaluate::EvaluateArgs),
+    /// Answer requests over HTTP, in the form of OpenAI's
+    ///
+    /// For example: ruminate serve --model models/smollm2 --port 8000
+    ///
+    /// Clients find /v1/completions, /v1/chat/completions and /v1/models there, with streams and log-probabilities. Requests that wait share
+    /// batches. docs/guide/serving.md tells what they can ask for.
+    #[command(mut_args(serving))]
+    Serve(serve::ServeArgs),
     #[command(flatten)]
     Shared(SharedCommand),
 }
@@ -118,6 +127,14 @@ fn using(arg: Arg) -> Arg {
     }
 }
 
+/// Hides what is of no use to a server.
+fn serving(arg: Arg) -> Arg {
+    match arg.get_id().as_str() {
+        "out" | "nproc" | "rank_timeout" | "seed" => arg.hide(true),
+        _ => using(arg),
+    }
+}
+
 fn main() -> ExitCode {
     exit_code(match Cli::parse().command {
         Command::Sft(args) => args.train(&train::sft::Finetune),
@@ -129,6 +146,7 @@ fn main() -> ExitCode {
         Command::Chat(args) => talk::chat(&args),
         Command::Score(args) => score::score(&args),
         Command::Evaluate(args) => evaluate::evaluate(&args),
+        Command::Serve(args) => serve::serve(&args),
         Command::Shared(command) => command.run().map_err(Into::into),
     })
 }

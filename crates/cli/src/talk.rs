@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, channel};
 use clap::Args;
 use ruminate::datasets::rows::TextOrMessages;
 use ruminate::datasets::teacher::Message;
-use ruminate::models::{Error as ModelError, GenerationConfig, TokenId, Tokenizer, derive_seed};
+use ruminate::models::{Error as ModelError, GenerationConfig, TextStream, TokenId, derive_seed};
 use ruminate::run::{ConfigError, Outcome, print_text};
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
@@ -108,7 +108,7 @@ impl Dialogue {
         let seed = derive_seed(config.seed, &[self.answers]);
         self.answers += 1;
         let (tokenizer, stops) = (encoder.tokenizer.clone(), self.how.stop_strings.clone());
-        let shown = std::thread::spawn(move || show(&tokens, &tokenizer, &stops));
+        let shown = std::thread::spawn(move || show(&tokens, TextStream::new(&tokenizer, &stops)));
         // A Ctrl-C of before is over.
         let _ = worker.stop.take();
         let write = || model.generate_streaming(&prompt, &self.how, seed, sender);
@@ -148,50 +148,19 @@ impl Dialogue {
 }
 
 /// Prints tokens as they come, and returns their text without what stopped it.
-fn show(tokens: &Receiver<TokenId>, tokenizer: &Tokenizer, stops: &[String]) -> anyhow::Result<String> {
-    let (mut ids, mut printed) = (vec![], 0);
+fn show(tokens: &Receiver<TokenId>, mut text: TextStream<'_>) -> anyhow::Result<String> {
     let mut out = std::io::stdout().lock();
-    let mut print = |text: &str| out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    let mut shown = String::new();
     loop {
         let token = tokens.recv();
-        let ended = token.is_err();
-        ids.extend(token);
-        let text = tokenizer.decode(&ids, true)?;
-        let end = stops.iter().filter_map(|stop| text.find(stop.as_str())).min();
-        let safe = end.unwrap_or_else(|| if ended { text.len() } else { settled(&text, stops) });
-        if safe > printed {
-            print(&text[printed..safe])?;
-            printed = safe;
+        let piece = match token {
+            Ok(token) => text.push(token)?,
+            Err(_) => text.finish()?,
+        };
+        out.write_all(piece.as_bytes()).and_then(|()| out.flush())?;
+        shown.push_str(&piece);
+        if token.is_err() {
+            return Ok(shown.trim().to_owned());
         }
-        if ended {
-            return Ok(text[..end.unwrap_or(text.len())].trim().to_owned());
-        }
-    }
-}
-
-/// How much of a text will stay as it is: half a character may become a whole one, and the beginning of a stop string its rest.
-fn settled(text: &str, stops: &[String]) -> usize {
-    let whole = text.trim_end_matches('\u{fffd}');
-    let held = |stop: &String| {
-        let starts =
-            stop.char_indices().map(|(at, c)| at + c.len_utf8()).filter(|&length| length < stop.len());
-        starts.filter(|&length| whole.ends_with(&stop[..length])).max().unwrap_or(0)
-    };
-    whole.len() - stops.iter().map(held).max().unwrap_or(0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::settled;
-
-    #[test]
-    fn what_may_change_is_held_back() {
-        let stops = ["\nQ:".to_owned(), "###".to_owned()];
-        for (text, length) in
-            [("so", 2), ("so\n", 2), ("so\nQ", 2), ("so #", 3), ("so ##", 3), ("é\u{fffd}", 2), ("", 0)]
-        {
-            assert_eq!(settled(text, &stops), length, "{text:?}");
-        }
-        assert_eq!(settled("so\n", &[]), 3);
     }
 }

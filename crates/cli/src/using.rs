@@ -14,7 +14,7 @@ use ruminate::rewards::configured::RewardConfig;
 use ruminate::run::demo::Estimate;
 use ruminate::run::program::{Configuration, checkpoint};
 use ruminate::run::{ConfigError, FlagKeys, Outcome, RunArgs, StopFlag, Worker};
-use ruminate::tch::Kind;
+use ruminate::tch::{Device, Kind};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -159,7 +159,7 @@ pub(crate) struct Loaded {
 impl ModelArgs {
     /// Loads the model; `None` where other processes have done the work.
     pub(crate) fn load(&self, chat: bool) -> anyhow::Result<Result<Loaded, Outcome>> {
-        let folder = checkpoint(&self.model)?;
+        let folder = self.folder()?;
         self.run.refuse(&["--resume", "--resume-from", "--dry-run"])?;
         let mut run = self.run.clone();
         if chat {
@@ -173,10 +173,15 @@ impl ModelArgs {
         Ok(Ok(Self::with(folder, config, worker)?))
     }
 
+    /// The folder of the model, which may be a run's.
+    pub(crate) fn folder(&self) -> anyhow::Result<PathBuf> {
+        Ok(checkpoint(&self.model)?)
+    }
+
     /// Loads the model for somebody who talks with it: one process, in which Ctrl-C stops an answer.
     pub(crate) fn load_to_talk(&self) -> anyhow::Result<Loaded> {
-        let folder = checkpoint(&self.model)?;
-        self.run.refuse(&["--resume", "--resume-from", "--dry-run", "--nproc"])?;
+        let folder = self.folder()?;
+        self.run.refuse(&["--out", "--resume", "--resume-from", "--dry-run", "--nproc"])?;
         let config = UseConfig::load(&self.run)?;
         let (device, verbosity) = (self.run.setup()?, self.run.verbosity());
         let stop = StopFlag::on_each_ctrl_c()?;
@@ -184,17 +189,22 @@ impl ModelArgs {
     }
 
     fn with(folder: PathBuf, config: UseConfig, worker: Worker) -> anyhow::Result<Loaded> {
-        verify(&folder)?;
-        let kind = match config.precision {
-            Precision::F32 => Kind::Float,
-            Precision::Bf16 => Kind::BFloat16,
-        };
-        let mut model = Model::load(&folder, kind, worker.device)?;
-        let tokenizer = Tokenizer::open(&folder)?;
-        model.set_tokenizer(tokenizer.clone());
-        let encoder = Encoder::new(&config.chat, tokenizer, &folder)?;
+        let model = load_model(&folder, config.precision, worker.device)?;
+        let encoder = Encoder::new(&config.chat, Tokenizer::open(&folder)?, &folder)?;
         Ok(Loaded { folder, model, encoder, config, worker })
     }
+}
+
+/// Loads a model with its tokenizer.
+pub(crate) fn load_model(folder: &Path, precision: Precision, device: Device) -> anyhow::Result<Model> {
+    verify(folder)?;
+    let kind = match precision {
+        Precision::F32 => Kind::Float,
+        Precision::Bf16 => Kind::BFloat16,
+    };
+    let mut model = Model::load(folder, kind, device)?;
+    model.set_tokenizer(Tokenizer::open(folder)?);
+    Ok(model)
 }
 
 /// A response.

@@ -6,6 +6,8 @@ pub use ruminate_models as models;
 pub use ruminate_rewards as rewards;
 #[cfg(feature = "run")]
 pub use ruminate_run as run;
+#[cfg(feature = "serve")]
+pub use ruminate_serve as serve;
 pub use ruminate_torch as torch;
 /// The bindings to libtorch that ruminate is built on: tensors, devices, kinds.
 pub use tch;

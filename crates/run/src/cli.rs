@@ -155,6 +155,7 @@ impl RunArgs {
     /// Names the flag that was given.
     pub fn refuse(&self, flags: &[&'static str]) -> Result<(), ConfigError> {
         let given = [
+            ("--out", self.out.is_some()),
             ("--resume", self.resume),
             ("--resume-from", self.resume_from.is_some()),
             ("--dry-run", self.dry_run),

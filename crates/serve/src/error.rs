@@ -63,6 +63,15 @@ pub enum Error {
 }
 
 impl Error {
+    /// True if another configuration would help.
+    #[must_use]
+    pub fn is_configuration(&self) -> bool {
+        matches!(
+            self,
+            Self::Config { .. } | Self::KeyNeeded { .. } | Self::NoKey { .. } | Self::ChatTemplate { .. }
+        )
+    }
+
     pub(crate) fn config(key: &'static str, reason: impl Into<String>) -> Self {
         Self::Config { key, reason: reason.into() }
     }
