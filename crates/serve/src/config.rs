@@ -154,7 +154,11 @@ mod tests {
         assert!(wrong(&|config| config.max_rows = 0).contains("max_rows"));
         assert!(wrong(&|config| config.request_secs = 0).contains("request_secs"));
         assert!(wrong(&|config| config.grace_secs = u64::MAX).contains("grace_secs"));
-        assert!(wrong(&|config| config.chat_template = Some("klingon".into())).contains("klingon"));
+        let template = ServeConfig { chat_template: Some("klingon".into()), ..ServeConfig::default() };
+        let error = template.validate().unwrap_err();
+        assert!(error.to_string().contains("chat_template"), "{error}");
+        let cause = std::error::Error::source(&error).unwrap().to_string();
+        assert!(cause.contains("klingon"), "{cause}");
         let unknown = serde_json::from_str::<ServeConfig>(r#"{"prot": 1}"#).unwrap_err().to_string();
         assert!(unknown.contains("prot"), "{unknown}");
     }

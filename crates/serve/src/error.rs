@@ -49,7 +49,7 @@ pub enum Error {
     #[error("the model has no tokenizer, so it cannot read texts: its folder lacks tokenizer.json")]
     NoTokenizer,
     /// The chat template is unknown.
-    #[error("chat_template")]
+    #[error("chat_template cannot be used")]
     ChatTemplate {
         /// The reason.
         source: ChatError,

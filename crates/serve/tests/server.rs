@@ -40,7 +40,7 @@ fn config() -> ServeConfig {
 }
 
 /// Runs a server, lets clients work with it, stops it, and returns how it ended and after what time.
-fn with_server(config: ServeConfig, clients: impl FnOnce(SocketAddr, &Interrupt) + Send) -> Duration {
+fn with_server(config: ServeConfig, clients: impl FnOnce(SocketAddr, &Interrupt)) -> Duration {
     let (stop, (sender, ready)) = (Interrupt::default(), channel());
     thread::scope(|scope| {
         let server = {
@@ -174,18 +174,21 @@ fn completions_are_what_the_model_writes() {
         assert_eq!(texts(&complete(address, &asked)), [first, second].concat());
 
         // A stop string ends an answer before it, and other limits share its batch.
-        let whole = texts(&complete(address, &json!({"prompt": PROMPT, "max_tokens": 12})));
-        let word = whole[0].split(' ').nth(5).unwrap();
-        let cut = complete(address, &json!({"prompt": PROMPT, "max_tokens": 12, "stop": [word, "zzz"]}));
-        let at = whole[0].find(word).unwrap();
-        assert_eq!(
-            (texts(&cut)[0].as_str(), &cut["choices"][0]["finish_reason"]),
-            (&whole[0][..at], &json!("stop"))
-        );
+        let drawn = |further: Value| {
+            let mut asked = json!({"prompt": PROMPT, "max_tokens": 30, "temperature": 1.5, "seed": 4});
+            asked.as_object_mut().unwrap().extend(further.as_object().unwrap().clone());
+            asked
+        };
+        let whole = texts(&complete(address, &drawn(json!({}))));
+        let word = whole[0].split_whitespace().nth(5).unwrap();
+        let cut = complete(address, &drawn(json!({"stop": [word, "zzz"]})));
+        assert_eq!(texts(&cut)[0], whole[0][..whole[0].find(word).unwrap()]);
+        assert_eq!(cut["choices"][0]["finish_reason"], "stop");
+        assert!(cut["usage"]["completion_tokens"].as_u64().unwrap() < 30);
 
         // Token ids are a prompt, too.
         let ids = model.tokenizer().unwrap().encode(PROMPT).unwrap();
-        assert_eq!(texts(&complete(address, &json!({"prompt": ids, "max_tokens": 12}))), whole);
+        assert_eq!(texts(&complete(address, &drawn(json!({"prompt": ids})))), whole);
     });
 }
 
@@ -237,7 +240,7 @@ fn log_probabilities_are_those_of_the_model() {
             assert_eq!(choice["text"], *prompt);
             let ids = model.tokenizer().unwrap().encode(prompt).unwrap();
             let example = Example { prompt: ids[..1].to_vec(), target: ids[1..].to_vec() };
-            let scores = tch::no_grad(|| model.score(&[example], &ScoreOptions::default())).unwrap();
+            let scores = tch::no_grad(|| model.score(&[example], ScoreOptions::default())).unwrap();
             let expected: Vec<f64> = Vec::try_from(scores.log_probs.view(-1).to_kind(Kind::Double)).unwrap();
             let told = choice["logprobs"]["token_logprobs"].as_array().unwrap();
             assert!(told[0].is_null() && told.len() == ids.len(), "{told:?}");
