@@ -2,6 +2,7 @@
 
 use ruminate_models::{Generate, GenerationConfig, Policy, Strategy, Tokenizer, derive_seed};
 use ruminate_rewards::Reward;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::dpo::PolicyEvaluation;
@@ -10,7 +11,7 @@ use crate::trainer::Evaluation;
 use crate::{Collective, Error, Metrics, Observer, Result};
 
 /// Settings of a [`RewardEvaluation`].
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct RewardEvaluationConfig {
     /// Tokens after which a response ends at the latest. Default: 256.

@@ -11,10 +11,11 @@ use ruminate::datasets::teacher::Message;
 use ruminate::datasets::{DialoguePreference, PreferenceExample, SupervisedExample};
 use ruminate::models::{Example, TokenId, Tokenizer};
 use ruminate::run::ConfigError;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Chat templates: the section `[chat]`.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct ChatSection {
     /// The template of dialogues: that of the model's folder unless a name is given, such as `chatml` or `llama2`.

@@ -1,6 +1,7 @@
 //! `ruminate`: fine-tuning, preference optimisation and reinforcement learning of language models on one's own data and rewards.
 
 mod chat;
+mod describe;
 mod evaluate;
 mod generate;
 mod score;
@@ -11,8 +12,9 @@ mod using;
 
 use std::process::ExitCode;
 
-use clap::{Arg, Parser, Subcommand};
-use ruminate::run::{SharedCommand, exit_code};
+use clap::{Arg, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+use ruminate::run::{Outcome, SharedCommand, exit_code};
 
 use train::TrainArgs;
 
@@ -102,6 +104,17 @@ enum Command {
     /// batches. docs/guide/serving.md tells what they can ask for.
     #[command(mut_args(serving))]
     Serve(serve::ServeArgs),
+    /// Print the configuration file of a command, with every key at its default and explained
+    ///
+    /// For example: ruminate config sft > sft.toml, and then ruminate sft --config sft.toml ...
+    Config(describe::ConfigArgs),
+    /// Print what a shell needs to complete commands and flags
+    ///
+    /// For example: ruminate completions bash > ~/.local/share/bash-completion/completions/ruminate
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
     #[command(flatten)]
     Shared(SharedCommand),
 }
@@ -147,15 +160,18 @@ fn main() -> ExitCode {
         Command::Score(args) => score::score(&args),
         Command::Evaluate(args) => evaluate::evaluate(&args),
         Command::Serve(args) => serve::serve(&args),
+        Command::Config(args) => describe::config(&args),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "ruminate", &mut std::io::stdout());
+            Ok(Outcome::Done)
+        }
         Command::Shared(command) => command.run().map_err(Into::into),
     })
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
-    use super::Cli;
+    use super::{Cli, CommandFactory};
 
     /// With UPDATE_EXPECT=1, the page is written.
     #[test]

@@ -5,6 +5,7 @@ use ruminate::algorithms::Precision;
 use ruminate::run::program::Configuration;
 use ruminate::run::{ConfigError, FlagKeys, Outcome, StopFlag, print_json, print_text};
 use ruminate::serve::{Error, ServeConfig, serve as serve_model};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -12,7 +13,7 @@ use crate::train::set;
 use crate::using::{ModelArgs, load_model};
 
 /// Settings of `ruminate serve`.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct ServerConfig {
     /// Precision of the weights: f32 or bf16.

@@ -15,6 +15,7 @@ use ruminate::run::demo::Estimate;
 use ruminate::run::program::{Configuration, checkpoint};
 use ruminate::run::{ConfigError, FlagKeys, Outcome, RunArgs, StopFlag, Worker};
 use ruminate::tch::{Device, Kind};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -22,7 +23,7 @@ use crate::chat::{ChatSection, Encoder};
 use crate::train::set;
 
 /// Settings of the commands that use a model.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct UseConfig {
     /// Seed of everything that is drawn.

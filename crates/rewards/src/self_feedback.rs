@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use ruminate_datasets::Prompts;
 use ruminate_models::{ScoreChoices, TokenId, by_length};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::choices::{UNUSED_SLOT_SCORE, argmax, choice_probs};
@@ -24,7 +25,7 @@ pub struct EncodedQuestion {
 
 /// How the scores of the choices become a reward, numbered as in the reference. `s` are raw logits of the choices'
 /// first tokens, `p` their softmax, `n` is their number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "u8", into = "u8")]
 pub enum Shape {
     /// 0: the gain in `p(gold)`.

@@ -3,6 +3,7 @@
 mod error;
 mod explained;
 mod overrides;
+mod template;
 mod value;
 
 use std::collections::BTreeMap;
@@ -17,6 +18,7 @@ use toml::{Table, Value};
 pub use error::ConfigError;
 pub use explained::unexplained_keys;
 use overrides::Override;
+pub use template::{schema, template};
 use value::Node;
 
 /// Reads a configuration: the values of `file`, then each of `sets` (`path.to.key=value`, later ones win), then

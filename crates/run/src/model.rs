@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use ruminate_algorithms::trainer::verify;
 use ruminate_models::{LanguageModel, Model, ModelConfig, ModelShape, Network, T5, T5Config, Tokenizer};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind};
 
@@ -42,7 +43,7 @@ pub struct PlannedShape {
 }
 
 /// Which model: the section `[model]` of a configuration. Any family that [`Model`] knows.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ModelSection {
     /// A Hugging Face folder to start from.

@@ -11,6 +11,7 @@ use tch::Device;
 
 use crate::console::{Console, Verbosity};
 use crate::distribution::Distribution;
+use crate::hyperparameters;
 use crate::jsonl::StepLines;
 use crate::provenance;
 use crate::report::write_as as write_report;
@@ -162,7 +163,12 @@ impl Observer for RunObserver {
         }
         self.repeated_eval = repeats.then_some(first_step);
         self.repeated_samples = self.repeated_eval;
-        let note = if self.started { None } else { provenance::record(&self.dir, self.device)? };
+        let note = if self.started {
+            None
+        } else {
+            self.events.hyperparameters(&hyperparameters::of_run(self.dir.path()))?;
+            provenance::record(&self.dir, self.device)?
+        };
         self.started = true;
         self.ended = false;
         self.console.started(first_step, total_steps);

@@ -8,6 +8,7 @@ use serde_json::json;
 use crate::exit::Outcome;
 use crate::output::print_json;
 use crate::rundir::RunDirError;
+use crate::sync::SyncArgs;
 use crate::{doctor, report};
 
 /// Commands of every binary; flatten them into its own: `#[command(flatten)] Shared(SharedCommand)`.
@@ -16,6 +17,10 @@ use crate::{doctor, report};
 pub enum SharedCommand {
     /// Write the report of a run anew (report.html, from the files in its folder), or one that compares several runs
     Report(ReportArgs),
+    /// Write runs in the form that MLflow reads, with their metrics, settings and reports
+    ///
+    /// For example: sync runs/sft, and then mlflow ui --backend-store-uri mlruns
+    Sync(SyncArgs),
     /// Check libtorch, devices, memory and disk, and print for each thing that is not right what mends it
     Doctor(DoctorArgs),
 }
@@ -59,6 +64,7 @@ impl SharedCommand {
     pub fn run(&self) -> Result<Outcome, RunDirError> {
         let stdout = || RunDirError::io("write to", Path::new("stdout"));
         match self {
+            Self::Sync(args) => args.run(),
             Self::Report(args) => {
                 let path = match (args.runs.as_slice(), &args.out) {
                     ([run], None) => report::write(run)?,

@@ -1,5 +1,5 @@
 //! Event files for TensorBoard: records with masked CRC-32C checksums around protocol buffers, of which only the few
-//! fields are written that scalars, histograms and texts need.
+//! fields are written that scalars, histograms, texts and hyperparameters need.
 //!
 //! The layout is that of TensorFlow's `record_writer.h`, `event.proto` and `summary.proto`.
 
@@ -12,6 +12,7 @@ use ruminate_algorithms::Metrics;
 use serde_json::Value;
 
 use crate::distribution::Distribution;
+use crate::hyperparameters;
 use crate::rundir::RunDirError;
 
 /// Texts of one step; TensorBoard is no place to read hundreds.
@@ -35,6 +36,30 @@ impl EventFile {
         const SESSION_LOG: u32 = 7;
         const START: u64 = 1;
         self.write(step, |event| event.message(SESSION_LOG, |log| log.varint(1, START)))
+    }
+
+    /// The settings of the run, for the hyperparameters tab.
+    pub(crate) fn hyperparameters(&mut self, settings: &[(String, toml::Value)]) -> Result<(), RunDirError> {
+        const FLOAT: u64 = 1;
+        self.write(0, |event| {
+            event.message(SUMMARY, |summary| {
+                summary.message(1, |entry| {
+                    entry.bytes(1, SESSION_START.as_bytes());
+                    // Readers expect some tensor.
+                    entry.message(8, |tensor| {
+                        tensor.varint(1, FLOAT);
+                        tensor.message(2, |shape| shape.message(2, |dim| dim.varint(1, 1)));
+                        tensor.float(5, 0.0);
+                    });
+                    entry.message(9, |metadata| {
+                        metadata.message(1, |plugin| {
+                            plugin.bytes(1, b"hparams");
+                            plugin.message(2, |data| data.message(3, |start| session_start(start, settings)));
+                        });
+                    });
+                });
+            });
+        })
     }
 
     /// Scalars, one event for all.
@@ -140,6 +165,24 @@ fn event(step: u64, fill: impl FnOnce(&mut Message)) -> Vec<u8> {
     event.varint(2, step);
     fill(&mut event);
     event.0
+}
+
+const SESSION_START: &str = "_hparams_/session_start_info";
+
+/// `SessionStartInfo` of the plugin's `plugin_data.proto`.
+fn session_start(start: &mut Message, settings: &[(String, toml::Value)]) {
+    for (name, value) in settings {
+        start.message(1, |entry| {
+            entry.bytes(1, name.as_bytes());
+            entry.message(2, |of| match value {
+                toml::Value::Integer(number) => of.double(2, *number as f64),
+                toml::Value::Float(number) => of.double(2, *number),
+                toml::Value::Boolean(on) => of.varint(4, u64::from(*on)),
+                value => of.bytes(3, hyperparameters::text(value).as_bytes()),
+            });
+        });
+    }
+    start.double(5, now());
 }
 
 /// A summary value that the text plugin shows: a tensor with one string.

@@ -3,12 +3,13 @@
 use std::net::{SocketAddr, ToSocketAddrs};
 
 use ruminate_datasets::chat::{ChatTemplate, NamedTemplate};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
 /// Settings of [`serve`](crate::serve).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ServeConfig {
     /// The address to listen at. Any other than a loopback address needs `api_key_env`. Default: 127.0.0.1.

@@ -63,7 +63,7 @@ pub(crate) struct Job {
 }
 
 impl Job {
-    fn is_wanted(&self) -> bool {
+    pub(crate) fn is_wanted(&self) -> bool {
         !self.events.is_closed()
     }
 
@@ -126,9 +126,7 @@ impl Engine<'_> {
     /// Carries out jobs in one batch.
     fn write(&self, jobs: Vec<Job>) {
         let written = self.abort.during(|| {
-            for job in jobs.iter().filter(|job| job.settings.score_prompts) {
-                score_prompts(self.model, job)?;
-            }
+            score_prompts(self.model, &jobs)?;
             self.continue_prompts(&jobs)
         });
         if let Err(error) = written {

@@ -36,6 +36,8 @@ pub(crate) struct Settings {
     pub(crate) logprobs: Option<usize>,
     /// Whether the prompts get log-probabilities, too.
     pub(crate) score_prompts: bool,
+    /// Whether the token that ends an answer gets one. Evaluation harnesses take it for granted that one token was written.
+    pub(crate) score_end: bool,
     /// Whether text is sent as it is written.
     pub(crate) stream: bool,
 }
@@ -141,6 +143,7 @@ impl Task {
         let mut settings = served.settings(&mut fields, logprobs)?;
         settings.max_tokens = max_tokens;
         settings.score_prompts = echo && logprobs.is_some();
+        settings.score_end = true;
         Self { form: Form::Completion, prompts, seeds: vec![], settings, echo, include_usage: false }
             .finish(served, fields, seed)
     }
@@ -332,6 +335,7 @@ impl Served {
             stops,
             logprobs,
             score_prompts: false,
+            score_end: false,
             stream: false,
         })
     }

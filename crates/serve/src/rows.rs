@@ -72,6 +72,7 @@ struct Row<'a> {
     max_tokens: usize,
     stream: bool,
     logprobs: Option<usize>,
+    score_end: bool,
     text: TextStream<'a>,
     /// Tokens that were written.
     written: usize,
@@ -124,6 +125,7 @@ impl<'a> Rows<'a> {
                 max_tokens: settings.max_tokens,
                 stream: settings.stream,
                 logprobs: settings.logprobs,
+                score_end: settings.score_end,
                 text,
                 written: 0,
                 texts: TokenTexts::default(),
@@ -199,12 +201,12 @@ impl Row<'_> {
     ) -> Result<ControlFlow<()>> {
         self.written += 1;
         self.piece.count += 1;
-        if is_stop {
-            return Ok(ControlFlow::Continue(()));
-        }
-        if let Some(count) = self.logprobs {
+        if let Some(count) = self.logprobs.filter(|_| !is_stop || self.score_end) {
             let alternatives = &token.alternatives[..count.min(token.alternatives.len())];
             self.held.push(self.texts.next(tokenizer, token.id, Some(token.log_prob), alternatives)?);
+        }
+        if is_stop {
+            return Ok(ControlFlow::Continue(()));
         }
         let text = self.text.push(token.id)?;
         self.add(&text);

@@ -18,28 +18,36 @@ struct Score {
     top: Vec<Alternative>,
 }
 
-/// Sends the tokens of each prompt of a job with their log-probabilities and alternatives.
-pub(crate) fn score_prompts(model: &Model, job: &Job) -> Result<()> {
-    let Some((tokenizer, count)) = model.tokenizer().zip(job.settings.logprobs) else { return Ok(()) };
-    let mut order: Vec<usize> = (0..job.prompts.len()).collect();
-    order.sort_by_key(|&i| job.prompts[i].len());
-    let mut rest = order.as_slice();
+/// Sends the tokens of each prompt of some jobs with their log-probabilities and alternatives. Prompts of about the same length share a
+/// pass, whoever asks for them.
+pub(crate) fn score_prompts(model: &Model, jobs: &[Job]) -> Result<()> {
+    let Some(tokenizer) = model.tokenizer() else { return Ok(()) };
+    let scored = jobs.iter().filter(|job| job.settings.score_prompts);
+    let mut all: Vec<(&Job, usize)> =
+        scored.flat_map(|job| (0..job.prompts.len()).map(move |prompt| (job, prompt))).collect();
+    all.sort_by_key(|&(job, prompt)| job.prompts[prompt].len());
+    let mut rest = all.as_slice();
     while !rest.is_empty() {
-        let fits = |end: usize| end * job.prompts[rest[end - 1]].len() <= TOKENS_AT_ONCE;
-        let end = (1..=rest.len()).take_while(|&end| end == 1 || fits(end)).last().unwrap_or(1);
+        let fits = |&end: &usize| {
+            let (job, longest) = rest[end - 1];
+            end == 1 || end * job.prompts[longest].len() <= TOKENS_AT_ONCE
+        };
+        let end = (1..=rest.len()).take_while(fits).last().unwrap_or(1);
         let (batch, later) = rest.split_at(end);
         rest = later;
-        if job.events.is_closed() {
-            return Ok(());
-        }
-        let prompts: Vec<&[TokenId]> = batch.iter().map(|&i| job.prompts[i].as_slice()).collect();
-        for (&prompt, scores) in batch.iter().zip(tch::no_grad(|| score(model, &prompts, count))?) {
+        let batch: Vec<(&Job, usize)> = batch.iter().copied().filter(|(job, _)| job.is_wanted()).collect();
+        let prompts: Vec<&[TokenId]> =
+            batch.iter().map(|&(job, prompt)| job.prompts[prompt].as_slice()).collect();
+        let count = batch.iter().filter_map(|(job, _)| job.settings.logprobs).max().unwrap_or(0);
+        for (&(job, prompt), scores) in batch.iter().zip(tch::no_grad(|| score(model, &prompts, count))?) {
+            let count = job.settings.logprobs.unwrap_or(0);
             let mut texts = TokenTexts::default();
             let mut tokens: Vec<Token> = vec![];
             let (first, others) = job.prompts[prompt].split_at(1);
             tokens.push(texts.next(tokenizer, first[0], None, &[])?);
             for (&id, Score { log_prob, top }) in others.iter().zip(scores) {
-                tokens.push(texts.next(tokenizer, id, Some(log_prob), &top)?);
+                let top = &top[..count.min(top.len())];
+                tokens.push(texts.next(tokenizer, id, Some(log_prob), top)?);
             }
             let _ = job.events.send(Event::Prompt { prompt, tokens });
         }

@@ -253,6 +253,23 @@ fn log_probabilities_are_those_of_the_model() {
             let offsets = choice["logprobs"]["text_offset"].as_array().unwrap();
             assert!(offsets.iter().is_sorted_by_key(|of| of.as_u64()), "{offsets:?}");
         }
+        // Each token that was written is told, the one that ends an answer as well: harnesses count on it.
+        let mut ends = 0;
+        for seed in 0..40 {
+            let asked = json!({
+                "prompt": PROMPT, "seed": seed, "temperature": 3.0, "max_tokens": 8, "logprobs": 0, "echo": true,
+            });
+            let answer = complete(address, &asked);
+            let (choice, usage) = (&answer["choices"][0], &answer["usage"]);
+            let tokens = choice["logprobs"]["tokens"].as_array().unwrap();
+            assert_eq!(tokens.len() as u64, usage["total_tokens"].as_u64().unwrap());
+            if choice["finish_reason"] == "stop" {
+                assert_eq!(tokens.last().unwrap(), "</s>");
+                assert!(!choice["text"].as_str().unwrap().contains("</s>"));
+                ends += 1;
+            }
+        }
+        assert!(ends > 0);
         // What is written has the log-probabilities under which it was chosen, and greedy takes the best.
         let answer = complete(address, &json!({"prompt": PROMPT, "max_tokens": 6, "logprobs": 3}));
         let told = &answer["choices"][0]["logprobs"];

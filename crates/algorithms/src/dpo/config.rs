@@ -1,5 +1,6 @@
 //! Settings of preference optimisation.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
@@ -7,7 +8,7 @@ use crate::{Error, Result};
 /// How the log-ratios of a pair become a loss. Symbols, per pair: `a` and `b` are the log-ratios of policy and reference
 /// for the chosen and the rejected completion, `h = a - b`, `n` numbers of tokens. Without a reference `a` and `b` are the
 /// policy's log-probabilities.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 #[non_exhaustive]
 pub enum PreferenceLoss {
@@ -175,7 +176,7 @@ fn one() -> f64 {
 }
 
 /// How log-probabilities of completions of different lengths are compared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LengthNorm {
     /// Means over tokens.
@@ -187,7 +188,7 @@ pub enum LengthNorm {
 
 /// What the log-ratios are transformed by (f-DPO, arXiv 2309.16240), in losses that are built on their differences.
 /// Rewards in the metrics stay `beta` times the plain ratios.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Divergence {
     /// `s(z) = z`.
@@ -210,7 +211,7 @@ pub enum Divergence {
 }
 
 /// One loss of a mixture.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct WeightedLoss {
     /// The loss.
@@ -221,7 +222,7 @@ pub struct WeightedLoss {
 }
 
 /// What the chosen's negative log-likelihood is divided by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum NllNorm {
     /// All chosen tokens of the optimizer step.
@@ -232,7 +233,7 @@ pub enum NllNorm {
 }
 
 /// A reference that follows the policy (TR-DPO, arXiv 2404.09656).
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ReferenceSync {
     /// Optimizer steps between two moves of the reference.
@@ -248,7 +249,7 @@ impl Default for ReferenceSync {
 }
 
 /// Settings of [`Dpo`](super::Dpo). The defaults are those of the DPO paper (arXiv 2305.18290).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct DpoConfig {
     /// How strongly the policy is held at the reference.

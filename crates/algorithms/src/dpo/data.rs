@@ -5,6 +5,7 @@ use std::path::Path;
 use ruminate_datasets::chat::{ChatTemplate, Message};
 use ruminate_datasets::{DialoguePreference, PreferenceExample};
 use ruminate_models::{Policy, TokenId, Tokenizer, Truncate, by_length};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::train::score_pairs;
@@ -37,7 +38,7 @@ impl Pair {
 }
 
 /// What is cut off a prompt that is too long.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum PromptCut {
     /// Its end.
@@ -53,7 +54,7 @@ pub enum PromptCut {
 }
 
 /// Largest lengths in tokens, special tokens included. The defaults are TinyThinker's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct PairLengths {
     /// Of a prompt.

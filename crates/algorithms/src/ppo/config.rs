@@ -2,13 +2,14 @@
 
 use ruminate_datasets::Compat;
 use ruminate_models::{GenerationConfig, Sampling, Strategy, TokenId};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Estimation, KlPenalty};
 use crate::{Error, Result};
 
 /// How responses are drawn in training. By default, from the unmodified distribution.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct RolloutConfig {
     /// Temperature, top-k and top-p. Losses, penalties and ratios are those of the unmodified distribution all the same.
@@ -53,7 +54,7 @@ impl RolloutConfig {
 
 /// Settings of [`Ppo`](super::Ppo). Where TRL's `PPOConfig` has the setting, the default is its. Those of Crystal are in
 /// [`ReinforcementConfig`](crate::crystal::ReinforcementConfig).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct PpoConfig {
     /// How responses are drawn.

@@ -1,6 +1,7 @@
 //! Settings of Quark.
 
 use ruminate_models::{GenerationConfig, Sampling, Strategy, TokenId};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::ControlConfig;
@@ -9,7 +10,7 @@ use crate::{Error, Result};
 
 /// Lengths of what a model writes, counted over everything that the decoder holds: the start token and the control
 /// tokens are included, so that more of them leave less room.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Lengths {
     /// Positions after which writing ends at the latest.
@@ -50,7 +51,7 @@ impl Lengths {
 }
 
 /// How the data pool is fed with responses. By default, one from the unmodified distribution for each prompt.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct SamplingConfig {
     /// Temperature, top-k and top-p.
@@ -79,7 +80,7 @@ impl Default for SamplingConfig {
 }
 
 /// How responses from elsewhere come into the data pool.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ExpertConfig {
     /// Rows that come in with each round, until there are no more; `None` takes all that are left.
@@ -98,7 +99,7 @@ impl Default for ExpertConfig {
 
 /// Settings of [`Quark`](super::Quark); only `control` must be given. Batch, interval, penalty and lengths are by default those of Quark's
 /// published code (arXiv 2205.13636), everything else is off. Those of MaRio are in [`published_quark`](crate::mario::published_quark).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct QuarkConfig {
     /// Rewards and their control tokens.

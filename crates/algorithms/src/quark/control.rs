@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use ruminate_models::{TokenId, Tokenizer, derive_seed};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::StageSchedule;
@@ -17,7 +18,7 @@ pub const CORRECT: &str = "CORRECT_LABEL";
 const MOST_REWARDS: usize = 100;
 
 /// What the data pool does with a reward.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum TrainOption {
     /// Each sample gets the control token of its bucket.
@@ -55,7 +56,7 @@ impl TrainOption {
 }
 
 /// Where samples with equal scores go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Ties {
     /// They keep the order of the pool, and a border between buckets may part them: buckets have the sizes that they
@@ -67,7 +68,7 @@ pub enum Ties {
 }
 
 /// How scores become buckets; bucket 0 is the best.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Buckets {
     /// Blocks of equal size in the order of the scores. What the division leaves over goes to the worst bucket; with
@@ -104,7 +105,7 @@ impl Default for Buckets {
 }
 
 /// One of the rewards.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RewardSpec {
     /// Its name in records.
@@ -138,7 +139,7 @@ impl RewardSpec {
 }
 
 /// The rewards of a run, and how they control the policy.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ControlConfig {
     /// The rewards, in the order of their tokens. The last one gives the pool its order.

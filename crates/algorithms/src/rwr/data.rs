@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use ruminate_datasets::chat::trained_tokens;
 use ruminate_datasets::rise::TrainingText;
 use ruminate_models::{EncodedText, Example, Tokenizer};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
@@ -29,7 +30,7 @@ impl WeightedExample {
 }
 
 /// What the weights exp(r / tau) of a data set become.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Weighting {
     /// They stay, as in the published code.

@@ -1,13 +1,14 @@
 //! Settings of the trainer.
 
 use ruminate_torch::dist::Sharding;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Checkpoints, OptimizerChoice, due};
 use crate::{Error, Result, Schedule};
 
 /// In which precision matrix products run during training. Weights, optimizer states and losses are always `f32`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Precision {
     /// 32-bit floats throughout.
@@ -19,7 +20,7 @@ pub enum Precision {
 
 /// Settings of the [`Trainer`](super::Trainer). Where transformers has the setting, the default is that of its `TrainingArguments`. The numbers of a paper are
 /// those of its own configuration, e.g. [`ImitationConfig::trainer`](crate::crystal::ImitationConfig::trainer).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct TrainerConfig {
     /// Optimizer steps. Default: 1000; transformers counts epochs.

@@ -1,13 +1,14 @@
 //! The choice of an optimizer in the settings.
 
 use ruminate_torch::optim::{AdafactorConfig, AdamConfig, Decay, DecayOn, OptimizerConfig};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::TrainerConfig;
 use crate::{Error, Result, Schedule};
 
 /// Which optimizer a [`Trainer`](super::Trainer) uses.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OptimizerChoice {
     /// Adam, with `betas`, `eps` and `weight_decay` of the [`TrainerConfig`].

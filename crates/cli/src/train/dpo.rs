@@ -11,6 +11,7 @@ use ruminate::rewards::configured::RewardConfig;
 use ruminate::run::program::{Configuration, Job, Measured, Prepared, Training};
 use ruminate::run::{ConfigError, FlagKeys, ModelSection};
 use ruminate::tch::{self, Kind};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -19,7 +20,7 @@ use super::{Length, Method, configure, held_out, lengths, measured};
 use crate::chat::{ChatSection, Encoder};
 
 /// Settings of `ruminate dpo`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct DpoConfig {
     /// The command that wrote this configuration.

@@ -14,11 +14,12 @@ use ruminate::algorithms::{Plan, TrainerConfig};
 use ruminate::datasets::Split;
 use ruminate::run::program::{Measured, Training, enter, train};
 use ruminate::run::{ConfigError, DataRow, ModelSection, Outcome, RunArgs, resolve_link};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 /// A command that trains, as it stands in the configuration of its runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Method {
     Sft,

@@ -8,6 +8,7 @@ use ruminate::rewards::configured::{RewardConfig, WeightedRewards};
 use ruminate::run::program::{Configuration, Job, Measured, Prepared, Training};
 use ruminate::run::{ConfigError, FlagKeys, ModelSection};
 use ruminate::tch::{self, Kind};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -15,7 +16,7 @@ use super::{Length, Method, configure, held_out, lengths, measured};
 use crate::chat::{ChatSection, Encoder};
 
 /// Settings of `ruminate ppo`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct PpoConfig {
     /// The command that wrote this configuration.

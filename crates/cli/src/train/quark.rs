@@ -11,6 +11,7 @@ use ruminate::rewards::{Reward, RewardError, Rewarded, Sample, check_rewards};
 use ruminate::run::program::{Configuration, Job, Measured, Prepared, Training};
 use ruminate::run::{ConfigError, FlagKeys, ModelSection};
 use ruminate::tch::{self, Kind};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -22,7 +23,7 @@ use crate::chat::ChatSection;
 const SUM: &str = "reward";
 
 /// Settings of `ruminate quark`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct QuarkConfig {
     /// The command that wrote this configuration.

@@ -9,6 +9,7 @@ use ruminate::rewards::configured::RewardConfig;
 use ruminate::run::program::{Configuration, Job, Measured, Prepared, Training};
 use ruminate::run::{ConfigError, FlagKeys, ModelSection};
 use ruminate::tch::Kind;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -17,7 +18,7 @@ use super::{Length, Method, configure, lengths, measured};
 use crate::chat::{ChatSection, Encoder};
 
 /// Settings of `ruminate rwr`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct RwrConfig {
     /// The command that wrote this configuration.

@@ -10,6 +10,7 @@ use ruminate::rewards::configured::RewardConfig;
 use ruminate::run::program::{Configuration, Job, Measured, Prepared, Training};
 use ruminate::run::{ConfigError, FlagKeys, ModelSection};
 use ruminate::tch::Kind;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -18,7 +19,7 @@ use super::{Length, Method, configure, lengths, measured};
 use crate::chat::{ChatSection, Encoder};
 
 /// Settings of `ruminate sft`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct SftConfig {
     /// The command that wrote this configuration.

@@ -6,13 +6,14 @@ use ruminate::algorithms::{RewardEvaluation, RewardEvaluationConfig};
 use ruminate::datasets::rows::{Columns, PromptRow, read_prompts};
 use ruminate::rewards::configured::{PolicyRewards, RewardConfig};
 use ruminate::run::ConfigError;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::ppo::rewards;
 use crate::chat::Encoder;
 
 /// Prompts that validation answers: the section `[validation]`.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct ValidationSection {
     /// Files of prompts. The mean of their responses' rewards then chooses the best checkpoint. Without any, the loss does.

@@ -1,9 +1,10 @@
 //! The names of the fields.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The names of the fields in the rows of a file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Columns {
     /// The prompt: a text, or messages.

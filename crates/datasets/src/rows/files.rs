@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::forms::{Pair, pairs, prompt_rows, supervised_rows, weighted_rows};
@@ -29,7 +30,7 @@ const MOST_OFTEN: f64 = 1000.0;
 /// assert_eq!((rows.train.len(), rows.counts.files[1].taken), (3, 1));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct DataFiles {
     /// Files to train on, JSON lines, a JSON array or Parquet: paths, or tables with `path` and `weight`.
@@ -61,7 +62,7 @@ impl Default for DataFiles {
 }
 
 /// A file, and how often its rows are taken.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged, expecting = "a path, or a table with path and weight")]
 pub enum FileEntry {
     /// Every row once.

@@ -13,6 +13,7 @@ mod stop_strings;
 mod stream;
 mod text_stream;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result, TokenId};
@@ -31,7 +32,7 @@ const MIN_TEMPERATURE: f64 = 1e-6;
 const MAX_TOKENS: usize = i32::MAX as usize;
 
 /// How the next token is chosen.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 #[non_exhaustive]
 pub enum Strategy {
@@ -45,7 +46,7 @@ pub enum Strategy {
 }
 
 /// Settings of beam search; the rules are those of transformers 5.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Beam {
     /// Sequences that are extended side by side; the best `samples_per_prompt` of them are returned, best first.
@@ -63,7 +64,7 @@ impl Default for Beam {
 }
 
 /// When a beam search that has found `num_beams` finished sequences ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum EarlyStopping {
     /// When the best running sequence, at its present length, scores no better than the worst finished one.
@@ -76,7 +77,7 @@ pub enum EarlyStopping {
 }
 
 /// Settings of a draw. Filters apply in this order: temperature, top-k, top-p, min-p, typical-p.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Sampling {
     /// Logits are divided by this, at least 1e-6; 1 leaves them as they are.
@@ -124,7 +125,7 @@ impl Default for Sampling {
 }
 
 /// A bias on the logit of a token behind certain others.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SequenceBias {
     /// The sequence; its last token gets the bias where the others were just written.
@@ -134,7 +135,7 @@ pub struct SequenceBias {
 }
 
 /// Settings of one call of [`Generate::generate`].
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct GenerationConfig {
     /// How the next token is chosen.

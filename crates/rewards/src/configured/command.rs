@@ -3,6 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -13,7 +14,7 @@ use super::{Answered, Judge, Judged, PolicyModel, Unjudged};
 /// standard input, with `prompt`, `completion`, `answer` (where the row has one) and the row's other fields, and writes a line with a
 /// number to its standard output, in the same order. It must not hold lines back (in Python, `print(..., flush=True)`). Its input ends
 /// when no more samples come.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct CommandReward {
     /// The program and its arguments, such as `["python3", "reward.py"]`. Relative paths begin where `ruminate` was started.

@@ -6,13 +6,14 @@ use regex::Regex;
 use ruminate_datasets::environments::{
     self, Compat, Environment, Problem, boxed_answer, boxed_number, gold_number,
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::numbers::last_number;
 use super::{Answered, Judge, Judged, PolicyModel, Unjudged};
 
 /// Settings of `exact_match`: how equal a response and the answer must be. Blanks at both ends never count.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ExactMatch {
     /// Capitals and small letters are the same.
@@ -22,7 +23,7 @@ pub struct ExactMatch {
 }
 
 /// Settings of `number`.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Number {
     /// How far the last number of the response may be from that of the answer.
@@ -30,7 +31,7 @@ pub struct Number {
 }
 
 /// Settings of `regex`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Pattern {
     /// A regular expression in the syntax of Rust's crate `regex`. What its first group captures, in the last match, is compared with the
@@ -39,7 +40,7 @@ pub struct Pattern {
 }
 
 /// Settings of `contains`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Contains {
     /// The text that the response must contain; without one, the answer.

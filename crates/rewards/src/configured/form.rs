@@ -1,12 +1,13 @@
 //! Rewards that look at the form of a response: its parts and its length.
 
 use regex::{Regex, RegexBuilder};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Answered, Judge, Judged, PolicyModel, Unjudged};
 
 /// Settings of `format`: `parts` or `pattern`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Format {
     /// Texts that must stand in the response in this order, each as often as it is listed, such as `["<think>", "</think>"]`.
@@ -17,7 +18,7 @@ pub struct Format {
 }
 
 /// The unit of a length.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LengthUnit {
     /// Words between blanks.
@@ -31,7 +32,7 @@ pub enum LengthUnit {
 
 /// Settings of `length`: 1 where the response is neither too short nor too long. Outside, the reward falls in a line to 0 at `tolerance`
 /// units from the limit.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Length {
     /// The unit.

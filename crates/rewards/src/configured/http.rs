@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use ruminate_datasets::rows::TextOrMessages;
 use ruminate_datasets::teacher::{Connection, ConnectionSettings, HttpReply, KeySource, TeacherError};
 use ruminate_models::Interrupt;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -19,7 +20,7 @@ use crate::RewardError;
 /// [...]}`, one number for each sample. A query is a prompt with its response behind it, and a label the row's answer, or empty. The
 /// messages of a dialogue stand in a prompt as `ROLE: TEXT`, one after another, each with the end of a line. Other fields of the reply,
 /// such as `scores` and `extra_logs`, are not read.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct HttpReward {
     /// The address, such as `http://localhost:5000/get_reward`.

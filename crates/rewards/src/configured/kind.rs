@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::value::{MapAccessDeserializer, MapDeserializer};
 use serde::de::{IntoDeserializer, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -13,7 +14,7 @@ use super::{CommandReward, HttpReward, Judge};
 
 /// The kind of a reward. One that needs no settings is a word, `kind = "number"`; others are tables, `kind.number = { tolerance =
 /// 0.01 }`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum RewardKind {
@@ -44,7 +45,7 @@ pub enum RewardKind {
 }
 
 /// No settings.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Empty {}
 
@@ -66,6 +67,16 @@ impl RewardKind {
             Self::Http(kind) => Box::new(kind.prepared()?),
         })
     }
+}
+
+/// The kinds that need no settings, so that a word is enough.
+const WORDS: [&str; 6] = ["exact_match", "number", "math", "gsm8k", "contains", "self_feedback"];
+
+/// The schema of a kind that is a word or a table.
+pub(super) fn schema(generator: &mut SchemaGenerator) -> Schema {
+    let table = generator.subschema_for::<RewardKind>();
+    let description = "The kind, with its settings.";
+    json_schema!({ "description": description, "anyOf": [{ "type": "string", "enum": WORDS }, table] })
 }
 
 /// Reads a kind that is a word or a table.
@@ -90,4 +101,22 @@ pub(super) fn by_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Rewa
         }
     }
     deserializer.deserialize_any(Kind)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// The schema tells editors which kinds need no settings.
+    #[test]
+    fn a_word_is_enough_for_kinds_without_settings() {
+        let table = schemars::schema_for!(RewardKind);
+        let variants = table.get("oneOf").and_then(Value::as_array).unwrap();
+        let names: Vec<&str> = variants.iter().filter_map(|of| of["required"][0].as_str()).collect();
+        assert_eq!(names.len(), variants.len());
+        let is_enough = |name: &&str| by_name(json!(name)).is_ok_and(|kind| kind.judge().is_ok());
+        assert_eq!(names.into_iter().filter(is_enough).collect::<Vec<_>>(), WORDS);
+    }
 }

@@ -28,6 +28,7 @@ mod template;
 
 use ruminate_datasets::rows::PromptRow;
 use ruminate_models::{ScoreChoices, TokenId, Tokenizer};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use command::CommandReward;
@@ -40,7 +41,7 @@ pub use models::{ModelPrecision, Plausible, SelfFeedbackReward};
 use crate::{Reward, RewardError, Rewarded, Sample};
 
 /// A reward of a configuration: an entry `[[reward]]`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RewardConfig {
     /// Its name in records.
@@ -50,6 +51,7 @@ pub struct RewardConfig {
     pub weight: f64,
     /// The kind, with its settings.
     #[serde(deserialize_with = "kind::by_name")]
+    #[schemars(schema_with = "kind::schema")]
     pub kind: RewardKind,
 }
 

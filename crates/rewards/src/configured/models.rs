@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use ruminate_models::{EncodedText, ScoreChoices, TokenId, Tokenizer, Vera, by_length};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tch::{Device, Kind};
@@ -14,7 +15,7 @@ use super::{Answered, Judge, Judged, PolicyModel, Unjudged};
 use crate::{RewardError, Shape};
 
 /// The precision of a model's weights and products.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ModelPrecision {
     /// 32 bits.
@@ -25,7 +26,7 @@ pub enum ModelPrecision {
 }
 
 /// Settings of `plausibility`: for how true Vera (arXiv 2305.03695) takes a statement, from 0 to 1.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Plausible {
     /// Folder of the model: Vera's, or that of a verifier in its form.
@@ -122,7 +123,7 @@ impl Judge for PlausibleJudge {
 /// Settings of `self_feedback`: how much a response helps the policy itself to answer, as in Crystal (arXiv 2310.04921). The policy scores
 /// the choices of a row after two texts, one without and one with the response. A choice's score is the log-probability of all its tokens,
 /// its end token included; for labels of one token, differences of scores are those of the paper.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct SelfFeedbackReward {
     /// The field with the choices, a list of texts, one of which is the answer.

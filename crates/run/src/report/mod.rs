@@ -10,6 +10,7 @@ mod turns;
 
 pub use comparison::write as write_comparison;
 pub use page::Page;
+pub(crate) use records::for_lines;
 pub use run::write;
 pub(crate) use run::{write_as, write_into};
 pub use turns::{

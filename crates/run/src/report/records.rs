@@ -137,7 +137,7 @@ impl Samples {
     }
 }
 
-fn for_lines(path: &Path, mut work: impl FnMut(BTreeMap<String, Value>)) {
+pub(crate) fn for_lines(path: &Path, mut work: impl FnMut(BTreeMap<String, Value>)) {
     let Ok(file) = File::open(path) else { return };
     for line in BufReader::with_capacity(1 << 16, file).split(b'\n').map_while(Result::ok) {
         if let Ok(line) = serde_json::from_slice(&line) {

@@ -18,6 +18,8 @@ pub(crate) struct Read {
     pub(crate) scalars: Vec<(String, f32)>,
     pub(crate) histograms: Vec<Histogram>,
     pub(crate) texts: Vec<(String, String)>,
+    /// Names and values: numbers and words.
+    pub(crate) settings: Vec<(String, String)>,
 }
 
 /// Every event of every event file of a folder, in the order of the files' names.
@@ -153,6 +155,26 @@ fn summary(data: &[u8], event: &mut Read) {
         Some(value) => event.scalars.push((tag, f32::from_le_bytes(value.bytes().try_into().unwrap()))),
         None => {
             let tensor = fields(get(8).unwrap().bytes());
+            if tag == SESSION_START {
+                let plugin = fields(fields(get(9).unwrap().bytes())[0].1.bytes());
+                assert_eq!((plugin[0].1.text().as_str(), plugin[1].0), ("hparams", 2));
+                let data = fields(plugin[1].1.bytes());
+                assert_eq!(data[0].0, 3, "the start of a session");
+                event.settings.extend(
+                    fields(data[0].1.bytes()).iter().filter(|(number, _)| *number == 1).map(|(_, entry)| {
+                        let entry = fields(entry.bytes());
+                        let value = &fields(entry[1].1.bytes())[0];
+                        let shown = match value.0 {
+                            2 => numbers(value.1.bytes())[0].to_string(),
+                            3 => value.1.text(),
+                            4 => (value.1.number() == 1).to_string(),
+                            other => panic!("field {other} of a value"),
+                        };
+                        (entry[0].1.text(), shown)
+                    }),
+                );
+                return;
+            }
             assert_eq!(tensor[0].1.number(), 7, "a tensor of strings");
             assert_eq!(tensor[1].1.bytes(), [0x12, 2, 8, 1], "of one element");
             let plugin = fields(fields(get(9).unwrap().bytes())[0].1.bytes())[0].1.text();
@@ -179,14 +201,22 @@ fn what_was_written_is_read_back() {
     file.scalars(301, &vec![]).unwrap();
     file.samples(u64::from(u32::MAX) + 1, &[json!({"question": "Why *not*?", "n": 1}), json!("<b>")])
         .unwrap();
+    let settings: toml::Table =
+        "lr = 1e-3\nsteps = 7\nquick = true\nbetas = [0.9, 0.5]\nname = \"ü\"".parse().unwrap();
+    file.hyperparameters(&settings.into_iter().collect::<Vec<_>>()).unwrap();
     file.histogram(7, "reward", &Distribution::of(&[1.0, 1.0, 3.0]).unwrap()).unwrap();
     let files = read(folder.path());
-    let [version, scalars, texts, histogram] = &files[0][..] else { panic!("{files:?}") };
+    let [version, scalars, texts, settings, histogram] = &files[0][..] else { panic!("{files:?}") };
     let (name, all, edges, counts) = &histogram.histograms[0];
     let expected = [1.0, 3.0, 3.0, 5.0, 11.0];
     assert!(name == "reward" && all.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-9), "{all:?}");
     assert_eq!((edges.len(), edges[19], counts.iter().sum::<f64>()), (20, 3.0, 3.0));
     assert_eq!((version.version.as_deref(), version.step), (Some("brain.Event:2"), 0));
+    let mut settings = settings.settings.clone();
+    settings.sort();
+    let expected =
+        [("betas", "[0.9, 0.5]"), ("lr", "0.001"), ("name", "ü"), ("quick", "true"), ("steps", "7")];
+    assert_eq!(settings, expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
     assert_eq!(scalars.step, 300);
     assert_eq!(scalars.scalars[0], ("train/loss".into(), 2.5));
     assert!(scalars.scalars[1].0 == "größe" && scalars.scalars[1].1.is_nan());

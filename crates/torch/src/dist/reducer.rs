@@ -4,6 +4,7 @@ use std::ffi::c_int;
 use std::ptr::NonNull;
 use std::rc::Rc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
@@ -13,7 +14,7 @@ use crate::{Error, Result};
 
 /// What the ranks of a group divide among them, instead of each having all of it. Every parameter then belongs to one rank
 /// ([`owners`]), which alone moves it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Sharding {
     /// Nothing: plain data parallelism.

@@ -1,5 +1,6 @@
 //! Adafactor.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
@@ -9,7 +10,7 @@ use crate::ffi;
 
 /// Settings of [`Adafactor`], with the names of transformers. The defaults are those with which its `Trainer` calls it:
 /// the rate is that of the step, not the optimizer's own.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct AdafactorConfig {
     /// Added to the squared gradient, and the least size of a parameter in `scale_parameter`.
