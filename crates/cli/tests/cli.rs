@@ -424,3 +424,75 @@ fn a_run_is_not_resumed_by_another_command() {
     let (code, error) = failure(at, &["rwr", "--out", "runs/sft", "--resume"]);
     assert_eq!(code, 2, "{error}");
 }
+
+/// A model that was trained a little.
+fn trained(at: &Path) -> String {
+    checkpoint(&train(at, "sft", "sft.jsonl", &["--set", "epochs=1"]), at).to_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_server_answers_until_it_is_told_to_end() {
+    use std::io::{BufRead, BufReader, Read, Write};
+    let folder = folder();
+    let at = folder.path();
+    let model = trained(at);
+    let refused = |further: &[&str], message: &str| {
+        let (code, error) = failure(at, &[&["serve", "--model", &model], further].concat());
+        assert!(code == 2 && error.contains(message), "{further:?}: {code} {error}");
+    };
+    refused(&["--host", "0.0.0.0"], "api_key_env");
+    refused(&["--api-key-env", "RUMINATE_NO_SUCH_VARIABLE"], "RUMINATE_NO_SUCH_VARIABLE");
+    refused(&["--set", "server.max_rows=0"], "max_rows is 0");
+    refused(&["--set", "server.prot=1"], "`server.prot`");
+    refused(&["--out", "x"], "--out has no effect");
+
+    let mut server = ruminate(at, &["serve", "--model", &model, "--name", "tiny", "--port", "0", "--json"]);
+    let mut server = server.stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(server.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let ready: Value = serde_json::from_str(&line).unwrap();
+    let address =
+        ready["url"].as_str().unwrap().strip_prefix("http://").unwrap().strip_suffix("/v1").unwrap();
+    let body = json!({"model": "tiny", "prompt": question("Ida"), "max_tokens": 5}).to_string();
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    write!(
+        stream,
+        "POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("text_completion"), "{answer}");
+    let ended = Command::new("kill").arg(server.id().to_string()).status().unwrap();
+    assert!(ended.success() && server.wait().unwrap().success());
+}
+
+#[test]
+fn runs_are_written_for_mlflow() {
+    let folder = folder();
+    let at = folder.path();
+    trained(at);
+    let written = json_of(at, &["sync", "runs/sft", "--experiment", "mine", "--json"]);
+    let run = PathBuf::from(written["mlflow"][0].as_str().unwrap());
+    assert_eq!(std::fs::read_to_string(run.join("params/batch_size")).unwrap(), "8");
+    assert!(run.join("metrics/train").is_dir() && run.join("artifacts/report.html").is_file());
+    let (code, error) = failure(at, &["sync", "runs", "--json"]);
+    assert!(code == 2 && error.contains("holds no run"), "{code} {error}");
+}
+
+#[test]
+fn files_and_completions_are_printed() {
+    let folder = folder();
+    let at = folder.path();
+    let output = run(at, &["config", "sft"]);
+    std::fs::write(at.join("sft.toml"), &output.stdout).unwrap();
+    let result = train(at, "sft", "sft.jsonl", &["--config", "sft.toml", "--set", "trainer.lr=1e-4"]);
+    assert!(result["steps"].as_u64().unwrap() > 0);
+    let schema: Value = serde_json::from_slice(&run(at, &["config", "serve", "--schema"]).stdout).unwrap();
+    assert_eq!(schema["properties"]["precision"]["default"], "f32");
+    for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
+        let script = run(at, &["completions", shell]).stdout;
+        assert!(String::from_utf8(script).unwrap().contains("sft"), "{shell}");
+    }
+}
