@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct ChatSection {
-    /// The template of dialogues: that of the model's folder unless a name is given, such as `chatml` or `llama2`.
+    /// The template of dialogues: that of the model's folder unless a name is given, such as `llama-3` or `zephyr`.
     pub(crate) template: Option<String>,
     /// Put a prompt that is a plain text to the model as a user's message, and its completion as the answer.
     pub(crate) wrap: bool,
@@ -48,7 +48,7 @@ impl Encoder {
         if template.is_none() && (section.wrap || !section.system.is_empty()) {
             let key = if section.wrap { "chat.wrap" } else { "chat.system" };
             let reason = format!(
-                "{key} needs a chat template, and {} has none; name one with chat.template, such as chatml",
+                "{key} needs a chat template, and {} has none; name one with chat.template, such as llama-3",
                 folder.display()
             );
             return Err(ConfigError::invalid(reason).into());
@@ -59,7 +59,7 @@ impl Encoder {
     pub(crate) fn template(&self) -> anyhow::Result<&ChatTemplate> {
         self.template.as_ref().ok_or_else(|| {
             let reason = "a row holds messages, but the model's folder has no chat template; name one with \
-                          chat.template, such as chatml, or give prompts as plain texts";
+                          chat.template, such as llama-3, or give prompts as plain texts";
             ConfigError::invalid(reason).into()
         })
     }

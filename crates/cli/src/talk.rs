@@ -41,6 +41,8 @@ struct Dialogue {
 }
 
 pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<Outcome> {
+    // It takes the handler of Ctrl-C for itself, so ours, which calls it, has to come later.
+    let mut editor = DefaultEditor::new()?;
     let loaded = args.model.load_to_talk()?;
     let template = loaded.encoder.template()?;
     let mut how = args.writing.config(loaded.config.generation.as_ref(), &loaded.model)?;
@@ -51,7 +53,6 @@ pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<Outcome> {
     let system = args.system.clone().unwrap_or_else(|| loaded.config.chat.system.clone());
     let mut dialogue = Dialogue { loaded, how, messages: vec![], answers: 0 };
     dialogue.begin(&system);
-    let mut editor = DefaultEditor::new()?;
     loop {
         let line = match editor.readline("> ") {
             Ok(line) => line,

@@ -496,3 +496,31 @@ fn files_and_completions_are_printed() {
         assert!(String::from_utf8(script).unwrap().contains("sft"), "{shell}");
     }
 }
+
+/// In a real terminal, where the line editor has its own ideas of Ctrl-C.
+#[test]
+fn ctrl_c_stops_an_answer_and_not_the_dialogue() {
+    let folder = folder();
+    let at = folder.path();
+    let model = trained(at);
+    // An answer that would take minutes.
+    let long = "generation={max_new_tokens=20000, min_new_tokens=20000}";
+    let args = ["chat", "--model", &model, "--set", "chat.template=zephyr", "--set", long];
+    let args = [&args[..], &["--temperature", "3", "-q"]].concat();
+    let mut terminal = rexpect::session::spawn_command(ruminate(at, &args), Some(60_000)).unwrap();
+    for question in ["Who is Ida?", "And now?"] {
+        terminal.exp_string("> ").unwrap();
+        terminal.send_line(question).unwrap();
+        // The editor ends, and the first words of the answer follow.
+        terminal.exp_regex(r"2004l\r\n[^\r\n]*[a-z.]").unwrap();
+        terminal.send_control('c').unwrap();
+        terminal.exp_string("[stopped]").unwrap();
+    }
+    // At the prompt, Ctrl-C drops the line.
+    terminal.exp_string("> ").unwrap();
+    terminal.send("not meant").unwrap();
+    terminal.send_control('c').unwrap();
+    terminal.exp_string("> ").unwrap();
+    terminal.send_control('d').unwrap();
+    terminal.exp_eof().unwrap();
+}

@@ -16,12 +16,16 @@ use crate::{doctor, report};
 #[command(about = None::<&str>, long_about = None::<&str>)]
 pub enum SharedCommand {
     /// Write the report of a run anew (report.html, from the files in its folder), or one that compares several runs
+    ///
+    /// For example: report runs/first runs/second --out runs/comparison
     Report(ReportArgs),
     /// Write runs in the form that MLflow reads, with their metrics, settings and reports
     ///
-    /// For example: sync runs/sft, and then mlflow ui --backend-store-uri mlruns
+    /// For example: sync runs/sft, and then MLFLOW_ALLOW_FILE_STORE=true mlflow ui --backend-store-uri mlruns
     Sync(SyncArgs),
     /// Check libtorch, devices, memory and disk, and print for each thing that is not right what mends it
+    ///
+    /// For example: doctor --out runs
     Doctor(DoctorArgs),
 }
 

@@ -18,7 +18,7 @@ pub struct SyncArgs {
     /// Folders of runs
     #[arg(required = true, value_name = "RUN")]
     runs: Vec<PathBuf>,
-    /// Folder of MLflow's file store, made where it is missing. Show it with: mlflow ui --backend-store-uri DIR
+    /// Folder of MLflow's file store, made where it is missing
     #[arg(long, value_name = "DIR", default_value = "mlruns")]
     mlflow: PathBuf,
     /// Name of the experiment that the runs belong to

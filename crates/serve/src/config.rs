@@ -18,7 +18,7 @@ pub struct ServeConfig {
     pub port: u16,
     /// The environment variable that holds the key that clients must send. Default: none, and no key is asked for.
     pub api_key_env: Option<String>,
-    /// The name of the template of dialogues, such as `chatml`. Default: that of the model's folder.
+    /// The name of the template of dialogues, such as `llama-3`. Default: that of the model's folder.
     pub chat_template: Option<String>,
     /// Tokens of a prompt and its answer at most. Default: the model's context length, or 4096 where it has none.
     pub context_length: Option<usize>,

@@ -5,6 +5,7 @@ use ruminate_datasets::mario::{
     read_teacher,
 };
 use ruminate_datasets::rise::{ConvertConfig, Log, convert};
+use ruminate_datasets::rows::{Columns, read_prompts, read_supervised, read_weighted};
 use ruminate_datasets::teacher::{Request, match_answers, read_answers};
 use ruminate_datasets::tinythinker::{Source, read_items};
 use ruminate_datasets::unifiedqa::BadRows;
@@ -202,6 +203,49 @@ fn items_and_pairs() {
         }
         Ok(())
     });
+}
+
+/// Rows of one's own, in each form that they may have.
+#[test]
+fn rows_of_ones_own() {
+    let rows = [
+        r#"{"prompt": "p", "completion": "c", "reward": 0.5, "answer": 7, "choices": ["a", "b"]}"#,
+        r#"{"prompt": [{"role": "user", "content": "q"}], "completion": [{"role": "assistant", "content": "a"}], "reward": 1, "answer": "x"}"#,
+    ];
+    let seeds = || {
+        rows.iter().flat_map(|row| {
+            [format!("[{row}, {row}]"), format!("{row}\r\n\n{row}\n"), format!("\u{feff}{row}")]
+        })
+    };
+    let columns = Columns::default();
+    let read = |path: &std::path::Path| {
+        // Each reader stands for itself: what one refuses, another may take.
+        let all: [Result<usize, ruminate_datasets::Error>; 3] = [
+            read_supervised(path, &columns).map(|rows| rows.len()),
+            read_prompts(path, &columns).map(|rows| rows.len()),
+            read_weighted(path, &columns).map(|rows| rows.len()),
+        ];
+        for counted in all {
+            assert!(counted? > 0, "a file without rows is an error");
+        }
+        Ok(())
+    };
+    let plain: Vec<Vec<u8>> = seeds().map(String::into_bytes).collect();
+    Fuzz::new("rows.jsonl", plain, 3000).run(folder(), read);
+    let compressed = |text: String| {
+        let mut gzip = flate2::write::GzEncoder::new(vec![], flate2::Compression::fast());
+        std::io::Write::write_all(&mut gzip, text.as_bytes()).unwrap();
+        gzip.finish().unwrap()
+    };
+    Fuzz::new("rows.jsonl.gz", seeds().map(compressed).collect(), 1000).run(folder(), read);
+    let dialogue = r#"{"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}"#;
+    Fuzz::new("dialogues.jsonl", vec![format!("{dialogue}\n{dialogue}\n").into_bytes()], 1000).run(
+        folder(),
+        |path| {
+            assert!(!read_supervised(path, &columns)?.is_empty());
+            Ok(())
+        },
+    );
 }
 
 #[test]
