@@ -349,7 +349,7 @@ fn what_is_wrong_with_a_request_is_told() {
             (r#"{"prompt": "the", "stream_options": {}}"#, "`stream_options`"),
             (r#"{"prompt": "the", "presence_penalty": 0.5}"#, "`presence_penalty` is 0.5"),
             (r#"{"prompt": "the", "logit_bias": {"5": 1}}"#, "`logit_bias`"),
-            (r#"{"prompt": "the", "tempreature": 1}"#, "`tempreature` is not known"),
+            (r#"{"prompt": "the", "tempertur": 1}"#, "`tempertur` is not known"),
         ] {
             refused(completions, body, 400, message);
         }
