@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 
-use ruminate_algorithms::trainer::MANIFEST;
+use ruminate_algorithms::trainer::{MANIFEST, file_hash};
 use ruminate_datasets::text::files_read;
 use ruminate_torch::CpuLevel;
 use ruminate_torch::dist::World;
@@ -145,21 +145,9 @@ fn hashes(files: BTreeSet<PathBuf>) -> BTreeMap<String, Hashed> {
         if let Some(listed) = listed.filter(|listed| listed.bytes == bytes) {
             return Some(listed.clone());
         }
-        Some(Hashed { bytes, blake3: hash(path).ok()? })
+        Some(Hashed { bytes, blake3: file_hash(path).ok()? })
     };
     files.iter().filter_map(|path| Some((path.display().to_string(), hashed(path)?))).collect()
-}
-
-/// The hash of a file. It is read and not mapped into memory: where somebody shortens a mapped file meanwhile, the process dies.
-fn hash(path: &Path) -> io::Result<String> {
-    const AT_ONCE: u64 = 16 << 20;
-    let mut file = fs::File::open(path)?;
-    let (mut hasher, mut part) = (blake3::Hasher::new(), vec![]);
-    while file.by_ref().take(AT_ONCE).read_to_end(&mut part)? > 0 {
-        hasher.update_rayon(&part);
-        part.clear();
-    }
-    Ok(hasher.finalize().to_hex().to_string())
 }
 
 /// The hashes in a checkpoint of the trainer.

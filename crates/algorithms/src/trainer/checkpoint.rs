@@ -17,7 +17,7 @@ use tch::{Device, Tensor};
 use super::{Algorithm, OptimizerStep};
 use crate::{Collective, Error, Result};
 
-pub use manifest::{Damage, MANIFEST, seal, verify};
+pub use manifest::{Damage, MANIFEST, file_hash, seal, verify};
 
 /// Optimizer moments and generator states.
 const TRAINER: &str = "trainer.safetensors";

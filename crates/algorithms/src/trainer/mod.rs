@@ -23,7 +23,7 @@ use log::Log;
 use optimizer_step::OptimizerStep;
 
 use checkpoint::States;
-pub use checkpoint::{Checkpoints, Damage, MANIFEST, TrainerState, seal, verify};
+pub use checkpoint::{Checkpoints, Damage, MANIFEST, TrainerState, file_hash, seal, verify};
 pub use config::{Precision, TrainerConfig};
 pub use optimizer::OptimizerChoice;
 pub use phases::Phases;

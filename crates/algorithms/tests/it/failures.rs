@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use ruminate_algorithms::trainer::{Checkpoints, Damage, MANIFEST, seal, verify};
+use ruminate_algorithms::trainer::{Checkpoints, Damage, MANIFEST, file_hash, seal, verify};
 use ruminate_algorithms::{Error, NullObserver, OptimizerChoice, Schedule, Trainer, TrainerConfig};
 use ruminate_torch::optim::AdafactorConfig;
 
@@ -184,6 +185,29 @@ fn a_damaged_checkpoint_is_named_and_left_alone() {
         fs::write(&path, &bytes).unwrap();
         fit(folder.path(), &config, drill(), &mut NullObserver).unwrap();
     }
+}
+
+/// Data files are hashed for the record of a run, and may be written by somebody meanwhile.
+#[test]
+fn a_file_may_be_shortened_while_it_is_hashed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("data.jsonl");
+    let long = vec![7; (16 << 20) + 5];
+    fs::write(&path, &long).unwrap();
+    assert_eq!(file_hash(&path).unwrap(), blake3::hash(&long).to_hex().as_str());
+    assert!(file_hash(folder.path()).is_err() && file_hash(&folder.path().join("gone")).is_err());
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                fs::write(&path, &long[..1 << 20]).unwrap();
+            }
+        });
+        for _ in 0..300 {
+            file_hash(&path).unwrap();
+        }
+        done.store(true, Ordering::Relaxed);
+    });
 }
 
 #[test]

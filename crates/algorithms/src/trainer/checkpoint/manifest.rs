@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::io::{self, Read};
 use std::path::{Component, Path, PathBuf};
 
 use ruminate_models::checkpoint::{read_json, write_json};
@@ -187,10 +188,24 @@ fn size(path: &Path) -> Result<u64> {
     Ok(fs::metadata(path).map_err(Error::io("read", path))?.len())
 }
 
-/// On all cores and straight from the page cache, so that a save takes hardly longer.
 fn hash(path: &Path) -> Result<String> {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update_mmap_rayon(path).map_err(Error::io("read", path))?;
+    file_hash(path).map_err(Error::io("read", path))
+}
+
+/// The BLAKE3 hash of a file, computed on all cores, as a manifest has it.
+///
+/// The file is read and not mapped into memory: where somebody shortens a mapped file meanwhile, the process dies.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn file_hash(path: &Path) -> io::Result<String> {
+    const AT_ONCE: u64 = 16 << 20;
+    let mut file = File::open(path)?;
+    let (mut hasher, mut part) = (blake3::Hasher::new(), vec![]);
+    while file.by_ref().take(AT_ONCE).read_to_end(&mut part)? > 0 {
+        hasher.update_rayon(&part);
+        part.clear();
+    }
     Ok(hasher.finalize().to_hex().to_string())
 }
 
