@@ -227,36 +227,11 @@ fn columns_of_other_names_do_not_hide_the_prompt() {
     let row = json_of(at, &[&args[..], &columns].concat());
     assert_eq!((&row["prompt"], &row["answer"]), (&json!("What?"), &json!("x")));
     // Two processes write what one does.
-    let alone = json_of(
-        at,
-        &[
-            "evaluate",
-            "--model",
-            model.to_str().unwrap(),
-            "--data",
-            "prompts.jsonl",
-            "--config",
-            "rewards.toml",
-            "--json",
-            "-q",
-        ],
-    );
-    let two = json_of(
-        at,
-        &[
-            "evaluate",
-            "--model",
-            model.to_str().unwrap(),
-            "--data",
-            "prompts.jsonl",
-            "--config",
-            "rewards.toml",
-            "--json",
-            "-q",
-            "--nproc",
-            "2",
-        ],
-    );
+    let model = model.to_str().unwrap();
+    let evaluate =
+        ["evaluate", "--model", model, "--data", "prompts.jsonl", "--config", "rewards.toml", "--json", "-q"];
+    let alone = json_of(at, &evaluate);
+    let two = json_of(at, &[&evaluate[..], &["--nproc", "2"]].concat());
     assert_eq!(alone, two);
 }
 
@@ -413,6 +388,10 @@ fn a_plan_costs_nothing() {
             "{plan}"
         );
     }
+    // What validation needs is looked at, too.
+    let args = ["sft", &set, &model, "--data", "sft.jsonl", "--dry-run", "--config", "rewards.toml"];
+    let (code, error) = failure(at, &[&args[..], &["--set", "validation.prompts=[\"none.jsonl\"]"]].concat());
+    assert!(code != 0 && error.contains("none.jsonl"), "{error}");
     assert!(!at.join("runs").exists());
 }
 

@@ -15,7 +15,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::validation::ValidationSection;
+use super::validation::{ByRewards, ValidationSection};
 use super::{Length, Method, configure, held_out, lengths, measured};
 use crate::chat::{ChatSection, Encoder};
 
@@ -123,6 +123,10 @@ impl DpoConfig {
         Encoder::new(&self.chat, tokenizer.clone(), &self.model.tokenizer_folder())
     }
 
+    fn evaluation(&self, tokenizer: &Tokenizer) -> anyhow::Result<Option<ByRewards>> {
+        self.validation.evaluation(&self.reward, &self.data.columns, &self.encoder(tokenizer)?)
+    }
+
     fn length(&self, examples: usize, processes: usize) -> Length {
         Length { epochs: self.epochs, batch_size: self.batch_size, examples, processes }
     }
@@ -174,14 +178,15 @@ impl Training for Prefer {
     }
 
     fn measure(&self, config: &DpoConfig, model: &ModelConfig, processes: usize) -> anyhow::Result<Measured> {
-        let Rows { train, .. } = config.rows(&config.model.tokenizer(model)?)?;
+        let tokenizer = config.model.tokenizer(model)?;
+        let Rows { train, .. } = config.rows(&tokenizer)?;
         let length = config.length(train.len(), processes);
         let mut trainer = config.trainer.clone();
         length.fill(&mut trainer);
         let source = lengths(&train, |of| of.prompt.len());
         let target = lengths(&train, |of| of.chosen.len().max(of.rejected.len()));
         let plan = config.plan(&trainer, model, length.batch_size(), source, target);
-        Ok(measured(plan, train.len()))
+        Ok(Measured { problem: config.evaluation(&tokenizer).err(), ..measured(plan, train.len()) })
     }
 
     fn longest(&self, config: &DpoConfig, model: &ModelConfig) -> Plan {
@@ -211,8 +216,7 @@ impl Training for Prefer {
         };
         tch::manual_seed(config.seed as i64);
         let source = ShuffledPairs::new(train, length.batch_size(), config.seed)?;
-        let encoder = config.encoder(&tokenizer)?;
-        let evaluation = config.validation.evaluation(&config.reward, &config.data.columns, &encoder)?;
+        let evaluation = config.evaluation(&tokenizer)?;
         let mut dpo = Dpo::new(config.dpo.clone(), model, reference, source, valid, tokenizer)?;
         if let Some(evaluation) = evaluation {
             dpo = dpo.evaluated_by(evaluation);

@@ -13,7 +13,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::validation::ValidationSection;
+use super::validation::{ByRewards, ValidationSection};
 use super::{Length, Method, configure, lengths, measured};
 use crate::chat::{ChatSection, Encoder};
 
@@ -116,6 +116,10 @@ impl RwrConfig {
         Encoder::new(&self.chat, tokenizer.clone(), &self.model.tokenizer_folder())
     }
 
+    fn evaluation(&self, tokenizer: &Tokenizer) -> anyhow::Result<Option<ByRewards>> {
+        self.validation.evaluation(&self.reward, &self.data.columns, &self.encoder(tokenizer)?)
+    }
+
     fn length(&self, examples: usize, processes: usize) -> Length {
         Length { epochs: self.epochs, batch_size: self.batch_size, examples, processes }
     }
@@ -160,7 +164,8 @@ impl Training for Regress {
     }
 
     fn measure(&self, config: &RwrConfig, model: &ModelConfig, processes: usize) -> anyhow::Result<Measured> {
-        let Rows { train, .. } = config.rows(&config.model.tokenizer(model)?)?;
+        let tokenizer = config.model.tokenizer(model)?;
+        let Rows { train, .. } = config.rows(&tokenizer)?;
         let length = config.length(train.len(), processes);
         let mut trainer = config.trainer.clone();
         length.fill(&mut trainer);
@@ -168,7 +173,7 @@ impl Training for Regress {
         let target = lengths(&train, |of| of.example.target.len());
         let pass = config.pass(source, target, length.batch_size());
         let plan = Plan::new(&trainer, Networks::single(model), &[pass], 1.0);
-        Ok(measured(plan, train.len()))
+        Ok(Measured { problem: config.evaluation(&tokenizer).err(), ..measured(plan, train.len()) })
     }
 
     fn longest(&self, config: &RwrConfig, model: &ModelConfig) -> Plan {
@@ -184,8 +189,7 @@ impl Training for Regress {
         if !job.reuses_stored_config {
             length.fill(&mut config.trainer);
         }
-        let encoder = config.encoder(&tokenizer)?;
-        let evaluation = config.validation.evaluation(&config.reward, &config.data.columns, &encoder)?;
+        let evaluation = config.evaluation(&tokenizer)?;
         let mut rwr = Rwr::new(model, train, valid, length.batch_size(), config.seed, tokenizer)?;
         if let Some(evaluation) = evaluation {
             rwr = rwr.evaluated_by(evaluation);

@@ -14,7 +14,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::validation::ValidationSection;
+use super::validation::{ByRewards, ValidationSection};
 use super::{Length, Method, configure, lengths, measured};
 use crate::chat::{ChatSection, Encoder};
 
@@ -98,6 +98,10 @@ impl SftConfig {
         Encoder::new(&self.chat, tokenizer.clone(), &self.model.tokenizer_folder())
     }
 
+    fn evaluation(&self, tokenizer: &Tokenizer) -> anyhow::Result<Option<ByRewards>> {
+        self.validation.evaluation(&self.reward, &self.data.columns, &self.encoder(tokenizer)?)
+    }
+
     fn length(&self, examples: usize, processes: usize) -> Length {
         Length { epochs: self.epochs, batch_size: self.batch_size, examples, processes }
     }
@@ -131,14 +135,15 @@ impl Training for Finetune {
     }
 
     fn measure(&self, config: &SftConfig, model: &ModelConfig, processes: usize) -> anyhow::Result<Measured> {
-        let Rows { train, .. } = config.rows(&config.model.tokenizer(model)?)?;
+        let tokenizer = config.model.tokenizer(model)?;
+        let Rows { train, .. } = config.rows(&tokenizer)?;
         let length = config.length(train.len(), processes);
         let mut trainer = config.trainer.clone();
         length.fill(&mut trainer);
         let (source, target) = (lengths(&train, |of| of.prompt.len()), lengths(&train, |of| of.target.len()));
         let pass = config.pass(source, target, length.batch_size());
         let plan = Plan::new(&trainer, Networks::single(model), &[pass], 1.0);
-        Ok(measured(plan, train.len()))
+        Ok(Measured { problem: config.evaluation(&tokenizer).err(), ..measured(plan, train.len()) })
     }
 
     fn longest(&self, config: &SftConfig, model: &ModelConfig) -> Plan {
@@ -154,8 +159,7 @@ impl Training for Finetune {
         if !job.reuses_stored_config {
             length.fill(&mut config.trainer);
         }
-        let encoder = config.encoder(&tokenizer)?;
-        let evaluation = config.validation.evaluation(&config.reward, &config.data.columns, &encoder)?;
+        let evaluation = config.evaluation(&tokenizer)?;
         let mut data = SupervisedData::new(train, valid, length.batch_size(), config.seed)?;
         if let Some(evaluation) = evaluation {
             data = data.evaluated_by(evaluation);

@@ -12,6 +12,9 @@ use serde::{Deserialize, Serialize};
 use super::ppo::rewards;
 use crate::chat::Encoder;
 
+/// Validation by rewards of answers to rows.
+pub(crate) type ByRewards = RewardEvaluation<PromptRow, PolicyRewards>;
+
 /// Prompts that validation answers: the section `[validation]`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -46,7 +49,7 @@ impl ValidationSection {
         configs: &[RewardConfig],
         columns: &Columns,
         encoder: &Encoder,
-    ) -> anyhow::Result<Option<RewardEvaluation<PromptRow, PolicyRewards>>> {
+    ) -> anyhow::Result<Option<ByRewards>> {
         if self.prompts.is_empty() {
             return Ok(None);
         }
