@@ -35,18 +35,17 @@ pub(crate) struct ConfigArgs {
 }
 
 pub(crate) fn config(args: &ConfigArgs) -> anyhow::Result<Outcome> {
-    let text = match args.schema {
-        true => serde_json::to_string_pretty(&args.command.schema())?,
-        false => args.command.template()?,
-    };
+    let (template, schema) = args.command.files()?;
+    let text = if args.schema { serde_json::to_string_pretty(&schema)? } else { template };
     print_text(text.trim_end())?;
     Ok(Outcome::Done)
 }
 
 impl Configured {
-    fn template(self) -> Result<String, ConfigError> {
-        fn of<T: Default + Serialize + JsonSchema>() -> Result<String, ConfigError> {
-            template(&T::default())
+    /// The configuration file with all defaults, and its schema.
+    fn files(self) -> Result<(String, Schema), ConfigError> {
+        fn of<T: Default + Serialize + JsonSchema>() -> Result<(String, Schema), ConfigError> {
+            Ok((template(&T::default())?, schema::<T>()))
         }
         match self {
             Self::Sft => of::<SftConfig>(),
@@ -56,18 +55,6 @@ impl Configured {
             Self::Quark => of::<QuarkConfig>(),
             Self::Generate | Self::Chat | Self::Score | Self::Evaluate => of::<UseConfig>(),
             Self::Serve => of::<ServerConfig>(),
-        }
-    }
-
-    fn schema(self) -> Schema {
-        match self {
-            Self::Sft => schema::<SftConfig>(),
-            Self::Dpo => schema::<DpoConfig>(),
-            Self::Ppo => schema::<PpoConfig>(),
-            Self::Rwr => schema::<RwrConfig>(),
-            Self::Quark => schema::<QuarkConfig>(),
-            Self::Generate | Self::Chat | Self::Score | Self::Evaluate => schema::<UseConfig>(),
-            Self::Serve => schema::<ServerConfig>(),
         }
     }
 }
@@ -90,7 +77,7 @@ mod tests {
         command: Configured,
         name: &str,
     ) {
-        let text = command.template().unwrap();
+        let (text, _) = command.files().unwrap();
         expect_file![shipped(&format!("{name}.toml"))].assert_eq(&text);
         // What is written there are the defaults, and the schema knows and explains each of them.
         assert_eq!(load::<T>(Some(&shipped(&format!("{name}.toml"))), &[]).unwrap(), T::default());

@@ -142,7 +142,7 @@ impl WritingArgs {
         Ok(config)
     }
 
-    /// Whether a flag asks for tokens to be drawn, or not to be.
+    /// True if a flag asks for tokens to be drawn, or not to be.
     pub(crate) fn say_how_to_choose(&self) -> bool {
         self.temperature.is_some() || self.top_p.is_some()
     }

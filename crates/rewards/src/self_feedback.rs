@@ -27,6 +27,7 @@ pub struct EncodedQuestion {
 /// first tokens, `p` their softmax, `n` is their number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "u8", into = "u8")]
+#[schemars(extend("maximum" = 7))]
 pub enum Shape {
     /// 0: the gain in `p(gold)`.
     ProbGain,

@@ -13,7 +13,7 @@ use crate::rows::Token;
 /// Log-probabilities are at least this, because JSON has no infinity.
 const LEAST: f32 = -9999.0;
 
-/// What the answers of a request have in common.
+/// The common part of the answers to a request.
 #[derive(Debug, Clone)]
 pub(crate) struct Frame {
     form: Form,
@@ -30,7 +30,7 @@ pub(crate) struct Delta {
     pub(crate) text: String,
     pub(crate) tokens: Vec<Token>,
     pub(crate) finish: Option<FinishReason>,
-    /// Whether it is the first of its answer.
+    /// True for the first of its answer.
     pub(crate) first: bool,
 }
 

@@ -12,7 +12,7 @@ use crate::request::Settings;
 use crate::rows::{Rows, Token};
 use crate::scores::score_prompts;
 
-/// What a job tells the one who waits for it.
+/// News of a job for the one who waits for it.
 #[derive(Debug)]
 pub(crate) enum Event {
     /// The tokens of a prompt with their log-probabilities. Comes before everything that is written to it.

@@ -15,7 +15,7 @@ pub enum Error {
     Config {
         /// The setting.
         key: &'static str,
-        /// What is wrong with it.
+        /// The mistake in it.
         reason: String,
     },
     /// The address cannot be listened at.

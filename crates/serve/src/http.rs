@@ -29,7 +29,7 @@ use crate::stream::Running;
 /// A request that is too large is read to its end, so that the client hears of it, if it is at most this many times as large as it may be.
 const READ_ON: usize = 16;
 
-/// What all requests share.
+/// The common state of all requests.
 #[derive(Debug)]
 pub(crate) struct Api {
     served: Arc<Served>,

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 use std::time::Instant;
 
-/// What is known of a request. Whoever lets go of it last writes the line.
+/// A request's line in the making. Whoever lets go of it last writes the line.
 #[derive(Debug)]
 pub(crate) struct LogLine {
     method: String,

@@ -34,11 +34,11 @@ pub(crate) struct Settings {
     pub(crate) stops: Vec<String>,
     /// How many alternatives each token comes with; `None` gives no log-probabilities.
     pub(crate) logprobs: Option<usize>,
-    /// Whether the prompts get log-probabilities, too.
+    /// Give the prompts log-probabilities, too.
     pub(crate) score_prompts: bool,
-    /// Whether the token that ends an answer gets one. Evaluation harnesses take it for granted that one token was written.
+    /// Give the token that ends an answer one. Evaluation harnesses take it for granted that one token was written.
     pub(crate) score_end: bool,
-    /// Whether text is sent as it is written.
+    /// Send text as it is written.
     pub(crate) stream: bool,
 }
 
@@ -57,13 +57,13 @@ pub(crate) struct Task {
     /// One for each prompt.
     pub(crate) seeds: Vec<u64>,
     pub(crate) settings: Settings,
-    /// Whether the text of the prompts stands before their answers.
+    /// Repeat the text of the prompts before their answers.
     pub(crate) echo: bool,
-    /// Whether a stream ends with the number of tokens.
+    /// End a stream with the number of tokens.
     pub(crate) include_usage: bool,
 }
 
-/// What requests are checked against.
+/// The limits and names that requests are checked against.
 #[derive(Debug)]
 pub(crate) struct Served {
     pub(crate) name: String,

@@ -81,7 +81,7 @@ struct Row<'a> {
     held: Vec<Token>,
     /// Characters of certain text.
     certain: usize,
-    /// What was not sent yet.
+    /// The part that was not sent yet.
     piece: Piece,
     finish: Option<FinishReason>,
 }

@@ -127,7 +127,7 @@ fn pieces(address: SocketAddr, path: &str, body: &Value) -> Vec<Value> {
     data.into_iter().map(|piece| serde_json::from_str(piece).unwrap()).collect()
 }
 
-/// What the model itself writes.
+/// The texts that the model itself writes.
 fn written(model: &Model, prompt: &str, seed: u64, config: &GenerationConfig) -> Vec<String> {
     let tokenizer = model.tokenizer().unwrap();
     let prompts = [tokenizer.encode(prompt).unwrap()];

@@ -114,7 +114,7 @@ struct Row {
     cancelled: Option<usize>,
 }
 
-/// What a step has chosen, on the device.
+/// A step's choice, on the device.
 pub(super) struct Chosen<'a> {
     /// Logits that the model gave `[rows, vocab]`.
     pub(super) logits: &'a Tensor,

@@ -38,7 +38,7 @@ pub struct TextStream<'a> {
     before: usize,
     /// Bytes of the text of the ids `..before`.
     before_len: usize,
-    /// Whether the last token with a text is a byte, which reads differently with the bytes that follow.
+    /// True if the last token with a text is a byte, which reads differently with the bytes that follow.
     ends_with_byte: bool,
     /// Settled text that is not given out, and the end of what was: as much as a stop string may begin in.
     text: String,
@@ -76,7 +76,7 @@ impl<'a> TextStream<'a> {
         Self { min_tokens, ..self }
     }
 
-    /// Whether a stop string was found. Nothing comes after it.
+    /// True once a stop string was found. Nothing comes after it.
     #[must_use]
     pub fn is_stopped(&self) -> bool {
         self.stopped
@@ -189,7 +189,7 @@ fn beginning(text: &str, stop: &str) -> usize {
     lengths.filter(|&length| text.ends_with(&stop[..length])).max().unwrap_or(0)
 }
 
-/// Whether a token is a byte, as tokenizers with byte fallback write it.
+/// True if a token is a byte, as tokenizers with byte fallback write it.
 fn is_byte(token: &str) -> bool {
     let hex = token.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
     hex.is_some_and(|hex| hex.len() == 2 && u8::from_str_radix(hex, 16).is_ok())

@@ -18,7 +18,7 @@ const NO_BREAK: &str = "\u{a0}";
 #[must_use]
 pub fn schema<T: JsonSchema>() -> Schema {
     let mut schema = SchemaGenerator::default().into_root_schema_for::<T>();
-    plain_descriptions(schema.ensure_object().values_mut());
+    plain_descriptions(schema.ensure_object());
     schema
 }
 
@@ -200,7 +200,7 @@ impl<'a> Node<'a> {
         }
     }
 
-    /// What a value looks like; nothing where it is a section of its own that is there by default.
+    /// An example of a value; none where it is a section of its own that is there by default.
     fn example(self) -> Option<String> {
         let kind = |of: Self| match &of.at["type"] {
             Value::String(name) => Some(name.clone()),
@@ -245,16 +245,14 @@ fn comment(out: &mut String, text: &str) {
 }
 
 /// Leaves the text of links between items of the code, and drops their targets.
-fn plain_descriptions<'a>(values: impl Iterator<Item = &'a mut Value>) {
-    for value in values {
+fn plain_descriptions(fields: &mut Map<String, Value>) {
+    for (key, value) in fields {
         match value {
-            Value::Object(fields) => {
-                if let Some(Value::String(text)) = fields.get_mut("description") {
-                    *text = without_links(text);
-                }
-                plain_descriptions(fields.values_mut());
+            Value::String(text) if key == "description" => *text = without_links(text),
+            Value::Object(fields) => plain_descriptions(fields),
+            Value::Array(values) => {
+                values.iter_mut().filter_map(Value::as_object_mut).for_each(plain_descriptions)
             }
-            Value::Array(values) => plain_descriptions(values.iter_mut()),
             _ => {}
         }
     }

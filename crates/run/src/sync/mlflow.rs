@@ -29,8 +29,8 @@ pub(super) fn write(run: &Path, store: &Path, experiment: &str) -> Result<PathBu
     let name = run.file_name().map_or_else(|| "run".to_owned(), |name| name.to_string_lossy().into_owned());
     let first = starts.first();
     // The same run in another folder is still the same one.
-    let identity =
-        serde_json::json!([name, first.map(|start| (&start.time, &start.host)), format!("{settings:?}")]);
+    let told: Vec<_> = settings.iter().map(|(key, value)| (key, hyperparameters::text(value))).collect();
+    let identity = serde_json::json!([name, first.map(|start| (&start.time, &start.host)), told]);
     let id = blake3::hash(identity.to_string().as_bytes()).to_hex()[..32].to_owned();
 
     create(store)?;
@@ -96,7 +96,7 @@ pub(super) fn write(run: &Path, store: &Path, experiment: &str) -> Result<PathBu
     Ok(folder)
 }
 
-/// What `metrics.jsonl` says.
+/// The content of `metrics.jsonl`.
 #[derive(Default)]
 struct Records {
     /// Seconds since the start, updates taken, and the value, by the metric's name.
